@@ -1,0 +1,328 @@
+"""The configuration of a run: one dataclass a section, with every key's meaning beside it.
+
+Knows nothing about files, Ray or models: `raft_ray.settings` reads presets and overrides into these
+classes and checks them. Importing this module loads OmegaConf and the standard library only.
+
+Lengths are tokens, times are seconds, memory is GiB, unless a key says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Method(StrEnum):
+    """What stage 2 trains (`distill.method`)."""
+
+    sft = "sft"
+    """Cross-entropy on the gold answers: no rollouts, no teacher."""
+    sdft = "sdft"
+    """Cross-entropy on the model's own accepted rewrites (stage 1 without fusion): no rollouts, no teacher."""
+    opd = "opd"
+    """On-policy distillation: as `raft`, but the teacher does not see the answer."""
+    raft = "raft"
+    """Cross-entropy on the fused answers plus answer-conditioned on-policy distillation."""
+
+
+class Target(StrEnum):
+    """Which answer the cross-entropy is taken on (`distill.target`)."""
+
+    auto = "auto"
+    """The method's own: `sft` gold, `sdft` rewrite, `opd` and `raft` fused."""
+    gold = "gold"
+    rewrite = "rewrite"
+    fused = "fused"
+
+
+class Balance(StrEnum):
+    """Where λ of `L = L_SFT + λ L_KL` comes from (`distill.balance`)."""
+
+    ema = "ema"
+    """Eqs. 11-12: the ratio of the two losses' bias-corrected moving averages."""
+    fixed = "fixed"
+    """`distill.fixed_lambda`."""
+
+
+class OnBadRow(StrEnum):
+    """What happens when a data file has rows that cannot be used (`data.on_bad_row`)."""
+
+    error = "error"
+    """Stop before anything starts, listing the bad rows with their line numbers."""
+    skip = "skip"
+    """Leave them out, and list them in the log and in `bad_rows.jsonl` of the run folder."""
+
+
+class OnLongReference(StrEnum):
+    """What happens when the teacher's prompt does not fit the context (`teacher.on_long_reference`)."""
+
+    error = "error"
+    """The row is refused with its length (then `data.on_bad_row` decides)."""
+    shorten = "shorten"
+    """The reference is shortened from its own end until the prompt fits; the question is never cut."""
+
+
+class KlGraphs(StrEnum):
+    """How λ, which needs the whole batch's KL, meets gradient accumulation (`learner.kl_graphs`)."""
+
+    recompute = "recompute"
+    """Forward every KL micro-batch without a graph for its loss, then again with one: least memory."""
+    hold = "hold"
+    """Keep the graphs of all KL micro-batches until λ is known: fastest, memory grows with the batch."""
+
+
+class Schedule(StrEnum):
+    """The learning rate after the warm-up (`learner.schedule`)."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class SyncBackend(StrEnum):
+    """How new weights reach the rollout actors (`sync.backend`)."""
+
+    object_store = "object_store"
+    """Ray's object store, through an engine registered with vLLM's weight transfer: any machine."""
+
+
+class Dtype(StrEnum):
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class SimilarityOn(StrEnum):
+    """What the semantic filter embeds (`refine.similarity_on`)."""
+
+    answer = "answer"
+    """The answers alone (Eq. 2)."""
+    question_answer = "question_answer"
+    """Question and answer together: needed for terse gold answers, whose own embedding says little."""
+
+
+@dataclass
+class RunConfig:
+    dir: str = "runs/raft"
+    """The run folder. Must be new, or `run.resume=true`."""
+    seed: int = 0
+    """Seeds the order of rows, sampling and evaluation subsets."""
+    resume: bool = False
+    """Go on from the last checkpoint of `run.dir` (`--resume`)."""
+    baselines: list[str] = field(default_factory=list)
+    """Other methods that `run` trains on the same data, for the report, such as `[sft]`."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Overrides a baseline needs, by method: `{sft: {learner: {lr: 1e-4}}}`."""
+    ray_address: str | None = None
+    """Cluster to join (`auto`, `ray://...`); none joins the job's own cluster if there is one, else starts a local Ray."""
+    local_cpus: int | None = None
+    """Logical CPUs of a local Ray; none takes what the roles ask for, at least the machine's own."""
+
+
+@dataclass
+class ModelConfig:
+    path: str = "embedded:smollm2-135m-instruct"
+    """A Hugging Face folder or name; `embedded:smollm2-135m-instruct` (a package ships it); `random:tiny` (made on the spot)."""
+    dtype: Dtype = Dtype.bfloat16
+    """Of rollout and teacher weights; the learner computes in it with fp32 master weights."""
+    context: int | None = None
+    """Longest prompt + response; none takes the model's own limit."""
+    trust_remote_code: bool = False
+    """Run Python code that the model folder brings along."""
+    allow_pickle: bool = False
+    """Load `.bin`/`.pt` weights, which can run code when they are opened; off: safetensors only."""
+
+
+@dataclass
+class DataConfig:
+    train: str = "???"
+    """`.jsonl` or `.parquet` file, a Hugging Face dataset name, or `domain:chemistry`. A refined file trains as it is."""
+    test: str | None = None
+    """The domain's test questions, in the same formats; none leaves domain accuracy out."""
+    prompt_field: str = "prompt"
+    answer_field: str = "answer"
+    answers_field: str = "answers"
+    """Optional list of answers that all count as right in the evaluation."""
+    messages_field: str = "messages"
+    """Rows with this field are chats: the last assistant message is the answer, what precedes it the prompt."""
+    train_split: str = "train"
+    """Split of a Hugging Face dataset."""
+    test_split: str = "test"
+    on_bad_row: OnBadRow = OnBadRow.error
+    max_prompt: int = 1024
+    """A longer prompt (chat template included) is a bad row."""
+    max_answer: int = 1024
+    """A longer answer is a bad row."""
+    limit: int | None = None
+    """Take only the first rows of the training set."""
+
+
+@dataclass
+class RefineConfig:
+    enabled: bool = True
+    """Off: the data already holds the answers to train on."""
+    tau: float = 0.8
+    """Eq. 3: a rewrite below this cosine to the gold answer is dropped, and the row keeps the gold answer."""
+    rewriter: str = "self"
+    """Who rewrites: `self` is the original model (Eq. 1)."""
+    fuser: str = "self"
+    """Who fuses gold answer and rewrite (Eq. 4): `self`, or `none` (the accepted rewrite is the fused answer)."""
+    judges: list[str] = field(default_factory=lambda: ["embedding", "key_facts"])
+    """Who scores candidates in [0, 1]: `embedding`, `key_facts`, `exact`."""
+    embedder: str = "wordllama"
+    """`wordllama`, or the name or folder of a sentence-transformers model."""
+    similarity_on: SimilarityOn = SimilarityOn.answer
+    require_key_facts: bool = True
+    """Refuse a rewrite that loses the gold answer's numbers, names or terse content, whatever its cosine."""
+    candidates: int = 2
+    """Fused candidates a round."""
+    rounds: int = 2
+    """Rounds at most; the best mean score over all rounds wins."""
+    stop_score: float = 0.8
+    """Stop early once a candidate's mean score reaches this."""
+    candidate_gold: bool = False
+    """The gold answer takes part as a candidate."""
+    candidate_rewrite: bool = True
+    """The accepted rewrite takes part as a candidate."""
+    temperature: float = 0.3
+    fuse_temperature: float = 0.5
+    max_new_tokens: int = 128
+    rewrite_prompt: str = "rewrite"
+    """A prompt file: a name under `configs/prompts/`, or a path. Fields: `{prompt}` `{answer}`."""
+    fuse_prompt: str = "fuse"
+    """A prompt file. Fields: `{prompt}` `{answer}` `{rewrite}`."""
+    actors: int = 1
+    batch: int = 64
+    """Rows a call of an engine."""
+
+
+@dataclass
+class RolloutConfig:
+    actors: int = 1
+    """Rollout actors (vLLM engines); independent of the learners."""
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    num_cpus: float = 1
+    num_gpus: float = 0
+    threads: int | None = None
+    """Torch threads of an engine on the CPU; none takes all cores while `sync.max_staleness=0`, else a fair share."""
+    tensor_parallel: int = 1
+    kv_cache_gib: float = 1.0
+    """KV cache of a CPU engine."""
+    gpu_memory_utilization: float = 0.85
+    timeout: float = 600.0
+    """Longest wait for one chunk of rollouts, and for an engine's start."""
+
+
+@dataclass
+class TeacherConfig:
+    actors: int = 1
+    path: str | None = None
+    """Another frozen teacher with the same vocabulary; none takes `model.path` (the paper's choice)."""
+    template: str = "teacher"
+    """A prompt file: a name under `configs/prompts/`, or a path. Fields: `{prompt}` `{answer}`."""
+    on_long_reference: OnLongReference = OnLongReference.error
+    tokens: int = 4096
+    """Tokens a forward pass (padded)."""
+    num_cpus: float = 1
+    num_gpus: float = 0
+    threads: int | None = None
+    timeout: float = 600.0
+
+
+@dataclass
+class LearnerConfig:
+    workers: int = 1
+    """Data-parallel ranks (Ray Train workers)."""
+    zero_stage: int = 0
+    """DeepSpeed ZeRO stage 0-3."""
+    batch: int = 16
+    """Rows a step, over all ranks."""
+    lr: float = 5e-6
+    epochs: int = 3
+    max_steps: int | None = None
+    """Stop after so many steps, even if `epochs` would go on."""
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    grad_clip: float = 1.0
+    """Largest global gradient norm."""
+    warmup_steps: int = 0
+    schedule: Schedule = Schedule.constant
+    tokens: int = 4096
+    """Tokens a micro-batch (padded)."""
+    kl_graphs: KlGraphs = KlGraphs.recompute
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 keeps the last step's only."""
+    keep: int = 2
+    """Checkpoints kept."""
+    max_restarts: int = 2
+    """Restarts of the worker group after a death, from the last checkpoint."""
+    num_cpus: float = 1
+    num_gpus: float = 0
+    threads: int | None = None
+    timeout: float = 1800.0
+    """Longest wait for a step's data."""
+
+
+@dataclass
+class DistillConfig:
+    method: Method = Method.raft
+    target: Target = Target.auto
+    temperature: float = 1.5
+    """T of Eqs. 8-10."""
+    top_k: int = 512
+    """K: how many of the teacher's tokens carry the target."""
+    balance: Balance = Balance.ema
+    ema_beta: float = 0.9
+    fixed_lambda: float = 1.0
+    """λ of `distill.balance=fixed`; 0 trains without distillation."""
+    max_lambda: float | None = None
+    """Cap on λ: a student close to its teacher has a KL near 0, and the ratio explodes."""
+
+
+@dataclass
+class SyncConfig:
+    max_staleness: int = 0
+    """Versions that a trajectory may be behind the step that trains on it; 0 is strictly on-policy."""
+    backend: SyncBackend = SyncBackend.object_store
+    checksum: bool = True
+    """Compare the engine's weights with the learner's after every update."""
+    timeout: float = 300.0
+
+
+@dataclass
+class EvalConfig:
+    enabled: bool = True
+    domain_rows: int | None = None
+    """Test questions at most (a seeded subset); none takes all."""
+    domain_max_new_tokens: int = 64
+    ifeval_rows: int | None = None
+    """IFEval prompts (a seeded subset); none takes all 541, 0 leaves IFEval out."""
+    ifeval_max_new_tokens: int = 512
+    general: str | None = None
+    """Prompts for response length and drift: a file with `prompt` fields; none takes the 60 that are shipped."""
+    general_rows: int | None = None
+    general_max_new_tokens: int = 256
+    temperature: float = 0.0
+    samples: int = 5
+    """Answers of each method kept for the report."""
+
+
+@dataclass
+class Config:
+    """All of a run. `raft-ray show-config PRESET` prints it with a preset's values."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

