@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from raft_ray.config import Dtype
 
@@ -86,7 +87,7 @@ class Engine:
         self,
         prompts: list[list[int]],
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | list[int],
         temperature: float,
         top_p: float = 1.0,
         seed: int = 0,
@@ -94,17 +95,47 @@ class Engine:
     ) -> list[Completion]:
         """One completion for each prompt (a list of token ids), in the prompts' order.
 
-        `temperature=0` is greedy. `seed` seeds the whole call, so a prompt's tokens depend on the list it is in.
+        `max_new_tokens` is one limit for all, or a limit for each prompt. `temperature=0` is greedy.
+        `seed` seeds the whole call, so a prompt's tokens depend on the list it is in.
         """
         import torch
         from vllm import SamplingParams, TokensPrompt
 
-        params = SamplingParams(
-            max_tokens=max_new_tokens, temperature=temperature, top_p=top_p, detokenize=False, skip_special_tokens=False
-        )
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        params = [
+            SamplingParams(
+                max_tokens=limit, temperature=temperature, top_p=top_p, detokenize=False, skip_special_tokens=False
+            )
+            for limit in limits
+        ]
         # Seeding the call, not each request: a per-request generator crashes the CPU engine under chunked prefill.
         torch.manual_seed(seed)
         outputs = self.llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], params, use_tqdm=progress)
         return [
-            Completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason == "length") for output in outputs
+            Completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason == "length")
+            for output in outputs
         ]
+
+    def load_weights(self, folder: str) -> None:
+        """Go on with the weights of `folder`, a model of the same architecture, without starting anew."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        self.weights_changed()
+
+    def weights_changed(self) -> None:
+        """Forget what was derived from the old weights; call after every way of replacing them."""
+        self.llm.collective_rpc(repack_heads)
+        # The prefix cache holds keys and values of the old weights.
+        self.llm.reset_prefix_cache()
+
+
+def repack_heads(worker: Any) -> None:
+    """Pack a vLLM worker's output head for the CPU anew; elsewhere nothing is packed and nothing happens.
+
+    vLLM's reload packs the layers that it loads. A head tied to the embeddings is not loaded by itself, so it would
+    go on computing logits from the packed copy of the old weights.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in worker.model_runner.get_model().modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)

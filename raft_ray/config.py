@@ -115,7 +115,7 @@ class RunConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     """Overrides a baseline needs, by method: `{sft: {learner: {lr: 1e-4}}}`."""
     ray_address: str | None = None
-    """Cluster to join (`auto`, `ray://...`); none joins the job's own cluster if there is one, else starts a local Ray."""
+    """Cluster to join (`auto`, `ray://...`); none joins the job's own cluster, or starts a local Ray outside a job."""
     local_cpus: int | None = None
     """Logical CPUs of a local Ray; none takes what the roles ask for, at least the machine's own."""
 
@@ -123,7 +123,7 @@ class RunConfig:
 @dataclass
 class ModelConfig:
     path: str = "embedded:smollm2-135m-instruct"
-    """A Hugging Face folder or name; `embedded:smollm2-135m-instruct` (a package ships it); `random:tiny` (made on the spot)."""
+    """A Hugging Face folder or name; `embedded:smollm2-135m-instruct` (needs no hub); `random:tiny` (for tests)."""
     dtype: Dtype = Dtype.bfloat16
     """Of rollout and teacher weights; the learner computes in it with fp32 master weights."""
     context: int | None = None
@@ -137,7 +137,7 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     train: str = "???"
-    """`.jsonl` or `.parquet` file, a Hugging Face dataset name, or `domain:chemistry`. A refined file trains as it is."""
+    """`.jsonl` or `.parquet` file, Hugging Face dataset name, or `domain:chemistry`. A refined file trains as it is."""
     test: str | None = None
     """The domain's test questions, in the same formats; none leaves domain accuracy out."""
     prompt_field: str = "prompt"
@@ -175,6 +175,10 @@ class RefineConfig:
     similarity_on: SimilarityOn = SimilarityOn.answer
     require_key_facts: bool = True
     """Refuse a rewrite that loses the gold answer's numbers, names or terse content, whatever its cosine."""
+    refuse_invented: bool = True
+    """Refuse a rewrite with numbers or names that stand neither in the chat nor in the gold answer."""
+    attempts: int = 1
+    """Rewrites sampled at most, until one is accepted; the paper takes 1. Small models need more."""
     candidates: int = 2
     """Fused candidates a round."""
     rounds: int = 2

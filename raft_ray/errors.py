@@ -26,6 +26,6 @@ class DataError(RaftError):
 
 
 class ModelError(RaftError):
-    """A model folder cannot be used (no tokenizer, no chat template, pickled weights, other vocabulary). Exit code 2."""
+    """A model folder cannot be used (no tokenizer or chat template, pickled weights, other vocabulary). Exit code 2."""
 
     exit_code = 2

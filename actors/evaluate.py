@@ -1,0 +1,232 @@
+"""Evaluation on the cluster: every model answers the same prompts, and the answers are measured.
+
+```
+driver                EvalActor (one vLLM engine, weights swapped per model)      DriftActor (transformers)
+  weight distances ─> (Ray tasks, first: they tell a folder that does not fit)
+  per model: load ──> chunks of prompts ──> scores, texts
+                      base only: general answers' token ids ───────ref─────────> base's hidden states, once
+                      ends                                                        per tuned model: KL
+```
+
+The engine's process has ended before the drift actor starts, so the two are never in memory together. Nothing heavy
+runs in the driver; token ids go from actor to actor by reference.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.cluster import actor_options, here, log_to_file
+from actors.eval_actor import EvalActor, Questions, questions
+from raft_ray import models as sources
+from raft_ray.config import Config
+from raft_ray.data import Row
+from raft_ray.errors import ConfigError, RaftError
+
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(
+    models: dict[str, str],
+    config: Config,
+    test_rows: list[Row] | None,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The `methods` part of `eval.json` (see `docs/design.md`): a block of measurements for each model.
+
+    Args:
+        models: folder (or hub name) by method; `base` is what drift and weight distance are measured against, and
+            without it they are none.
+        test_rows: the domain's test questions; none leaves domain accuracy out.
+        progress: called with a stage, what of it is done, and its total.
+
+    Needs a started Ray. Raises `RaftError` naming actor and node when an actor dies or does not answer in time,
+    `ModelError` when a model does not fit its base, `ConfigError` when there is nothing to measure.
+    """
+    asked = questions(config, test_rows)
+    if not models or not (asked.domain or asked.ifeval or asked.general):
+        raise ConfigError("nothing to evaluate: no model, or eval.*_rows and data.test leave no question")
+    report = progress or (lambda stage, done, total: None)
+    models = {name: models[name] for name in sorted(models, key=lambda name: name != "base")}
+    measured: dict[str, dict[str, Any]] = {name: {"model": folder} for name, folder in models.items()}
+    _weight_distances(models, config, measured, report)
+    pairs = _answer(models, config, asked, measured, report)
+    _drifts(models, config, pairs, measured, report)
+    return measured
+
+
+class DriftActor:
+    """Forwards the base once and every tuned model after it over the base's answers."""
+
+    def __init__(self, folder: str, config: Config) -> None:
+        self.folder, self.config = folder, config
+
+    def where(self) -> str:
+        """This process, for messages."""
+        return f"DriftActor on node {here()} (pid {os.getpid()})"
+
+    def start(self, pairs: list[tuple[list[int], list[int]]]) -> dict[str, float | int]:
+        """Read the base's answers with the base. Returns its drift from itself: 0 over so many tokens and rows."""
+        from raft_ray.evaluate.drift import Drift, Reference
+
+        log_to_file(Path(self.config.run.dir), "evaluate")
+        self.reference = Reference(self._model(self.folder), pairs, tokens=self.config.teacher.tokens)
+        return asdict(Drift(0.0, 1.0, len(self.reference.hidden_nD), len(self.reference.sequences)))
+
+    def drift(self, folder: str) -> dict[str, float | int]:
+        """The drift of the model in `folder`."""
+        return asdict(self.reference.compare(self._model(folder)))
+
+    def stop(self) -> None:
+        """End this process, and the models with it."""
+        ray.actor.exit_actor()
+
+    def _model(self, folder: str) -> Any:
+        import torch
+
+        model = sources.load_model(sources.resolve(folder), self.config.model).eval()
+        return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def _weight_distances(
+    models: dict[str, str], config: Config, measured: dict[str, dict[str, Any]], report: Progress
+) -> None:
+    options = actor_options(
+        role="evaluate", num_cpus=config.teacher.num_cpus, num_gpus=0, threads=config.teacher.threads
+    )
+    for done, (name, folder) in enumerate(models.items()):
+        measured[name]["weight_distance"] = None
+        if "base" in models:
+            report("weight distance", done, len(models))
+            ref = ray.remote(_distance).options(**options).remote(models["base"], folder, config.model.allow_pickle)
+            measured[name]["weight_distance"] = _get(
+                ref, config.teacher.timeout, f"weight distance of {name} (a Ray task)"
+            )
+
+
+def _distance(base: str, tuned: str, allow_pickle: bool) -> dict[str, Any] | None:
+    """The weight distance; none for pickled weights, which are allowed but cannot be read tensor by tensor."""
+    from raft_ray.evaluate.distance import weight_distance
+
+    folders = []
+    for name in (base, tuned):
+        folder = sources.resolve(name)
+        if not os.path.isdir(folder):
+            from huggingface_hub import snapshot_download
+
+            folder = snapshot_download(
+                folder, allow_patterns=["*.safetensors", "*.safetensors.index.json", "config.json"]
+            )
+        if allow_pickle and not any(Path(folder).glob("*.safetensors")):
+            return None
+        folders.append(folder)
+    return weight_distance(*folders)
+
+
+def _answer(
+    models: dict[str, str], config: Config, asked: Questions, measured: dict[str, dict[str, Any]], report: Progress
+) -> ray.ObjectRef | None:
+    """Let every model answer, and fill in what its answers tell. Returns the base's general answers."""
+    rollout = config.rollout
+    longest = max(
+        config.eval.ifeval_max_new_tokens, config.eval.general_max_new_tokens, config.eval.domain_max_new_tokens
+    )
+    timeout = rollout.timeout * max(1.0, longest / rollout.max_new_tokens)
+    options = actor_options(
+        role="evaluate",
+        num_cpus=rollout.num_cpus,
+        num_gpus=rollout.num_gpus * rollout.tensor_parallel,
+        threads=rollout.threads,
+    )
+    actor: Any = ray.remote(EvalActor).options(**options).remote(next(iter(models.values())), config, asked)
+    pairs = None
+    try:
+        who = _where(actor, "EvalActor", rollout.timeout, options)
+        report("engine", 0, 1)
+        chunks = _get(actor.start.remote(), rollout.timeout, who)
+        report("engine", 1, 1)
+        for name, folder in models.items():
+            start = time.perf_counter()
+            _get(actor.load.remote(folder), rollout.timeout, who)
+            loaded = time.perf_counter()
+            for chunk in range(len(chunks)):
+                report(f"answers of {name}", sum(chunks[:chunk]), sum(chunks))
+                _get(actor.answer.remote(chunk), timeout, who)
+            report(f"answers of {name}", sum(chunks), sum(chunks))
+            seconds = {"load": loaded - start, "answers": time.perf_counter() - loaded}
+            if name == "base" and asked.general:
+                pairs = actor.general_pairs.remote()
+                ray.wait([pairs], timeout=rollout.timeout, fetch_local=False)
+            result = _get(actor.measure.remote(), rollout.timeout, who)
+            seconds.update(result.pop("seconds"))
+            measured[name].update(result, seconds=seconds)
+        return pairs
+    finally:
+        _end(actor, rollout.timeout)
+
+
+def _drifts(
+    models: dict[str, str],
+    config: Config,
+    pairs: ray.ObjectRef | None,
+    measured: dict[str, dict[str, Any]],
+    report: Progress,
+) -> None:
+    for block in measured.values():
+        block["drift"] = None
+    if pairs is None:
+        return
+    teacher = config.teacher
+    options = actor_options(
+        role="evaluate", num_cpus=teacher.num_cpus, num_gpus=teacher.num_gpus, threads=teacher.threads
+    )
+    actor: Any = ray.remote(DriftActor).options(**options).remote(models["base"], config)
+    try:
+        who = _where(actor, "DriftActor", teacher.timeout, options)
+        for done, (name, folder) in enumerate(models.items()):
+            report("drift", done, len(models))
+            start = time.perf_counter()
+            call = actor.start.remote(pairs) if name == "base" else actor.drift.remote(folder)
+            measured[name]["drift"] = _get(call, teacher.timeout, who)
+            measured[name]["seconds"]["drift"] = time.perf_counter() - start
+        report("drift", len(models), len(models))
+    finally:
+        _end(actor, teacher.timeout)
+
+
+def _where(actor: Any, name: str, timeout: float, options: dict[str, Any]) -> str:
+    """Actor and node once the process is there."""
+    wants = f"{options['num_cpus']:g} CPUs and {options['num_gpus']:g} GPUs"
+    who: str = _get(actor.where.remote(), timeout, f"{name} (not placed yet: it waits for {wants} on one node)")
+    return who
+
+
+def _get(ref: Any, timeout: float, who: str) -> Any:
+    """The result of a remote call. Raises the call's own `RaftError`, or one that names `who` if it dies or is late."""
+    try:
+        return ray.get(ref, timeout=timeout)
+    except ray.exceptions.GetTimeoutError as error:
+        raise RaftError(f"{who}: no answer within {timeout:g} s (rollout.timeout, teacher.timeout)") from error
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RaftError):
+            raise error.cause from error
+        raise
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()[0]
+        raise RaftError(f"{who}: the process died during the evaluation ({cause})") from error
+
+
+def _end(actor: Any, timeout: float) -> None:
+    """Wait until the actor's process has ended, so that its memory is free."""
+    try:
+        ray.get(actor.stop.remote(), timeout=min(timeout, 30.0))
+    except ray.exceptions.RayError:
+        # What an exit looks like from outside; whatever is left of a hanging process is killed.
+        ray.kill(actor, no_restart=True)

@@ -1,0 +1,324 @@
+"""The learners: Ray Train workers, each a rank of DeepSpeed, for which the rest of the system is a data loader.
+
+```
+for step in steps:
+    batch = pipeline.next_batch(step, rank)     waits until the step is sampled and scored
+    losses = train_step(...)                    SFT + λ · KL, one DeepSpeed update
+    pipeline.publish(step + 1, weights)         rank 0; frees places, offers the weights to rollout actors
+    checkpoint now and then
+```
+
+On a restart of the worker group (Ray Train does it) the loop starts again from the last checkpoint, and rank 0 tells
+the pipeline to start over from there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from actors import weight_sync
+from actors.cluster import actor_options, log_to_file
+from actors.export import export_model
+from raft_ray import models
+from raft_ray.config import Balance, Config, Dtype, KlGraphs
+from raft_ray.losses import EmaBalancer, FixedBalancer
+from raft_ray.prompts import EncodedRow
+from raft_ray.schedule import learning_rate
+from raft_ray.step import train_step
+from raft_ray.student import Student, empty_batch, kl_batches, sft_batches
+
+
+@dataclass
+class LearnerTask:
+    """All that a worker needs to know."""
+
+    config: Config
+    folder: str
+    table: list[ray.ObjectRef]
+    """The encoded training rows, in a list."""
+    pipeline: Any
+    """Handle of the pipeline actor."""
+    steps: int
+    distils: bool
+    run_dir: str
+    node: str
+    """Id of the node that holds the run folder; the finished model is written there."""
+
+
+def train(task: LearnerTask, storage: str) -> None:
+    """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up.
+
+    Args:
+        storage: a folder or any URI of a pyarrow file system that every node reaches; checkpoints go under it.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # Ray's own annotations name the classes of Train v1; at run time these are v2's, which know the runtime_env.
+    make_run_config: Any = ray.train.RunConfig
+
+    learner = task.config.learner
+    options = actor_options(
+        role="learner",
+        num_cpus=learner.num_cpus,
+        num_gpus=learner.num_gpus,
+        threads=learner.threads,
+        overlapped=task.config.sync.max_staleness > 0,
+    )
+    resources = {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
+    trainer = TorchTrainer(
+        _train_loop,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend="nccl" if learner.num_gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=learner.workers, use_gpu=learner.num_gpus > 0, resources_per_worker=resources
+        ),
+        run_config=make_run_config(
+            name="checkpoints",
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=learner.max_restarts),
+            checkpoint_config=CheckpointConfig(num_to_keep=learner.keep),
+            worker_runtime_env=options["runtime_env"],
+        ),
+    )
+    trainer.fit()
+
+
+def _train_loop(arguments: dict[str, Any]) -> None:
+    """What a rank does."""
+    task: LearnerTask = arguments["task"]
+    context = ray.train.get_context()
+    log_to_file(Path(task.run_dir), f"learner-{context.get_world_rank()}")
+    Rank(task, context.get_world_rank(), context.get_world_size()).run()
+
+
+class Rank:
+    """One data-parallel rank: its engine, its place in the run, and the loop over steps."""
+
+    def __init__(self, task: LearnerTask, rank: int, ranks: int) -> None:
+        self.task = task
+        self.config = task.config
+        self.rank = rank
+        self.ranks = ranks
+        self.table: dict[int, EncodedRow] = ray.get(task.table[0])
+        self.kept = min(self.config.distill.top_k, models.vocabulary_size(task.folder, self.config.model))
+        distill = self.config.distill
+        self.balancer: EmaBalancer | FixedBalancer = (
+            EmaBalancer(distill.ema_beta, max_lambda=distill.max_lambda)
+            if distill.balance is Balance.ema
+            else FixedBalancer(distill.fixed_lambda)
+        )
+        threads = self.config.learner.threads
+        if threads:
+            torch.set_num_threads(threads)
+        self.engine = _deepspeed_engine(self.config, task.folder)
+        self.student: Student = self.engine.module
+        self.device = next(self.student.parameters()).device
+
+    def run(self) -> None:
+        """From the last checkpoint, or from the original model, to the last step; rank 0 then exports the model."""
+        step = self._restore()
+        weights = self._publishable(step) if step > 0 and self.task.distils else None
+        if self.rank == 0:
+            ref, checksum = _put(weights)
+            self._call(self.task.pipeline.begin.remote(step, ref, checksum))
+        torch.distributed.barrier()
+        for at in range(step, self.task.steps):
+            self._step(at)
+        if step == self.task.steps:
+            self._export(self._publishable(step))
+
+    def _step(self, step: int) -> None:
+        clock = Clock()
+        learner, distill = self.config.learner, self.config.distill
+        batch = self._call(self.task.pipeline.next_batch.remote(step, self.rank, self.ranks))
+        rows = [self.table[row] for _, _, row in batch]
+        samples = self._call([ref for _, refs, _ in batch for ref in refs]) if self.task.distils else []
+        clock.lap("wait")
+
+        total = int(self._sum([float(len(rows))])[0])
+        sft = sft_batches(rows, total, learner.tokens)
+        kl = kl_batches(rows, samples, total, learner.tokens) if self.task.distils else []
+        sft += [empty_batch("sft", self.kept)] * (self._largest(len(sft)) - len(sft))
+        if self.task.distils:
+            kl += [empty_batch("kl", self.kept)] * (self._largest(len(kl)) - len(kl))
+        tokens = sum(int((b.weight > 0).sum()) for b in [*sft, *kl])
+        lr = learning_rate(learner, step, self.task.steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.student.student_mass.clear()
+        losses = train_step(
+            self.engine,
+            [b.to(self.device) for b in sft],
+            [b.to(self.device) for b in kl],
+            balancer=self.balancer,
+            ranks=self.ranks,
+            hold=learner.kl_graphs is KlGraphs.hold,
+            reduce=self._sum,
+            on_gradients=lambda: clock.lap("forward_backward"),
+        )
+        clock.lap("optimizer")
+
+        last = step + 1 == self.task.steps
+        weights = self._publishable(step + 1) if self.task.distils or last else None
+        masses = self.student.student_mass
+        mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
+        norm = self.engine.get_global_grad_norm()
+        if self.rank == 0:
+            ref, checksum = _put(weights)
+            clock.lap("sync")
+            record: dict[str, Any] = {
+                "loss": losses.loss,
+                "sft_loss": losses.sft,
+                "kl_loss": losses.kl,
+                "lambda": losses.weight,
+                "ce_kl_ratio": losses.sft / losses.kl if losses.kl else None,
+                "student_mass": mass_sum / mass_count if mass_count else None,
+                "tokens": int(all_tokens),
+                "lr": lr,
+                "grad_norm": None if norm is None else float(norm),
+                "temperature": distill.temperature if self.task.distils else None,
+            }
+        if last or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
+            self._checkpoint(step + 1)
+            clock.lap("checkpoint")
+        if self.rank == 0:
+            record["seconds"] = clock.seconds()
+            self._call(self.task.pipeline.publish.remote(step + 1, ref, checksum, record))
+        if last:
+            self._export(weights)
+
+    def _publishable(self, version: int) -> weight_sync.Weights | None:
+        """The model's weights, packed, on rank 0; every rank takes part in gathering them."""
+        tensors = _full_tensors(self.student.model, self.config.learner.zero_stage)
+        if self.rank == 0:
+            return weight_sync.pack(version, tensors, getattr(torch, self.config.model.dtype.value))
+        for _ in tensors:
+            pass
+        return None
+
+    def _checkpoint(self, step: int) -> None:
+        """DeepSpeed's state, λ's averages and the step, to Ray Train's storage; all ranks."""
+        from ray.train import Checkpoint
+
+        with tempfile.TemporaryDirectory() as folder:
+            state = {"step": step, "balancer": self.balancer.state_dict()}
+            self.engine.save_checkpoint(folder, tag="state", client_state=state)
+            ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
+
+    def _restore(self) -> int:
+        """The step to go on from: that of the last checkpoint, or 0."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        with checkpoint.as_directory() as folder:
+            _, state = self.engine.load_checkpoint(folder, tag="state")
+        self.balancer.load_state_dict(state["balancer"])
+        return int(state["step"])
+
+    def _export(self, weights: weight_sync.Weights | None) -> None:
+        """Write `model/` on the run folder's node, from the object store; the store forgets our puts when we end."""
+        if self.rank == 0:
+            assert weights is not None
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            self._call(
+                export_model.options(
+                    num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(self.task.node, soft=False)
+                ).remote(
+                    self.config.model, self.task.folder, [ray.put(weights)], str(Path(self.task.run_dir) / "model")
+                )
+            )
+        torch.distributed.barrier()
+
+    def _call(self, ref: Any) -> Any:
+        """The value of a remote call, within `learner.timeout`."""
+        return ray.get(ref, timeout=self.config.learner.timeout)
+
+    def _sum(self, values: list[float]) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return [float(v) for v in total]
+
+    def _largest(self, value: int) -> int:
+        most = torch.tensor(value, device=self.device)
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+        return int(most)
+
+
+class Clock:
+    """Seconds by phase; `lap(name)` ends a phase that began with the last lap."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[name] = self._laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """All phases, and `total` since the clock was made."""
+        return {**self._laps, "total": time.perf_counter() - self._start}
+
+
+def _deepspeed_engine(config: Config, folder: str) -> Any:
+    """The student in a DeepSpeed engine: ZeRO stage, precision and AdamW of the config."""
+    import deepspeed
+
+    learner = config.learner
+    on_gpu = learner.num_gpus > 0
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    half = config.model.dtype is not Dtype.float32
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        # We say when a step is complete: a step's micro-batches differ in number.
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": learner.grad_clip,
+        "zero_optimization": {"stage": learner.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if half:
+        # float16 rollouts, too, are trained in bfloat16: it needs no loss scaling.
+        settings["bf16"] = {"enabled": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    model = models.load_model(folder, config.model, torch.bfloat16 if half else torch.float32)
+    if learner.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    student = Student(model, config.distill.temperature)
+    optimizer = torch.optim.AdamW(
+        student.parameters(),
+        lr=learner.lr,
+        betas=(learner.beta1, learner.beta2),
+        weight_decay=learner.weight_decay,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=settings)
+    return engine
+
+
+def _full_tensors(model: Any, zero_stage: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """`(checkpoint name, full tensor)` in a fixed order; under ZeRO-3 each is gathered while it is yielded."""
+    if zero_stage < 3:
+        yield from model.named_parameters()
+        return
+    from deepspeed.zero import GatheredParameters
+
+    for name, parameter in model.named_parameters():
+        with GatheredParameters([parameter]):
+            yield name, parameter
+
+
+def _put(weights: weight_sync.Weights | None) -> tuple[list[ray.ObjectRef] | None, int]:
+    return (None, 0) if weights is None else ([ray.put(weights)], weights.checksum)

@@ -1,0 +1,101 @@
+"""The rollout actor: a vLLM engine that samples the student's trajectories with a known weight version.
+
+Its only state is that version. It serves nothing before it has been told which version to hold, and the
+pipeline decides when it takes up a new one: between two chunks.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from actors import weight_sync
+from actors.cluster import here, log_to_file
+from actors.engine import Engine
+from raft_ray import models
+from raft_ray.config import Config
+from raft_ray.errors import RaftError
+from raft_ray.prompts import EncodedRow
+from raft_ray.trajectory import Chunk, Trajectory
+
+
+class RolloutActor:
+    """Samples trajectories from the student.
+
+    Args:
+        config: of the run.
+        folder: of the original model, whose weights the engine starts with (version 0).
+        table: the encoded training rows, by row index.
+        name: of the actor, for logs, traces and errors.
+        run_dir: where its log goes.
+    """
+
+    def __init__(self, config: Config, folder: str, table: dict[int, EncodedRow], name: str, run_dir: str) -> None:
+        log_to_file(Path(run_dir), name)
+        self.name = name
+        self._config = config
+        self._table = table
+        self._version: int | None = None
+        weight_sync.register()
+        rollout = config.rollout
+        self._engine = Engine(
+            folder,
+            dtype=config.model.dtype,
+            context=models.model_context(folder, config.model),
+            kv_cache_gib=rollout.kv_cache_gib,
+            threads=rollout.threads,
+            tensor_parallel=rollout.tensor_parallel,
+            gpu_memory_utilization=rollout.gpu_memory_utilization,
+            trust_remote_code=config.model.trust_remote_code,
+            allow_pickle=config.model.allow_pickle,
+            weight_sync=weight_sync.OBJECT_STORE,
+        )
+        self._engine.llm.init_weight_transfer_engine({"init_info": {}})
+
+    def ready(self) -> str:
+        """The actor's node, once its engine runs."""
+        return here()
+
+    def hold_original(self) -> None:
+        """The engine's own weights are version 0; only a new engine of a run that starts at step 0 may say so."""
+        self._version = 0
+
+    def load_weights(self, version: int, ref: list[ray.ObjectRef], checksum: int) -> float:
+        """Take up a version, verified by its checksum; returns the seconds it took. Raises `RaftError`."""
+        start = time.perf_counter()
+        self._version = None
+        weight_sync.load_into(
+            self._engine.llm, version, ref, checksum, self._config.sync.checksum, f"{self.name} on {here()}"
+        )
+        self._version = version
+        return time.perf_counter() - start
+
+    def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
+        """Trajectories for a chunk's rows, as two return values: their lengths, and the trajectories.
+
+        Raises `RaftError` when the actor holds no known version.
+        """
+        if self._version is None:
+            raise RaftError(f"{self.name} on {here()}: asked to generate before it was given a weight version")
+        rollout = self._config.rollout
+        completions = self._engine.generate(
+            [self._table[place.row].prompt for place in chunk.places],
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            seed=chunk.seed(self._config.run.seed),
+        )
+        trajectories = [
+            Trajectory(
+                place=place,
+                version=self._version,
+                token_ids=np.asarray(completion.token_ids, dtype=np.int32),
+                truncated=completion.truncated,
+                rollout=self.name,
+            )
+            for place, completion in zip(chunk.places, completions, strict=True)
+        ]
+        return [len(t.token_ids) for t in trajectories], trajectories

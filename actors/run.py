@@ -1,0 +1,267 @@
+"""The joining of all: refine, train, evaluate, report. What the command line calls; runs in the driver.
+
+The driver holds rows, settings and progress; models, trajectories, targets and weights never come here. Each stage
+leaves its result in the run folder, and a resumed run takes up a finished stage's result instead of doing it again.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from actors.cluster import actor_options, cluster
+from actors.evaluate import evaluate as evaluate_models
+from actors.learner import LearnerTask
+from actors.learner import train as train_workers
+from actors.pipeline import PipelineActor
+from actors.progress import Bars
+from actors.refine import refine as refine_rows
+from raft_ray import data, settings
+from raft_ray.config import Config
+from raft_ray.errors import ConfigError, RaftError
+from raft_ray.evaluate.table import summary_table
+from raft_ray.pipeline import RowOrder
+from raft_ray.preflight import Prepared, encode, preflight, write_bad
+from raft_ray.report import write_report
+
+console = Console(stderr=False)
+
+
+def run(config: Config) -> Path:
+    """Refine, train the method and its baselines, evaluate all, report. Returns the path of `report.html`."""
+    prepared = preflight(config)
+    if config.refine.enabled and prepared.refined:
+        raise ConfigError(
+            f"data.train={config.data.train}: its rows are refined already; set refine.enabled=false to train on them"
+        )
+    with _running(config, prepared) as (bars, run_dir):
+        rows = _refined(config, prepared, bars, run_dir)
+        main = config.distill.method.value
+        folders = {"base": prepared.folder}
+        for name in config.run.baselines:
+            baseline = settings.for_method(config, name)
+            folders[name] = _trained(baseline, prepared, rows, bars, run_dir / "methods" / name)
+        folders[main] = _trained(config, prepared, rows, bars, run_dir)
+        if config.eval.enabled:
+            _evaluated(config, prepared, folders, bars, run_dir)
+    report = write_report(run_dir)
+    _print_result(run_dir, report)
+    return report
+
+
+def refine(config: Config) -> Path:
+    """Stage 1 alone. Returns the folder of refined rows."""
+    prepared = preflight(config)
+    with _running(config, prepared) as (bars, run_dir):
+        _refined(config, prepared, bars, run_dir)
+    return run_dir / "refined"
+
+
+def train(config: Config) -> Path:
+    """Stage 2 alone, on rows as they are (refined ones for RAFT). Returns the folder of the trained model."""
+    prepared = preflight(config)
+    with _running(config, prepared) as (bars, run_dir):
+        folder = _trained(config, prepared, prepared.train, bars, run_dir)
+    return Path(folder)
+
+
+def evaluate(config: Config, model: str) -> dict[str, Any]:
+    """Evaluate one model beside the base. Writes `eval.json` in the run folder and returns its content."""
+    from raft_ray.models import resolve
+
+    prepared = preflight(config)
+    with _running(config, prepared) as (bars, run_dir):
+        folders = {"base": prepared.folder}
+        if (folder := resolve(model)) != prepared.folder:
+            folders["model"] = folder
+        result = _evaluated(config, prepared, folders, bars, run_dir)
+    console.print(summary_table(result))
+    return result
+
+
+@contextmanager
+def _running(config: Config, prepared: Prepared) -> Iterator[tuple[Bars, Path]]:
+    """The run folder with its config, Ray, and the bars."""
+    run_dir = Path(config.run.dir).absolute()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    settings.save(config, run_dir / "config.yaml")
+    write_bad(prepared, run_dir)
+    if prepared.bad:
+        console.print(f"[yellow]{len(prepared.bad)} rows left out[/], listed in {run_dir / 'bad_rows.jsonl'}")
+    console.print(
+        f"[bold]{config.distill.method.value}[/] on {len(prepared.train)} rows of {config.data.train}, "
+        f"model {config.model.path}, run folder {run_dir}",
+        highlight=False,
+    )
+    with Bars(console) as bars:
+        bars.update("Ray starts", 0, 1)
+        with cluster(config):
+            bars.update("Ray starts", 1, 1)
+            yield bars, run_dir
+
+
+def _refined(config: Config, prepared: Prepared, bars: Bars, run_dir: Path) -> list[data.Row]:
+    """The training rows with their rewrites and fused answers."""
+    if not config.refine.enabled:
+        return prepared.train
+    out = run_dir / "refined"
+    refine_rows(prepared.train, config, out, bars.track("Stage 1: refine"))
+    rows, _ = data.read_rows(str(out), config.data, split="train")
+    return rows
+
+
+def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars, run_dir: Path) -> str:
+    """Train one method in `run_dir`; returns the folder of its model."""
+    folder = run_dir / "model"
+    if config.run.resume and folder.exists():
+        return str(folder)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    learner, distils = config.learner, settings.distils(config)
+    table = encode(config, prepared.folder, rows)
+    order = RowOrder(len(rows), learner.batch, learner.epochs, config.run.seed, learner.max_steps)
+    table_ref = ray.put(table)
+    overlapped = config.sync.max_staleness > 0
+    roles = {
+        role: actor_options(
+            role=role,
+            num_cpus=section.num_cpus,
+            num_gpus=section.num_gpus,
+            threads=section.threads,
+            overlapped=overlapped,
+        )
+        for role, section in (("rollout", config.rollout), ("teacher", config.teacher))
+    }
+    pipeline: Any = (
+        ray.remote(PipelineActor)
+        .options(**_here(), num_cpus=1 if distils else 0)
+        .remote(
+            config,
+            prepared.folder,
+            prepared.teacher,
+            table_ref,
+            [table_ref],
+            order,
+            str(run_dir),
+            roles["rollout"],
+            roles["teacher"],
+            distils,
+        )
+    )
+    phase = f"Stage 2: {config.distill.method.value}"
+    try:
+        bars.update(phase, 0, order.steps, "engines start")
+        ray.get(pipeline.wait_ready.remote(), timeout=config.rollout.timeout + config.teacher.timeout)
+        task = LearnerTask(
+            config=config,
+            folder=prepared.folder,
+            table=[table_ref],
+            pipeline=pipeline,
+            steps=order.steps,
+            distils=distils,
+            run_dir=str(run_dir),
+            node=ray.get_runtime_context().get_node_id(),
+        )
+        with _watched(pipeline, bars, phase):
+            train_workers(task, str(run_dir))
+        ray.get(pipeline.finish.remote(), timeout=60)
+    except ray.exceptions.RayError as error:
+        raise RaftError(f"{phase}: {_root(error)}; see {run_dir / 'logs'}") from error
+    finally:
+        # Rollout and teacher actors belong to the pipeline actor and end with it.
+        ray.kill(pipeline)
+    return str(folder)
+
+
+def _here() -> dict[str, Any]:
+    """Options that put an actor on the driver's node, where the run folder is."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+@contextmanager
+def _watched(pipeline: Any, bars: Bars, phase: str) -> Iterator[None]:
+    """Draw the pipeline's progress, from a thread of its own, while the learners run."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            try:
+                now = ray.get(pipeline.progress.remote(), timeout=30)
+            except (ray.exceptions.RayError, TimeoutError):
+                continue
+            bars.update(phase, now["step"], now["steps"], _note(now["last"]))
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=35)
+    now = ray.get(pipeline.progress.remote(), timeout=60)
+    bars.update(phase, now["step"], now["steps"], _note(now["last"]))
+
+
+def _note(last: dict[str, Any] | None) -> str:
+    if last is None:
+        return "learners start"
+    note = f"sft {last['sft_loss']:.3f}"
+    if last.get("kl_loss") is not None:
+        note += f"  kl {last['kl_loss']:.3f}  λ {last['lambda']:.2f}"
+    return note
+
+
+def _evaluated(
+    config: Config, prepared: Prepared, folders: dict[str, str], bars: Bars, run_dir: Path
+) -> dict[str, Any]:
+    """`eval.json` of all models."""
+    path = run_dir / "eval.json"
+    if config.run.resume and path.exists():
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+    start = time.perf_counter()
+    methods = evaluate_models(
+        folders, config, prepared.test, lambda what, done, total: bars.update(f"Evaluate: {what}", done, total)
+    )
+    result = {
+        "main": list(folders)[-1],
+        "data": {
+            "train": config.data.train,
+            "test": config.data.test,
+            "rows": len(prepared.train),
+            "test_rows": len(prepared.test or []),
+        },
+        "seconds": round(time.perf_counter() - start, 1),
+        "methods": methods,
+    }
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    return result
+
+
+def _print_result(run_dir: Path, report: Path) -> None:
+    path = run_dir / "eval.json"
+    if path.exists():
+        console.print(summary_table(json.loads(path.read_text())))
+    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+    console.print(f"Model:  {run_dir / 'model'}", highlight=False, soft_wrap=True)
+
+
+def _root(error: BaseException) -> str:
+    """The innermost message of a chain of Ray's errors, in one line."""
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
+        return _root(error.cause)
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        return _root(next(iter(failures.values())))
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[-1].strip()

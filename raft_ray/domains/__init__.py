@@ -1,0 +1,31 @@
+"""Domains that need no download: question and answer rows made of facts that small Python packages ship.
+
+`data.train=domain:chemistry` takes a domain's training questions, `data.test=domain:chemistry` the same facts asked
+in other words. A new domain is a module with `rows(split)` and a line in `DOMAINS`. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from raft_ray.domains import chemistry, geography
+from raft_ray.domains.facts import Split
+from raft_ray.errors import DataError
+
+DOMAINS: dict[str, Callable[[Split], list[dict[str, Any]]]] = {
+    "chemistry": chemistry.rows,
+    "geography": geography.rows,
+}
+
+
+def load(name: str, split: Split) -> list[dict[str, Any]]:
+    """The domain's rows, always in the same order: `prompt`, `answer`, `answers` (list), and what the fact is about.
+
+    Raises `DataError` for an unknown name (the nearest one is given) or a missing package.
+    """
+    if name not in DOMAINS:
+        near = difflib.get_close_matches(name, DOMAINS, n=1, cutoff=0)
+        raise DataError(f"data.{split}=domain:{name}: no such domain; did you mean domain:{near[0]}?")
+    return DOMAINS[name](split)

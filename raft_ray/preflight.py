@@ -1,0 +1,176 @@
+"""Everything that can be found wrong with a run before anything starts: model, tokenizer, prompts, rows.
+
+Loads tokenizers and configs, never weights; knows nothing about Ray. What it returns is what a run starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raft_ray import models
+from raft_ray.config import Config, Method, Target
+from raft_ray.data import BadRow, Row, check_rows, read_rows, write_bad_rows
+from raft_ray.errors import ConfigError, DataError, ModelError
+from raft_ray.prompts import EncodedRow, PromptEncoder, show_row
+from raft_ray.settings import distils, for_method
+from raft_ray.templates import load_prompt
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's checked ingredients."""
+
+    folder: str
+    """The student's original model: a local folder or a hub name."""
+    teacher: str
+    context: int
+    """Longest prompt + response in tokens."""
+    train: list[Row]
+    test: list[Row] | None
+    bad: list[BadRow]
+    """Training rows left out (`data.on_bad_row=skip`)."""
+
+    @property
+    def refined(self) -> bool:
+        """The training file brings fused answers along."""
+        return all(row.fused is not None for row in self.train)
+
+
+def preflight(config: Config) -> Prepared:
+    """Check model, teacher, prompt files and data of a run against each other.
+
+    Raises `ModelError`, `ConfigError` or `DataError` for the first thing that cannot work.
+    """
+    folder = models.resolve(config.model.path)
+    context = models.model_context(folder, config.model)
+    teacher = models.resolve(config.teacher.path) if config.teacher.path else folder
+    if teacher != folder:
+        _check_same_vocabulary(config, folder, teacher)
+    if config.rollout.max_new_tokens >= context:
+        raise ConfigError(
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens}: leaves no room for a prompt in a context of "
+            f"{context}"
+        )
+    encoder = make_encoder(config, folder)
+    _check_judged(config)
+
+    def count(messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
+        return len(encoder.prompt(messages)), len(encoder.answer(messages, answer))
+
+    rows, bad = read_rows(config.data.train, config.data, split="train", count_tokens=count)
+    rows, unfit = _fitting(config, encoder, rows)
+    bad = sorted([*bad, *unfit], key=lambda b: b.line)
+    check_rows(rows, bad, config.data, f"data.train={config.data.train}")
+    test = None
+    if config.data.test is not None and config.eval.enabled:
+        test, bad_test = read_rows(config.data.test, config.data, split="test", count_tokens=count)
+        check_rows(test, bad_test, config.data, f"data.test={config.data.test}")
+    return Prepared(folder, teacher, context, rows, test, bad)
+
+
+def make_encoder(config: Config, folder: str) -> PromptEncoder:
+    """The prompt encoder of a run's method: with the teacher template where the teacher reads the answer."""
+    conditioned = config.distill.method is Method.raft
+    template = load_prompt(config.teacher.template, ("prompt", "answer"), "teacher.template") if conditioned else None
+    return PromptEncoder(
+        models.load_tokenizer(folder, config.model),
+        models.model_context(folder, config.model),
+        config.rollout.max_new_tokens if distils(config) else 0,
+        template,
+        config.teacher.on_long_reference,
+    )
+
+
+def encode(config: Config, folder: str, rows: Sequence[Row]) -> dict[int, EncodedRow]:
+    """The training rows of a method as token ids, by index: its target answer, and its teacher's prompt.
+
+    Raises `DataError` for a row whose target is missing or that does not fit.
+    """
+    encoder = make_encoder(config, folder)
+    target = target_of(config)
+    encoded = {}
+    for row in rows:
+        answer = {Target.gold: row.answer, Target.rewrite: row.rewrite or row.answer, Target.fused: row.fused}[target]
+        where = f"data.train={config.data.train}: row {row.line}"
+        if answer is None:
+            raise DataError(
+                f"{where}: no fused answer; set refine.enabled=true, run `raft-ray refine` first, "
+                "or train on the gold answers with distill.target=gold"
+            )
+        reference = answer if distils(config) else None
+        encoded[row.index] = encoder.row(row.index, row.messages, answer, reference, where)
+    return encoded
+
+
+def target_of(config: Config) -> Target:
+    """Which answer a method's cross-entropy is taken on, `auto` resolved."""
+    if config.distill.target is not Target.auto:
+        return config.distill.target
+    return {Method.sft: Target.gold, Method.sdft: Target.rewrite}.get(config.distill.method, Target.fused)
+
+
+def show_prompts(config: Config, row: int, console: Console) -> None:
+    """Print what student and teacher read for training row `row` (0-based), with the ids around the joins.
+
+    Takes the row's fused answer where the file has one, else its gold answer. Raises as `preflight` does.
+    """
+    prepared = preflight(config)
+    if not 0 <= row < len(prepared.train):
+        raise ConfigError(f"--row {row}: the training set has rows 0 to {len(prepared.train) - 1}")
+    chosen = prepared.train[row]
+    chosen = replace(chosen, fused=chosen.fused or chosen.answer)
+    encoder = make_encoder(config, prepared.folder)
+    show_row(encoder, encode(config, prepared.folder, [chosen])[row], console)
+
+
+def write_bad(prepared: Prepared, run_dir: Path) -> None:
+    """List the rows that were left out in `RUN/bad_rows.jsonl`."""
+    write_bad_rows(prepared.bad, run_dir / "bad_rows.jsonl")
+
+
+def _fitting(config: Config, encoder: PromptEncoder, rows: list[Row]) -> tuple[list[Row], list[BadRow]]:
+    """Rows that fit the context together with their response and, for RAFT, in the teacher's prompt."""
+    good: list[Row] = []
+    bad: list[BadRow] = []
+    for row in rows:
+        try:
+            encoder.row(row.index, row.messages, row.fused or row.answer, row.fused or row.answer, "row")
+        except DataError as error:
+            bad.append(BadRow(row.line, str(error).removeprefix("row: ")))
+        else:
+            good.append(replace(row, index=len(good)))
+    return good, bad
+
+
+def _check_same_vocabulary(config: Config, folder: str, teacher: str) -> None:
+    """The teacher's token ids must mean what the student's mean: the KL is taken id by id."""
+    ours = models.load_tokenizer(folder, config.model).get_vocab()
+    theirs = models.load_tokenizer(teacher, config.model).get_vocab()
+    sizes = [models.vocabulary_size(path, config.model) for path in (folder, teacher)]
+    if ours != theirs or sizes[0] != sizes[1]:
+        raise ModelError(
+            f"teacher.path={config.teacher.path}: its vocabulary ({len(theirs)} tokens, head {sizes[1]}) is not that "
+            f"of model.path={config.model.path} ({len(ours)} tokens, head {sizes[0]}); leave teacher.path out to use "
+            "the original model"
+        )
+
+
+def _check_judged(config: Config) -> None:
+    """Stage 1 and evaluation find their prompt files and packages; baselines find their templates."""
+    if config.refine.enabled:
+        from raft_ray.refine import check_refine
+
+        check_refine(config)
+    if config.eval.enabled and config.eval.ifeval_rows != 0:
+        from raft_ray.evaluate.ifeval import check
+
+        check()
+    for name in config.run.baselines:
+        if Method(name) is Method.raft:
+            load_prompt(for_method(config, name).teacher.template, ("prompt", "answer"), "teacher.template")

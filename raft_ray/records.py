@@ -1,0 +1,98 @@
+"""A run's books: `metrics.jsonl`, `trace.jsonl` and TensorBoard, written by one process, a line at a time.
+
+Knows nothing about Ray or how a step was computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from raft_ray.pipeline import RowOrder
+from raft_ray.trajectory import SampleInfo
+
+PHASES = ("rollout", "teacher", "load", "wait", "forward_backward", "optimizer", "sync", "checkpoint", "total")
+
+
+class RunRecords:
+    """Writes the records of a run folder; see `docs/design.md` for their fields.
+
+    Args:
+        run_dir: the folder; made if it is missing.
+        order: which rows each step trains on.
+    """
+
+    def __init__(self, run_dir: str | Path, order: RowOrder) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._dir = Path(run_dir)
+        self._dir.mkdir(parents=True, exist_ok=True)
+        self._order = order
+        self._board = SummaryWriter(str(self._dir / "tensorboard"))
+        self.last: dict[str, Any] | None = None
+
+    def rewind(self, step: int) -> None:
+        """Forget everything from `step` on: a resumed run writes it again, and each line stays unique."""
+        for name in ("metrics.jsonl", "trace.jsonl"):
+            path = self._dir / name
+            if not path.exists():
+                continue
+            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] < step]
+            path.write_text("".join(line + "\n" for line in kept))
+
+    def add(self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any]) -> None:
+        """Write a step: `record` is the learner's part, `infos` are the step's samples (none without distillation)."""
+        places = self._order.batch_of(step)
+        count = len(infos)
+        ages = [step - info.version for info in infos]
+        line: dict[str, Any] = {
+            "step": step,
+            "epoch": places[0].epoch,
+            **record,
+            "rows": len(places),
+            "response_length": _mean([info.length for info in infos]),
+            "truncated": _mean([float(info.truncated) for info in infos]),
+            "teacher_mass": _mean([info.teacher_mass for info in infos]),
+            "staleness": _mean(ages),
+            "staleness_max": max(ages, default=None),
+            "target_bytes_per_token": (
+                sum(i.target_bytes for i in infos) / sum(i.length for i in infos) if count else None
+            ),
+        }
+        line["seconds"] = {phase: round(record["seconds"].get(phase, 0.0), 4) for phase in PHASES}
+        self._append("metrics.jsonl", [line])
+        by_place = {info.place: info for info in infos}
+        self._append(
+            "trace.jsonl",
+            [
+                {
+                    "epoch": place.epoch,
+                    "step": step,
+                    "row": place.row,
+                    "version": by_place[place].version if count else None,
+                    "response_length": by_place[place].length if count else None,
+                    "rollout": by_place[place].rollout if count else None,
+                }
+                for place in places
+            ],
+        )
+        for key, value in line.items():
+            if isinstance(value, (int, float)) and key != "step":
+                self._board.add_scalar(key, value, step)
+        for phase, value in line["seconds"].items():
+            self._board.add_scalar(f"seconds/{phase}", value, step)
+        self.last = line
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        self._board.close()
+
+    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
+        with (self._dir / name).open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

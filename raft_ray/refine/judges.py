@@ -1,0 +1,102 @@
+"""Judges: score candidate answers in [0, 1] against the gold answer (Eq. 4's multi-judge selection).
+
+Another judge is another class with `name` and `score`. Knows nothing about rounds, rows or who wrote a candidate.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Protocol
+
+import numpy as np
+
+from raft_ray.config import SimilarityOn
+from raft_ray.errors import ConfigError
+from raft_ray.refine.embed import Embedder
+from raft_ray.refine.filter import semantic_filter
+from raft_ray.refine.key_facts import key_facts, missing_facts, normalise
+
+
+class Judge(Protocol):
+    """Scores candidates for one question."""
+
+    name: str
+
+    def score(self, question: str, gold: str, candidates: list[str]) -> list[float]:
+        """A score in [0, 1] for each candidate, in order; 1 is best."""
+        ...
+
+
+class EmbeddingJudge:
+    """Agreement in meaning with the gold answer: the cosine of Eq. 2, negative values as 0."""
+
+    name = "embedding"
+
+    def __init__(self, embedder: Embedder, similarity_on: SimilarityOn = SimilarityOn.answer) -> None:
+        self._embedder = embedder
+        self._on = similarity_on
+
+    def score(self, question: str, gold: str, candidates: list[str]) -> list[float]:
+        if not candidates:
+            return []
+        vectors_ND = self._embedder.embed([embedded_text(question, text, self._on) for text in (gold, *candidates)])
+        gold_ND = np.repeat(vectors_ND[:1], len(candidates), axis=0)
+        similarity_N, _ = semantic_filter(gold_ND, vectors_ND[1:], tau=0.0)
+        return [max(0.0, float(value)) for value in similarity_N]
+
+
+class KeyFactsJudge:
+    """Share of the gold answer's key facts that a candidate states; 1 where there are none to lose."""
+
+    name = "key_facts"
+
+    def score(self, question: str, gold: str, candidates: list[str]) -> list[float]:
+        facts = key_facts(gold)
+        if not facts:
+            return [1.0] * len(candidates)
+        return [1.0 - len(missing_facts(gold, candidate)) / len(facts) for candidate in candidates]
+
+
+class ExactJudge:
+    """1 for the gold answer itself, whatever its case, punctuation and articles; else 0."""
+
+    name = "exact"
+
+    def score(self, question: str, gold: str, candidates: list[str]) -> list[float]:
+        return [float(normalise(candidate) == normalise(gold)) for candidate in candidates]
+
+
+JUDGES = (EmbeddingJudge.name, KeyFactsJudge.name, ExactJudge.name)
+
+
+def make_judges(names: list[str], embedder: Embedder, similarity_on: SimilarityOn = SimilarityOn.answer) -> list[Judge]:
+    """The judges that `refine.judges` names, in order.
+
+    Raises `ConfigError` for a name that is not a judge (naming the nearest), a repeated one, or none at all.
+    """
+    check_judges(names)
+    made: dict[str, Judge] = {
+        EmbeddingJudge.name: EmbeddingJudge(embedder, similarity_on),
+        KeyFactsJudge.name: KeyFactsJudge(),
+        ExactJudge.name: ExactJudge(),
+    }
+    return [made[name] for name in names]
+
+
+def check_judges(names: list[str]) -> None:
+    """Raises `ConfigError` unless `names` are different judges, at least one."""
+    for name in names:
+        if name not in JUDGES:
+            nearest = difflib.get_close_matches(name, JUDGES, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"refine.judges: no judge {name!r}; did you mean {nearest!r}? There are {', '.join(JUDGES)}"
+            )
+    if not names:
+        raise ConfigError(f"refine.judges: none named; take one or more of {', '.join(JUDGES)}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"refine.judges={names}: a judge is named twice; each name counts once")
+
+
+def embedded_text(question: str, answer: str, on: SimilarityOn) -> str:
+    """What φ embeds: the answer, or question and answer (`refine.similarity_on`)."""
+    return answer if on is SimilarityOn.answer else f"{question}\n{answer}"

@@ -1,0 +1,231 @@
+"""Key facts: the parts of a gold answer that a rewrite must not lose, and whether a text still has them.
+
+Facts are numbers, names, code and quoted strings; of a terse answer, which is all fact, its whole content.
+A cosine does not see them: `1868` and `1886` embed alike. Rules only; knows nothing about models or embeddings.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+TERSE_WORDS = 6
+"""An answer of at most so many words, without numbers among more than three, is a fact as a whole."""
+
+_CODE = re.compile(r"```(?:\w*\n)?(.+?)```|`([^`\n]+)`", re.DOTALL)
+_QUOTED = re.compile(r'"([^"\n]+)"|“([^”\n]+)”|«([^»\n]+)»|(?<!\w)\'([^\'\n]+)\'(?!\w)')
+_NUMBER = r"(?:(?<![\w)])[-+])?\d+(?:,\d{3})+(?:\.\d+)?(?!\w)|(?:(?<![\w)])[-+])?\d+(?:\.\d+)?(?!\w)"
+_CJK = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+_TOKEN = re.compile(rf"(?P<number>{_NUMBER})|{_CJK}|(?:(?!{_CJK})[^\W_])+(?:'(?:(?!{_CJK})[^\W_])+)*[+#]*")
+_WORD = re.compile(r"[^\s]+")
+_LIST = re.compile(r"\s*(?:;|,(?!\d)|\n|\band\b|&)\s*")
+_PUNCTUATION = " \t\n.,;:!?\"'“”«»*"
+_OUTER = _PUNCTUATION + "()[]{}"
+_SENTENCE_END = tuple(".!?:")
+_ARTICLES = frozenset({"a", "an", "the"})
+_FUNCTION_WORDS = _ARTICLES.union(
+    re.findall(
+        r"\w+",
+        """
+        i it he she we us you they me him her his its their our my am is are was were be been do does did has
+        have had as at by for from in into of off on or out over per so than that then there these this those
+        to under up upon with within without and but if no not nor who whom whose what when where which why
+        how will would can could may might must shall should about after before between both during each all
+        any some such most more many much few other another only also however because since while although
+        though until unless through
+        """,
+    )
+)
+# Between capitalised words they belong to the name: `University of Vienna`, `Carl Wilhelm von Scheele`.
+_LINKS = frozenset(
+    {"of", "the", "de", "del", "della", "der", "den", "di", "du", "da", "la", "le", "van", "von", "zu", "y"}
+)
+_SPELLED = re.findall(
+    r"\w+",
+    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty""",
+)
+_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_SPELLED)}
+
+
+def key_facts(answer: str) -> list[str]:
+    """The facts of `answer`, as they are written there, in order, without repeats.
+
+    A terse answer (see `TERSE_WORDS`) gives its content, cut at list separators; a longer one its code, quoted
+    strings, numbers and names. A long answer without any of these has no key facts.
+    """
+    words = _WORD.findall(answer)
+    if 0 < len(words) <= 3 or (len(words) <= TERSE_WORDS and not re.search(r"\d", answer)):
+        return _unique(piece.strip(_PUNCTUATION) for piece in _LIST.split(answer) if tokens(piece))
+    found: list[tuple[int, str]] = []
+    # What was taken as code or quotation is blanked out, so that its numbers and names do not count twice.
+    rest = _take(_CODE, answer, found)
+    rest = _take(_QUOTED, rest, found)
+    found += _numbers_and_names(rest)
+    return _unique(fact for _, fact in sorted(found, key=lambda item: item[0]))
+
+
+def missing_facts(answer: str, text: str) -> list[str]:
+    """The key facts of `answer` that `text` does not state; empty if it has them all.
+
+    Numbers count by value (`1,538` is `1538`, `three` is `3`), words by their sequence without regard to case,
+    accents, punctuation, articles and regular plurals. A fact that spells a function word (the symbols `He`, `As`,
+    `No`) counts only in its own case.
+    """
+    return [fact for fact in key_facts(answer) if not states(text, fact)]
+
+
+def invented_facts(known: str, text: str) -> list[str]:
+    """Numbers and names in `text` of which `known` (question and gold answer) does not have every word.
+
+    The first word of a sentence, which is capitalised anyway, counts only as part of a longer name.
+    """
+    has = set(_canonical(known))
+    return _unique(
+        fact
+        for _, fact in _numbers_and_names(text)
+        if any(token not in has and token.partition("'")[0] not in _FUNCTION_WORDS for token in _canonical(fact))
+    )
+
+
+def states(text: str, fact: str) -> bool:
+    """Whether `text` contains `fact`, by the rules of `missing_facts`."""
+    wanted = tokens(fact)
+    if all(token.casefold() in _FUNCTION_WORDS for token in wanted):
+        return _contains(tokens(text), wanted)
+    return _contains(_canonical(text), _canonical(fact))
+
+
+def tokens(text: str) -> list[str]:
+    """Words and numbers of `text` in their own case; numbers without separators, accents and punctuation dropped."""
+    return [
+        _value(match.group()) if match.group("number") else match.group() for match in _TOKEN.finditer(_plain(text))
+    ]
+
+
+def normalise(text: str) -> str:
+    """`text` as comparisons see it: case, accents, plurals, punctuation and articles gone, numbers by value."""
+    return " ".join(_canonical(text))
+
+
+def _canonical(text: str) -> list[str]:
+    lowered = [token.casefold().removesuffix("'s") for token in tokens(text)]
+    return [_NUMBER_WORDS.get(token, _singular(token)) for token in lowered if token not in _ARTICLES]
+
+
+def _singular(word: str) -> str:
+    """A regular English plural without its ending: `Alkali metals` is kept by `is an alkali metal`."""
+    if len(word) < 4 or not word.endswith("s") or word.endswith("ss"):
+        return word
+    return f"{word[:-3]}y" if word.endswith("ies") else word[:-1]
+
+
+def _contains(haystack: list[str], needle: list[str]) -> bool:
+    return any(haystack[i : i + len(needle)] == needle for i in range(len(haystack) - len(needle) + 1))
+
+
+def _plain(text: str) -> str:
+    """Compatibility forms folded (`H₂O` to `H2O`), accents dropped, one kind of dash and apostrophe."""
+    text = text.replace("’", "'").replace("‘", "'")
+    text = re.sub("[\u2010-\u2015\u2212]", "-", text)
+    decomposed = unicodedata.normalize("NFKD", text)
+    return unicodedata.normalize("NFKC", "".join(char for char in decomposed if not unicodedata.combining(char)))
+
+
+def _value(number: str) -> str:
+    """`+1,538.0` as `1538`, `-38.80` as `-38.8`: equal numbers get equal tokens."""
+    digits = number.replace(",", "").removeprefix("+")
+    whole, _, fraction = digits.partition(".")
+    sign = "-" if whole.startswith("-") else ""
+    whole = whole.removeprefix("-").lstrip("0") or "0"
+    fraction = fraction.rstrip("0")
+    return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"
+
+
+def _take(pattern: re.Pattern[str], text: str, found: list[tuple[int, str]]) -> str:
+    """Add the pattern's groups to `found` with their places; the text with the matches blanked out."""
+
+    def blank(match: re.Match[str]) -> str:
+        content = next(group for group in match.groups() if group is not None).strip()
+        if tokens(content):
+            found.append((match.start(), content))
+        return " " * len(match.group())
+
+    return pattern.sub(blank, text)
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A word of running text, trimmed of outer punctuation."""
+
+    text: str
+    start: int
+    opens: bool
+    """The first of a sentence, where a capital says nothing."""
+    closes: bool
+    """Punctuation follows that ends a name."""
+
+    @property
+    def has_digit(self) -> bool:
+        return any(char.isdigit() for char in self.text)
+
+    @property
+    def has_capital(self) -> bool:
+        return any(char.isupper() for char in self.text)
+
+    @property
+    def has_inner_capital(self) -> bool:
+        return any(char.isupper() for char in self.text[1:])
+
+
+def _words(text: str) -> Iterator[_Word]:
+    opens = True
+    for match in _WORD.finditer(text):
+        word, tail = _trim(match.group()), match.group().rstrip("\"'”»)*")[-1:]
+        initial = len(word) == 1 and word.isupper()  # `T. W. Richards` is one name
+        ends_sentence = tail in _SENTENCE_END and not initial
+        if word:
+            yield _Word(word, match.start(), opens, ends_sentence or match.group()[-1] in ",;)")
+        opens = ends_sentence if word else opens or ends_sentence
+
+
+def _numbers_and_names(text: str) -> list[tuple[int, str]]:
+    """Numbers, words with digits in them (`3d6`, `Au-198`), and names, each with its place."""
+    facts: list[tuple[int, str]] = []
+    run: list[_Word] = []
+    for word in _words(text):
+        if word.has_digit:
+            facts += _name(run)
+            run = []
+            # `1538` and `10-20` are numbers; `H2O` is a word.
+            pieces = [word.text] if any(map(str.isalpha, word.text)) else re.findall(_NUMBER, _plain(word.text))
+            facts += [(word.start, piece) for piece in pieces]
+            continue
+        if word.has_capital or (run and word.text in _LINKS):
+            run.append(word)
+            if not word.closes:
+                continue
+        facts += _name(run)
+        run = []
+    return facts + _name(run)
+
+
+def _name(run: list[_Word]) -> list[tuple[int, str]]:
+    """The name that a run of capitalised words is: none or one."""
+    while run and run[-1].text.casefold() in _FUNCTION_WORDS | _LINKS:
+        run = run[:-1]
+    while run and run[0].opens and run[0].text.casefold() in _FUNCTION_WORDS:
+        run = run[1:]
+    if not run or (len(run) == 1 and run[0].opens and not run[0].has_inner_capital):
+        return []
+    return [(run[0].start, " ".join(word.text for word in run))]
+
+
+def _trim(text: str) -> str:
+    return text.strip(_OUTER)
+
+
+def _unique(facts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(facts))

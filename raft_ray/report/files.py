@@ -1,0 +1,262 @@
+"""What a report reads: the files of a run folder, checked, as plain Python values.
+
+Knows the schemas of docs/design.md and nothing about how they are shown. A file that is not there is `None` or
+empty (a run without refinement or evaluation is a run); a file that is there and cannot be understood is a
+`RaftError` that names the file, and the line, row or key in it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from raft_ray.errors import RaftError
+
+METHOD_ORDER = ("base", "sft", "fapm", "sdft", "opd")
+"""The usual methods from plain to involved; others follow in alphabetical order, `raft` comes last."""
+
+LOSSES = ("loss", "sft_loss", "kl_loss", "lambda", "ce_kl_ratio", "teacher_mass", "student_mass")
+ROLLOUTS = ("response_length", "truncated", "staleness", "staleness_max", "tokens")
+NUMBERS = ("epoch", *LOSSES, *ROLLOUTS, "lr", "grad_norm", "rows")
+"""The keys of a metrics line that hold a number or null."""
+
+REFINED_COLUMNS = ["row", "prompt", "answer", "rewrite", "similarity", "accepted", "refused", "candidates", "fused"]
+"""The columns that the report reads."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder's content. `metrics` and `traces` are by method, the main method included."""
+
+    folder: Path
+    main: str
+    config: dict[str, Any] | None
+    metrics: dict[str, list[Row]] = field(default_factory=dict)
+    traces: dict[str, list[Row]] = field(default_factory=dict)
+    refined: list[Row] | None = None
+    refinement_seconds: float | None = None
+    """What stage 1 took, once it has finished."""
+    evaluation: dict[str, Row] | None = None
+    """`methods` of eval.json, in `in_order`."""
+    finished: datetime | None = None
+    """When the newest of the files was written (UTC)."""
+
+    def setting(self, key: str) -> Any:
+        """`config.yaml`'s value of a dotted key, or None where it is not there."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+
+def in_order(methods: Iterator[str] | list[str] | set[str] | dict[str, Any]) -> list[str]:
+    """Method names as every table and figure lists them: base first, `raft` last."""
+
+    def place(name: str) -> tuple[int, str]:
+        if name in METHOD_ORDER:
+            return METHOD_ORDER.index(name), name
+        return (len(METHOD_ORDER) + (name == "raft"), name)
+
+    return sorted(methods, key=place)
+
+
+def read_run(folder: Path) -> Run:
+    """All that the report shows of `folder`. Raises `RaftError` for a folder without a run and for a malformed file."""
+    if not folder.is_dir():
+        raise RaftError(f"{folder}: no such run folder")
+    config = _read_config(folder / "config.yaml")
+    evaluation = _read_evaluation(folder / "eval.json")
+    main = _main_method(config, evaluation)
+    metrics: dict[str, list[Row]] = {}
+    traces: dict[str, list[Row]] = {}
+    for name, place in [(main, folder), *((path.name, path) for path in sorted(folder.glob("methods/*/")))]:
+        if (place / "metrics.jsonl").exists():
+            metrics[name] = _read_metrics(place / "metrics.jsonl")
+        if (place / "trace.jsonl").exists():
+            traces[name] = _read_trace(place / "trace.jsonl")
+    parts = sorted((folder / "refined").glob("*.parquet"))
+    if not (config or evaluation or metrics or parts):
+        raise RaftError(
+            f"{folder}: not a run folder (no config.yaml, metrics.jsonl, eval.json or refined/*.parquet there)"
+        )
+    return Run(
+        folder=folder,
+        main=main,
+        config=config,
+        metrics={name: metrics[name] for name in in_order(metrics) if metrics[name]},
+        traces=traces,
+        refined=[row for part in parts for row in _read_refined(part)] if parts else None,
+        refinement_seconds=_read_summary(folder / "refined" / "_summary.json").get("seconds"),
+        evaluation=evaluation["methods"] if evaluation else None,
+        finished=_newest([folder / "config.yaml", folder / "metrics.jsonl", folder / "eval.json", *parts]),
+    )
+
+
+def _main_method(config: dict[str, Any] | None, evaluation: dict[str, Any] | None) -> str:
+    if evaluation:
+        return str(evaluation["main"])
+    distill = (config or {}).get("distill")
+    return str(distill["method"]) if isinstance(distill, dict) and distill.get("method") else "run"
+
+
+def _newest(paths: list[Path]) -> datetime | None:
+    times = [path.stat().st_mtime for path in paths if path.exists()]
+    return datetime.fromtimestamp(max(times), UTC) if times else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RaftError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not path.exists():
+        return None
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(io.StringIO(_text(path))))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise RaftError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    except (OmegaConfBaseException, OSError) as error:
+        raise RaftError(f"{path}: not a configuration ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, dict):
+        raise RaftError(f"{path} line 1: expected sections with keys, found {type(config).__name__}")
+    return {str(key): value for key, value in config.items()}
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
+    """(`file line n`, object) of every line that is not blank."""
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RaftError(f"{where}: not JSON ({error.msg} at column {error.colno}); repair or delete it") from error
+        if not isinstance(value, dict):
+            raise RaftError(f"{where}: expected a JSON object, found {type(value).__name__}")
+        yield where, value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _require(row: Row, key: str, where: str) -> None:
+    if not isinstance(row.get(key), int) or isinstance(row[key], bool):
+        raise RaftError(f"{where}: `{key}` must be a whole number, found {row.get(key)!r}")
+
+
+def _read_metrics(path: Path) -> list[Row]:
+    """A row a step in the order of steps. A resumed run may repeat a step: its last line counts."""
+    steps: dict[int, Row] = {}
+    for where, row in _json_lines(path):
+        _require(row, "step", where)
+        for key in NUMBERS:
+            if row.get(key) is not None and not _is_number(row[key]):
+                raise RaftError(f"{where}: `{key}` must be a number or null, found {row[key]!r}")
+        seconds = row.get("seconds") or {}
+        if not isinstance(seconds, dict) or not all(v is None or _is_number(v) for v in seconds.values()):
+            raise RaftError(f"{where}: `seconds` must be an object of numbers, found {row['seconds']!r}")
+        steps[row["step"]] = row
+    return [steps[step] for step in sorted(steps)]
+
+
+def _read_trace(path: Path) -> list[Row]:
+    rows = []
+    for where, row in _json_lines(path):
+        for key in ("epoch", "step", "row"):
+            _require(row, key, where)
+        if row.get("version") is not None:
+            _require(row, "version", where)
+        rows.append(row)
+    return rows
+
+
+def _read_refined(path: Path) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as parquet:
+            missing = [name for name in REFINED_COLUMNS if name not in parquet.schema_arrow.names]
+            if missing:
+                raise RaftError(f"{path}: column `{missing[0]}` is missing; it is not a refined data set")
+            return list(parquet.read(columns=REFINED_COLUMNS).to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        raise RaftError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _read_summary(path: Path) -> Row:
+    """The counts that stage 1 left when it finished; an empty dictionary before that."""
+    summary = _read_json(path) if path.exists() else {}
+    if not isinstance(summary, dict) or not (summary.get("seconds") is None or _is_number(summary["seconds"])):
+        raise RaftError(f"{path} line 1: expected an object whose `seconds` is a number")
+    return summary
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise RaftError(f"{path} line {error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
+
+
+_FIGURES = {
+    "domain": ("accuracy",),
+    "ifeval": ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"),
+    "length": ("words_mean", "words_median", "truncated"),
+    "drift": ("kl", "top1_agreement"),
+    "weight_distance": ("total",),
+}
+
+
+def _read_evaluation(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    value = _read_json(path)
+    methods = value.get("methods") if isinstance(value, dict) else None
+    if not isinstance(methods, dict) or not methods:
+        raise RaftError(f"{path} line 1: `methods` must be an object with an entry a method; run raft-ray eval again")
+    if not isinstance(value.get("main"), str):
+        raise RaftError(f"{path} line 1: `main` must name the main method, found {value.get('main')!r}")
+    for name, result in methods.items():
+        _check_result(f"{path}: methods.{name}", result)
+    return {"main": value["main"], "methods": {name: methods[name] for name in in_order(methods)}}
+
+
+def _check_result(where: str, result: Any) -> None:
+    """Raise `RaftError` unless `result` has the shape of `M` in docs/design.md (any part of it may be null)."""
+    if not isinstance(result, dict):
+        raise RaftError(f"{where} must be an object, found {result!r}")
+    for part, keys in _FIGURES.items():
+        value = result.get(part)
+        if value is None:
+            continue
+        if not isinstance(value, dict):
+            raise RaftError(f"{where}.{part} must be an object or null, found {value!r}")
+        for key in keys:
+            if not _is_number(value.get(key)):
+                raise RaftError(f"{where}.{part}.{key} must be a number, found {value.get(key)!r}")
+    layers = (result.get("weight_distance") or {}).get("layers") or {}
+    if not isinstance(layers, dict) or not all(_is_number(distance) for distance in layers.values()):
+        raise RaftError(f"{where}.weight_distance.layers must be an object of numbers")
+    for part in ("answers", "general_answers"):
+        answers = result.get(part) or []
+        if not isinstance(answers, list) or not all(isinstance(a, dict) and "prompt" in a for a in answers):
+            raise RaftError(f"{where}.{part} must be a list of objects with `prompt` and `answer`")

@@ -1,0 +1,113 @@
+"""Answer-conditioned scoring: the frozen model's top-K log-probabilities of every response position (Eqs. 7-9).
+
+Knows nothing about Ray or sampling: token ids in, targets out. Only `chunk` positions at a time have logits over
+the whole vocabulary.
+
+Shapes: n positions of all responses in one list, D hidden, V vocabulary, K kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raft_ray.errors import ModelError
+
+
+def micro_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indices grouped so that a padded group has at most `tokens` tokens (one long row stands alone), longest first."""
+    group: list[int] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if group and longest * (len(group) + 1) > tokens:
+            yield group
+            group = []
+        if not group:
+            longest = lengths[index]
+        group.append(index)
+    if group:
+        yield group
+
+
+def pad_right(sequences: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+    """[B, L] int64. A causal model needs no mask for padding on the right: no real token ever sees it."""
+    longest = max(len(s) for s in sequences)
+    out = torch.full((len(sequences), longest), value, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        out[row, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
+    return out
+
+
+def decoder_and_head(model: Any) -> tuple[nn.Module, nn.Parameter]:
+    """The part of a causal model that gives last hidden states, and the [V, D] weight of its head.
+
+    Raises `ModelError` for a model whose logits are not just `hidden @ weight.T` (a bias, a scale, a soft cap):
+    the losses here compute them so.
+    """
+    decoder = model.get_decoder()
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise ModelError(f"{type(model).__name__}: its output head is missing or has a bias, which is not supported")
+    text = model.config.get_text_config()
+    for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(text, key, None) not in (None, 1, 1.0):
+            raise ModelError(f"{type(model).__name__}: {key} changes its logits after the head, which is not supported")
+    return decoder, head.weight
+
+
+@torch.inference_mode()
+def score(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[np.ndarray],
+    *,
+    top_k: int,
+    tokens: int,
+    chunk: int = 128,
+) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """The teacher's targets for each response, given its own prompt and the response's ids verbatim.
+
+    Args:
+        model: a transformers causal model in evaluation mode.
+        prompts: token ids that the teacher reads before each response.
+        responses: [L] int32 each, L ≥ 1.
+        top_k: K; more than V gives all V.
+        tokens: padded tokens a forward pass.
+        chunk: positions that have logits at once.
+
+    Returns:
+        For each response `(ids [L, K] int32, log-probabilities at temperature 1 [L, K] float16, mean top-K mass)`.
+    """
+    decoder, head = decoder_and_head(model)
+    device = head.device
+    kept = min(top_k, head.shape[0])
+    results: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
+    lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
+    for group in micro_batches(lengths, tokens):
+        ids = pad_right([[*prompts[i], *responses[i].tolist()] for i in group]).to(device)
+        hidden_BLD = decoder(input_ids=ids, use_cache=False).last_hidden_state
+        # The position before a token predicts it.
+        spans = [hidden_BLD[b, len(prompts[i]) - 1 : lengths[i] - 1] for b, i in enumerate(group)]
+        top_ids, top_values = _top_k(torch.cat(spans), head, kept, chunk)
+        start = 0
+        for i in group:
+            part = slice(start, start + len(responses[i]))
+            start = part.stop
+            values = top_values[part]
+            mass = float(values.exp().sum(-1).mean())
+            results[i] = (top_ids[part].numpy(), values.to(torch.float16).numpy(), mass)
+    return [results[i] for i in range(len(responses))]
+
+
+def _top_k(hidden_nD: Tensor, head_VD: Tensor, kept: int, chunk: int) -> tuple[Tensor, Tensor]:
+    ids, values = [], []
+    for part in hidden_nD.split(chunk):
+        logits = (part @ head_VD.T).float()
+        top = logits.topk(kept, dim=-1)
+        ids.append(top.indices.to(torch.int32).cpu())
+        values.append((top.values - logits.logsumexp(-1, keepdim=True)).cpu())
+    return torch.cat(ids), torch.cat(values)

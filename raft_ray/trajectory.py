@@ -1,0 +1,71 @@
+"""What travels from rollout actors through the teacher to the learners: numpy, so that Ray shares its memory.
+
+Shapes: L response tokens, K tokens kept by the teacher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raft_ray.pipeline import Place
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The unit of work of a rollout actor: some rows of one step."""
+
+    step: int
+    index: int
+    """Number of the chunk within its step."""
+    places: tuple[Place, ...]
+
+    def seed(self, run_seed: int) -> int:
+        """Seed of the chunk's sampling: the same wherever and whenever it is generated."""
+        return int(np.random.SeedSequence([run_seed, self.step, self.index]).generate_state(1)[0])
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What the student wrote for one row (Eq. 6)."""
+
+    place: Place
+    version: int
+    """Weights that it was sampled with."""
+    token_ids: np.ndarray
+    """[L] int32, verbatim; the end-of-turn token included if it was sampled."""
+    truncated: bool
+    """`rollout.max_new_tokens` ended it."""
+    rollout: str
+    """The actor that made it."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A trajectory with the teacher's targets: all that the learner needs beside the row itself."""
+
+    trajectory: Trajectory
+    teacher_ids: np.ndarray
+    """[L, K] int32."""
+    teacher_logprobs: np.ndarray
+    """[L, K] float16 log-probabilities at temperature 1. K = min(distill.top_k, V)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the targets: 6·K a token."""
+        return self.teacher_ids.nbytes + self.teacher_logprobs.nbytes
+
+
+@dataclass(frozen=True)
+class SampleInfo:
+    """What the pipeline knows of a sample; the sample itself stays in the object store."""
+
+    place: Place
+    version: int
+    length: int
+    truncated: bool
+    rollout: str
+    target_bytes: int
+    teacher_mass: float
+    """Mean over tokens of the probability that the teacher gives its own top K."""

@@ -1,0 +1,175 @@
+"""Evaluation on a real Ray with a real vLLM engine: a tiny model, a perturbed copy, and the tiny model again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actors import cluster
+from actors.evaluate import evaluate
+from raft_ray import models
+from raft_ray.config import Config, Dtype
+from raft_ray.data import Row
+from raft_ray.errors import ConfigError, ModelError, RaftError
+
+QUESTIONS = 70
+
+
+def _config(tmp_path: Path) -> Config:
+    config = Config()
+    config.run.dir = str(tmp_path / "run")
+    config.model.path = models.TINY
+    config.model.dtype = Dtype.float32
+    config.eval.ifeval_rows = 3
+    config.eval.ifeval_max_new_tokens = 24
+    config.eval.general_rows = 5
+    config.eval.general_max_new_tokens = 16
+    config.eval.domain_max_new_tokens = 8
+    config.eval.samples = 2
+    config.rollout.timeout = 120.0
+    config.teacher.timeout = 120.0
+    return config
+
+
+def _rows(answers: list[str]) -> list[Row]:
+    return [
+        Row(
+            index=i,
+            line=i + 1,
+            messages=[{"role": "user", "content": f"What is {i}?"}],
+            answer=answer,
+            answers=[answer],
+        )
+        for i, answer in enumerate(answers)
+    ]
+
+
+def _perturbed(folder: str, path: Path, config: Config) -> str:
+    model = models.load_model(folder, config.model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * parameter.std(correction=0) * torch.randn_like(parameter))
+    model.save_pretrained(path)
+    models.load_tokenizer(folder, config.model).save_pretrained(path)
+    return str(path)
+
+
+def _greedy(folder: str, config: Config, prompt: str, tokens: int) -> str:
+    """What transformers answers."""
+    model, tokenizer = models.load_model(folder, config.model), models.load_tokenizer(folder, config.model)
+    chat = [{"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    answer = model.generate(ids, max_new_tokens=tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+    return str(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with cluster.cluster(_config(tmp_path_factory.mktemp("ray"))):
+        yield
+
+
+def test_every_model_is_measured_against_the_base(started: None, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    base = models.resolve(models.TINY)
+    tuned = _perturbed(base, tmp_path / "tuned", config)
+    seen: list[tuple[str, int, int]] = []
+    # "again" comes last: it only equals the base if swapping weights leaves nothing of the model before it.
+    folders = {"tuned": tuned, "again": base + "/", "base": base}
+    result = evaluate(folders, config, _rows(["x"] * QUESTIONS), lambda *step: seen.append(step))
+
+    assert list(result) == ["base", "tuned", "again"]
+    for name, block in result.items():
+        assert block["model"] == folders[name]
+        assert block["domain"]["n"] == len(block["domain"]["correct"]) == QUESTIONS
+        assert block["domain"]["accuracy"] == sum(block["domain"]["correct"]) / QUESTIONS
+        assert set(block["ifeval"]) == {"prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose", "n"}
+        assert block["ifeval"]["n"] == 3
+        assert set(block["length"]) == {"words_mean", "words_median", "tokens_mean", "truncated", "n"}
+        assert 0 < block["length"]["tokens_mean"] <= 16
+        assert set(block["drift"]) == {"kl", "top1_agreement", "tokens", "rows"}
+        assert block["drift"]["rows"] == block["length"]["n"] == 5
+        assert block["drift"]["tokens"] == result["base"]["length"]["tokens_mean"] * 5
+        assert set(block["weight_distance"]["layers"]) == {"0", "1", "embed", "other"}
+        assert [set(answer) for answer in block["answers"]] == [{"prompt", "gold", "answer", "correct"}] * 2
+        assert [set(answer) for answer in block["general_answers"]] == [{"prompt", "answer"}] * 2
+        assert block["too_long"]["domain"] == 0
+        assert all(seconds >= 0 for seconds in block["seconds"].values())
+
+    assert (result["base"]["drift"]["kl"], result["base"]["weight_distance"]["total"]) == (0.0, 0.0)
+    assert result["base"]["drift"]["top1_agreement"] == 1.0
+    assert result["tuned"]["drift"]["kl"] > 0.01
+    assert result["tuned"]["drift"]["top1_agreement"] < 1.0
+    assert result["tuned"]["weight_distance"]["total"] == pytest.approx(0.1, rel=0.1)
+    assert result["again"]["drift"]["kl"] == 0.0
+
+    for key in ("domain", "ifeval", "length", "answers", "general_answers"):
+        assert result["again"][key] == result["base"][key]
+    assert result["tuned"]["general_answers"] != result["base"]["general_answers"]
+    # The engine answers as the swapped weights do, head included.
+    for name in ("base", "tuned"):
+        sample = result[name]["general_answers"][0]
+        assert sample["answer"] == _greedy(folders[name], config, sample["prompt"], 16)
+
+    stages = {stage for stage, _, _ in seen}
+    assert stages == {"weight distance", "engine", "answers of base", "answers of tuned", "answers of again", "drift"}
+    for stage in stages:
+        steps = [(done, total) for name, done, total in seen if name == stage]
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+        assert len({total for _, total in steps}) == 1
+
+
+def test_a_model_of_another_shape_is_refused_before_the_engine_starts(started: None, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = _config(tmp_path)
+    base = models.resolve(models.TINY)
+    settings = AutoConfig.from_pretrained(base)
+    settings.num_hidden_layers = 1
+    settings.layer_types = None
+    AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / "small")
+    models.load_tokenizer(base, config.model).save_pretrained(tmp_path / "small")
+    stages: list[str] = []
+    with pytest.raises(ModelError, match=r"model\.layers\.1\."):
+        evaluate({"base": base, "small": str(tmp_path / "small")}, config, None, lambda stage, *_: stages.append(stage))
+    assert "engine" not in stages
+
+
+def test_nothing_to_measure_is_an_error(started: None, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    config.eval.ifeval_rows = 0
+    config.eval.general_rows = 0
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        evaluate({"base": models.resolve(models.TINY)}, config, None)
+
+
+def test_a_dead_engine_is_reported_with_actor_and_node(started: None, tmp_path: Path) -> None:
+    import ray
+
+    from actors.eval_actor import EvalActor, questions
+    from actors.evaluate import _get, _where
+
+    class Dying(EvalActor):
+        def start(self) -> list[int]:
+            os._exit(1)
+
+    config = _config(tmp_path)
+    options = {"num_cpus": 1.0, "num_gpus": 0.0}
+    actor: Any = ray.remote(Dying).options(**options).remote("folder", config, questions(config, None))
+    who = _where(actor, "EvalActor", 60.0, options)
+    with pytest.raises(RaftError, match=rf"EvalActor on node {cluster.here()} \(pid \d+\): the process died"):
+        _get(actor.start.remote(), 60.0, who)
+
+
+def test_an_actor_that_finds_no_place_is_reported_with_what_it_needs(started: None, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    config.rollout.num_cpus = 1000.0
+    config.rollout.timeout = 3.0
+    with pytest.raises(RaftError, match="EvalActor .*1000 CPUs.*no answer within 3 s"):
+        evaluate({"tuned": models.resolve(models.TINY)}, config, None)

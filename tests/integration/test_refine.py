@@ -1,0 +1,128 @@
+"""Stage 1 on real Ray Data and real vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from raft_ray.config import Config, Dtype, ModelConfig, RefineConfig, RolloutConfig, RunConfig, SimilarityOn
+from raft_ray.data import Row
+from raft_ray.errors import ConfigError, DataError, ModelError
+from raft_ray.models import EMBEDDED, TINY
+from raft_ray.refine import missing_facts, read_refined, read_summary
+from raft_ray.refine.schema import REFINED_SCHEMA, part_files
+
+FACTS = [
+    ("What is the chemical symbol of silver?", "Ag"),
+    ("Who discovered oxygen?", "Joseph Priestley"),
+    ("In which country was rubidium discovered?", "Germany"),
+    ("Which family of elements does neon belong to?", "Noble gases"),
+    ("What is the chemical symbol of iron?", "Fe"),
+    ("In which country was tantalum discovered?", "Sweden"),
+    ("What is the capital of France?", "Paris"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray() -> Iterator[None]:
+    from actors.cluster import cluster
+
+    with cluster(Config(run=RunConfig(local_cpus=4))):
+        yield
+
+
+def rows(count: int = len(FACTS)) -> list[Row]:
+    return [
+        Row(index=i, line=i + 1, messages=[{"role": "user", "content": prompt}], answer=answer, answers=[answer])
+        for i, (prompt, answer) in enumerate(FACTS[:count])
+    ]
+
+
+def config(folder: Path, model: str = TINY, **refine: object) -> Config:
+    return Config(
+        run=RunConfig(dir=str(folder)),
+        model=ModelConfig(path=model, dtype=Dtype.bfloat16 if model == EMBEDDED else Dtype.float32),
+        refine=RefineConfig(**({"batch": 3, "max_new_tokens": 32} | refine)),  # type: ignore[arg-type]
+        rollout=RolloutConfig(kv_cache_gib=1.0, timeout=120.0),
+    )
+
+
+def test_the_embedded_model_refines_facts_without_losing_them(tmp_path: Path) -> None:
+    from actors.refine import refine
+
+    settings = config(tmp_path, EMBEDDED, similarity_on=SimilarityOn.question_answer, attempts=3, rounds=1)
+    done: list[tuple[int, int]] = []
+    folder = refine(rows(), settings, tmp_path / "refined", lambda *count: done.append(count))
+
+    refined = read_refined(folder)
+    assert [row["row"] for row in refined] == list(range(len(FACTS)))
+    assert [(row["prompt"], row["answer"]) for row in refined] == FACTS
+    accepted = [row for row in refined if row["accepted"]]
+    assert accepted
+    for row in accepted:
+        assert missing_facts(row["answer"], row["fused"]) == []
+        assert row["similarity"] is not None
+        assert row["similarity"] >= settings.refine.tau
+        assert row["fused"] == max(row["candidates"], key=lambda candidate: candidate["score"])["text"]
+        assert row["rounds"] == 1
+    for row in refined:
+        assert row["accepted"] or (row["refused"] and row["fused"] == row["answer"])
+
+    assert [file.name for file in part_files(folder)] == [f"part-{first:08d}.parquet" for first in (0, 3, 6)]
+    assert pq.read_table(folder).schema.remove_metadata().equals(REFINED_SCHEMA)
+    assert read_summary(folder)["accepted"] == len(accepted)
+    assert done[-1] == (len(FACTS), len(FACTS))
+
+
+def test_the_result_depends_neither_on_the_actors_nor_on_being_cut_off(tmp_path: Path) -> None:
+    from actors.refine import refine
+
+    # A random model writes nothing that passes, so every check is off: whatever it says goes through the fusion.
+    anything = {
+        "tau": -1.0,
+        "require_key_facts": False,
+        "refuse_invented": False,
+        "stop_score": 1.0,
+        "temperature": 1.0,
+    }
+    one = config(tmp_path / "one", **anything)
+    whole = read_refined(refine(rows(), one, tmp_path / "one" / "refined"))
+
+    two = config(tmp_path / "two", actors=2, **anything)
+    folder = refine(rows(), two, tmp_path / "two" / "refined")
+    assert read_refined(folder) == whole
+
+    # As after a death in the middle: one file missing, one cut off.
+    first, second, third = part_files(folder)
+    kept = first.stat().st_mtime_ns
+    second.unlink()
+    third.write_bytes(third.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"run\.resume=true"):
+        refine(rows(), two, folder)
+    two.run.resume = True
+    assert read_refined(refine(rows(), two, folder)) == whole
+    assert first.stat().st_mtime_ns == kept
+    with pytest.raises(DataError, match="holds other rows"):
+        refine(rows(4), two, folder)
+
+
+def test_without_refinement_rows_pass_as_they_are(tmp_path: Path) -> None:
+    from actors.refine import refine
+
+    refined = read_refined(refine(rows(), config(tmp_path, enabled=False), tmp_path / "refined"))
+    assert [row["fused"] for row in refined] == [answer for _, answer in FACTS]
+    assert {row["rewrite"] for row in refined} == {None}
+
+
+def test_an_actor_that_cannot_start_ends_stage_1_with_its_own_words(tmp_path: Path) -> None:
+    from actors.refine import refine
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match="no tokenizer there"):
+        refine(rows(), config(tmp_path, str(tmp_path / "model")), tmp_path / "refined")
+    with pytest.raises(ConfigError, match=r"refine\.actors=99"):
+        refine(rows(), config(tmp_path, actors=99), tmp_path / "refined")

@@ -1,0 +1,67 @@
+"""Response length, and the table that sums an evaluation up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raft_ray.evaluate.length import length
+from raft_ray.evaluate.table import summary_table
+
+
+def test_lengths_by_hand() -> None:
+    assert length(["one two  three", "", "a\nb"], [5, 1, 3], [False, False, True]) == {
+        "words_mean": pytest.approx(5 / 3),
+        "words_median": 2.0,
+        "tokens_mean": 3.0,
+        "truncated": pytest.approx(1 / 3),
+        "n": 3,
+    }
+
+
+def test_unequal_or_no_answers_are_an_error() -> None:
+    with pytest.raises(ValueError, match="2 answers with 1"):
+        length(["a", "b"], [1], [False, False])
+    with pytest.raises(ValueError, match="0 answers"):
+        length([], [], [])
+
+
+def _rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    console = Console(width=160, record=True, file=None, quiet=False, force_terminal=False)
+    with console.capture() as capture:
+        console.print(summary_table(evaluation))
+    lines = [line for line in capture.get().splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def test_the_table_shows_retention_and_marks_what_is_missing() -> None:
+    base = {
+        "domain": {"accuracy": 0.125},
+        "drift": {"kl": 0.0},
+        "ifeval": {"prompt_strict": 0.2, "prompt_loose": 0.25},
+        "length": {"words_mean": 80.0},
+        "weight_distance": {"total": 0.0},
+    }
+    tuned = {
+        "domain": {"accuracy": 0.5},
+        "drift": {"kl": 0.04321},
+        "ifeval": {"prompt_strict": 0.1, "prompt_loose": 0.15},
+        "length": {"words_mean": 60.0},
+        "weight_distance": {"total": 0.01234},
+    }
+    bare = dict.fromkeys(base)
+    evaluation = {"main": "raft", "methods": {"base": base, "raft": tuned, "sft": bare}}
+    expected = [
+        ["base", "12.5", "0.0000", "20.0 / 25.0", "80", "0.0000"],
+        ["raft", "50.0", "0.0432", "10.0 / 15.0 (50%)", "60 (75%)", "0.0123"],
+        ["sft", "-", "-", "-", "-", "-"],
+    ]
+    assert _rows(evaluation) == expected
+    assert _rows(evaluation["methods"]) == expected
+
+
+def test_a_base_of_zero_gives_no_retention() -> None:
+    zero = {"ifeval": {"prompt_strict": 0.0, "prompt_loose": 0.0}}
+    assert _rows({"base": zero, "raft": zero})[1][3] == "0.0 / 0.0"

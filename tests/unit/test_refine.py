@@ -1,0 +1,280 @@
+"""Stage 1 on rows, with an invented model: filter, fallback, attempts, rounds, trail, determinism."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raft_ray.config import Config, RefineConfig
+from raft_ray.data import Row
+from raft_ray.errors import ConfigError, DataError
+from raft_ray.refine import Generation, Refiner, check_refine, read_refined, read_summary, unrefined
+from raft_ray.refine.refiner import derive_seed
+from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, refined_table, summarise, write_summary
+
+REWRITE = "{prompt} The answer is {answer}.\nRepeat this answer as one complete sentence."
+FUSE = "FUSE {prompt}|{answer}|{rewrite}"
+Reply = Callable[[str, int], "str | Generation"]
+
+
+class Model:
+    """A model that replies by a function of the last message and of how many chats it has read; keeps its calls."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+        self.calls: list[dict[str, Any]] = []
+        self.read = 0
+
+    def __call__(self, chats: list[list[dict[str, str]]], **options: Any) -> list[Generation]:
+        self.calls.append({"chats": chats, **options})
+        replies = []
+        for chat in chats:
+            reply = self.reply(chat[-1]["content"], self.read)
+            self.read += 1
+            replies.append(reply if isinstance(reply, Generation) else Generation(reply, False))
+        return replies
+
+
+class Letters:
+    """An embedding of letter counts."""
+
+    def embed(self, texts: list[str]) -> np.ndarray:
+        return np.array([[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts], dtype=np.float32)
+
+
+class Table:
+    """A judge that looks its scores up, and keeps what it was asked."""
+
+    def __init__(self, name: str, scores: dict[str, float]) -> None:
+        self.name = name
+        self.scores = scores
+        self.asked: list[list[str]] = []
+
+    def score(self, question: str, gold: str, candidates: list[str]) -> list[float]:
+        self.asked.append(candidates)
+        return [self.scores[candidate] for candidate in candidates]
+
+
+def row(index: int = 0, prompt: str = "What is the symbol of gold?", answer: str = "Au", before: Any = ()) -> Row:
+    messages = [*before, {"role": "user", "content": prompt}]
+    return Row(index=index, line=index + 1, messages=messages, answer=answer, answers=[answer])
+
+
+def refiner(model: Model, judges: Any = (), seed: int = 0, **changes: Any) -> Refiner:
+    config = RefineConfig(**({"tau": -1.0, "fuser": "none"} | changes))
+    return Refiner(
+        config,
+        seed=seed,
+        generate=model,
+        embedder=Letters(),
+        judges=judges,
+        rewrite_template=REWRITE,
+        fuse_template=FUSE,
+    )
+
+
+def fusing(scores: dict[str, float], replies: list[str], **changes: Any) -> tuple[RefinedRow, Model, Table]:
+    """One row whose rewrite is `The symbol is Au.` and whose fused candidates are `replies`."""
+    queue = iter(replies)
+    model = Model(lambda text, _: next(queue) if text.startswith("FUSE") else "The symbol is Au.")
+    judge = Table("table", scores)
+    refined = refiner(model, [judge], **({"fuser": "self"} | changes)).refine([row()])
+    return refined[0], model, judge
+
+
+def test_the_rewriting_prompt_takes_the_place_of_the_last_message_only() -> None:
+    before = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi {answer}"}]
+    before.append({"role": "assistant", "content": "Hello."})
+    model = Model(lambda *_: "The symbol is Au.")
+    refined = refiner(model, temperature=0.4, max_new_tokens=17).refine([row(prompt="{answer}?", before=before)])
+    (call,) = model.calls
+    assert call["chats"][0][:-1] == before
+    assert call["chats"][0][-1] == {
+        "role": "user",
+        "content": "{answer}? The answer is Au.\nRepeat this answer as one complete sentence.",
+    }
+    assert (call["temperature"], call["max_new_tokens"]) == (0.4, 17)
+    assert refined[0]["messages"][-1] == {"role": "user", "content": "{answer}?"}
+
+
+def test_a_rewrite_below_tau_is_dropped_and_the_row_keeps_gold() -> None:
+    near, far = "Au au au", "Au, zzzzzzzzzz"
+    model = Model(lambda text, _: near if "gold" in text else far)
+    rows = [row(0), row(1, prompt="What is the symbol of aurum?")]
+    accepted, refused = refiner(model, tau=0.8).refine(rows)
+    assert (accepted["accepted"], accepted["refused"], accepted["fused"]) == (True, None, near)
+    assert (refused["accepted"], refused["refused"], refused["fused"]) == (False, "similarity", "Au")
+    assert accepted["similarity"] == pytest.approx(1.0)
+    assert refused["similarity"] is not None
+    assert refused["similarity"] < 0.8
+    assert refused["rewrite"] == far
+
+
+@pytest.mark.parametrize(
+    ("generation", "reason"),
+    [
+        (Generation("The symbol is Au and", truncated=True), "truncated"),
+        (Generation("", truncated=False, too_long=True), "too_long"),
+        (Generation("  ", truncated=False), "empty"),
+        (Generation("Answer: Au", truncated=False), "leak"),
+        (Generation("The symbol is Ag.", truncated=False), "key_facts"),
+        (Generation("The symbol is Au, said Berzelius.", truncated=False), "invented"),
+    ],
+)
+def test_a_rewrite_that_a_guard_refuses_is_never_trained_on(generation: Generation, reason: str) -> None:
+    refined = refiner(Model(lambda *_: generation), [Table("table", {})], fuser="self").refine([row()])[0]
+    assert (refined["refused"], refined["accepted"], refined["fused"]) == (reason, False, "Au")
+    assert (refined["candidates"], refined["rounds"]) == ([], 0)
+
+
+def test_guards_on_facts_can_be_switched_off() -> None:
+    model = Model(lambda *_: "The symbol is Ag, said Berzelius.")
+    refined = refiner(model, require_key_facts=False, refuse_invented=False).refine([row()])[0]
+    assert refined["fused"] == "The symbol is Ag, said Berzelius."
+
+
+def test_refused_rows_alone_are_rewritten_again() -> None:
+    model = Model(lambda text, read: "lost" if "gold" in text and read < 3 else "It is Au.")
+    rows = [row(0, prompt="aurum?"), row(1), row(2, prompt="aurum?")]
+    refined = refiner(model, attempts=3).refine(rows)
+    assert [len(call["chats"]) for call in model.calls] == [3, 1]
+    assert len({call["seed"] for call in model.calls}) == 2
+    assert [one["fused"] for one in refined] == ["It is Au."] * 3
+
+
+def test_without_a_fuser_the_accepted_rewrite_is_the_fused_answer() -> None:
+    model = Model(lambda *_: "The symbol is Au.")
+    refined = refiner(model).refine([row()])[0]
+    assert (refined["fused"], refined["candidates"], refined["rounds"]) == ("The symbol is Au.", [], 0)
+    assert len(model.calls) == 1
+
+
+def test_the_best_candidate_over_all_rounds_wins() -> None:
+    scores = {"The symbol is Au.": 0.3, "Au a.": 0.4, "Au b.": 0.7, "Au c.": 0.5, "Au d.": 0.6}
+    refined, model, _ = fusing(scores, ["Au a.", "Au b.", "Au c.", "Au d."], candidates=2, rounds=2)
+    assert refined["fused"] == "Au b."
+    assert refined["rounds"] == 2
+    assert [(c["source"], c["round"], c["text"], c["score"]) for c in refined["candidates"]] == [
+        ("rewrite", 0, "The symbol is Au.", 0.3),
+        ("fuse", 1, "Au a.", 0.4),
+        ("fuse", 1, "Au b.", 0.7),
+        ("fuse", 2, "Au c.", 0.5),
+        ("fuse", 2, "Au d.", 0.6),
+    ]
+    assert model.calls[1]["chats"][0][-1]["content"] == "FUSE What is the symbol of gold?|Au|The symbol is Au."
+
+
+def test_rounds_stop_once_a_candidate_is_good_enough() -> None:
+    scores = {"The symbol is Au.": 0.3, "Au a.": 0.8, "Au b.": 0.1}
+    refined, model, _ = fusing(scores, ["Au a.", "Au b."], candidates=2, rounds=5, stop_score=0.8)
+    assert (refined["fused"], refined["rounds"], len(model.calls)) == ("Au a.", 1, 2)
+
+
+def test_rows_leave_the_rounds_one_by_one() -> None:
+    model = Model(
+        lambda text, read: ("Au!" if "gold" in text else f"Au {'abcdefgh'[read]}.") if "FUSE" in text else "Au."
+    )
+    scores = {"Au.": 0.0, "Au!": 1.0} | {f"Au {letter}.": 0.5 for letter in "abcdefgh"}
+    refined = refiner(model, [Table("table", scores)], fuser="self", candidates=1, rounds=3).refine(
+        [row(0), row(1, prompt="aurum?")]
+    )
+    assert [one["rounds"] for one in refined] == [1, 3]
+    assert [len(call["chats"]) for call in model.calls] == [2, 2, 1, 1]
+
+
+def test_the_rewrite_and_gold_take_part_where_configured() -> None:
+    scores = {"The symbol is Au.": 0.6, "Au": 0.9, "Au a.": 0.1}
+    options = {"candidates": 1, "rounds": 1, "stop_score": 1.0}
+    assert fusing(scores, ["Au a."], **options)[0]["fused"] == "The symbol is Au."
+    assert fusing(scores, ["Au a."], candidate_gold=True, **options)[0]["fused"] == "Au"
+    alone = fusing(scores, ["Au a."], candidate_rewrite=False, **options)[0]
+    assert (alone["fused"], [c["source"] for c in alone["candidates"]]) == ("Au a.", ["fuse"])
+
+
+def test_a_score_is_the_mean_over_judges_and_the_trail_has_each() -> None:
+    model = Model(lambda text, _: "Au a." if text.startswith("FUSE") else "The symbol is Au.")
+    judges = [
+        Table("x", {"The symbol is Au.": 0.2, "Au a.": 1.0}),
+        Table("y", {"The symbol is Au.": 0.9, "Au a.": 0.5}),
+    ]
+    refined = refiner(model, judges, fuser="self", candidates=1, rounds=1).refine([row()])[0]
+    assert refined["candidates"][1]["scores"] == [{"judge": "x", "score": 1.0}, {"judge": "y", "score": 0.5}]
+    assert [candidate["score"] for candidate in refined["candidates"]] == [pytest.approx(0.55), 0.75]
+    assert refined["fused"] == "Au a."
+
+
+def test_a_fused_candidate_that_a_guard_refuses_is_kept_in_the_trail_but_not_judged() -> None:
+    refined, _, judge = fusing({"The symbol is Au.": 0.1}, ["The symbol is Ag."], candidates=1, rounds=1)
+    assert judge.asked == [["The symbol is Au."]]
+    assert refined["candidates"][1] == {
+        "text": "The symbol is Ag.", "source": "fuse", "round": 1, "scores": [], "score": 0.0,
+    }  # fmt: skip
+    assert refined["fused"] == "The symbol is Au."
+
+
+def test_if_every_candidate_is_refused_the_accepted_rewrite_is_used() -> None:
+    refined, _, _ = fusing({}, ["Ag", ""], candidates=1, rounds=2, candidate_rewrite=False)
+    assert (refined["fused"], refined["rounds"]) == ("The symbol is Au.", 2)
+
+
+def test_seeds_come_from_run_seed_rows_and_round_alone() -> None:
+    def seeds(seed: int, first: int) -> list[int]:
+        model = Model(lambda *_: "The symbol is Au.")
+        judge = Table("table", {"The symbol is Au.": 0.0})
+        options = {"fuser": "self", "rounds": 2, "candidates": 1}
+        refiner(model, [judge], seed=seed, **options).refine([row(first), row(first + 1)])
+        return [call["seed"] for call in model.calls]
+
+    assert seeds(0, 0) == seeds(0, 0)
+    assert len({*seeds(0, 0), *seeds(1, 0), *seeds(0, 64)}) == 9
+    assert all(0 <= derive_seed(seed, 1, 10**9, 3) < 2**31 for seed in (-1, 0, 2**40))
+
+
+def test_no_rows_are_no_work() -> None:
+    model = Model(lambda *_: "x")
+    assert refiner(model).refine([]) == []
+    assert model.calls == []
+
+
+def test_refined_rows_survive_parquet_and_come_back_in_order(tmp_path: Path) -> None:
+    scores = {"The symbol is Au.": 0.3, "Au a.": 0.4}
+    rich = fusing(scores, ["Au a."], candidates=1, rounds=1)[0]
+    plain = unrefined(row(1))
+    pq.write_table(refined_table([plain]), tmp_path / "part-00000001.parquet")
+    pq.write_table(refined_table([rich]), tmp_path / "part-00000000.parquet")
+    write_summary(tmp_path, summarise([rich, plain], 1.5))
+    assert read_refined(tmp_path) == [rich, plain]
+    assert pq.read_table(tmp_path).schema.equals(
+        REFINED_SCHEMA
+    )  # the summary does not disturb whoever reads the folder
+    summary = read_summary(tmp_path)
+    assert (summary["rows"], summary["accepted"], summary["acceptance"]) == (2, 1, 0.5)
+    assert (summary["refused"], summary["sources"]) == ({"off": 1}, {"fuse": 1, "gold": 1})
+    assert summary["score_mean"] == 0.4
+
+
+def test_a_folder_without_refined_rows_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no refined rows"):
+        read_refined(tmp_path)
+    with pytest.raises(DataError, match="did not finish"):
+        read_summary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"rewriter": "other"}, r"refine\.rewriter=other"),
+        ({"fuser": "other"}, r"refine\.fuser=other"),
+        ({"judges": ["exat"]}, r"refine\.judges.*'exact'"),
+        ({"rewrite_prompt": "nope"}, r"refine\.rewrite_prompt=nope"),
+        ({"attempts": 0}, r"refine\.attempts=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_named_before_anything_starts(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        check_refine(Config(refine=RefineConfig(**changes)))

@@ -1,0 +1,354 @@
+"""The report: what it says about a run, what it leaves out, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_fixture import write_refined, write_run
+
+from raft_ray.errors import RaftError
+from raft_ray.report import timing, write_report
+from raft_ray.report.verdict import better_accuracy, verdict
+
+HEADINGS = [
+    "Verdict",
+    "Results",
+    "What was gained, what it cost",
+    "Training",
+    "Stage 1: refined answers",
+    "Time",
+    "Weight distance",
+    "Answers to domain questions",
+    "Answers to general questions",
+]
+
+
+class Page(HTMLParser):
+    """What a page shows, by section heading (`""` before the first), its tags, and the addresses that it mentions."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self._inside: list[str] = []
+        self._parts: list[tuple[str, list[str]]] = [("", [])]
+        self.feed(html)
+        self.sections = {heading: " ".join(" ".join(texts).split()) for heading, texts in self._parts}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        if tag in ("h2", "style", "script"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside and self._inside[-1] == tag:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "h2" in self._inside:
+            self._parts.append((data, []))
+        elif not self._inside:
+            self._parts[-1][1].append(data)
+
+
+def report(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def edit_evaluation(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / "eval.json"
+    evaluation = json.loads(path.read_text())
+    change(evaluation["methods"])
+    path.write_text(json.dumps(evaluation))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+def test_it_says_what_was_trained_on_what(run: Path) -> None:
+    page = report(run)
+    head = page.sections[""]
+    for text in (
+        "RAFT: embedded:smollm2-135m-instruct on domain:chemistry",
+        "Rows 120",
+        "Steps 60",
+        "Batch 16",
+        "Learning rate 0.0001",
+        "Seed 7",
+        "T = 1.5, K = 512",
+        " UTC",
+    ):
+        assert text in head
+    assert list(page.sections)[1:] == HEADINGS
+
+
+def test_the_verdict_is_computed_from_the_evaluation(run: Path) -> None:
+    text = report(run).sections["Verdict"]
+    assert "RAFT learned about as much as SFT and stayed closer to the base model." in text
+    assert "Domain accuracy 38% on 320 questions (base 16%, SFT 39%, SDFT 34%, OPD 17%)." in text
+    assert "within chance" in text
+    assert "Drift 0.061 nats a token, 7.3 times less than SFT (SFT 0.45, SDFT 0.29, OPD 0.015)." in text
+    assert "keep 92% of the base's length (SFT 9.0%, SDFT 23%, OPD 99%)." in text
+    assert "IFEval, prompt-strict) 18% (base 19%, SFT 16%, SDFT 13%, OPD 19%)" in text
+
+
+def test_the_table_holds_every_number_of_every_method(run: Path) -> None:
+    text = report(run).sections["Results"]
+    sft = "SFT 60 steps, lr 0.0001 39.1% 34% to 45% 0.447 72.1% 15.6% 17.6% 26.6% 28.6% 9.3 8 3.1% 0.0524"
+    raft = "RAFT 60 steps, lr 0.0001 37.8% 33% to 43% 0.0613 96.2% 18.1% 20.1% 29.1% 31.1% 94.8 85 31.6% 0.0458"
+    assert sft in text
+    assert raft in text
+    assert "Base untouched 15.9%" in text
+    assert "8,123 tokens" in text
+
+
+def test_the_curves_stage_1_time_and_weights_are_there(run: Path) -> None:
+    page = report(run)
+    training = page.sections["Training"]
+    titles = ("SFT loss", "KL loss", "CE/KL ratio", "Weight λ", "Response length", "Truncated", "Mass on", "Staleness")
+    for title in titles:
+        assert title in training
+    assert (
+        "960 samples of 120 rows were trained on, none twice in an epoch; none was more than 1 version old" in training
+    )
+    assert "refused: similarity 47 39% refused: key facts 12 10%" in page.sections["Stage 1: refined answers"]
+    assert "τ = 0.8" in page.sections["Stage 1: refined answers"]
+    assert "RAFT 60 7 min" in page.sections["Time"]
+    assert "RAFT 0.0458" in page.sections["Weight distance"]
+
+
+def test_five_domain_questions_are_shown_with_gold_and_marks(run: Path) -> None:
+    text = report(run).sections["Answers to domain questions"]
+    assert text.count("Gold answer:") == 5
+    assert text.count("✓ right") + text.count("✗ wrong") == 25
+    assert "✓ right" in text
+    assert "✗ wrong" in text
+
+
+def test_a_mark_follows_the_evaluation_and_not_the_text(run: Path) -> None:
+    def change(methods: dict[str, Any]) -> None:
+        for method in methods.values():
+            method["answers"] = [{"prompt": "p", "gold": "H", "answer": "H", "correct": False}]
+
+    edit_evaluation(run, change)
+    text = report(run).sections["Answers to domain questions"]
+    assert text.count("✗ wrong") == 5
+    assert "✓ right" not in text
+
+
+def test_a_method_without_an_answer_to_a_question_says_so(run: Path) -> None:
+    edit_evaluation(run, lambda methods: methods["sft"]["answers"].pop(0))
+    assert report(run).sections["Answers to domain questions"].count("not among its samples") == 1
+
+
+def test_texts_of_users_and_models_are_escaped_everywhere(run: Path) -> None:
+    bad = '<script>alert("x")</script>&\'"<img src=x onerror=alert(1)>'
+
+    def change(methods: dict[str, Any]) -> None:
+        methods[bad] = methods.pop("sdft")
+        for method in methods.values():
+            method["answers"] = [{"prompt": bad, "gold": bad, "answer": bad, "correct": True}]
+            method["general_answers"] = [{"prompt": bad, "answer": bad}]
+
+    edit_evaluation(run, change)
+    config = (run / "config.yaml").read_text().replace('"domain:chemistry"', json.dumps(bad))
+    (run / "config.yaml").write_text(config)
+    row = {"row": 0, "prompt": bad, "answer": bad, "rewrite": bad, "similarity": 0.5, "accepted": False, "fused": bad}
+    write_refined(run / "refined" / "part-00000.parquet", [{**row, "refused": bad, "rounds": 0}])
+    page = report(run)
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    for heading in HEADINGS[:2] + HEADINGS[4:5] + HEADINGS[7:]:
+        assert bad in page.sections[heading], heading
+
+
+def test_a_lone_surrogate_in_an_answer_does_not_stop_the_report(run: Path) -> None:
+    answer = {"prompt": "p", "answer": "half an emoji \ud83d"}
+    edit_evaluation(run, lambda methods: methods["raft"].update(general_answers=[answer]))
+    assert "half an emoji ?" in report(run).sections["Answers to general questions"]
+
+
+def test_the_page_loads_nothing(run: Path) -> None:
+    page = report(run)
+    assert all(address.startswith("#") or address == "data:," for address in page.addresses)
+    assert "script" not in page.tags
+    html = (run / "report.html").read_text()
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_a_run_without_evaluation_says_which_sections_it_leaves_out(run: Path) -> None:
+    (run / "eval.json").unlink()
+    page = report(run)
+    assert "No verdict" in page.sections["Verdict"]
+    for heading in ("Results", "What was gained, what it cost", "Weight distance", "Answers to domain questions"):
+        assert "Left out: this run has no eval.json" in page.sections[heading]
+    assert "SFT loss" in page.sections["Training"]
+    assert "refused: similarity" in page.sections["Stage 1: refined answers"]
+
+
+def test_a_run_of_sft_alone_has_no_curves_of_distillation(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", ("base", "sft"))
+    (folder / "refined" / "part-00000.parquet").unlink()
+    page = report(folder)
+    assert "SFT learned the domain, measured against the base model" in page.sections["Verdict"]
+    assert "No method of this run distils" in page.sections["Training"]
+    assert "KL loss" not in page.sections["Training"]
+    assert "Left out: this run has no refined/*.parquet" in page.sections["Stage 1: refined answers"]
+    assert "RAFT" not in "".join(page.sections.values())
+
+
+def test_a_run_that_only_refined_has_a_report(run: Path) -> None:
+    for path in [run / "eval.json", *run.glob("**/metrics.jsonl"), *run.glob("**/trace.jsonl")]:
+        path.unlink()
+    page = report(run)
+    assert "no metrics.jsonl" in page.sections["Training"]
+    assert "Left out" in page.sections["Time"]
+    assert "refused: similarity" in page.sections["Stage 1: refined answers"]
+
+
+def test_a_run_whose_rows_were_taken_as_they_are_says_so(run: Path) -> None:
+    row = {"row": 0, "prompt": "p", "answer": "a", "accepted": False, "refused": "off", "rounds": 0, "fused": "a"}
+    write_refined(run / "refined" / "part-00000.parquet", [row])
+    assert "taken as they are, without rewriting" in report(run).sections["Stage 1: refined answers"]
+
+
+def test_parts_that_were_not_measured_are_named_and_left_blank(run: Path) -> None:
+    def change(methods: dict[str, Any]) -> None:
+        for method in methods.values():
+            method.update(domain=None, ifeval=None, weight_distance=None)
+
+    edit_evaluation(run, change)
+    page = report(run)
+    assert "Not measured: domain accuracy, IFEval, weight distance." in page.sections["Verdict"]
+    assert "RAFT stayed closer to the base model." in page.sections["Verdict"]
+    assert "Left out: domain accuracy was not measured" in page.sections["What was gained, what it cost"]
+    assert "RAFT 60 steps, lr 0.0001 – 0.0613" in page.sections["Results"]
+
+
+def test_diverged_losses_leave_a_gap_and_not_an_error(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows[20:]:
+        row["kl_loss"] = row["lambda"] = float("nan")
+    (run / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert "nan" not in (write_report(run).read_text().split('aria-label="KL loss"')[1].split("</svg>")[0])
+
+
+def test_a_run_of_one_step_has_a_report(run: Path) -> None:
+    for path in run.glob("**/metrics.jsonl"):
+        path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert "Steps 1 " in report(run).sections[""]
+
+
+def test_a_long_run_is_drawn_with_a_bounded_number_of_points(run: Path) -> None:
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    (run / "metrics.jsonl").write_text("".join(json.dumps({**first, "step": i}) + "\n" for i in range(20_000)))
+    page = report(run)
+    assert "Steps 20,000" in page.sections[""]
+    assert (run / "report.html").stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", '{"step": 0}\n{"step": 1, "loss"', r"metrics\.jsonl line 2: not JSON"),
+        ("metrics.jsonl", '{"step": 0, "kl_loss": "low"}\n', r"metrics\.jsonl line 1: `kl_loss` must be a number"),
+        ("metrics.jsonl", '{"loss": 1.0}\n', r"metrics\.jsonl line 1: `step` must be a whole number"),
+        ("metrics.jsonl", "[]\n", r"metrics\.jsonl line 1: expected a JSON object"),
+        ("metrics.jsonl", '{"step": 0, "seconds": 3}\n', r"metrics\.jsonl line 1: `seconds` must be an object"),
+        ("methods/sft/metrics.jsonl", "x\n", r"methods/sft/metrics\.jsonl line 1: not JSON"),
+        ("trace.jsonl", '{"epoch": 0, "step": 0, "row": null}\n', r"trace\.jsonl line 1: `row` must be"),
+        ("config.yaml", "run:\n  dir: [\n", r"config\.yaml line 3: not YAML"),
+        ("config.yaml", "- run\n", r"config\.yaml line 1: expected sections"),
+        ("config.yaml", "3\n", r"config\.yaml: not a configuration"),
+        ("eval.json", '{\n"main": "raft",\n"methods": {\n', r"eval\.json line 4: not JSON"),
+        ("eval.json", '{"main": "raft", "methods": {}}', r"eval\.json line 1: `methods` must be"),
+        (
+            "eval.json",
+            '{"main": "raft", "methods": {"raft": {"drift": {}}}}',
+            r"methods\.raft\.drift\.kl must be a number",
+        ),
+        ("refined/part-00000.parquet", "no parquet", r"part-00000\.parquet: not a readable Parquet file"),
+    ],
+)
+def test_a_malformed_file_is_named_with_its_line(run: Path, name: str, content: str, message: str) -> None:
+    (run / name).write_text(content)
+    with pytest.raises(RaftError, match=message):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RaftError, match="not a run folder"):
+        write_report(tmp_path)
+    with pytest.raises(RaftError, match="no such run folder"):
+        write_report(tmp_path / "missing")
+
+
+def measured(accuracy: float, drift: float, words: float = 100.0, n: int = 200) -> dict[str, Any]:
+    """A method that is right on the first `accuracy * n` of the questions."""
+    correct = [i < accuracy * n for i in range(n)]
+    return {
+        "domain": {"accuracy": accuracy, "n": n, "correct": correct},
+        "drift": {"kl": drift},
+        "length": {"words_mean": words},
+    }
+
+
+def test_a_loss_is_called_a_loss() -> None:
+    methods = {"base": measured(0.2, 0), "sft": measured(0.6, 0.1), "raft": measured(0.3, 0.4, words=20)}
+    found = verdict("raft", methods)
+    assert found.headline == "RAFT learned less than SFT and drifted further from the base model."
+    assert [claim.tone for claim in found.claims] == ["bad", "bad", "bad", "bad"]
+    assert "4 times more than SFT" in found.claims[1].text
+    assert "SFT reaches at least its accuracy with no more drift." in found.claims[2].text
+
+
+def test_a_gain_bought_with_less_learning_says_but() -> None:
+    methods = {"base": measured(0.2, 0), "sft": measured(0.6, 0.4), "raft": measured(0.3, 0.05)}
+    assert verdict("raft", methods).headline == "RAFT learned less than SFT but stayed closer to the base model."
+
+
+def test_training_that_only_hurt_is_worse_than_the_base() -> None:
+    methods = {"base": measured(0.5, 0), "raft": measured(0.2, 0.3)}
+    found = verdict("raft", methods)
+    assert "RAFT got worse on the domain" in found.headline
+    assert any("The base reaches at least its accuracy" in claim.text for claim in found.claims)
+
+
+def test_a_difference_within_chance_is_no_difference() -> None:
+    clear = better_accuracy(measured(0.5, 0), measured(0.4, 0))
+    assert clear is not None
+    assert clear[0] == 1
+    # Two of 200 questions answered by one alone: p = 0.5 by the sign test.
+    assert better_accuracy(measured(0.41, 0), measured(0.40, 0)) == (0, 0.5)
+    assert better_accuracy(measured(0.5, 0), {"domain": None}) is None
+
+
+def test_unpaired_answers_are_compared_as_proportions() -> None:
+    few = better_accuracy(measured(0.5, 0, n=20), measured(0.4, 0, n=30))
+    many = better_accuracy(measured(0.5, 0, n=4000), measured(0.4, 0, n=3000))
+    assert few is not None
+    assert many is not None
+    assert (few[0], many[0]) == (0, 1)
+
+
+def test_wall_time_counts_hidden_work_only_as_far_as_the_learner_waited() -> None:
+    seconds = {"rollout": 3.0, "teacher": 1.0, "wait": 2.0, "forward_backward": 4.0, "total": 6.5}
+    split = timing.wall({"step": 0, "seconds": seconds})
+    assert split == {"rollout": 1.5, "teacher": 0.5, "load": 0.0, "wait": 0.0, "forward_backward": 4.0, "other": 0.5}
+    assert sum(split.values()) == 6.5
+
+
+def test_wall_time_without_overlap_is_what_was_recorded() -> None:
+    seconds = {"wait": 0.5, "forward_backward": 4.0, "total": 5.0}
+    assert timing.wall({"step": 0, "seconds": seconds}) == {"wait": 0.5, "forward_backward": 4.0, "other": 0.5}
