@@ -1,4 +1,4 @@
-# Everything starts from `make demo` and `make test`. Both build .venv first (two minutes, once).
+# Everything starts from `make demo` and `make test`. Both build .venv first (three minutes, once).
 #
 # Variables:
 #   PYTHON       the interpreter that .venv is made with; by default python3.11, or python3 if that is at least 3.11
@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 
 .PHONY: help demo test unit integration lint types format env lock browser clean
 
@@ -31,10 +31,10 @@ demo: env
 test: env browser
 	$(BIN)/python -m pytest $(ARGS)
 
-unit: env browser
+unit: env
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
-integration: env
+integration: env browser
 	$(BIN)/python -m pytest tests/integration $(ARGS)
 
 lint: env
@@ -55,6 +55,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'error: $(PYTHON) is older than Python 3.11; set it with make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'installing torch and the packages of $(LOCK): about three minutes, 4 GB'
 	$(PIP) --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' $(LOCK))
 	@$(BIN)/python -c 'from importlib.metadata import version; import sys; sys.exit("+cpu" not in version("torch"))' || \
 		{ echo "error: pip found no CPU build of torch; give an index that has one with make TORCH_INDEX=..." >&2; exit 1; }

@@ -32,7 +32,7 @@ from raft_ray.config import Balance, Config, Dtype, KlGraphs
 from raft_ray.losses import EmaBalancer, FixedBalancer
 from raft_ray.prompts import EncodedRow
 from raft_ray.schedule import learning_rate
-from raft_ray.step import train_step
+from raft_ray.step import StepLosses, train_step
 from raft_ray.student import Student, empty_batch, kl_batches, sft_batches
 
 
@@ -180,7 +180,7 @@ class Rank:
                 "sft_loss": losses.sft,
                 "kl_loss": losses.kl,
                 "lambda": losses.weight,
-                "ce_kl_ratio": losses.sft / losses.kl if losses.kl else None,
+                "ce_kl_ratio": _ratio(losses),
                 "student_mass": mass_sum / mass_count if mass_count else None,
                 "tokens": int(all_tokens),
                 "lr": lr,
@@ -291,7 +291,9 @@ def _deepspeed_engine(config: Config, folder: str) -> Any:
     if half:
         # float16 rollouts, too, are trained in bfloat16: it needs no loss scaling.
         settings["bf16"] = {"enabled": True}
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        if learner.zero_stage > 0:
+            # Stage 0 has no accumulator of its own: it adds up in bfloat16.
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
     model = models.load_model(folder, config.model, torch.bfloat16 if half else torch.float32)
     if learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -318,6 +320,13 @@ def _full_tensors(model: Any, zero_stage: int) -> Iterator[tuple[str, torch.Tens
     for name, parameter in model.named_parameters():
         with GatheredParameters([parameter]):
             yield name, parameter
+
+
+def _ratio(losses: StepLosses) -> float | None:
+    """Cross-entropy over weighted KL (the paper's Fig. 2a): near 1 where λ balances them."""
+    if losses.kl is None or losses.weight is None or losses.kl * losses.weight == 0:
+        return None
+    return losses.sft / (losses.weight * losses.kl)
 
 
 def _put(weights: weight_sync.Weights | None) -> tuple[list[ray.ObjectRef] | None, int]:

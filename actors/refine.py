@@ -1,7 +1,7 @@
 """Stage 1 on Ray Data: rows through `RefineActor`s (a vLLM engine each) into `RUN/refined`.
 
-    rows ── blocks of refine.batch rows ──> RefineActor × refine.actors ──> write ──> part-<first row>.parquet
-                                            rewrite, filter, fuse                     a file a block, in order
+    rows ── blocks of refine.batch rows ──> RefineActor × refine.actors ──> part-<first row>-*.parquet
+                                            rewrite, filter, fuse           a file a block, in order
 
 A block is refined as a whole by one actor, and its seeds come from its rows, so the result does not depend on how
 many actors there are or which of them took it. A block whose file is complete is not refined again on resuming.
@@ -12,11 +12,12 @@ Ray Data places the blocks, restarts dead actors and repeats their block; what t
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actors.cluster import actor_options, log_to_file
+from raft_ray import errors
 from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, DataError, RaftError
@@ -53,7 +55,7 @@ _log = logging.getLogger(__name__)
 def refine(rows: list[Row], config: Config, out: Path, progress: Progress | None = None) -> Path:
     """Refine `rows` into the folder `out` (`RUN/refined`); Ray must be running.
 
-    Writes `part-<first row>.parquet` files, whose names sort in the order of the rows, and the counts of
+    Writes `part-<first row>-*.parquet` files, whose names sort in the order of the rows, and the counts of
     `raft_ray.refine.read_summary`. With `refine.enabled=false` the rows pass as they are.
 
     Args:
@@ -73,7 +75,7 @@ def refine(rows: list[Row], config: Config, out: Path, progress: Progress | None
     started = time.monotonic()
     if not config.refine.enabled:
         for block in pending:
-            pq.write_table(refined_table([unrefined(row) for row in block.rows]), out / block.file)
+            pq.write_table(refined_table([unrefined(row) for row in block.rows]), out / f"{block.name}.parquet")
     elif pending:
         with _reported(blocks, out, progress):
             _run(pending, config, out)
@@ -146,13 +148,14 @@ class RefineActor:
 
 @dataclass
 class _Block:
-    """Rows that are refined together, and the file they go to."""
+    """Rows that are refined together and go to one file."""
 
     rows: list[Row]
-    file: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.file = f"part-{self.rows[0].index:08d}.parquet"
+    @property
+    def name(self) -> str:
+        """What the file's name begins with."""
+        return _name(self.rows[0].index)
 
     def table(self) -> pa.Table:
         records = [
@@ -166,6 +169,7 @@ def _run(blocks: list[_Block], config: Config, out: Path) -> None:
     """Refine `blocks` and write them, one file each."""
     import ray
     from ray.data.exceptions import UserCodeException
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     _check_resources(config)
     options = actor_options(
@@ -186,9 +190,13 @@ def _run(blocks: list[_Block], config: Config, out: Path) -> None:
             **options,
         )
         try:
-            # `local://` writes on this node, where the run folder is; without a CPU of its own, since the
-            # actors may hold them all.
-            data.write_parquet(f"local://{out}", filename_provider=_filenames(blocks), ray_remote_args={"num_cpus": 0})
+            # On this node, where the run folder is; without a CPU of its own, since the actors may hold them all.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            data.write_parquet(
+                str(out),
+                filename_provider=_filenames(blocks),
+                ray_remote_args={"num_cpus": 0, "scheduling_strategy": here},
+            )
         except (UserCodeException, ray.exceptions.RayError, TimeoutError) as error:
             raise _cause(error, out) from error
 
@@ -227,14 +235,24 @@ def _filenames(blocks: list[_Block]) -> Any:
             self._names = names
 
         def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-            return self._names[task_index]
+            # Ray Data insists on its id, which tells the files of two writes apart.
+            return f"{self._names[task_index]}-{write_uuid}.parquet"
 
-    return BlockNames([block.file for block in blocks])
+    return BlockNames([block.name for block in blocks])
+
+
+def _name(first: int) -> str:
+    return f"part-{first:08d}"
+
+
+def _stem(file: Path) -> str:
+    """The part of a file's name that says which block it is."""
+    return "-".join(file.stem.split("-")[:2])
 
 
 def _pending(blocks: list[_Block], out: Path, config: Config) -> list[_Block]:
     """The blocks whose file is not complete in `out`; files that were cut off are removed."""
-    files = {file.name: file for file in part_files(out)}
+    files = {_stem(file): file for file in part_files(out)}
     if files and not config.run.resume:
         raise ConfigError(
             f"run.dir={config.run.dir}: {out} holds refined rows already; set run.resume=true to go on with them, "
@@ -242,7 +260,7 @@ def _pending(blocks: list[_Block], out: Path, config: Config) -> list[_Block]:
         )
     pending = []
     for block in blocks:
-        file = files.pop(block.file, None)
+        file = files.pop(block.name, None)
         if file is None or not _complete(file, block):
             pending.append(block)
     if files:
@@ -290,13 +308,13 @@ def _check_resources(config: Config) -> None:
 @contextmanager
 def _reported(blocks: list[_Block], out: Path, progress: Progress | None) -> Iterator[None]:
     """Log and report the rows in finished files while the block runs."""
-    sizes = {block.file: len(block.rows) for block in blocks}
+    sizes = {block.name: len(block.rows) for block in blocks}
     ended = threading.Event()
 
     def watch() -> None:
         reported = -1
         while not ended.wait(_POLL):
-            done = sum(sizes.get(file.name, 0) for file in part_files(out))
+            done = sum(sizes.get(_stem(file), 0) for file in part_files(out))
             if done != reported:
                 reported = done
                 _log.info("refined %d of %d rows", done, sum(sizes.values()))
@@ -314,13 +332,10 @@ def _reported(blocks: list[_Block], out: Path, progress: Progress | None) -> Ite
 
 def _cause(error: Exception, out: Path) -> RaftError:
     """What went wrong in an actor: its own error if that was written for the user, else the reason in one line."""
-    seen: BaseException | None = error
-    last: BaseException = error
-    while seen is not None:
-        if isinstance(seen, RaftError):
-            return seen
-        last = seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    lines = [line for line in str(last).strip().splitlines() if line.strip()]
-    reason = lines[-1].strip() if lines else type(last).__name__
+    # Ray keeps an error of an actor's start as text only, so the text is what there is in every case.
+    text = str(error)
+    own = re.search(r"^.*\braft_ray\.errors\.(\w+): (.*)$", text, re.MULTILINE)
+    if own:
+        return getattr(errors, own.group(1), RaftError)(own.group(2))
+    reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
     return RaftError(f"RefineActor failed: {reason}; see {out.parent / 'logs'}/refine-*.log")

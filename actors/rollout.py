@@ -68,7 +68,7 @@ class RolloutActor:
         start = time.perf_counter()
         self._version = None
         weight_sync.load_into(
-            self._engine.llm, version, ref, checksum, self._config.sync.checksum, f"{self.name} on {here()}"
+            self._engine, version, ref, checksum, self._config.sync.checksum, f"{self.name} on {here()}"
         )
         self._version = version
         return time.perf_counter() - start

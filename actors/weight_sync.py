@@ -19,13 +19,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 import torch
 
 from raft_ray.errors import RaftError
+
+if TYPE_CHECKING:
+    from actors.engine import Engine
 
 OBJECT_STORE = "raft_object_store"
 
@@ -92,22 +95,24 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(OBJECT_STORE, "actors.weight_sync_engine", "ObjectStoreEngine")
 
 
-def load_into(llm: Any, version: int, ref: list[ray.ObjectRef], checksum: int, verify: bool, where: str) -> None:
+def load_into(
+    engine: Engine, version: int, ref: list[ray.ObjectRef], checksum: int, verify: bool, where: str
+) -> None:
     """Replace an engine's weights by the version behind `ref`, and check that what arrived is what was sent.
 
     Args:
-        llm: a vLLM `LLM` built with the `object_store` weight transfer.
+        engine: built with the `object_store` weight transfer.
         ref: the reference in a list, so that Ray does not fetch it on the way.
         checksum: the learner's, of the same version.
         where: names actor and node in errors.
 
     Raises `RaftError` when a worker's checksum differs or a parameter was not covered.
     """
+    llm = engine.llm
     llm.start_weight_update()
     llm.update_weights({"update_info": {"weights": ref}})
     llm.finish_weight_update()
-    # The prefix cache holds keys and values of the old weights.
-    llm.reset_prefix_cache()
+    engine.weights_changed()
     if not verify:
         return
     for report in llm.collective_rpc(_report):

@@ -7,6 +7,7 @@ Ray, vLLM and torch are imported inside the commands that need them, so that `--
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,7 +97,7 @@ def run(
     ready = _ready(config, overrides, resume, run_dir)
     from actors.run import run as run_all
 
-    _say("report", run_all(ready))
+    run_all(ready)
 
 
 @app.command()
@@ -149,7 +150,7 @@ def evaluate(
     ] = None,
     run_dir: RunDir = None,
 ) -> None:
-    """Measure one model: domain accuracy, IFEval, response length, and drift from the base model.
+    """Measure one model beside the base: domain accuracy, IFEval, length, drift. Writes RUN-eval/eval.json.
 
     [bold]Examples[/bold]
 
@@ -159,14 +160,23 @@ def evaluate(
 
       raft-ray eval demo --model ./my-model eval.ifeval_rows=50
     """
-    loaded = _load(config, overrides, resume=False, run_dir=run_dir)
+    loaded = _load(config, overrides, run_dir=run_dir)
     settings.check(loaded)
     trained = Path(config) / "model"
     if model is None:
         model = str(trained) if trained.is_dir() else loaded.model.path
+    if run_dir is None:
+        # Beside the run folder: a run's own eval.json compares all of its methods, and must not be overwritten.
+        loaded.run.dir = f"{loaded.run.dir.rstrip('/')}-eval"
+    if not Path(loaded.run.dir).exists():
+        settings.check_run_dir(loaded)
+    from raft_ray import models
+
+    models.load_tokenizer(models.resolve(model), loaded.model)
     from actors.run import evaluate as measure
 
-    _show_result(model, measure(loaded, model))
+    measure(loaded, model)
+    _say("results", Path(loaded.run.dir) / "eval.json")
 
 
 @app.command()
@@ -256,18 +266,17 @@ def doctor(
 
 
 def _load(config: str, overrides: list[str] | None, resume: bool = False, run_dir: str | None = None) -> Config:
-    keys = list(overrides or [])
     if "=" in config and not Path(config).exists():
         raise ConfigError(f"{config}: name a preset or YAML file before the overrides, such as demo {config}")
-    loaded = settings.load(config, keys)
+    keys = list(overrides or [])
     if (Path(config) / "config.yaml").is_file():
-        # A run may have been moved or copied since its config was written.
-        loaded.run.dir = config
+        # A run may have been moved or copied, and resumed, since its config was written.
+        keys = [f"run.dir={json.dumps(config)}", "run.resume=false", *keys]
     if run_dir is not None:
-        loaded.run.dir = run_dir
+        keys.append(f"run.dir={json.dumps(run_dir)}")
     if resume:
-        loaded.run.resume = True
-    return loaded
+        keys.append("run.resume=true")
+    return settings.load(config, keys)
 
 
 def _ready(config: str, overrides: list[str] | None, resume: bool, run_dir: str | None) -> Config:
@@ -280,18 +289,6 @@ def _ready(config: str, overrides: list[str] | None, resume: bool, run_dir: str 
 
 def _say(what: str, path: Path) -> None:
     print(f"{what}: {path}")
-
-
-def _show_result(model: str, result: dict[str, Any]) -> None:
-    """The numbers of one model's evaluation (see docs/design.md, eval.json) as a table."""
-    table = Table("measure", "value", title=model)
-    for measure, values in result.items():
-        if not isinstance(values, dict):
-            continue
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                table.add_row(f"{measure} {name}", f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
 
 
 def _one_line(error: BaseException) -> str:

@@ -102,7 +102,7 @@ def _step(method: str, step: int) -> dict[str, Any]:
     progress = 1 - math.exp(-step / 18)
     sft = {"sft": 3.4, "sdft": 2.1, "opd": 1.9, "raft": 1.8}[method] * (1 - 0.55 * progress) * noise.uniform(0.9, 1.1)
     kl = (0.11 if method == "raft" else 0.02) * (1 + 0.4 * progress) * noise.uniform(0.85, 1.15)
-    weight = 0.95 * sft / kl
+    weight = sft / kl * noise.uniform(0.8, 1.2)
     seconds = {
         "wait": noise.uniform(0, 0.1),
         "forward_backward": 3.9 if distils else 1.6,
@@ -123,7 +123,7 @@ def _step(method: str, step: int) -> dict[str, Any]:
         "sft_loss": sft,
         "kl_loss": kl if distils else None,
         "lambda": weight if distils else None,
-        "ce_kl_ratio": sft / (weight * kl) * noise.uniform(0.8, 1.25) if distils else None,
+        "ce_kl_ratio": sft / kl if distils else None,
         "teacher_mass": 0.996 - 0.002 * noise.random() if distils else None,
         "student_mass": 0.981 + 0.008 * progress + 0.002 * noise.random() if distils else None,
         "response_length": 96 - 12 * progress * (method == "raft") + noise.uniform(-5, 5) if distils else None,

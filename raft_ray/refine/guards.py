@@ -6,19 +6,24 @@ Rules on text only; knows nothing about embeddings, judges or models. A guard is
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import pairwise
 
-from raft_ray.refine.key_facts import invented_facts, missing_facts, normalise
+from raft_ray.refine.key_facts import invented_facts, missing_facts, normalise, tokens
 from raft_ray.templates import literals
 
 TEMPLATE_FIELDS = ("prompt", "answer", "rewrite")
 _LABEL = re.compile(
     r"^\W*(?:(?:reference|gold|short|correct|given|final|rewritten|fused|improved|draft) )?"
-    r"(?:question|answer|sentence|rewrite|statement|draft)\s*\d*\s*:",
+    r"(?:question|answer|sentence|rewrite|statement|draft)\s*\d*\s*:"
+    r"|^\W*(?:the )?(?:correct |short )?answer to (?:this|the|that|your) (?:question|puzzle|riddle)",
     re.IGNORECASE | re.MULTILINE,
 )
-_LEAK_WORDS = 4
+_LEAK_AT_START = 3
+_LEAK_ANYWHERE = 4
+_CIRCLES = 3
 
 
 @dataclass(frozen=True)
@@ -55,17 +60,33 @@ def empty(draft: Draft) -> bool:
 
 
 def leak(draft: Draft) -> bool:
-    """Shows the prompt that asked for it: a label (`Reference answer:`), or a line of the template.
+    """Shows the prompt that asked for it: a label (`Reference answer:`), or words of the template.
 
-    Short pieces of a template are ordinary language, so only those of four words or more count; what stands in
-    the row itself (question or gold answer) is never a leak.
+    Short pieces of a template are ordinary language: one counts from three words on where the text begins with it
+    (`The answer is`), from four on anywhere. What stands in the row itself (question or gold answer) is no leak.
     """
-    own = normalise(f"{draft.prompt}\n{draft.answer}")
-    if any(normalise(match.group()) not in own for match in _LABEL.finditer(draft.text)):
+    own = _spaced(f"{draft.prompt}\n{draft.answer}")
+    if any(_spaced(match.group()) not in own for match in _LABEL.finditer(draft.text)):
         return True
-    text = f" {normalise(draft.text)} "
-    pieces = (normalise(piece) for piece in literals(draft.template, TEMPLATE_FIELDS))
-    return any(f" {piece} " in text and piece not in own for piece in pieces if len(piece.split()) >= _LEAK_WORDS)
+    text = _spaced(draft.text)
+    for piece in map(_spaced, literals(draft.template, TEMPLATE_FIELDS)):
+        words = len(piece.split())
+        shown = text.startswith(piece) if words < _LEAK_ANYWHERE else piece in text
+        if words >= _LEAK_AT_START and shown and piece not in own:
+            return True
+    return False
+
+
+def echo(draft: Draft) -> bool:
+    """Asks the question again, word for word."""
+    return draft.prompt.rstrip().endswith("?") and _spaced(draft.prompt) in _spaced(draft.text)
+
+
+def repetition(draft: Draft) -> bool:
+    """Goes round in circles: one pair of words makes up a third of it or more, three times at least."""
+    words = normalise(draft.text).split()
+    pairs = Counter(pairwise(words))
+    return any(count >= _CIRCLES and 2 * count * 3 >= len(words) for count in pairs.values())
 
 
 def key_facts(draft: Draft) -> bool:
@@ -79,7 +100,7 @@ def invented(draft: Draft) -> bool:
 
 
 GUARDS: dict[str, Callable[[Draft], bool]] = {
-    guard.__name__: guard for guard in (too_long, truncated, empty, leak, key_facts, invented)
+    guard.__name__: guard for guard in (too_long, truncated, empty, leak, echo, repetition, key_facts, invented)
 }
 """In order; the first that fires gives the reason."""
 
@@ -87,3 +108,8 @@ GUARDS: dict[str, Callable[[Draft], bool]] = {
 def refusal(draft: Draft, *, off: Collection[str] = ()) -> str | None:
     """Why `draft` cannot be used: the name of the first guard that fires, those in `off` left out; none if it can."""
     return next((name for name, fires in GUARDS.items() if name not in off and fires(draft)), None)
+
+
+def _spaced(text: str) -> str:
+    """The words in lower case between single spaces, also at both ends, so that `in` compares whole words."""
+    return f" {' '.join(token.casefold() for token in tokens(text))} "

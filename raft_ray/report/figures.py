@@ -43,9 +43,9 @@ def training_figures(run: Run) -> list[Figure]:
         _curves(run, "kl_loss", "KL loss", "Teacher to student on the student's own responses, with T².", smooth=True),
         _curves(
             run,
-            "ce_kl_ratio",
+            balance,
             "CE/KL ratio",
-            "Cross-entropy over the KL term in the sum; at 1 (dashed) the two weigh the same.",
+            "L_SFT over λ · L_KL; at 1 (dashed) the two weigh the same in the sum.",
             log=True,
             reference=1.0,
             smooth=True,
@@ -70,6 +70,14 @@ def training_figures(run: Run) -> list[Figure]:
     return [figure for figure in figures if figure]
 
 
+def balance(row: Row) -> float | None:
+    """L_SFT / (λ L_KL) of a step: how the two terms of the loss weigh against each other; None without a KL term."""
+    sft, kl, weight = row.get("sft_loss"), row.get("kl_loss"), row.get("lambda")
+    if not (usable(sft) and usable(kl) and usable(weight)) or kl * weight <= 0:
+        return None
+    return sft / (weight * kl)
+
+
 def _share(value: float) -> str:
     return percent(value, 0)
 
@@ -88,7 +96,7 @@ def _has_values(values: list[float | None]) -> bool:
 
 def _curves(
     run: Run,
-    key: str,
+    value: str | Callable[[Row], float | None],
     title: str,
     note: str,
     *,
@@ -99,7 +107,12 @@ def _curves(
     form: Format = short,
 ) -> Figure | None:
     lines = [
-        Series(method_label(name), method_css(name), _column(rows, "step"), _column(rows, key))  # type: ignore[arg-type]
+        Series(
+            method_label(name),
+            method_css(name),
+            [float(row["step"]) for row in rows],
+            _column(rows, value) if isinstance(value, str) else [value(row) for row in rows],
+        )
         for name, rows in run.metrics.items()
     ]
     lines = [line for line in lines if _has_values(list(line.y))]

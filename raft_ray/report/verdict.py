@@ -189,7 +189,9 @@ def _front(main: str, others: list[str], methods: dict[str, Result]) -> Claim | 
     below = [n for n, p in rivals.items() if p and n != "base" and p[0] <= own[0] and p[1] <= own[1] and p != own]
     if below:
         return Claim(f"At least as accurate as {_and(below)}, with no more drift.", "good")
-    return Claim("No method here is better in both accuracy and drift.", "even")
+    if not any(p for name, p in rivals.items() if name != "base"):
+        return None
+    return Claim("No other method here is at least as accurate with less drift.", "even")
 
 
 def _length(main: str, others: list[str], methods: dict[str, Result]) -> Claim | None:

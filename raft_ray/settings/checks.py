@@ -37,6 +37,7 @@ RANGES: dict[str, _Range] = {
     "refine.candidates": _FROM_ONE,
     "refine.rounds": _FROM_ONE,
     "refine.stop_score": _SHARE,
+    "refine.attempts": _FROM_ONE,
     "refine.temperature": _NOT_NEGATIVE,
     "refine.fuse_temperature": _NOT_NEGATIVE,
     "refine.max_new_tokens": _FROM_ONE,
@@ -188,9 +189,7 @@ def _check_data(config: Config) -> None:
     if data.test == data.train and Path(data.train).suffix in (".jsonl", ".parquet"):
         raise ConfigError(f"data.test={data.test}: these are the training rows; name a file with other questions")
     if data.prompt_field == data.answer_field:
-        raise ConfigError(
-            f"data.answer_field={data.answer_field}: the same as data.prompt_field; name the answers' field"
-        )
+        raise ConfigError(f"data.answer_field={data.answer_field}: data.prompt_field is the same; name another")
     if not config.run.dir:
         raise ConfigError("run.dir is empty; name a folder for the run")
 

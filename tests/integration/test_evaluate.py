@@ -171,5 +171,5 @@ def test_an_actor_that_finds_no_place_is_reported_with_what_it_needs(started: No
     config = _config(tmp_path)
     config.rollout.num_cpus = 1000.0
     config.rollout.timeout = 3.0
-    with pytest.raises(RaftError, match="EvalActor .*1000 CPUs.*no answer within 3 s"):
+    with pytest.raises(RaftError, match=r"EvalActor .*1000 CPUs.*no answer within 3 s"):
         evaluate({"tuned": models.resolve(models.TINY)}, config, None)

@@ -71,7 +71,7 @@ def test_the_embedded_model_refines_facts_without_losing_them(tmp_path: Path) ->
     for row in refined:
         assert row["accepted"] or (row["refused"] and row["fused"] == row["answer"])
 
-    assert [file.name for file in part_files(folder)] == [f"part-{first:08d}.parquet" for first in (0, 3, 6)]
+    assert [file.name[:13] for file in part_files(folder)] == [f"part-{first:08d}" for first in (0, 3, 6)]
     assert pq.read_table(folder).schema.remove_metadata().equals(REFINED_SCHEMA)
     assert read_summary(folder)["accepted"] == len(accepted)
     assert done[-1] == (len(FACTS), len(FACTS))
@@ -88,25 +88,24 @@ def test_the_result_depends_neither_on_the_actors_nor_on_being_cut_off(tmp_path:
         "stop_score": 1.0,
         "temperature": 1.0,
     }
-    one = config(tmp_path / "one", **anything)
-    whole = read_refined(refine(rows(), one, tmp_path / "one" / "refined"))
-
-    two = config(tmp_path / "two", actors=2, **anything)
-    folder = refine(rows(), two, tmp_path / "two" / "refined")
-    assert read_refined(folder) == whole
+    settings = config(tmp_path, actors=2, **anything)
+    folder = refine(rows(), settings, tmp_path / "refined")
+    whole = read_refined(folder)
+    assert {row["rounds"] for row in whole if row["accepted"]} <= {2}
 
     # As after a death in the middle: one file missing, one cut off.
     first, second, third = part_files(folder)
-    kept = first.stat().st_mtime_ns
+    untouched = first.stat().st_mtime_ns
     second.unlink()
     third.write_bytes(third.read_bytes()[:100])
     with pytest.raises(ConfigError, match=r"run\.resume=true"):
-        refine(rows(), two, folder)
-    two.run.resume = True
-    assert read_refined(refine(rows(), two, folder)) == whole
-    assert first.stat().st_mtime_ns == kept
+        refine(rows(), settings, folder)
+    settings.run.resume = True
+    settings.refine.actors = 1
+    assert read_refined(refine(rows(), settings, folder)) == whole
+    assert first.stat().st_mtime_ns == untouched
     with pytest.raises(DataError, match="holds other rows"):
-        refine(rows(4), two, folder)
+        refine(rows(4), settings, folder)
 
 
 def test_without_refinement_rows_pass_as_they_are(tmp_path: Path) -> None:

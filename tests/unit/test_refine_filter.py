@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -22,6 +22,7 @@ pairs = st.tuples(st.integers(0, 6), st.integers(1, 5)).flatmap(
 
 
 @given(pairs, st.floats(-1, 1))
+@settings(deadline=None)
 def test_similarity_is_the_cosine_and_accepted_is_similarity_at_least_tau(
     pair: tuple[np.ndarray, np.ndarray], tau: float
 ) -> None:
@@ -39,6 +40,7 @@ def test_similarity_is_the_cosine_and_accepted_is_similarity_at_least_tau(
 
 
 @given(pairs, st.floats(1e-3, 1e3))
+@settings(deadline=None)
 def test_the_length_of_a_vector_and_the_order_of_the_two_do_not_matter(
     pair: tuple[np.ndarray, np.ndarray], scale: float
 ) -> None:
@@ -49,6 +51,7 @@ def test_the_length_of_a_vector_and_the_order_of_the_two_do_not_matter(
 
 
 @given(pairs)
+@settings(deadline=None)
 def test_a_larger_tau_accepts_no_row_that_a_smaller_one_refuses(pair: tuple[np.ndarray, np.ndarray]) -> None:
     strict, loose = (semantic_filter(*pair, tau)[1] for tau in (0.9, 0.2))
     assert not (strict & ~loose).any()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raft_ray.config import SimilarityOn
@@ -80,6 +80,7 @@ def test_a_lost_fact_is_named(answer: str, text: str, missing: list[str]) -> Non
 
 
 @given(st.text(max_size=200))
+@settings(deadline=None)
 def test_a_text_never_misses_its_own_facts(text: str) -> None:
     assert missing_facts(text, text) == []
 
@@ -117,6 +118,10 @@ def test_a_sound_rewrite_passes_every_guard() -> None:
         ({"text": "Reference answer: Au"}, "leak"),
         ({"text": "Au.\nQuestion: What is silver?"}, "leak"),
         ({"text": "Repeat this answer as one complete sentence. Au."}, "leak"),
+        ({"text": "The answer is Au."}, "leak"),
+        ({"text": "The answer to this question is Au."}, "leak"),
+        ({"text": "What is the symbol of gold?\n\nIt is Au."}, "echo"),
+        ({"text": "Au is Au is Au is Au is a metal."}, "repetition"),
         ({"text": "The symbol of gold is Ag."}, "key_facts"),
         ({"text": "The symbol of gold is Au since 1803."}, "invented"),
     ],

@@ -12,7 +12,7 @@ import pytest
 from report_fixture import write_refined, write_run
 
 from raft_ray.errors import RaftError
-from raft_ray.report import timing, write_report
+from raft_ray.report import figures, timing, write_report
 from raft_ray.report.verdict import better_accuracy, verdict
 
 HEADINGS = [
@@ -340,6 +340,12 @@ def test_unpaired_answers_are_compared_as_proportions() -> None:
     assert few is not None
     assert many is not None
     assert (few[0], many[0]) == (0, 1)
+
+
+def test_the_balance_counts_the_weight_of_the_kl() -> None:
+    assert figures.balance({"sft_loss": 2.0, "kl_loss": 0.5, "lambda": 8.0}) == 0.5
+    assert figures.balance({"sft_loss": 2.0, "kl_loss": None, "lambda": None}) is None
+    assert figures.balance({"sft_loss": 2.0, "kl_loss": 0.5, "lambda": 0.0}) is None
 
 
 def test_wall_time_counts_hidden_work_only_as_far_as_the_learner_waited() -> None:

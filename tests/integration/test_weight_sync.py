@@ -1,0 +1,130 @@
+"""Weights through vLLM's transfer interface and Ray's object store: the engine answers as the new weights do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from raft_ray.config import Config, Dtype, ModelConfig
+from raft_ray.models import TINY, load_model, load_tokenizer, resolve
+
+# Workers cannot import test modules: the probe travels as code.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+PROMPT = [{"role": "user", "content": "Write a short story about a lighthouse."}]
+
+
+class Probe:
+    """An engine and the means to change its weights, in a process of its own."""
+
+    def __init__(self, folder: str) -> None:
+        from actors import weight_sync
+        from actors.engine import Engine
+
+        weight_sync.register()
+        self.engine = Engine(folder, dtype=Dtype.float32, context=256, weight_sync=weight_sync.OBJECT_STORE)
+        self.engine.llm.init_weight_transfer_engine({"init_info": {}})
+
+    def load(self, version: int, ref: list[ray.ObjectRef], checksum: int) -> None:
+        from actors import weight_sync
+
+        weight_sync.load_into(self.engine, version, ref, checksum, True, "probe")
+
+    def generate(self, ids: list[int], temperature: float = 0.0, seed: int = 0) -> list[int]:
+        (completion,) = self.engine.generate([ids], max_new_tokens=12, temperature=temperature, seed=seed)
+        return completion.token_ids
+
+
+@pytest.fixture(scope="module")
+def probe() -> Iterator[Any]:
+    from actors import cluster
+
+    config = Config()
+    cluster.start(config)
+    options = cluster.actor_options(role="rollout", num_cpus=1, num_gpus=0, threads=1)
+    yield ray.remote(Probe).options(**options).remote(resolve(TINY))
+    cluster.stop()
+
+
+def changed_model(seed: int) -> Any:
+    """The tiny model with every weight replaced, so that a layer left behind cannot go unseen."""
+    model: Any = load_model(resolve(TINY), ModelConfig(dtype=Dtype.float32))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.dim() == 1 else 0.0))
+    return model.eval()
+
+
+def greedy(model: Any, ids: list[int]) -> list[int]:
+    eos = load_tokenizer(resolve(TINY), ModelConfig()).eos_token_id
+    out = list(ids)
+    for _ in range(12):
+        with torch.no_grad():
+            out.append(int(model(torch.tensor([out])).logits[0, -1].argmax()))
+        if out[-1] == eos:
+            break
+    return out[len(ids) :]
+
+
+def prompt_ids() -> list[int]:
+    text = load_tokenizer(resolve(TINY), ModelConfig()).apply_chat_template(
+        PROMPT, tokenize=False, add_generation_prompt=True
+    )
+    return list(load_tokenizer(resolve(TINY), ModelConfig()).encode(text, add_special_tokens=False))
+
+
+def test_after_a_sync_the_engine_answers_as_the_new_weights_do(probe: Any) -> None:
+    from actors import weight_sync
+
+    ids = prompt_ids()
+    for version in (1, 2):
+        model = changed_model(version)
+        weights = weight_sync.pack(version, model.named_parameters(), torch.float32)
+        ray.get(probe.load.remote(version, [ray.put(weights)], weights.checksum), timeout=120)
+        assert ray.get(probe.generate.remote(ids), timeout=120) == greedy(model, ids)
+
+
+def test_weights_that_are_not_the_learners_are_refused(probe: Any) -> None:
+    from actors import weight_sync
+
+    weights = weight_sync.pack(3, changed_model(3).named_parameters(), torch.float32)
+    with pytest.raises(ray.exceptions.RayTaskError, match="probe: weights of version 3"):
+        ray.get(probe.load.remote(3, [ray.put(weights)], weights.checksum + 1), timeout=120)
+    with pytest.raises(ray.exceptions.RayTaskError, match="version 4"):
+        ray.get(probe.load.remote(4, [ray.put(weights)], weights.checksum), timeout=120)
+
+
+def test_a_version_that_lacks_a_parameter_is_refused(probe: Any) -> None:
+    from actors import weight_sync
+
+    tensors = [(n, p) for n, p in changed_model(5).named_parameters() if "layers.1.mlp.down_proj" not in n]
+    weights = weight_sync.pack(5, tensors, torch.float32)
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"lacks weights for .*down_proj"):
+        ray.get(probe.load.remote(5, [ray.put(weights)], weights.checksum), timeout=120)
+
+
+def test_the_same_seed_samples_the_same_tokens(probe: Any) -> None:
+    from actors import weight_sync
+
+    weights = weight_sync.pack(6, changed_model(6).named_parameters(), torch.float32)
+    ray.get(probe.load.remote(6, [ray.put(weights)], weights.checksum), timeout=120)
+    ids = prompt_ids()
+    first, again, other = (ray.get(probe.generate.remote(ids, 1.0, seed), timeout=120) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_packing_keeps_every_tensor_bit_for_bit() -> None:
+    from actors import weight_sync
+
+    model = changed_model(7)
+    weights = weight_sync.pack(0, model.named_parameters(), torch.float32)
+    assert [name for name, _ in weights.tensors()] == [name for name, _ in model.named_parameters()]
+    for (_, packed), (_, original) in zip(weights.tensors(), model.named_parameters(), strict=True):
+        assert torch.equal(packed, original)

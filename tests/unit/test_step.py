@@ -1,0 +1,264 @@
+"""A step's losses, λ and gradients: the same however the batch is cut, and right against a direct computation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from raft_ray.errors import ModelError
+from raft_ray.losses import EmaBalancer, token_weights, topk_kl
+from raft_ray.pipeline import Place
+from raft_ray.prompts import EncodedRow
+from raft_ray.step import StepLosses, train_step
+from raft_ray.student import MicroBatch, Student, empty_batch, kl_batches, sft_batches
+from raft_ray.teacher import decoder_and_head, micro_batches, score
+from raft_ray.trajectory import Sample, Trajectory
+
+TEMPERATURE = 1.5
+
+
+def tiny_model(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            initializer_range=0.3,
+        )
+    )
+
+
+class PlainEngine:
+    """The three calls of a DeepSpeed engine on plain torch, with the average over ranks left to the caller."""
+
+    def __init__(self, student: Student) -> None:
+        self.student = student
+        self.updates = 0
+
+    def __call__(self, batch: MicroBatch) -> Tensor:
+        return self.student(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.updates += 1
+
+
+def rows_and_samples(count: int, kept: int = 12) -> tuple[list[EncodedRow], list[Sample]]:
+    """Rows of different lengths with responses scored by another model under another prompt."""
+    random = np.random.default_rng(0)
+    teacher = tiny_model(1).eval()
+    rows, responses = [], []
+    for i in range(count):
+        prompt = random.integers(3, 40, 3 + i).tolist()
+        rows.append(EncodedRow(i, prompt, random.integers(3, 40, 2 + i % 3).tolist(), [5, 6, *prompt]))
+        responses.append(random.integers(3, 40, 1 + (2 * i) % 5).astype(np.int32))
+    scored = score(teacher, [r.teacher_prompt for r in rows], responses, top_k=kept, tokens=64)
+    samples = [
+        Sample(Trajectory(Place(0, i), 0, response, False, "rollout-0"), ids, values)
+        for i, (response, (ids, values, _)) in enumerate(zip(responses, scored, strict=True))
+    ]
+    return rows, samples
+
+
+def gradients(
+    rows: Sequence[EncodedRow], samples: Sequence[Sample], tokens: int, hold: bool, extra: Sequence[MicroBatch] = ()
+) -> tuple[StepLosses, list[Tensor]]:
+    student = Student(tiny_model(0), TEMPERATURE)
+    engine = PlainEngine(student)
+    losses = train_step(
+        engine,
+        sft_batches(rows, len(rows), tokens),
+        [*kl_batches(rows, samples, len(rows), tokens), *extra],
+        balancer=EmaBalancer(),
+        ranks=1,
+        hold=hold,
+        reduce=lambda values: values,
+    )
+    assert engine.updates == 1
+    return losses, [p.grad for p in student.parameters() if p.grad is not None]
+
+
+def test_the_step_equals_a_direct_computation_of_the_whole_batch() -> None:
+    rows, samples = rows_and_samples(6)
+    losses, found = gradients(rows, samples, tokens=1000, hold=True)
+
+    model = tiny_model(0)
+    sft_terms, kl_terms = [], []
+    for row, sample in zip(rows, samples, strict=True):
+        logits = model(torch.tensor([[*row.prompt, *row.answer]])).logits[0, len(row.prompt) - 1 : -1]
+        sft_terms.append(torch.nn.functional.cross_entropy(logits, torch.tensor(row.answer)))
+        response = sample.trajectory.token_ids.tolist()
+        logits = model(torch.tensor([[*row.prompt, *response]])).logits[:, len(row.prompt) - 1 : -1]
+        kl_terms.append(
+            topk_kl(
+                logits,
+                torch.from_numpy(sample.teacher_ids).unsqueeze(0),
+                torch.from_numpy(sample.teacher_logprobs).unsqueeze(0),
+                torch.ones(1, len(response)),
+                TEMPERATURE,
+            )
+        )
+    sft, kl = torch.stack(sft_terms).mean(), torch.stack(kl_terms).mean()
+    weight = float((sft / kl).detach())
+    (sft + weight * kl).backward()
+    assert losses.sft == pytest.approx(float(sft.detach()), rel=1e-5)
+    assert losses.kl == pytest.approx(float(kl.detach()), rel=1e-5)
+    assert losses.weight == pytest.approx(weight, rel=1e-5)
+    assert losses.loss == pytest.approx(float((sft + weight * kl).detach()), rel=1e-5)
+    for grad, parameter in zip(found, model.parameters(), strict=True):
+        assert parameter.grad is not None
+        assert torch.allclose(grad, parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("tokens", [1, 20, 40])
+def test_accumulation_gives_the_single_batchs_losses_and_gradients(hold: bool, tokens: int) -> None:
+    rows, samples = rows_and_samples(6)
+    whole, want = gradients(rows, samples, tokens=1000, hold=True)
+    parts, found = gradients(rows, samples, tokens=tokens, hold=hold)
+    assert parts.weight == pytest.approx(whole.weight, rel=1e-5)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    for a, b in zip(want, found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_two_ranks_get_the_same_lambda_and_the_single_ranks_gradient() -> None:
+    rows, samples = rows_and_samples(6)
+    whole, want = gradients(rows, samples, tokens=1000, hold=True)
+    sums: list[list[float]] = []
+
+    def losses_of(part: slice) -> list[float]:
+        student = Student(tiny_model(0), TEMPERATURE)
+        with torch.no_grad():
+            return [
+                sum(float(student(b)) for b in sft_batches(rows[part], 6, 1000)),
+                sum(float(student(b)) for b in kl_batches(rows[part], samples[part], 6, 1000)),
+            ]
+
+    shares = [slice(0, 2), slice(2, 6)]
+    sums = [losses_of(part) for part in shares]
+    averaged = [torch.zeros_like(g) for g in want]
+    weights = []
+    for part in shares:
+        student = Student(tiny_model(0), TEMPERATURE)
+        losses = train_step(
+            PlainEngine(student),
+            sft_batches(rows[part], 6, 1000),
+            kl_batches(rows[part], samples[part], 6, 1000),
+            balancer=EmaBalancer(),
+            ranks=2,
+            hold=True,
+            reduce=lambda values: [sum(column) for column in zip(*sums, strict=True)],
+        )
+        weights.append(losses.weight)
+        for total, parameter in zip(averaged, student.parameters(), strict=True):
+            assert parameter.grad is not None
+            total += parameter.grad / 2
+    assert weights[0] == weights[1]
+    assert weights[0] == pytest.approx(whole.weight, rel=1e-5)
+    for a, b in zip(want, averaged, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_an_empty_micro_batch_changes_nothing() -> None:
+    rows, samples = rows_and_samples(4)
+    whole, want = gradients(rows, samples, tokens=1000, hold=True)
+    padded, found = gradients(rows, samples, tokens=1000, hold=False, extra=[empty_batch("kl", 12)])
+    assert padded.weight == pytest.approx(whole.weight, rel=1e-6)
+    for a, b in zip(want, found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
+
+
+def test_a_teacher_with_the_students_weights_and_prompt_gives_no_kl() -> None:
+    rows, _ = rows_and_samples(4)
+    model = tiny_model(0)
+    responses = [np.array([7, 8, 9], dtype=np.int32)] * 4
+    # float16 targets: the KL is 0 to their rounding.
+    scored = score(model.eval(), [r.prompt for r in rows], responses, top_k=40, tokens=1000)
+    samples = [
+        Sample(Trajectory(Place(0, i), 0, responses[i], False, ""), ids, values)
+        for i, (ids, values, _) in enumerate(scored)
+    ]
+    student = Student(model, TEMPERATURE)
+    (batch,) = kl_batches(rows, samples, 4, 1000)
+    assert 0 <= float(student(batch).detach()) < 1e-6
+
+
+def test_a_step_without_distillation_is_plain_cross_entropy() -> None:
+    rows, _ = rows_and_samples(4)
+    student = Student(tiny_model(0), TEMPERATURE)
+    losses = train_step(
+        PlainEngine(student),
+        sft_batches(rows, 4, 1000),
+        [],
+        balancer=EmaBalancer(),
+        ranks=1,
+        hold=False,
+        reduce=lambda values: values,
+    )
+    assert losses.kl is None
+    assert losses.loss == losses.sft
+
+
+def test_the_teachers_targets_are_its_own_top_log_probabilities_of_the_response() -> None:
+    rows, samples = rows_and_samples(5, kept=7)
+    teacher = tiny_model(1).eval()
+    for row, sample in zip(rows, samples, strict=True):
+        response = sample.trajectory.token_ids.tolist()
+        with torch.no_grad():
+            logits = teacher(torch.tensor([[*row.teacher_prompt, *response]])).logits[
+                0, len(row.teacher_prompt) - 1 : -1
+            ]
+        top = torch.log_softmax(logits, -1).topk(7)
+        assert sample.teacher_ids.dtype == np.int32
+        assert sample.teacher_logprobs.dtype == np.float16
+        assert sample.nbytes == 6 * 7 * len(response)
+        assert np.array_equal(sample.teacher_ids, top.indices.numpy())
+        assert np.allclose(sample.teacher_logprobs.astype(np.float32), top.values.numpy(), atol=5e-3)
+
+
+def test_more_kept_tokens_than_the_vocabulary_keeps_all_of_it() -> None:
+    rows, samples = rows_and_samples(2, kept=512)
+    assert samples[0].teacher_ids.shape[-1] == 40
+    assert rows[0].prompt
+
+
+def test_student_mass_is_measured_for_each_kl_batch() -> None:
+    rows, samples = rows_and_samples(4, kept=40)
+    student = Student(tiny_model(0), TEMPERATURE)
+    (batch,) = kl_batches(rows, samples, 4, 1000)
+    student(batch)
+    assert student.student_mass == [pytest.approx(1.0, abs=1e-5)]
+
+
+@pytest.mark.parametrize("tokens", [1, 10, 100])
+def test_micro_batches_hold_every_row_once_within_their_tokens(tokens: int) -> None:
+    lengths = [3, 9, 1, 4, 4, 7]
+    groups = list(micro_batches(lengths, tokens))
+    assert sorted(i for group in groups for i in group) == list(range(6))
+    for group in groups:
+        assert len(group) == 1 or max(lengths[i] for i in group) * len(group) <= tokens
+
+
+def test_a_model_whose_logits_are_changed_after_the_head_is_refused() -> None:
+    model = tiny_model(0)
+    model.config.logit_scale = 0.5
+    with pytest.raises(ModelError, match="logit_scale"):
+        decoder_and_head(model)
+
+
+def test_weights_of_tokens_average_over_tokens_then_rows() -> None:
+    weights = token_weights(torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0]]))
+    assert torch.allclose(weights, torch.tensor([[0.25, 0.25, 0], [0, 0, 0], [0.5, 0, 0]]))
