@@ -7,6 +7,7 @@ its ports to the host's address, and whoever reaches them can run code.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -23,15 +24,20 @@ from raft_ray.settings import required_resources
 
 @contextmanager
 def cluster(config: Config) -> Iterator[None]:
-    """Ray for the time of the block. A local one is started and ended; a given one is joined and left.
+    """Ray for the time of the block. A local one is started and ended; a given one is joined and left; one that
+    this process has joined already is used and kept.
 
     Raises `ConfigError` when the cluster lacks CPUs or GPUs for the roles, naming what asks for how much.
     """
+    import ray
+
+    ours = not ray.is_initialized()
     start(config)
     try:
         yield
     finally:
-        stop()
+        if ours:
+            stop()
 
 
 def start(config: Config) -> None:
@@ -51,7 +57,9 @@ def start(config: Config) -> None:
     if ray.is_initialized():
         _check_resources(cpus, gpus)
         return
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    # Ray's and Ray Data's notices would break up the progress bars; errors reach us as exceptions.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     try:
         if address:
             ray.init(address=address, **common)

@@ -183,7 +183,7 @@ def _run(blocks: list[_Block], config: Config, out: Path) -> None:
         data = ray.data.from_arrow([block.table() for block in blocks]).map_batches(
             RefineActor,
             fn_constructor_args=(config, str(out.parent)),
-            concurrency=config.refine.actors,
+            compute=ray.data.ActorPoolStrategy(size=config.refine.actors),
             batch_size=None,  # a block as it is
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -217,7 +217,7 @@ def _data_context(config: Config) -> Iterator[None]:
     context.wait_for_min_actors_s = int(config.rollout.timeout)
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)  # it warns that its progress bars are off, among the like
     try:
         with DataContext.current(context):
             yield

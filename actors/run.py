@@ -30,6 +30,7 @@ from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.table import summary_table
 from raft_ray.pipeline import RowOrder
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
+from raft_ray.records import steps_done
 from raft_ray.report import write_report
 
 console = Console(stderr=False)
@@ -121,12 +122,12 @@ def _refined(config: Config, prepared: Prepared, bars: Bars, run_dir: Path) -> l
 def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars, run_dir: Path) -> str:
     """Train one method in `run_dir`; returns the folder of its model."""
     folder = run_dir / "model"
-    if config.run.resume and folder.exists():
+    learner, distils = config.learner, settings.distils(config)
+    order = RowOrder(len(rows), learner.batch, learner.epochs, config.run.seed, learner.max_steps)
+    if config.run.resume and folder.exists() and steps_done(run_dir) == order.steps:
         return str(folder)
     run_dir.mkdir(parents=True, exist_ok=True)
-    learner, distils = config.learner, settings.distils(config)
     table = encode(config, prepared.folder, rows)
-    order = RowOrder(len(rows), learner.batch, learner.epochs, config.run.seed, learner.max_steps)
     table_ref = ray.put(table)
     overlapped = config.sync.max_staleness > 0
     roles = {

@@ -95,9 +95,7 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(OBJECT_STORE, "actors.weight_sync_engine", "ObjectStoreEngine")
 
 
-def load_into(
-    engine: Engine, version: int, ref: list[ray.ObjectRef], checksum: int, verify: bool, where: str
-) -> None:
+def load_into(engine: Engine, version: int, ref: list[ray.ObjectRef], checksum: int, verify: bool, where: str) -> None:
     """Replace an engine's weights by the version behind `ref`, and check that what arrived is what was sent.
 
     Args:

@@ -94,5 +94,11 @@ class RunRecords:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
+def steps_done(run_dir: str | Path) -> int:
+    """Optimizer steps that `metrics.jsonl` of a run folder has on record; 0 without one."""
+    path = Path(run_dir) / "metrics.jsonl"
+    return sum(1 for line in path.read_text().splitlines() if line) if path.exists() else 0
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
-from raft_ray.refine.key_facts import invented_facts, missing_facts, normalise, tokens
+from raft_ray.refine.key_facts import TERSE_WORDS, invented_facts, missing_facts, normalise, tokens
 from raft_ray.templates import literals
 
 TEMPLATE_FIELDS = ("prompt", "answer", "rewrite")
@@ -82,6 +82,12 @@ def echo(draft: Draft) -> bool:
     return draft.prompt.rstrip().endswith("?") and _spaced(draft.prompt) in _spaced(draft.text)
 
 
+def unchanged(draft: Draft) -> bool:
+    """A terse gold answer said again, without a sentence around it."""
+    gold = normalise(draft.answer)
+    return len(gold.split()) <= TERSE_WORDS and normalise(draft.text) == gold
+
+
 def repetition(draft: Draft) -> bool:
     """Goes round in circles: one pair of words makes up a third of it or more, three times at least."""
     words = normalise(draft.text).split()
@@ -100,7 +106,8 @@ def invented(draft: Draft) -> bool:
 
 
 GUARDS: dict[str, Callable[[Draft], bool]] = {
-    guard.__name__: guard for guard in (too_long, truncated, empty, leak, echo, repetition, key_facts, invented)
+    guard.__name__: guard
+    for guard in (too_long, truncated, empty, leak, echo, unchanged, repetition, key_facts, invented)
 }
 """In order; the first that fires gives the reason."""
 

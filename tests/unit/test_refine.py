@@ -103,7 +103,7 @@ def test_the_rewriting_prompt_takes_the_place_of_the_last_message_only() -> None
 
 
 def test_a_rewrite_below_tau_is_dropped_and_the_row_keeps_gold() -> None:
-    near, far = "Au au au", "Au, zzzzzzzzzz"
+    near, far = "Au, ua", "Au, zzzzzzzzzz"
     model = Model(lambda text, _: near if "gold" in text else far)
     rows = [row(0), row(1, prompt="What is the symbol of aurum?")]
     accepted, refused = refiner(model, tau=0.8).refine(rows)
@@ -155,31 +155,33 @@ def test_without_a_fuser_the_accepted_rewrite_is_the_fused_answer() -> None:
 
 
 def test_the_best_candidate_over_all_rounds_wins() -> None:
-    scores = {"The symbol is Au.": 0.3, "Au a.": 0.4, "Au b.": 0.7, "Au c.": 0.5, "Au d.": 0.6}
-    refined, model, _ = fusing(scores, ["Au a.", "Au b.", "Au c.", "Au d."], candidates=2, rounds=2)
-    assert refined["fused"] == "Au b."
+    scores = {"The symbol is Au.": 0.3, "Au ka.": 0.4, "Au kb.": 0.7, "Au kc.": 0.5, "Au kd.": 0.6}
+    refined, model, _ = fusing(scores, ["Au ka.", "Au kb.", "Au kc.", "Au kd."], candidates=2, rounds=2)
+    assert refined["fused"] == "Au kb."
     assert refined["rounds"] == 2
     assert [(c["source"], c["round"], c["text"], c["score"]) for c in refined["candidates"]] == [
         ("rewrite", 0, "The symbol is Au.", 0.3),
-        ("fuse", 1, "Au a.", 0.4),
-        ("fuse", 1, "Au b.", 0.7),
-        ("fuse", 2, "Au c.", 0.5),
-        ("fuse", 2, "Au d.", 0.6),
+        ("fuse", 1, "Au ka.", 0.4),
+        ("fuse", 1, "Au kb.", 0.7),
+        ("fuse", 2, "Au kc.", 0.5),
+        ("fuse", 2, "Au kd.", 0.6),
     ]
     assert model.calls[1]["chats"][0][-1]["content"] == "FUSE What is the symbol of gold?|Au|The symbol is Au."
 
 
 def test_rounds_stop_once_a_candidate_is_good_enough() -> None:
-    scores = {"The symbol is Au.": 0.3, "Au a.": 0.8, "Au b.": 0.1}
-    refined, model, _ = fusing(scores, ["Au a.", "Au b."], candidates=2, rounds=5, stop_score=0.8)
-    assert (refined["fused"], refined["rounds"], len(model.calls)) == ("Au a.", 1, 2)
+    scores = {"The symbol is Au.": 0.3, "Au ka.": 0.8, "Au kb.": 0.1}
+    refined, model, _ = fusing(scores, ["Au ka.", "Au kb."], candidates=2, rounds=5, stop_score=0.8)
+    assert (refined["fused"], refined["rounds"], len(model.calls)) == ("Au ka.", 1, 2)
 
 
 def test_rows_leave_the_rounds_one_by_one() -> None:
     model = Model(
-        lambda text, read: ("Au!" if "gold" in text else f"Au {'abcdefgh'[read]}.") if "FUSE" in text else "Au."
+        lambda text, read: (
+            ("It's Au!" if "gold" in text else f"Au k{'abcdefgh'[read]}.") if "FUSE" in text else "It is Au."
+        )
     )
-    scores = {"Au.": 0.0, "Au!": 1.0} | {f"Au {letter}.": 0.5 for letter in "abcdefgh"}
+    scores = {"It is Au.": 0.0, "It's Au!": 1.0} | {f"Au k{letter}.": 0.5 for letter in "abcdefgh"}
     refined = refiner(model, [Table("table", scores)], fuser="self", candidates=1, rounds=3).refine(
         [row(0), row(1, prompt="aurum?")]
     )
@@ -188,24 +190,24 @@ def test_rows_leave_the_rounds_one_by_one() -> None:
 
 
 def test_the_rewrite_and_gold_take_part_where_configured() -> None:
-    scores = {"The symbol is Au.": 0.6, "Au": 0.9, "Au a.": 0.1}
+    scores = {"The symbol is Au.": 0.6, "Au": 0.9, "Au ka.": 0.1}
     options = {"candidates": 1, "rounds": 1, "stop_score": 1.0}
-    assert fusing(scores, ["Au a."], **options)[0]["fused"] == "The symbol is Au."
-    assert fusing(scores, ["Au a."], candidate_gold=True, **options)[0]["fused"] == "Au"
-    alone = fusing(scores, ["Au a."], candidate_rewrite=False, **options)[0]
-    assert (alone["fused"], [c["source"] for c in alone["candidates"]]) == ("Au a.", ["fuse"])
+    assert fusing(scores, ["Au ka."], **options)[0]["fused"] == "The symbol is Au."
+    assert fusing(scores, ["Au ka."], candidate_gold=True, **options)[0]["fused"] == "Au"
+    alone = fusing(scores, ["Au ka."], candidate_rewrite=False, **options)[0]
+    assert (alone["fused"], [c["source"] for c in alone["candidates"]]) == ("Au ka.", ["fuse"])
 
 
 def test_a_score_is_the_mean_over_judges_and_the_trail_has_each() -> None:
-    model = Model(lambda text, _: "Au a." if text.startswith("FUSE") else "The symbol is Au.")
+    model = Model(lambda text, _: "Au ka." if text.startswith("FUSE") else "The symbol is Au.")
     judges = [
-        Table("x", {"The symbol is Au.": 0.2, "Au a.": 1.0}),
-        Table("y", {"The symbol is Au.": 0.9, "Au a.": 0.5}),
+        Table("x", {"The symbol is Au.": 0.2, "Au ka.": 1.0}),
+        Table("y", {"The symbol is Au.": 0.9, "Au ka.": 0.5}),
     ]
     refined = refiner(model, judges, fuser="self", candidates=1, rounds=1).refine([row()])[0]
     assert refined["candidates"][1]["scores"] == [{"judge": "x", "score": 1.0}, {"judge": "y", "score": 0.5}]
     assert [candidate["score"] for candidate in refined["candidates"]] == [pytest.approx(0.55), 0.75]
-    assert refined["fused"] == "Au a."
+    assert refined["fused"] == "Au ka."
 
 
 def test_a_fused_candidate_that_a_guard_refuses_is_kept_in_the_trail_but_not_judged() -> None:
@@ -218,7 +220,7 @@ def test_a_fused_candidate_that_a_guard_refuses_is_kept_in_the_trail_but_not_jud
 
 
 def test_if_every_candidate_is_refused_the_accepted_rewrite_is_used() -> None:
-    refined, _, _ = fusing({}, ["Ag", ""], candidates=1, rounds=2, candidate_rewrite=False)
+    refined, _, _ = fusing({}, ["Ag", "Au"], candidates=1, rounds=2, candidate_rewrite=False)
     assert (refined["fused"], refined["rounds"]) == ("The symbol is Au.", 2)
 
 
@@ -242,8 +244,8 @@ def test_no_rows_are_no_work() -> None:
 
 
 def test_refined_rows_survive_parquet_and_come_back_in_order(tmp_path: Path) -> None:
-    scores = {"The symbol is Au.": 0.3, "Au a.": 0.4}
-    rich = fusing(scores, ["Au a."], candidates=1, rounds=1)[0]
+    scores = {"The symbol is Au.": 0.3, "Au ka.": 0.4}
+    rich = fusing(scores, ["Au ka."], candidates=1, rounds=1)[0]
     plain = unrefined(row(1))
     pq.write_table(refined_table([plain]), tmp_path / "part-00000001.parquet")
     pq.write_table(refined_table([rich]), tmp_path / "part-00000000.parquet")

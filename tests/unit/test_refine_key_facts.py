@@ -121,6 +121,7 @@ def test_a_sound_rewrite_passes_every_guard() -> None:
         ({"text": "The answer is Au."}, "leak"),
         ({"text": "The answer to this question is Au."}, "leak"),
         ({"text": "What is the symbol of gold?\n\nIt is Au."}, "echo"),
+        ({"text": "Au."}, "unchanged"),
         ({"text": "Au is Au is Au is Au is a metal."}, "repetition"),
         ({"text": "The symbol of gold is Ag."}, "key_facts"),
         ({"text": "The symbol of gold is Au since 1803."}, "invented"),

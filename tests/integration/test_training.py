@@ -1,0 +1,197 @@
+"""Stage 2 for real: Ray, vLLM, DeepSpeed and Ray Train on the tiny model, checked by what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raft_ray.config import Config, Dtype, ModelConfig
+from raft_ray.errors import RaftError
+from raft_ray.losses import EmaBalancer
+from raft_ray.models import TINY, load_model, load_tokenizer, resolve
+from raft_ray.records import PHASES
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MakeConfig = Callable[..., Config]
+
+
+def run(config: Config) -> Path:
+    from actors.run import train
+
+    return train(config).parent
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in records]
+
+
+def test_two_learners_and_two_rollout_actors_leave_a_complete_record(tmp_path: Path, make_config: MakeConfig) -> None:
+    folder = run(
+        make_config(
+            tmp_path / "run", "learner.workers=2", "learner.zero_stage=2", "rollout.actors=2", "teacher.actors=2"
+        )
+    )
+    metrics, trace = lines(folder / "metrics.jsonl"), lines(folder / "trace.jsonl")
+    assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
+    balancer = EmaBalancer(0.9, max_lambda=20.0)
+    for line in metrics:
+        assert line["epoch"] == (0 if line["step"] < 3 else 1)
+        assert line["rows"] == 4
+        assert line["lambda"] == pytest.approx(balancer.update(line["sft_loss"], line["kl_loss"]), rel=1e-9)
+        assert line["loss"] == pytest.approx(line["sft_loss"] + line["lambda"] * line["kl_loss"], rel=1e-9)
+        assert line["ce_kl_ratio"] == pytest.approx(line["sft_loss"] / (line["lambda"] * line["kl_loss"]), rel=1e-9)
+        assert line["staleness"] == line["staleness_max"] == 0
+        assert 0 < line["teacher_mass"] <= 1
+        assert 0 < line["student_mass"] <= 1
+        assert 1 <= line["response_length"] <= 8
+        assert 0 <= line["truncated"] <= 1
+        assert line["target_bytes_per_token"] == 6 * 64
+        assert line["lr"] == 1e-3
+        assert line["grad_norm"] > 0
+        assert line["tokens"] > 0
+        assert set(line["seconds"]) == set(PHASES)
+        assert line["seconds"]["total"] > 0
+    seen = Counter((line["epoch"], line["row"]) for line in trace)
+    assert all(count == 1 for count in seen.values())
+    assert {row for epoch, row in seen if epoch == 0} == set(range(10))
+    assert all(line["version"] == line["step"] for line in trace)
+    assert {line["rollout"] for line in trace} == {"rollout-0", "rollout-1"}
+    assert {path.name for path in (folder / "logs").iterdir()} >= {
+        "rollout-0.log",
+        "rollout-1.log",
+        "teacher-0.log",
+        "teacher-1.log",
+        "learner-0.log",
+        "learner-1.log",
+    }
+    assert any((folder / "tensorboard").iterdir())
+    assert any((folder / "checkpoints").glob("checkpoint_*"))
+    assert (folder / "config.yaml").exists()
+
+
+def test_with_staleness_one_rollouts_run_ahead_by_one_version_and_no_more(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = run(make_config(tmp_path / "run", "sync.max_staleness=1"))
+    ages = [line["step"] - line["version"] for line in lines(folder / "trace.jsonl")]
+    assert set(ages) == {0, 1}
+    assert all(line["staleness_max"] <= 1 for line in lines(folder / "metrics.jsonl"))
+    rows = Counter((line["epoch"], line["row"]) for line in lines(folder / "trace.jsonl"))
+    assert all(count == 1 for count in rows.values())
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_does_not(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    first, second, other = (
+        run(make_config(tmp_path / name, f"run.seed={seed}", "learner.max_steps=3"))
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert without_times(lines(first / "metrics.jsonl")) == without_times(lines(second / "metrics.jsonl"))
+    assert lines(first / "trace.jsonl") == lines(second / "trace.jsonl")
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (first, second, other)]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_two_ranks_train_the_weights_that_one_rank_trains(tmp_path: Path, make_config: MakeConfig) -> None:
+    one = run(make_config(tmp_path / "one", "learner.max_steps=2", "learner.tokens=60"))
+    two = run(make_config(tmp_path / "two", "learner.max_steps=2", "learner.workers=2", "learner.zero_stage=2"))
+    for a, b in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
+        for key in ("sft_loss", "kl_loss", "lambda", "loss"):
+            assert a[key] == pytest.approx(b[key], rel=1e-4)
+        assert a["response_length"] == b["response_length"]
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
+    original = dict(load_model(resolve(TINY), ModelConfig(dtype=Dtype.float32)).named_parameters())
+    for name, tensor in first.items():
+        moved = (tensor - original[name]).abs().max()
+        assert float((tensor - second[name]).abs().max()) < 0.05 * float(moved)
+
+
+def test_zero_3_trains_the_weights_that_no_zero_trains(tmp_path: Path, make_config: MakeConfig) -> None:
+    plain = run(make_config(tmp_path / "plain", "learner.max_steps=2"))
+    sharded = run(make_config(tmp_path / "sharded", "learner.max_steps=2", "learner.workers=2", "learner.zero_stage=3"))
+    for a, b in zip(lines(plain / "metrics.jsonl"), lines(sharded / "metrics.jsonl"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (plain, sharded))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.allclose(tensor, second[name], atol=2e-4)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, make_config: MakeConfig) -> None:
+    whole = run(make_config(tmp_path / "whole", "learner.checkpoint_every=2", "learner.max_steps=4"))
+    parts = run(make_config(tmp_path / "parts", "learner.checkpoint_every=2", "learner.max_steps=2"))
+    assert len(lines(parts / "metrics.jsonl")) == 2
+    run(make_config(tmp_path / "parts", "learner.checkpoint_every=2", "learner.max_steps=4", "run.resume=true"))
+    assert without_times(lines(parts / "metrics.jsonl")) == without_times(lines(whole / "metrics.jsonl"))
+    assert lines(parts / "trace.jsonl") == lines(whole / "trace.jsonl")
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, parts)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("method", ["sft", "sdft", "opd"])
+def test_the_other_methods_train_too(tmp_path: Path, make_config: MakeConfig, method: str) -> None:
+    folder = run(make_config(tmp_path / "run", f"distill.method={method}", "learner.max_steps=2"))
+    metrics = lines(folder / "metrics.jsonl")
+    assert len(metrics) == 2
+    if method == "opd":
+        # The teacher reads what the student reads and has its weights: at the first step they agree to rounding.
+        assert metrics[0]["kl_loss"] < 1e-3
+    else:
+        assert all(line["kl_loss"] is None and line["lambda"] is None for line in metrics)
+        assert all(line["version"] is None for line in lines(folder / "trace.jsonl"))
+
+
+def test_the_exported_model_answers_in_vllm_as_in_transformers_and_is_the_trained_one(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    folder = run(make_config(tmp_path / "run", "learner.max_steps=2"))
+    model: Any = load_model(str(folder / "model"), ModelConfig(dtype=Dtype.float32)).eval()
+    state = next((folder / "checkpoints").rglob("mp_rank_00_model_states.pt"))
+    trained = torch.load(state, weights_only=False)["module"]
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, trained[f"model.{name}"])
+    tokenizer = load_tokenizer(str(folder / "model"), ModelConfig())
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What do bees make?"}], tokenize=False, add_generation_prompt=True
+    )
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    out = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
+    assert vllm_greedy(str(folder / "model"), ids, 8) == out
+
+
+def vllm_greedy(model: str, ids: list[int], count: int) -> list[int]:
+    import ray
+
+    from actors.cluster import actor_options
+
+    @ray.remote
+    def answer() -> list[int]:
+        from actors.engine import Engine
+
+        engine = Engine(model, dtype=Dtype.float32, context=256)
+        return engine.generate([ids], max_new_tokens=count, temperature=0.0)[0].token_ids
+
+    options = actor_options(role="rollout", num_cpus=1, num_gpus=0, threads=1)
+    found: list[int] = ray.get(answer.options(**options).remote(), timeout=180)
+    return found
+
+
+def test_an_actor_that_does_not_answer_in_time_ends_the_run_by_its_name(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(tmp_path / "run", "rollout.timeout=0.01")
+    with pytest.raises(RaftError, match=r"rollout-0: still starting after 0\.01 s"):
+        run(config)
