@@ -28,12 +28,12 @@ from actors import weight_sync
 from actors.cluster import actor_options, log_to_file
 from actors.export import export_model
 from raft_ray import models
-from raft_ray.config import Balance, Config, Dtype, KlGraphs
+from raft_ray.config import Balance, Config, Dtype, Graphs
 from raft_ray.losses import EmaBalancer, FixedBalancer
 from raft_ray.prompts import EncodedRow
 from raft_ray.schedule import learning_rate
 from raft_ray.step import StepLosses, train_step
-from raft_ray.student import Student, empty_batch, kl_batches, sft_batches
+from raft_ray.student import Student, empty_micro_batch, make_micro_batches
 
 
 @dataclass
@@ -145,23 +145,26 @@ class Rank:
         clock.lap("wait")
 
         total = int(self._sum([float(len(rows))])[0])
-        sft = sft_batches(rows, total, learner.tokens)
-        kl = kl_batches(rows, samples, total, learner.tokens) if self.task.distils else []
-        sft += [empty_batch("sft", self.kept)] * (self._largest(len(sft)) - len(sft))
-        if self.task.distils:
-            kl += [empty_batch("kl", self.kept)] * (self._largest(len(kl)) - len(kl))
-        tokens = sum(int((b.weight > 0).sum()) for b in [*sft, *kl])
+        batches = make_micro_batches(
+            rows,
+            samples if self.task.distils else None,
+            total=total,
+            tokens=learner.tokens,
+            share_prompt=learner.share_prompt,
+        )
+        empty = empty_micro_batch(self.kept if self.task.distils else None)
+        batches += [empty] * (self._largest(len(batches)) - len(batches))
+        tokens = sum(batch.tokens for batch in batches)
         lr = learning_rate(learner, step, self.task.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.student.student_mass.clear()
         losses = train_step(
             self.engine,
-            [b.to(self.device) for b in sft],
-            [b.to(self.device) for b in kl],
-            balancer=self.balancer,
+            [batch.to(self.device) for batch in batches],
+            balancer=self.balancer if self.task.distils else None,
             ranks=self.ranks,
-            hold=learner.kl_graphs is KlGraphs.hold,
+            hold=learner.graphs is Graphs.hold,
             reduce=self._sum,
             on_gradients=lambda: clock.lap("forward_backward"),
         )
@@ -298,7 +301,7 @@ def _deepspeed_engine(config: Config, folder: str) -> Any:
     if learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    student = Student(model, config.distill.temperature)
+    student = Student(model, config.distill.temperature, learner.share_prompt)
     optimizer = torch.optim.AdamW(
         student.parameters(),
         lr=learner.lr,

@@ -63,13 +63,13 @@ class OnLongReference(StrEnum):
     """The reference is shortened from its own end until the prompt fits; the question is never cut."""
 
 
-class KlGraphs(StrEnum):
-    """How λ, which needs the whole batch's KL, meets gradient accumulation (`learner.kl_graphs`)."""
+class Graphs(StrEnum):
+    """How λ, which needs the whole batch's losses, meets gradient accumulation (`learner.graphs`)."""
 
     recompute = "recompute"
-    """Forward every KL micro-batch without a graph for its loss, then again with one: least memory."""
+    """Forward every micro-batch without a graph for its losses, then again with one: least memory."""
     hold = "hold"
-    """Keep the graphs of all KL micro-batches until λ is known: fastest, memory grows with the batch."""
+    """Keep the graphs of all micro-batches until λ is known: fastest, memory grows with the batch."""
 
 
 class Schedule(StrEnum):
@@ -257,7 +257,9 @@ class LearnerConfig:
     schedule: Schedule = Schedule.constant
     tokens: int = 4096
     """Tokens a micro-batch (padded)."""
-    kl_graphs: KlGraphs = KlGraphs.recompute
+    share_prompt: bool = True
+    """Answer and response of a row share one pass over the prompt: less work, the same losses; full attention only."""
+    graphs: Graphs = Graphs.recompute
     gradient_checkpointing: bool = False
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 keeps the last step's only."""

@@ -44,7 +44,7 @@ class Row:
     answers: list[str]
     """Every answer that counts as right, the gold answer first."""
     rewrite: str | None = None
-    """ỹ of a refined file (Eq. 1); none elsewhere."""
+    """The accepted rewrite ỹ of a refined file (Eqs. 1-3); none elsewhere, and where the gold answer stays."""
     fused: str | None = None
     """ŷ of a refined file, or of a file made elsewhere with a `fused` field (Eq. 4); none elsewhere."""
 
@@ -257,7 +257,7 @@ def _row(record: dict[str, Any], config: DataConfig, *, index: int, line: int) -
         messages=messages,
         answer=answer,
         answers=_answers(record, names.answers_field, answer),
-        rewrite=_optional(record, "rewrite"),
+        rewrite=None if record.get("accepted") is False else _optional(record, "rewrite"),
         fused=_optional(record, "fused"),
     )
 

@@ -1,11 +1,10 @@
 """One optimizer step of RAFT: where the two losses, λ, micro-batches and ranks meet.
 
-λ of step s needs the whole step's KL before the first KL gradient. Cross-entropy does not need λ, so its
-micro-batches go first, forward and backward, and their losses are known. Then the KL micro-batches are forwarded
-for their losses; after one all-reduce of two numbers every rank has the same λ; then their gradients are taken with
-the constant λ. `recompute` forwards without a graph first and again with one (a third more work on the KL part),
-`hold` keeps all graphs; a single micro-batch is always held. The gradient is exactly that of
-`L_SFT + λ L_KL` over the whole batch.
+λ of step s needs the whole step's losses before the first gradient that it weighs. So the micro-batches are first
+forwarded for their losses; after one all-reduce of two numbers every rank has the same λ; then the gradients of
+`L_SFT + λ L_KL` are taken, λ a constant. `recompute` forwards without a graph first and again with one (about a third
+more work), `hold` keeps all graphs; a single micro-batch is always held. Without distillation there is no λ, and each
+micro-batch is forwarded once. Either way the gradient is exactly that of the whole batch.
 
 Knows nothing about Ray or data; the engine is DeepSpeed's, or anything with the same three calls.
 """
@@ -46,10 +45,9 @@ class StepLosses:
 
 def train_step(
     engine: TrainEngine,
-    sft: Sequence[MicroBatch],
-    kl: Sequence[MicroBatch],
+    batches: Sequence[MicroBatch],
     *,
-    balancer: EmaBalancer | FixedBalancer,
+    balancer: EmaBalancer | FixedBalancer | None,
     ranks: int,
     hold: bool,
     reduce: Callable[[list[float]], list[float]],
@@ -58,38 +56,42 @@ def train_step(
     """Take one optimizer step; equal numbers of micro-batches on every rank.
 
     Args:
-        engine: averages gradients over `ranks`.
-        sft, kl: this rank's micro-batches; `kl` is empty for methods without distillation.
-        balancer: gives λ.
-        hold: keep the graphs of all KL micro-batches instead of forwarding twice.
+        engine: `engine(batch)` gives `[2]`, the batch's weighted (SFT, KL); gradients are averaged over `ranks`.
+        batches: this rank's micro-batches.
+        balancer: gives λ; none for methods without distillation.
+        hold: keep the graphs of all micro-batches instead of forwarding twice.
         reduce: sums a list of numbers over ranks.
         on_gradients: called between the last backward pass and the optimizer's update.
     """
-    sft_sum = 0.0
-    for batch in sft:
-        loss = engine(batch)
-        # The engine averages over ranks; the losses are parts of a sum.
-        engine.backward(loss * ranks)
-        sft_sum += float(loss.detach())
-    if not kl:
-        (total_sft,) = reduce([sft_sum])
+    kept: dict[int, Tensor] = {}
+    sums = [0.0, 0.0]
+
+    def count(losses: Tensor) -> None:
+        for i, value in enumerate(losses.detach().tolist()):
+            sums[i] += value
+
+    if balancer is None:
+        for batch in batches:
+            losses = engine(batch)
+            count(losses)
+            # The engine averages over ranks; the losses are parts of a sum.
+            engine.backward(losses[0] * ranks)
+        sft, _ = reduce(sums)
         on_gradients()
         engine.step()
-        return StepLosses(total_sft, total_sft, None, None)
+        return StepLosses(sft, sft, None, None)
 
-    held: list[Tensor] = []
-    kl_sum = 0.0
-    if hold or len(kl) == 1:
-        held = [engine(batch) for batch in kl]
-        kl_sum = sum(float(loss.detach()) for loss in held)
-    else:
-        with torch.no_grad():
-            kl_sum = sum(float(engine(batch)) for batch in kl)
-    total_sft, total_kl = reduce([sft_sum, kl_sum])
-    weight = balancer.update(total_sft, total_kl)
-    for index, batch in enumerate(kl):
-        loss = held[index] if held else engine(batch)
-        engine.backward(loss * (weight * ranks))
+    with torch.set_grad_enabled(hold or len(batches) == 1):
+        for index, batch in enumerate(batches):
+            losses = engine(batch)
+            count(losses)
+            if losses.requires_grad:
+                kept[index] = losses
+    sft, kl = reduce(sums)
+    weight = balancer.update(sft, kl)
+    for index, batch in enumerate(batches):
+        losses = kept.pop(index) if index in kept else engine(batch)
+        engine.backward((losses[0] + weight * losses[1]) * ranks)
     on_gradients()
     engine.step()
-    return StepLosses(total_sft + weight * total_kl, total_sft, total_kl, weight)
+    return StepLosses(sft + weight * kl, sft, kl, weight)

@@ -1,20 +1,29 @@
-"""The student as the learner trains it: a causal model that turns a micro-batch straight into its loss.
+"""The student as the learner trains it: a causal model that turns a micro-batch straight into its two losses.
 
-The loss is computed inside `forward`, from hidden states, so that no [batch, tokens, vocabulary] tensor exists and
-so that DeepSpeed's ZeRO-3 has the head gathered while it is needed. Knows nothing about Ray, DeepSpeed or ranks.
+```
+shared (learner.share_prompt):   prompt | answer ŷ | response z      one sequence a row: z does not see ŷ, and its
+                                 0 .. P-1 | P ..    | P ..           positions go on from the prompt's end
+apart:                           prompt | answer ŷ                   two sequences a row, plain causal attention
+                                 prompt | response z
+```
 
-Shapes: B rows, L padded tokens, n predicting positions of all rows in one list, K kept by the teacher, D hidden.
+Both layouts give the same losses; sharing saves the prompt's second pass. The losses are computed inside `forward`,
+from hidden states, so that no [batch, tokens, vocabulary] tensor exists and so that DeepSpeed's ZeRO-3 has the head
+gathered while it is needed. Knows nothing about Ray, DeepSpeed or ranks.
+
+Shapes: B sequences, L padded tokens, n predicting positions of all rows in one list, K kept by the teacher, D hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from raft_ray.errors import ModelError
 from raft_ray.losses import sft_loss, topk_kl_from_hidden
 from raft_ray.prompts import EncodedRow
 from raft_ray.teacher import decoder_and_head, micro_batches, pad_right
@@ -24,19 +33,36 @@ _MASS_POSITIONS = 64
 
 
 @dataclass
+class Positions:
+    """Where a loss is taken: `n` positions, each the one before the token that it predicts."""
+
+    sequences: Tensor
+    """[n] int64, which sequence of the micro-batch."""
+    columns: Tensor
+    """[n] int64, its position there."""
+    weight: Tensor
+    """[n] float32; over all micro-batches and ranks of a step they make means over tokens, then over rows."""
+
+    def to(self, device: torch.device) -> Positions:
+        return Positions(self.sequences.to(device), self.columns.to(device), self.weight.to(device))
+
+
+@dataclass
 class MicroBatch:
-    """Rows for one forward pass: of the cross-entropy (`labels`) or of the KL (`teacher_ids`, `teacher_logprobs`)."""
+    """Some rows of a step for one forward pass: their cross-entropy, and their KL where the method distils."""
 
     input_ids: Tensor
     """[B, L] int64, padded on the right."""
-    rows: Tensor
-    """[n] row of each predicting position."""
-    columns: Tensor
-    """[n] its position in the row: the one before the predicted token."""
-    weight: Tensor
-    """[n] float32; over all micro-batches and ranks of a step they make means over tokens, then over rows."""
-    labels: Tensor | None = None
+    answers: Positions
+    """Of the cross-entropy; n = tokens of the answers."""
+    labels: Tensor
     """[n] int64."""
+    position_ids: Tensor | None = None
+    """[B, L] int64, for sequences that share their prompt; else 0, 1, 2, ..."""
+    attention: Tensor | None = None
+    """[B, 1, L, L] bool, who sees whom; else plain causal attention."""
+    responses: Positions | None = None
+    """Of the KL; n = tokens of the responses."""
     teacher_ids: Tensor | None = None
     """[n, K] int32."""
     teacher_logprobs: Tensor | None = None
@@ -44,65 +70,96 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return MicroBatch(**moved)
+        return MicroBatch(**{k: None if v is None else v.to(device) for k, v in vars(self).items()})  # type: ignore[arg-type]
+
+    @property
+    def tokens(self) -> int:
+        """Positions that carry a loss."""
+        parts = [self.answers] + ([] if self.responses is None else [self.responses])
+        return sum(int((part.weight > 0).sum()) for part in parts)
 
 
 class Student(nn.Module):
-    """Wraps a transformers causal model: `forward(micro_batch)` is its weighted loss, a float32 scalar.
+    """Wraps a transformers causal model: `forward(micro_batch)` is its weighted losses `[2]`, float32: (SFT, KL).
 
     Args:
         model: the causal model.
         temperature: T of the KL.
+        share_prompt: the micro-batches will share prompts, which takes a model with full attention in every layer.
+
+    Raises `ModelError` for a model whose losses cannot be computed so.
     """
 
-    def __init__(self, model: Any, temperature: float) -> None:
+    def __init__(self, model: Any, temperature: float, share_prompt: bool = True) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         decoder_and_head(model)
+        if share_prompt:
+            check_shareable(model.config)
         self.student_mass: list[float] = []
         """For each KL micro-batch since the list was emptied, the mean probability of the teacher's top K under the
         student, over at most 64 positions (a vocabulary-wide softmax at every position would cost too much)."""
 
     def forward(self, batch: MicroBatch) -> Tensor:
         decoder, head = decoder_and_head(self.model)
-        hidden_BLD = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        hidden = hidden_BLD[batch.rows, batch.columns]
-        if batch.labels is not None:
-            return sft_loss(hidden, head, batch.labels, batch.weight)
+        hidden_BLD = decoder(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        at = batch.answers
+        sft = sft_loss(hidden_BLD[at.sequences, at.columns], head, batch.labels, at.weight)
+        if batch.responses is None:
+            return torch.stack([sft, torch.zeros_like(sft)])
         assert batch.teacher_ids is not None
         assert batch.teacher_logprobs is not None
+        at = batch.responses
+        hidden = hidden_BLD[at.sequences, at.columns]
         with torch.no_grad():
             self.student_mass.append(_student_mass(hidden, head, batch.teacher_ids))
-        return topk_kl_from_hidden(
-            hidden, head, batch.teacher_ids, batch.teacher_logprobs, batch.weight, self.temperature
+        kl = topk_kl_from_hidden(hidden, head, batch.teacher_ids, batch.teacher_logprobs, at.weight, self.temperature)
+        return torch.stack([sft, kl])
+
+
+def check_shareable(config: Any) -> None:
+    """Refuse models whose layers do more than full attention: a mask does not tell their other layers who sees whom."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(text, "_attn_implementation", "sdpa") not in (None, "sdpa", "eager"):
+        raise ModelError(
+            f"learner.share_prompt=true needs full attention in every layer, the model has {', '.join(sorted(kinds))}; "
+            "set learner.share_prompt=false"
         )
 
 
-def sft_batches(rows: Sequence[EncodedRow], total: int, tokens: int) -> list[MicroBatch]:
-    """Micro-batches of the cross-entropy on `rows`' answers.
+def make_micro_batches(
+    rows: Sequence[EncodedRow], samples: Sequence[Sample] | None, *, total: int, tokens: int, share_prompt: bool
+) -> list[MicroBatch]:
+    """Cut a rank's rows into micro-batches.
 
     Args:
         rows: this rank's rows.
+        samples: their trajectories and targets, in the same order; none for methods without distillation.
         total: rows of the whole step, over all ranks.
-        tokens: padded tokens a micro-batch.
+        tokens: padded tokens a micro-batch (a longer row stands alone).
+        share_prompt: the layout, see above.
     """
+    responses = [s.trajectory.token_ids.tolist() for s in samples] if samples is not None else None
+    lengths = []
+    for i, row in enumerate(rows):
+        answer, response = len(row.answer), len(responses[i]) if responses else 0
+        together = len(row.prompt) + answer + response
+        apart = 2 * (len(row.prompt) + max(answer, response))
+        lengths.append(together if share_prompt or not responses else apart)
     batches = []
-    for group in micro_batches([len(r.prompt) + len(r.answer) for r in rows], tokens):
+    for group in micro_batches(lengths, tokens):
         chosen = [rows[i] for i in group]
-        batch = _positions([r.prompt for r in chosen], [r.answer for r in chosen], total)
-        batch.labels = torch.cat([torch.as_tensor(r.answer, dtype=torch.long) for r in chosen])
-        batches.append(batch)
-    return batches
-
-
-def kl_batches(rows: Sequence[EncodedRow], samples: Sequence[Sample], total: int, tokens: int) -> list[MicroBatch]:
-    """Micro-batches of the KL on the students' responses; `samples` in the order of `rows`. See `sft_batches`."""
-    responses = [s.trajectory.token_ids.tolist() for s in samples]
-    batches = []
-    for group in micro_batches([len(r.prompt) + len(z) for r, z in zip(rows, responses, strict=True)], tokens):
-        batch = _positions([rows[i].prompt for i in group], [responses[i] for i in group], total)
+        if samples is None or responses is None:
+            batches.append(_plain(chosen, total))
+            continue
+        batch = (_shared if share_prompt else _apart)(chosen, [responses[i] for i in group], total)
         # A copy: the object store's memory is read-only.
         batch.teacher_ids = torch.cat([torch.from_numpy(samples[i].teacher_ids.copy()) for i in group])
         batch.teacher_logprobs = torch.cat([torch.from_numpy(samples[i].teacher_logprobs.copy()) for i in group])
@@ -110,31 +167,95 @@ def kl_batches(rows: Sequence[EncodedRow], samples: Sequence[Sample], total: int
     return batches
 
 
-def empty_batch(like: str, top_k: int) -> MicroBatch:
-    """A micro-batch of weight 0, for a rank that has fewer than the others: collectives need equal counts."""
-    batch = _positions([[0]], [[0]], 1)
-    batch.weight.zero_()
-    if like == "sft":
-        batch.labels = torch.zeros(1, dtype=torch.long)
-    else:
+def empty_micro_batch(top_k: int | None) -> MicroBatch:
+    """One of weight 0, for a rank that has fewer than the others: collectives need equal counts.
+
+    Args:
+        top_k: K of the KL; none for methods without distillation.
+    """
+    at = Positions(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), torch.zeros(1))
+    batch = MicroBatch(torch.zeros(1, 1, dtype=torch.long), at, labels=torch.zeros(1, dtype=torch.long))
+    if top_k is not None:
+        batch.responses = at
         batch.teacher_ids = torch.arange(top_k, dtype=torch.int32).unsqueeze(0)
         batch.teacher_logprobs = torch.zeros(1, top_k, dtype=torch.float16)
     return batch
 
 
-def _positions(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], total: int) -> MicroBatch:
-    rows: list[int] = []
-    columns: list[int] = []
-    weight: list[float] = []
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        rows += [row] * len(response)
-        columns += range(len(prompt) - 1, len(prompt) + len(response) - 1)
-        weight += [1 / (len(response) * total)] * len(response)
+@dataclass
+class _Spots:
+    """Collects `Positions`, a row's part at a time."""
+
+    total: int
+    sequences: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+
+    def add(self, sequence: int, columns: Sequence[int]) -> None:
+        """One row's predicting positions: each weighs 1 / (tokens of the row · rows of the step)."""
+        self.sequences += [sequence] * len(columns)
+        self.columns += columns
+        self.weight += [1 / (len(columns) * self.total)] * len(columns)
+
+    def positions(self) -> Positions:
+        return Positions(
+            torch.tensor(self.sequences), torch.tensor(self.columns), torch.tensor(self.weight, dtype=torch.float32)
+        )
+
+
+def _labels(rows: Sequence[EncodedRow]) -> Tensor:
+    return torch.cat([torch.as_tensor(row.answer, dtype=torch.long) for row in rows])
+
+
+def _plain(rows: Sequence[EncodedRow], total: int) -> MicroBatch:
+    """Prompt and answer, a sequence a row; nothing is predicted from an answer's last token, so it is left out."""
+    answers = _Spots(total)
+    for b, row in enumerate(rows):
+        start = len(row.prompt) - 1
+        answers.add(b, range(start, start + len(row.answer)))
     return MicroBatch(
-        pad_right([[*p, *r] for p, r in zip(prompts, responses, strict=True)]),
-        torch.tensor(rows),
-        torch.tensor(columns),
-        torch.tensor(weight, dtype=torch.float32),
+        pad_right([[*row.prompt, *row.answer[:-1]] for row in rows]), answers.positions(), labels=_labels(rows)
+    )
+
+
+def _apart(rows: Sequence[EncodedRow], responses: Sequence[list[int]], total: int) -> MicroBatch:
+    """The answers' sequences, then the responses'."""
+    batch = _plain(rows, total)
+    spots = _Spots(total)
+    for b, (row, response) in enumerate(zip(rows, responses, strict=True)):
+        start = len(row.prompt) - 1
+        spots.add(len(rows) + b, range(start, start + len(response)))
+    batch.input_ids = pad_right(
+        [
+            *([*row.prompt, *row.answer[:-1]] for row in rows),
+            *([*row.prompt, *response[:-1]] for row, response in zip(rows, responses, strict=True)),
+        ]
+    )
+    batch.responses = spots.positions()
+    return batch
+
+
+def _shared(rows: Sequence[EncodedRow], responses: Sequence[list[int]], total: int) -> MicroBatch:
+    """Prompt, answer and response in one sequence a row; the prompt's end predicts the response's first token."""
+    answers, spots = _Spots(total), _Spots(total)
+    sequences = [[*row.prompt, *row.answer[:-1], *response[:-1]] for row, response in zip(rows, responses, strict=True)]
+    input_ids = pad_right(sequences)
+    count, length = input_ids.shape
+    position_ids = torch.arange(length).repeat(count, 1)
+    attention = torch.ones(length, length, dtype=torch.bool).tril().repeat(count, 1, 1, 1)
+    for b, (row, response) in enumerate(zip(rows, responses, strict=True)):
+        prompt, second = len(row.prompt), len(row.prompt) + len(row.answer) - 1
+        answers.add(b, range(prompt - 1, second))
+        spots.add(b, [prompt - 1, *range(second, second + len(response) - 1)])
+        position_ids[b, second:] -= second - prompt
+        attention[b, 0, second:, prompt:second] = False
+    return MicroBatch(
+        input_ids,
+        answers.positions(),
+        labels=_labels(rows),
+        position_ids=position_ids,
+        attention=attention,
+        responses=spots.positions(),
     )
 
 

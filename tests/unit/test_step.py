@@ -15,7 +15,7 @@ from raft_ray.losses import EmaBalancer, token_weights, topk_kl
 from raft_ray.pipeline import Place
 from raft_ray.prompts import EncodedRow
 from raft_ray.step import StepLosses, train_step
-from raft_ray.student import MicroBatch, Student, empty_batch, kl_batches, sft_batches
+from raft_ray.student import MicroBatch, Student, check_shareable, empty_micro_batch, make_micro_batches
 from raft_ray.teacher import decoder_and_head, micro_batches, score
 from raft_ray.trajectory import Sample, Trajectory
 
@@ -73,14 +73,19 @@ def rows_and_samples(count: int, kept: int = 12) -> tuple[list[EncodedRow], list
 
 
 def gradients(
-    rows: Sequence[EncodedRow], samples: Sequence[Sample], tokens: int, hold: bool, extra: Sequence[MicroBatch] = ()
+    rows: Sequence[EncodedRow],
+    samples: Sequence[Sample],
+    tokens: int,
+    hold: bool,
+    extra: Sequence[MicroBatch] = (),
+    share_prompt: bool = True,
 ) -> tuple[StepLosses, list[Tensor]]:
     student = Student(tiny_model(0), TEMPERATURE)
     engine = PlainEngine(student)
+    batches = make_micro_batches(rows, samples, total=len(rows), tokens=tokens, share_prompt=share_prompt)
     losses = train_step(
         engine,
-        sft_batches(rows, len(rows), tokens),
-        [*kl_batches(rows, samples, len(rows), tokens), *extra],
+        [*batches, *extra],
         balancer=EmaBalancer(),
         ranks=1,
         hold=hold,
@@ -90,9 +95,10 @@ def gradients(
     return losses, [p.grad for p in student.parameters() if p.grad is not None]
 
 
-def test_the_step_equals_a_direct_computation_of_the_whole_batch() -> None:
+@pytest.mark.parametrize("share_prompt", [True, False])
+def test_the_step_equals_a_direct_computation_of_the_whole_batch(share_prompt: bool) -> None:
     rows, samples = rows_and_samples(6)
-    losses, found = gradients(rows, samples, tokens=1000, hold=True)
+    losses, found = gradients(rows, samples, tokens=1000, hold=True, share_prompt=share_prompt)
 
     model = tiny_model(0)
     sft_terms, kl_terms = [], []
@@ -122,12 +128,13 @@ def test_the_step_equals_a_direct_computation_of_the_whole_batch() -> None:
         assert torch.allclose(grad, parameter.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("share_prompt", [True, False])
 @pytest.mark.parametrize("hold", [True, False])
-@pytest.mark.parametrize("tokens", [1, 20, 40])
-def test_accumulation_gives_the_single_batchs_losses_and_gradients(hold: bool, tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 25, 50])
+def test_accumulation_gives_the_single_batchs_losses_and_gradients(hold: bool, tokens: int, share_prompt: bool) -> None:
     rows, samples = rows_and_samples(6)
     whole, want = gradients(rows, samples, tokens=1000, hold=True)
-    parts, found = gradients(rows, samples, tokens=tokens, hold=hold)
+    parts, found = gradients(rows, samples, tokens=tokens, hold=hold, share_prompt=share_prompt)
     assert parts.weight == pytest.approx(whole.weight, rel=1e-5)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     for a, b in zip(want, found, strict=True):
@@ -142,10 +149,9 @@ def test_two_ranks_get_the_same_lambda_and_the_single_ranks_gradient() -> None:
     def losses_of(part: slice) -> list[float]:
         student = Student(tiny_model(0), TEMPERATURE)
         with torch.no_grad():
-            return [
-                sum(float(student(b)) for b in sft_batches(rows[part], 6, 1000)),
-                sum(float(student(b)) for b in kl_batches(rows[part], samples[part], 6, 1000)),
-            ]
+            (batch,) = make_micro_batches(rows[part], samples[part], total=6, tokens=1000, share_prompt=True)
+            found: list[float] = student(batch).tolist()
+            return found
 
     shares = [slice(0, 2), slice(2, 6)]
     sums = [losses_of(part) for part in shares]
@@ -155,8 +161,7 @@ def test_two_ranks_get_the_same_lambda_and_the_single_ranks_gradient() -> None:
         student = Student(tiny_model(0), TEMPERATURE)
         losses = train_step(
             PlainEngine(student),
-            sft_batches(rows[part], 6, 1000),
-            kl_batches(rows[part], samples[part], 6, 1000),
+            make_micro_batches(rows[part], samples[part], total=6, tokens=1000, share_prompt=True),
             balancer=EmaBalancer(),
             ranks=2,
             hold=True,
@@ -175,7 +180,7 @@ def test_two_ranks_get_the_same_lambda_and_the_single_ranks_gradient() -> None:
 def test_an_empty_micro_batch_changes_nothing() -> None:
     rows, samples = rows_and_samples(4)
     whole, want = gradients(rows, samples, tokens=1000, hold=True)
-    padded, found = gradients(rows, samples, tokens=1000, hold=False, extra=[empty_batch("kl", 12)])
+    padded, found = gradients(rows, samples, tokens=1000, hold=False, extra=[empty_micro_batch(12)])
     assert padded.weight == pytest.approx(whole.weight, rel=1e-6)
     for a, b in zip(want, found, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
@@ -192,8 +197,8 @@ def test_a_teacher_with_the_students_weights_and_prompt_gives_no_kl() -> None:
         for i, (ids, values, _) in enumerate(scored)
     ]
     student = Student(model, TEMPERATURE)
-    (batch,) = kl_batches(rows, samples, 4, 1000)
-    assert 0 <= float(student(batch).detach()) < 1e-6
+    (batch,) = make_micro_batches(rows, samples, total=4, tokens=1000, share_prompt=True)
+    assert 0 <= float(student(batch).detach()[1]) < 1e-6
 
 
 def test_a_step_without_distillation_is_plain_cross_entropy() -> None:
@@ -201,9 +206,8 @@ def test_a_step_without_distillation_is_plain_cross_entropy() -> None:
     student = Student(tiny_model(0), TEMPERATURE)
     losses = train_step(
         PlainEngine(student),
-        sft_batches(rows, 4, 1000),
-        [],
-        balancer=EmaBalancer(),
+        [*make_micro_batches(rows, None, total=4, tokens=1000, share_prompt=True), empty_micro_batch(None)],
+        balancer=None,
         ranks=1,
         hold=False,
         reduce=lambda values: values,
@@ -238,9 +242,29 @@ def test_more_kept_tokens_than_the_vocabulary_keeps_all_of_it() -> None:
 def test_student_mass_is_measured_for_each_kl_batch() -> None:
     rows, samples = rows_and_samples(4, kept=40)
     student = Student(tiny_model(0), TEMPERATURE)
-    (batch,) = kl_batches(rows, samples, 4, 1000)
+    (batch,) = make_micro_batches(rows, samples, total=4, tokens=1000, share_prompt=True)
     student(batch)
     assert student.student_mass == [pytest.approx(1.0, abs=1e-5)]
+
+
+def test_sharing_the_prompt_reads_it_once() -> None:
+    rows, samples = rows_and_samples(4)
+    (shared,) = make_micro_batches(rows, samples, total=4, tokens=1000, share_prompt=True)
+    (apart,) = make_micro_batches(rows, samples, total=4, tokens=1000, share_prompt=False)
+    assert shared.input_ids.shape[0] == 4
+    assert apart.input_ids.shape[0] == 8
+    assert (
+        shared.tokens
+        == apart.tokens
+        == sum(len(r.answer) for r in rows) + sum(len(s.trajectory.token_ids) for s in samples)
+    )
+
+
+def test_a_model_with_sliding_windows_must_not_share_prompts() -> None:
+    config = LlamaConfig()
+    config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(ModelError, match=r"sliding_attention; set learner\.share_prompt=false"):
+        check_shareable(config)
 
 
 @pytest.mark.parametrize("tokens", [1, 10, 100])
