@@ -14,6 +14,7 @@ the pipeline to start over from there.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,11 +30,13 @@ from actors.cluster import actor_options, log_to_file
 from actors.export import export_model
 from raft_ray import models
 from raft_ray.config import Balance, Config, Dtype, Graphs
+from raft_ray.errors import RaftError
 from raft_ray.losses import EmaBalancer, FixedBalancer
 from raft_ray.prompts import EncodedRow
 from raft_ray.schedule import learning_rate
 from raft_ray.step import StepLosses, train_step
 from raft_ray.student import Student, empty_micro_batch, make_micro_batches
+from raft_ray.teacher import decoder_and_head
 
 
 @dataclass
@@ -97,7 +100,13 @@ def _train_loop(arguments: dict[str, Any]) -> None:
     task: LearnerTask = arguments["task"]
     context = ray.train.get_context()
     log_to_file(Path(task.run_dir), f"learner-{context.get_world_rank()}")
-    Rank(task, context.get_world_rank(), context.get_world_size()).run()
+    try:
+        Rank(task, context.get_world_rank(), context.get_world_size()).run()
+    except ray.exceptions.RayTaskError as error:
+        # The pipeline has failed: starting the learners again would not mend it. The driver asks it for the cause.
+        if not isinstance(error.cause, RaftError):
+            raise
+        logging.exception("the pipeline has failed")
 
 
 class Rank:
@@ -119,7 +128,7 @@ class Rank:
         threads = self.config.learner.threads
         if threads:
             torch.set_num_threads(threads)
-        self.engine = _deepspeed_engine(self.config, task.folder)
+        self.engine = make_engine(self.config, task.folder)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
 
@@ -274,7 +283,7 @@ class Clock:
         return {**self._laps, "total": time.perf_counter() - self._start}
 
 
-def _deepspeed_engine(config: Config, folder: str) -> Any:
+def make_engine(config: Config, folder: str) -> Any:
     """The student in a DeepSpeed engine: ZeRO stage, precision and AdamW of the config."""
     import deepspeed
 
@@ -309,20 +318,25 @@ def _deepspeed_engine(config: Config, folder: str) -> Any:
         weight_decay=learner.weight_decay,
         fused=True,
     )
+    if learner.zero_stage == 3:
+        # The losses use the head outside its own module: ZeRO must gather it for the student's whole forward.
+        _, head = decoder_and_head(model)
+        deepspeed.zero.register_external_parameter(student, head)
     engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=settings)
     return engine
 
 
 def _full_tensors(model: Any, zero_stage: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """`(checkpoint name, full tensor)` in a fixed order; under ZeRO-3 each is gathered while it is yielded."""
+    """`(checkpoint name, full tensor)` in a fixed order; under ZeRO-3 a copy that outlives its gathering."""
     if zero_stage < 3:
         yield from model.named_parameters()
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     for name, parameter in model.named_parameters():
-        with GatheredParameters([parameter]):
-            yield name, parameter
+        with deepspeed.zero.GatheredParameters([parameter]):
+            full = parameter.detach().to("cpu", copy=True)
+        yield name, full
 
 
 def _ratio(losses: StepLosses) -> float | None:

@@ -115,8 +115,6 @@ class PipelineActor:
         self._held: dict[str, int | None] = dict.fromkeys(self._rollouts)
         self._sync_seconds: dict[int, float] = {}
         self._idle_teachers: asyncio.Queue[str] = asyncio.Queue()
-        for name in self._teachers:
-            self._idle_teachers.put_nowait(name)
 
     def _cut_chunks(self, step: int) -> Any:
         """The chunks from `step` on: each step's rows in as many parts as there are rollout actors."""
@@ -125,13 +123,6 @@ class PipelineActor:
             size = -(-len(places) // max(1, len(self._rollouts)))
             for index, start in enumerate(range(0, len(places), size)):
                 yield Chunk(at, index, tuple(places[start : start + size]))
-
-    async def wait_ready(self) -> None:
-        """Return once every actor has its model. Raises `RaftError` naming the first that has not."""
-        pending = [(n, a.ready.remote(), self._config.rollout.timeout) for n, a in self._rollouts.items()]
-        pending += [(n, a.ready.remote(), self._config.teacher.timeout) for n, a in self._teachers.items()]
-        for name, ref, timeout in pending:
-            await self._within(ref, timeout, name, "starting")
 
     async def begin(self, step: int, ref: list[ray.ObjectRef] | None, checksum: int) -> None:
         """(Re)start at `step` with the learner's weights as version `step`; what was on the way is dropped.
@@ -147,6 +138,8 @@ class PipelineActor:
         self._reset(step)
         self._records.rewind(step)
         self._published = Published(step, ref, checksum)
+        for name in self._teachers:
+            self._spawn(self._greet(name))
         for name in self._rollouts:
             self._spawn(self._serve(name))
 
@@ -213,10 +206,16 @@ class PipelineActor:
             task.cancel()
         self._records.close()
 
+    async def _greet(self, name: str) -> None:
+        """A teacher is idle once it has its model."""
+        await self._within(self._teachers[name].ready.remote(), self._config.teacher.timeout, name, "starting")
+        self._idle_teachers.put_nowait(name)
+
     async def _serve(self, name: str) -> None:
         """One rollout actor's loop: a chunk, the newest weights if they changed, trajectories, hand over to score."""
         actor = self._rollouts[name]
         timeout = self._config.rollout.timeout
+        await self._within(actor.ready.remote(), timeout, name, "starting")
         while (chunk := await self._next_chunk()) is not None:
             newest = self._published
             if self._held[name] != newest.version:

@@ -159,7 +159,6 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
     phase = f"Stage 2: {config.distill.method.value}"
     try:
         bars.update(phase, 0, order.steps, "engines start")
-        ray.get(pipeline.wait_ready.remote(), timeout=config.rollout.timeout + config.teacher.timeout)
         task = LearnerTask(
             config=config,
             folder=prepared.folder,
@@ -172,6 +171,8 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
         )
         with _watched(pipeline, bars, phase):
             train_workers(task, str(run_dir))
+        if error := ray.get(pipeline.progress.remote(), timeout=60)["error"]:
+            raise RaftError(f"{phase}: {error}; see {run_dir / 'logs'}")
         ray.get(pipeline.finish.remote(), timeout=60)
     except ray.exceptions.RayError as error:
         raise RaftError(f"{phase}: {_root(error)}; see {run_dir / 'logs'}") from error
@@ -215,7 +216,7 @@ def _watched(pipeline: Any, bars: Bars, phase: str) -> Iterator[None]:
 
 def _note(last: dict[str, Any] | None) -> str:
     if last is None:
-        return "learners start"
+        return "engines and learners start"
     note = f"sft {last['sft_loss']:.3f}"
     if last.get("kl_loss") is not None:
         note += f"  kl {last['kl_loss']:.3f}  λ {last['lambda']:.2f}"

@@ -1,0 +1,99 @@
+"""The learner's step on the embedded model: layouts and graph policies, measured in turn in one process.
+
+    python benchmarks/step.py [--rounds 5] [--rows 16] [--prompt 45] [--answer 12] [--response 32] [--zero 1]
+
+Each round runs every variant once, so that a machine that changes its speed changes all of them. Prints seconds of
+forward + backward and of the optimizer, each variant's median, and the median of its ratio to the first variant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+
+os.environ.update(DS_ACCELERATOR="cpu", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+os.environ.setdefault("MASTER_PORT", "29531")
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from actors.learner import make_engine
+from raft_ray import models
+from raft_ray.config import Config
+from raft_ray.losses import EmaBalancer
+from raft_ray.pipeline import Place
+from raft_ray.prompts import EncodedRow
+from raft_ray.step import train_step
+from raft_ray.student import make_micro_batches
+from raft_ray.trajectory import Sample, Trajectory
+
+# name, share_prompt, padded tokens of a micro-batch, hold
+VARIANTS = [
+    ("prompt read twice, one micro-batch", False, 10**6, True),
+    ("prompt shared, one micro-batch", True, 10**6, True),
+    ("prompt shared, micro-batches, recompute", True, 512, False),
+    ("prompt shared, micro-batches, hold", True, 512, True),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("rounds", 5), ("rows", 16), ("prompt", 45), ("answer", 12), ("response", 32), ("zero", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    arguments = parser.parse_args()
+    config = Config()
+    config.learner.zero_stage = arguments.zero
+    folder = models.resolve(config.model.path)
+    vocabulary = models.vocabulary_size(folder, config.model)
+    engine = make_engine(config, folder)
+    random = np.random.default_rng(0)
+
+    def ids(count: int) -> list[int]:
+        return random.integers(100, vocabulary, count).tolist()
+
+    rows = [EncodedRow(i, ids(arguments.prompt), ids(arguments.answer), []) for i in range(arguments.rows)]
+    length, kept = arguments.response, config.distill.top_k
+    samples = [
+        Sample(
+            Trajectory(Place(0, i), 0, np.asarray(ids(length), dtype=np.int32), False, ""),
+            random.integers(0, vocabulary, (length, kept)).astype(np.int32),
+            np.log(random.dirichlet(np.ones(kept), length)).astype(np.float16),
+        )
+        for i in range(arguments.rows)
+    ]
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name, *_ in VARIANTS}
+    for round_number in range(arguments.rounds + 1):
+        for name, share, tokens, hold in VARIANTS:
+            batches = make_micro_batches(rows, samples, total=len(rows), tokens=tokens, share_prompt=share)
+            start = time.perf_counter()
+            marks: list[float] = []
+            train_step(
+                engine,
+                batches,
+                balancer=EmaBalancer(),
+                ranks=1,
+                hold=hold,
+                reduce=lambda values: values,
+                on_gradients=lambda marks=marks: marks.append(time.perf_counter()),
+            )
+            # The first round warms up.
+            if round_number:
+                seconds[name].append((marks[0] - start, time.perf_counter() - marks[0]))
+    first = VARIANTS[0][0]
+    table = Table("variant", "forward + backward, s", "optimizer, s", "ratio to the first")
+    for name, measured in seconds.items():
+        ratios = [a[0] / b[0] for a, b in zip(measured, seconds[first], strict=True)]
+        table.add_row(
+            name,
+            f"{statistics.median(m[0] for m in measured):.2f}",
+            f"{statistics.median(m[1] for m in measured):.2f}",
+            f"{statistics.median(ratios):.2f}",
+        )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
