@@ -91,43 +91,35 @@ def test_with_staleness_one_rollouts_run_ahead_by_one_version_and_no_more(
     assert all(count == 1 for count in rows.values())
 
 
-def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_does_not(
-    tmp_path: Path, make_config: MakeConfig
-) -> None:
-    first, second, other = (
-        run(make_config(tmp_path / name, f"run.seed={seed}", "learner.max_steps=3"))
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    )
+def test_the_same_seed_gives_the_same_run_bit_for_bit(tmp_path: Path, make_config: MakeConfig) -> None:
+    first, second = (run(make_config(tmp_path / name, "learner.max_steps=3")) for name in ("a", "b"))
     assert without_times(lines(first / "metrics.jsonl")) == without_times(lines(second / "metrics.jsonl"))
     assert lines(first / "trace.jsonl") == lines(second / "trace.jsonl")
-    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (first, second, other)]
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (first, second)]
     assert weights[0] == weights[1]
-    assert weights[0] != weights[2]
 
 
-def test_two_ranks_train_the_weights_that_one_rank_trains(tmp_path: Path, make_config: MakeConfig) -> None:
-    one = run(make_config(tmp_path / "one", "learner.max_steps=2", "learner.tokens=60"))
-    two = run(make_config(tmp_path / "two", "learner.max_steps=2", "learner.workers=2", "learner.zero_stage=2"))
-    for a, b in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
-        for key in ("sft_loss", "kl_loss", "lambda", "loss"):
-            assert a[key] == pytest.approx(b[key], rel=1e-4)
-        assert a["response_length"] == b["response_length"]
-    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
+def test_two_ranks_and_sharded_weights_train_what_one_rank_trains(tmp_path: Path, make_config: MakeConfig) -> None:
+    """Accumulation on one rank, ZeRO-2 and ZeRO-3 on two: the same losses, λ and weights, to rounding."""
+    one = run(make_config(tmp_path / "one", "learner.max_steps=2", "learner.tokens=80"))
     original = dict(load_model(resolve(TINY), ModelConfig(dtype=Dtype.float32)).named_parameters())
-    for name, tensor in first.items():
-        moved = (tensor - original[name]).abs().max()
-        assert float((tensor - second[name]).abs().max()) < 0.05 * float(moved)
-
-
-def test_zero_3_trains_the_weights_that_no_zero_trains(tmp_path: Path, make_config: MakeConfig) -> None:
-    plain = run(make_config(tmp_path / "plain", "learner.max_steps=2"))
-    sharded = run(make_config(tmp_path / "sharded", "learner.max_steps=2", "learner.workers=2", "learner.zero_stage=3"))
-    for a, b in zip(lines(plain / "metrics.jsonl"), lines(sharded / "metrics.jsonl"), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    first, second = (load_file(folder / "model" / "model.safetensors") for folder in (plain, sharded))
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert torch.allclose(tensor, second[name], atol=2e-4)
+    want = load_file(one / "model" / "model.safetensors")
+    for stage in (2, 3):
+        two = run(
+            make_config(
+                tmp_path / f"two-{stage}", "learner.max_steps=2", "learner.workers=2", f"learner.zero_stage={stage}"
+            )
+        )
+        for a, b in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
+            for key in ("sft_loss", "kl_loss", "lambda", "loss"):
+                assert a[key] == pytest.approx(b[key], rel=1e-4)
+            assert a["response_length"] == b["response_length"]
+        found = load_file(two / "model" / "model.safetensors")
+        assert found.keys() == want.keys()
+        for name, tensor in want.items():
+            moved = float((tensor - original[name].detach()).abs().max())
+            assert moved > 0
+            assert float((tensor - found[name]).abs().max()) < 0.05 * moved
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, make_config: MakeConfig) -> None:
@@ -141,7 +133,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, 
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("method", ["sft", "sdft", "opd"])
+@pytest.mark.parametrize("method", ["sdft", "opd"])
 def test_the_other_methods_train_too(tmp_path: Path, make_config: MakeConfig, method: str) -> None:
     folder = run(make_config(tmp_path / "run", f"distill.method={method}", "learner.max_steps=2"))
     metrics = lines(folder / "metrics.jsonl")
