@@ -1,7 +1,8 @@
 """Domains that need no download: question and answer rows made of facts that small Python packages ship.
 
 `data.train=domain:chemistry` takes a domain's training questions, `data.test=domain:chemistry` the same facts asked
-in other words. A new domain is a module with `rows(split)` and a line in `DOMAINS`. Knows nothing about models.
+in other words. `domain:chemistry:200` takes 200 of the facts, spread evenly, the same ones in both. A new domain is a
+module with `rows(split)` and a line in `DOMAINS`. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -23,9 +24,20 @@ DOMAINS: dict[str, Callable[[Split], list[dict[str, Any]]]] = {
 def load(name: str, split: Split) -> list[dict[str, Any]]:
     """The domain's rows, always in the same order: `prompt`, `answer`, `answers` (list), and what the fact is about.
 
-    Raises `DataError` for an unknown name (the nearest one is given) or a missing package.
+    Args:
+        name: a key of `DOMAINS`, or `NAME:COUNT` for so many of its facts.
+        split: `train` or `test`; row i of both is the same fact.
+
+    Raises `DataError` for an unknown name (the nearest one is given), a count that the domain does not have, or a
+    missing package.
     """
+    name, _, count = name.partition(":")
     if name not in DOMAINS:
         near = difflib.get_close_matches(name, DOMAINS, n=1, cutoff=0)
         raise DataError(f"data.{split}=domain:{name}: no such domain; did you mean domain:{near[0]}?")
-    return DOMAINS[name](split)
+    rows = DOMAINS[name](split)
+    if not count:
+        return rows
+    if not count.isdecimal() or not 1 <= int(count) <= len(rows):
+        raise DataError(f"data.{split}=domain:{name}:{count}: name a number of facts from 1 to {len(rows)}")
+    return [rows[i * len(rows) // int(count)] for i in range(int(count))]

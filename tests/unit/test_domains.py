@@ -172,3 +172,16 @@ def test_accented_answers_also_count_in_plain_spelling() -> None:
         "Zloty",
         "plain",
     ]
+
+
+def test_a_count_takes_the_same_facts_in_both_splits_spread_over_the_domain() -> None:
+    train, test = (load("chemistry:50", split) for split in ("train", "test"))
+    assert len(train) == len(test) == 50
+    assert [row["answer"] for row in train] == [row["answer"] for row in test]
+    assert len({row["kind"] for row in train}) == len({row["kind"] for row in load("chemistry", "train")})
+
+
+@pytest.mark.parametrize("count", ["0", "100000", "ten", "-1"])
+def test_a_count_that_the_domain_does_not_have_is_refused(count: str) -> None:
+    with pytest.raises(DataError, match=rf"domain:chemistry:{count}: name a number of facts from 1 to \d+"):
+        load(f"chemistry:{count}", "train")
