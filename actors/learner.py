@@ -143,7 +143,8 @@ class Rank:
         for at in range(step, self.task.steps):
             self._step(at)
         if step == self.task.steps:
-            self._export(self._publishable(step))
+            ref, _ = _put(self._publishable(step))
+            self._export(ref)
 
     def _step(self, step: int) -> None:
         clock = Clock()
@@ -184,9 +185,9 @@ class Rank:
         masses = self.student.student_mass
         mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
         norm = self.engine.get_global_grad_norm()
+        ref, checksum = _put(weights)
+        clock.lap("sync")
         if self.rank == 0:
-            ref, checksum = _put(weights)
-            clock.lap("sync")
             record: dict[str, Any] = {
                 "loss": losses.loss,
                 "sft_loss": losses.sft,
@@ -206,7 +207,7 @@ class Rank:
             record["seconds"] = clock.seconds()
             self._call(self.task.pipeline.publish.remote(step + 1, ref, checksum, record))
         if last:
-            self._export(weights)
+            self._export(ref)
 
     def _publishable(self, version: int) -> weight_sync.Weights | None:
         """The model's weights, packed, on rank 0; every rank takes part in gathering them."""
@@ -236,18 +237,16 @@ class Rank:
         self.balancer.load_state_dict(state["balancer"])
         return int(state["step"])
 
-    def _export(self, weights: weight_sync.Weights | None) -> None:
+    def _export(self, ref: list[ray.ObjectRef] | None) -> None:
         """Write `model/` on the run folder's node, from the object store; the store forgets our puts when we end."""
         if self.rank == 0:
-            assert weights is not None
+            assert ref is not None
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
             self._call(
                 export_model.options(
                     num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(self.task.node, soft=False)
-                ).remote(
-                    self.config.model, self.task.folder, [ray.put(weights)], str(Path(self.task.run_dir) / "model")
-                )
+                ).remote(self.config.model, self.task.folder, ref, str(Path(self.task.run_dir) / "model"))
             )
         torch.distributed.barrier()
 

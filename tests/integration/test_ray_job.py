@@ -98,21 +98,26 @@ def test_the_dashboard_answers_nobody_without_the_token(head: Head) -> None:
         assert status_of(head.dashboard + path, head.token) == 200
 
 
-def test_a_submitted_job_runs_the_smoke_preset_to_its_report(head: Head, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    result = subprocess.run(
+def submit(head: Head, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    """`ray job submit` of `raft-ray run smoke` with further arguments, followed to its end."""
+    return subprocess.run(
         [
             str(BIN / "ray"),
             *("job", "submit", "--working-dir", ".", "--"),
-            *("python", "-m", "raft_ray", "run", "smoke", "--run-dir", str(run_dir)),
+            *("python", "-m", "raft_ray", "run", "smoke", *arguments),
         ],
         env=head.environment,
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=timeout,
         check=False,
     )
+
+
+def test_a_submitted_job_runs_the_smoke_preset_to_its_report(head: Head, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    result = submit(head, "--run-dir", str(run_dir), timeout=400)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "succeeded" in result.stdout
     assert (run_dir / "report.html").stat().st_size > 10_000
@@ -123,19 +128,7 @@ def test_a_submitted_job_runs_the_smoke_preset_to_its_report(head: Head, tmp_pat
 
 
 def test_a_job_with_a_bad_config_fails_with_one_line_and_exit_code_2(head: Head) -> None:
-    result = subprocess.run(
-        [
-            str(BIN / "ray"),
-            *("job", "submit", "--working-dir", ".", "--"),
-            *("python", "-m", "raft_ray", "run", "smoke", "learner.lrr=1"),
-        ],
-        env=head.environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    result = submit(head, "learner.lrr=1", timeout=120)
     assert result.returncode != 0
     assert "learner.lrr" in result.stdout
     assert "did you mean learner.lr" in result.stdout
@@ -144,19 +137,7 @@ def test_a_job_with_a_bad_config_fails_with_one_line_and_exit_code_2(head: Head)
 
 
 def test_too_few_cpus_on_the_cluster_end_the_run_before_it_starts(head: Head, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [
-            str(BIN / "ray"),
-            *("job", "submit", "--working-dir", ".", "--"),
-            *("python", "-m", "raft_ray", "run", "smoke", "rollout.actors=40", "--run-dir", str(tmp_path / "run")),
-        ],
-        env=head.environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    result = submit(head, "rollout.actors=40", "--run-dir", str(tmp_path / "run"), timeout=120)
     assert result.returncode != 0
     assert "the roles ask for 43 CPUs" in result.stdout
     assert "the cluster has 8" in result.stdout
