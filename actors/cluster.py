@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raft_ray import announce
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.settings import required_resources
@@ -119,8 +120,7 @@ def actor_options(
     if overlapped and num_gpus == 0:
         # libgomp's threads spin while they wait; with several torch processes on the same cores that costs 5-8x.
         env["GOMP_SPINCOUNT"] = "1000"
-    if cache := os.environ.get("RAFT_RAY_CACHE"):
-        env["RAFT_RAY_CACHE"] = cache
+    env |= {name: os.environ[name] for name in ("RAFT_RAY_CACHE", announce.VARIABLE) if name in os.environ}
     return {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": env}}
 
 

@@ -29,6 +29,7 @@ from actors import weight_sync
 from actors.cluster import actor_options, log_to_file
 from actors.export import export_model
 from raft_ray import models
+from raft_ray.announce import announce
 from raft_ray.config import Balance, Config, Dtype, Graphs
 from raft_ray.errors import RaftError
 from raft_ray.losses import EmaBalancer, FixedBalancer
@@ -37,6 +38,7 @@ from raft_ray.schedule import learning_rate
 from raft_ray.step import StepLosses, train_step
 from raft_ray.student import Student, empty_micro_batch, make_micro_batches
 from raft_ray.teacher import decoder_and_head
+from raft_ray.trajectory import Sample
 
 
 @dataclass
@@ -117,6 +119,7 @@ class Rank:
         self.config = task.config
         self.rank = rank
         self.ranks = ranks
+        self.name = f"learner-{rank}"
         self.table: dict[int, EncodedRow] = ray.get(task.table[0])
         self.kept = min(self.config.distill.top_k, models.vocabulary_size(task.folder, self.config.model))
         distill = self.config.distill
@@ -135,7 +138,8 @@ class Rank:
     def run(self) -> None:
         """From the last checkpoint, or from the original model, to the last step; rank 0 then exports the model."""
         step = self._restore()
-        weights = self._publishable(step) if step > 0 and self.task.distils else None
+        # Also version 0: an engine that survived a restart may hold later weights.
+        weights = self._publishable(step) if self.task.distils else None
         if self.rank == 0:
             ref, checksum = _put(weights)
             self._call(self.task.pipeline.begin.remote(step, ref, checksum))
@@ -149,9 +153,7 @@ class Rank:
     def _step(self, step: int) -> None:
         clock = Clock()
         learner, distill = self.config.learner, self.config.distill
-        batch = self._call(self.task.pipeline.next_batch.remote(step, self.rank, self.ranks))
-        rows = [self.table[row] for _, _, row in batch]
-        samples = self._call([ref for _, refs, _ in batch for ref in refs]) if self.task.distils else []
+        rows, samples = self._next_batch(step)
         clock.lap("wait")
 
         total = int(self._sum([float(len(rows))])[0])
@@ -169,13 +171,14 @@ class Rank:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.student.student_mass.clear()
+        announce(self.name, "forward", step)
         losses = train_step(
             self.engine,
             [batch.to(self.device) for batch in batches],
             balancer=self.balancer if self.task.distils else None,
             ranks=self.ranks,
             hold=learner.graphs is Graphs.hold,
-            reduce=self._sum,
+            reduce=lambda sums: self._reduced(sums, step),
             on_gradients=lambda: clock.lap("forward_backward"),
         )
         clock.lap("optimizer")
@@ -198,6 +201,7 @@ class Rank:
                 "tokens": int(all_tokens),
                 "lr": lr,
                 "grad_norm": None if norm is None else float(norm),
+                "weights_bytes": 0 if weights is None else weights.buffer.nbytes,
                 "temperature": distill.temperature if self.task.distils else None,
             }
         if last or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
@@ -208,6 +212,31 @@ class Rank:
             self._call(self.task.pipeline.publish.remote(step + 1, ref, checksum, record))
         if last:
             self._export(ref)
+
+    def _next_batch(self, step: int) -> tuple[list[EncodedRow], list[Sample]]:
+        """This rank's rows and samples; samples that went down with a node are asked for again."""
+        while True:
+            batch = self._call(self.task.pipeline.next_batch.remote(step, self.rank, self.ranks))
+            rows = [self.table[row] for _, _, row in batch]
+            if not self.task.distils:
+                return rows, []
+            samples, lost = [], []
+            for _, (ref,), row in batch:
+                try:
+                    samples.append(self._call(ref))
+                except ray.exceptions.OwnerDiedError:
+                    # The pipeline is gone, and with it every reference: a matter for a restart.
+                    raise
+                except ray.exceptions.ObjectLostError:
+                    lost.append(row)
+            if not lost:
+                return rows, samples
+            self._call(self.task.pipeline.lost.remote(step, lost))
+
+    def _reduced(self, sums: list[float], step: int) -> list[float]:
+        """The losses of all ranks; between the forward and the backward pass."""
+        announce(self.name, "backward", step)
+        return self._sum(sums)
 
     def _publishable(self, version: int) -> weight_sync.Weights | None:
         """The model's weights, packed, on rank 0; every rank takes part in gathering them."""
@@ -225,6 +254,7 @@ class Rank:
         with tempfile.TemporaryDirectory() as folder:
             state = {"step": step, "balancer": self.balancer.state_dict()}
             self.engine.save_checkpoint(folder, tag="state", client_state=state)
+            announce(self.name, "checkpoint", step)
             ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
 
     def _restore(self) -> int:

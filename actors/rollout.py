@@ -1,6 +1,6 @@
 """The rollout actor: a vLLM engine that samples the student's trajectories with a known weight version.
 
-Its only state is that version. It serves nothing before it has been told which version to hold, and the
+Its only state is that version. It serves nothing before it has loaded one, also after a restart, and the
 pipeline decides when it takes up a new one: between two chunks.
 """
 
@@ -16,6 +16,7 @@ from actors import weight_sync
 from actors.cluster import here, log_to_file
 from actors.engine import Engine
 from raft_ray import models
+from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.errors import RaftError
 from raft_ray.prompts import EncodedRow
@@ -27,7 +28,7 @@ class RolloutActor:
 
     Args:
         config: of the run.
-        folder: of the original model, whose weights the engine starts with (version 0).
+        folder: of the original model, which the engine starts with; the learner's weights replace it before use.
         table: the encoded training rows, by row index.
         name: of the actor, for logs, traces and errors.
         run_dir: where its log goes.
@@ -59,12 +60,9 @@ class RolloutActor:
         """The actor's node, once its engine runs."""
         return here()
 
-    def hold_original(self) -> None:
-        """The engine's own weights are version 0; only a new engine of a run that starts at step 0 may say so."""
-        self._version = 0
-
     def load_weights(self, version: int, ref: list[ray.ObjectRef], checksum: int) -> float:
         """Take up a version, verified by its checksum; returns the seconds it took. Raises `RaftError`."""
+        announce(self.name, "loading", version)
         start = time.perf_counter()
         self._version = None
         weight_sync.load_into(
@@ -80,6 +78,7 @@ class RolloutActor:
         """
         if self._version is None:
             raise RaftError(f"{self.name} on {here()}: asked to generate before it was given a weight version")
+        announce(self.name, "generating", chunk.step, rows=[place.row for place in chunk.places])
         rollout = self._config.rollout
         completions = self._engine.generate(
             [self._table[place.row].prompt for place in chunk.places],

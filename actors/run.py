@@ -11,19 +11,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
 
+from actors import attach
 from actors.cluster import actor_options, cluster
+from actors.crew import spawn
 from actors.evaluate import evaluate as evaluate_models
 from actors.learner import LearnerTask
 from actors.learner import train as train_workers
 from actors.pipeline import PipelineActor
 from actors.progress import Bars
 from actors.refine import refine as refine_rows
+from actors.rollout import RolloutActor
+from actors.teacher import TeacherActor
 from raft_ray import data, settings
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
@@ -140,19 +145,23 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
         )
         for role, section in (("rollout", config.rollout), ("teacher", config.teacher))
     }
+    shared = [table_ref]
     pipeline: Any = (
         ray.remote(PipelineActor)
-        .options(**_here(), num_cpus=1 if distils else 0)
+        .options(
+            **actor_options(role="pipeline", num_cpus=1 if distils else 0, num_gpus=0, threads=1),
+            **_here(),
+            name=attach.actor_name(run_dir),
+            namespace=attach.NAMESPACE,
+            max_restarts=learner.max_restarts,
+        )
         .remote(
             config,
-            prepared.folder,
-            prepared.teacher,
             table_ref,
-            [table_ref],
             order,
             str(run_dir),
-            roles["rollout"],
-            roles["teacher"],
+            partial(spawn, RolloutActor, roles["rollout"], (config, prepared.folder, shared), str(run_dir)),
+            partial(spawn, TeacherActor, roles["teacher"], (config, prepared.teacher, shared), str(run_dir)),
             distils,
         )
     )
@@ -169,7 +178,7 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
             run_dir=str(run_dir),
             node=ray.get_runtime_context().get_node_id(),
         )
-        with _watched(pipeline, bars, phase):
+        with attach.reachable(run_dir), _watched(pipeline, bars, phase):
             train_workers(task, str(run_dir))
         if error := ray.get(pipeline.progress.remote(), timeout=60)["error"]:
             raise RaftError(f"{phase}: {error}; see {run_dir / 'logs'}")

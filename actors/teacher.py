@@ -12,6 +12,7 @@ from typing import Any
 
 from actors.cluster import here, log_to_file
 from raft_ray import models
+from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.prompts import EncodedRow
 from raft_ray.teacher import score
@@ -50,6 +51,7 @@ class TeacherActor:
 
         Called with `num_returns = 1 + len(trajectories)`.
         """
+        announce(self.name, "scoring")
         start = time.perf_counter()
         scored = score(
             self._model,

@@ -204,7 +204,13 @@ class RefineConfig:
 @dataclass
 class RolloutConfig:
     actors: int = 1
-    """Rollout actors (vLLM engines); independent of the learners."""
+    """Rollout actors (vLLM engines); independent of the learners. `raft-ray scale` changes it while a run goes on."""
+    min_actors: int | None = None
+    """With `max_actors`: actors come while learners wait and go while rollouts wait; none keeps `actors`."""
+    max_actors: int | None = None
+    chunk_rows: int | None = None
+    """Rows a call of an engine; none cuts a step's rows evenly over the actors. A fixed number makes the samples
+    independent of the number of actors."""
     max_new_tokens: int = 128
     temperature: float = 1.0
     top_p: float = 1.0
@@ -218,6 +224,11 @@ class RolloutConfig:
     gpu_memory_utilization: float = 0.85
     timeout: float = 600.0
     """Longest wait for one chunk of rollouts, and for an engine's start."""
+    max_restarts: int = 10
+    """Restarts of each actor; one that has used them up is given up, and the run with the last of them."""
+    tries: int = 2
+    """Engines that may die on a chunk before its rows go on one by one; the next death on such a row sets it aside
+    (`set_aside.jsonl`) and the run goes on without it."""
 
 
 @dataclass
@@ -234,6 +245,9 @@ class TeacherConfig:
     num_gpus: float = 0
     threads: int | None = None
     timeout: float = 600.0
+    """Longest wait for the scoring of one chunk, and for the model's start."""
+    max_restarts: int = 10
+    """Restarts of each actor."""
 
 
 @dataclass
@@ -266,7 +280,7 @@ class LearnerConfig:
     keep: int = 2
     """Checkpoints kept."""
     max_restarts: int = 2
-    """Restarts of the worker group after a death, from the last checkpoint."""
+    """Restarts of the worker group, and of the pipeline actor, after a death; both from the last checkpoint."""
     num_cpus: float = 1
     num_gpus: float = 0
     threads: int | None = None

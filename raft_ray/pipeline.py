@@ -8,7 +8,8 @@ A row trained at step s and sampled with version v has staleness `s - v`.
 step that trains on it has published its weights. With `in_flight + ready ≤ (S + 1) · batch`, and batches dispatched
 in order: when a row of step t is dispatched at published version v, every row of steps v … t-1 is still counted, so
 `(t - v) · batch` rows plus at least one fit into `(S + 1) · batch`, hence `t - v ≤ S`. An actor that takes up the
-newest published version before it starts a chunk therefore never makes a row that is too old.
+newest published version before it starts a chunk therefore never makes a row that is too old. A row whose actor died
+keeps its place while it waits to be made again, so the same holds for it (`raft_ray.ledger`).
 """
 
 from __future__ import annotations
@@ -61,9 +62,10 @@ class Capacity:
         self._take("in_flight", rows)
         self.ready += rows
 
-    def lost(self, rows: int) -> None:
-        """`rows` in flight died with their actor; they will be dispatched again."""
-        self._take("in_flight", rows)
+    def unready(self, rows: int) -> None:
+        """`rows` that were ready are lost and have to be made again; they keep their places, in flight."""
+        self._take("ready", rows)
+        self.in_flight += rows
 
     def release(self, rows: int) -> None:
         """The step that trained on `rows` has published its weights."""

@@ -6,16 +6,30 @@ Knows nothing about Ray or how a step was computed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from raft_ray.pipeline import RowOrder
+import numpy as np
+
+from raft_ray.pipeline import Place, RowOrder
 from raft_ray.spans import Span, read_spans
 from raft_ray.trajectory import SampleInfo
 
-PHASES = ("rollout", "teacher", "load", "wait", "forward_backward", "optimizer", "sync", "checkpoint", "total")
+PHASES = (
+    "rollout",
+    "teacher",
+    "load",
+    "dispatch",
+    "wait",
+    "forward_backward",
+    "optimizer",
+    "sync",
+    "checkpoint",
+    "total",
+)
 
 
 class RunRecords:
@@ -56,9 +70,29 @@ class RunRecords:
         """
         self._spans.append(span)
 
-    def add(self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any]) -> None:
-        """Write a step: `record` is the learner's part, `infos` are the step's samples (none without distillation)."""
-        places = self._order.batch_of(step)
+    def set_aside(self) -> list[int]:
+        """Rows that engines died on again and again, also in what the run did before it was resumed."""
+        path = self._dir / "set_aside.jsonl"
+        return [json.loads(line)["row"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def put_aside(self, row: int, step: int, cause: str) -> None:
+        """Record a row that the run goes on without."""
+        self._append("set_aside.jsonl", [{"row": row, "step": step, "cause": cause}])
+
+    def event(self, what: str, who: str, node: str, text: str) -> None:
+        """Record what happened to the run's actors: `lost`, `given up`, `scale`."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._append("events.jsonl", [{"at": at, "what": what, "who": who, "node": node, "text": text}])
+
+    def add(
+        self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], aside: Collection[Place] = ()
+    ) -> None:
+        """Write a step: `record` is the learner's part, `infos` are the step's samples (none without distillation).
+
+        Args:
+            aside: places of the step whose rows were set aside, so that nothing was trained on them.
+        """
+        places = [place for place in self._order.batch_of(step) if place not in aside]
         count = len(infos)
         ages = [step - info.version for info in infos]
         line: dict[str, Any] = {
@@ -71,6 +105,7 @@ class RunRecords:
             "teacher_mass": _mean([info.teacher_mass for info in infos]),
             "staleness": _mean(ages),
             "staleness_max": max(ages, default=None),
+            "staleness_rows": {str(age): ages.count(age) for age in sorted(set(ages))} if count else None,
             "target_bytes_per_token": (
                 sum(i.target_bytes for i in infos) / sum(i.length for i in infos) if count else None
             ),
@@ -96,6 +131,8 @@ class RunRecords:
         for key, value in line.items():
             if isinstance(value, (int, float)) and key != "step":
                 self._board.add_scalar(key, value, step)
+        if count:
+            self._board.add_histogram("staleness_rows", np.asarray(ages), step, bins=range(max(ages) + 2))
         for phase, value in line["seconds"].items():
             self._board.add_scalar(f"seconds/{phase}", value, step)
         self.last = line

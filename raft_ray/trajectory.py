@@ -20,6 +20,8 @@ class Chunk:
     index: int
     """Number of the chunk within its step."""
     places: tuple[Place, ...]
+    failures: int = 0
+    """Engines that died on these rows."""
 
     def seed(self, run_seed: int) -> int:
         """Seed of the chunk's sampling: the same wherever and whenever it is generated."""

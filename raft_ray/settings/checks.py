@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raft_ray.config import Balance, Config, Method
+from raft_ray.config import Balance, Config, Method, RolloutConfig
 from raft_ray.errors import ConfigError
 from raft_ray.settings import reading
 
@@ -44,6 +44,9 @@ RANGES: dict[str, _Range] = {
     "refine.actors": _FROM_ONE,
     "refine.batch": _FROM_ONE,
     "rollout.actors": _FROM_ONE,
+    "rollout.min_actors": _FROM_ONE,
+    "rollout.max_actors": _FROM_ONE,
+    "rollout.chunk_rows": _FROM_ONE,
     "rollout.max_new_tokens": _FROM_ONE,
     "rollout.temperature": _NOT_NEGATIVE,
     "rollout.top_p": _POSITIVE_SHARE,
@@ -54,12 +57,15 @@ RANGES: dict[str, _Range] = {
     "rollout.kv_cache_gib": _POSITIVE,
     "rollout.gpu_memory_utilization": _POSITIVE_SHARE,
     "rollout.timeout": _POSITIVE,
+    "rollout.max_restarts": _NOT_NEGATIVE,
+    "rollout.tries": _FROM_ONE,
     "teacher.actors": _FROM_ONE,
     "teacher.tokens": _FROM_ONE,
     "teacher.num_cpus": _UNITS,
     "teacher.num_gpus": _UNITS,
     "teacher.threads": _FROM_ONE,
     "teacher.timeout": _POSITIVE,
+    "teacher.max_restarts": _NOT_NEGATIVE,
     "learner.workers": _FROM_ONE,
     "learner.zero_stage": ("0, 1, 2 or 3", lambda value: 0 <= value <= 3),
     "learner.batch": _FROM_ONE,
@@ -232,12 +238,30 @@ def _check_training(config: Config, where: str) -> None:
             f"{where}rollout.tensor_parallel={rollout.tensor_parallel}: needs as many GPUs an actor; "
             f"set rollout.num_gpus={rollout.tensor_parallel}"
         )
+    _check_elastic(rollout, where)
+    if rollout.chunk_rows is not None and rollout.chunk_rows > learner.batch:
+        raise ConfigError(
+            f"{where}rollout.chunk_rows={rollout.chunk_rows}: a step has no more than learner.batch={learner.batch} "
+            "rows; lower it"
+        )
     _check_fits(config, "rollout.max_new_tokens", rollout.max_new_tokens, where)
     capped = distill.max_lambda is not None and distill.max_lambda < distill.fixed_lambda
     if distill.balance is Balance.fixed and capped:
         raise ConfigError(
             f"{where}distill.max_lambda={distill.max_lambda}: below distill.fixed_lambda={distill.fixed_lambda}, "
             "which it would replace; raise or unset it"
+        )
+
+
+def _check_elastic(rollout: RolloutConfig, where: str) -> None:
+    least, most = rollout.min_actors, rollout.max_actors
+    if (least is None) != (most is None):
+        missing, given = ("min_actors", "max_actors") if least is None else ("max_actors", "min_actors")
+        raise ConfigError(f"{where}rollout.{missing} is missing: rollout.{given} is set, and each needs the other")
+    if least is not None and most is not None and not least <= rollout.actors <= most:
+        raise ConfigError(
+            f"{where}rollout.actors={rollout.actors}: must lie between rollout.min_actors={least} and "
+            f"rollout.max_actors={most}"
         )
 
 

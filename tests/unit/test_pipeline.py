@@ -53,11 +53,9 @@ def test_no_schedule_makes_a_row_staler_than_allowed_or_trains_it_twice(
             capacity.scored(len(places))
             ready.setdefault(step, []).extend((place, version) for place in places)
         elif move == "die":
+            # Made again with the newest weights, in the place that it keeps.
             step, places, _ = flying.pop(random.randrange(len(flying)))  # type: ignore[attr-defined]
-            capacity.lost(len(places))
-            waiting = sorted(
-                [(step, places), *waiting], key=lambda item: (item[0], order.batch_of(item[0]).index(item[1][0]))
-            )
+            flying.append((step, places, published))
         else:
             for place, version in ready.pop(published):
                 assert capacity.oldest_version(published) <= version <= published
@@ -84,7 +82,7 @@ def test_rows_are_admitted_all_or_none() -> None:
     assert capacity.in_flight == 3
 
 
-@pytest.mark.parametrize("call", ["scored", "lost", "release"])
+@pytest.mark.parametrize("call", ["scored", "unready", "release"])
 def test_more_rows_than_there_are_cannot_leave(call: str) -> None:
     with pytest.raises(ValueError, match="rows leave"):
         getattr(Capacity(batch=4, max_staleness=0), call)(1)

@@ -1,0 +1,96 @@
+"""How another process finds a run that is going on: `raft-ray status` and `raft-ray scale`.
+
+While a method trains, its run folder holds `cluster.json` with the address of the Ray cluster and the name of the
+pipeline actor. No token is in it: Ray takes that from where it keeps it (`RAY_AUTH_TOKEN`, or the user's token file).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raft_ray.errors import RaftError
+
+NAMESPACE = "raft-ray"
+_FILE = "cluster.json"
+_TIMEOUT = 60.0
+
+
+def actor_name(run_dir: Path) -> str:
+    """Name of the pipeline actor that trains in `run_dir`."""
+    return f"pipeline-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:16]}"
+
+
+@contextmanager
+def reachable(run_dir: Path) -> Iterator[None]:
+    """`cluster.json` stands in the run folder for the time of the block."""
+    import ray
+
+    path = run_dir / _FILE
+    address = ray.get_runtime_context().gcs_address
+    path.write_text(json.dumps({"address": address, "namespace": NAMESPACE, "pipeline": actor_name(run_dir)}))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def attached(run: Path, address: str | None = None) -> Iterator[Any]:
+    """The pipeline actor of what trains in a run folder, or in one of its `methods/`; joins the cluster meanwhile.
+
+    Args:
+        address: of the cluster, if not the one on record (another network's view of it).
+
+    Raises `RaftError` when nothing trains there, or its cluster does not answer.
+    """
+    found = next((path for path in (run / _FILE, *sorted(run.glob(f"methods/*/{_FILE}"))) if path.exists()), None)
+    if found is None:
+        raise RaftError(f"{run}: nothing trains in this run folder at the moment (no {_FILE})")
+    record = json.loads(found.read_text())
+    if "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    ours = not ray.is_initialized()
+    where = address or record["address"]
+    try:
+        if ours:
+            ray.init(address=where, log_to_driver=False, configure_logging=False)
+        yield ray.get_actor(record["pipeline"], namespace=record["namespace"])
+    except (ConnectionError, ValueError, ray.exceptions.RayActorError) as error:
+        raise RaftError(
+            f"{run}: its Ray cluster at {where} does not answer, or the run has ended; see {found}"
+        ) from error
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def status(run: Path, address: str | None = None) -> dict[str, Any]:
+    """What the run is doing; see `PipelineActor.status`."""
+    import ray
+
+    with attached(run, address) as pipeline:
+        found: dict[str, Any] = ray.get(pipeline.status.remote(), timeout=_TIMEOUT)
+    return found
+
+
+def scale(run: Path, rollouts: int, address: str | None = None) -> int:
+    """Have so many rollout actors; returns how many there were. Raises `RaftError`."""
+    import ray
+
+    with attached(run, address) as pipeline:
+        try:
+            before: int = ray.get(pipeline.scale.remote(rollouts), timeout=_TIMEOUT)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RaftError):
+                raise error.cause from error
+            raise
+    return before

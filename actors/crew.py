@@ -1,0 +1,111 @@
+"""A crew: the actors of one role, by name. Makes them, makes them again after a death, lets them go.
+
+Knows nothing about what they work on; `actors.pipeline` drives each member in a loop of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from actors.remote import ActorLost
+from raft_ray.errors import RaftError
+
+START_TRIES = 3
+"""An actor that dies so often in a row before it was ever ready will not get better."""
+
+
+@dataclass
+class Member:
+    """One actor and what is known of it."""
+
+    name: str
+    handle: Any
+    node: str = "?"
+    """Its host, once it is ready."""
+    state: str = "starting"
+    version: int | None = None
+    """Weights that it holds, for rollout actors."""
+    restarts: int = 0
+    stillborn: int = 0
+    """Deaths in a row before it was ready."""
+    leaving: bool = False
+    """Ends after the chunk that it is on."""
+    busy: float = 0.0
+    """Seconds of work since they were last collected."""
+    rows: int = 0
+
+    @property
+    def who(self) -> str:
+        """Name and node, for messages."""
+        return f"{self.name} on {self.node}"
+
+
+class Crew:
+    """The actors of a role.
+
+    Args:
+        role: prefix of their names.
+        make: makes the actor of a name; returns its handle at once.
+        max_restarts: of each actor.
+        key: config key of that number, for messages.
+    """
+
+    def __init__(self, role: str, make: Callable[[str], Any], max_restarts: int, key: str) -> None:
+        self._role = role
+        self._make = make
+        self._max_restarts = max_restarts
+        self._key = key
+        self._members: dict[str, Member] = {}
+
+    def __iter__(self) -> Any:
+        return iter(list(self._members.values()))
+
+    def __len__(self) -> int:
+        """Members that stay."""
+        return sum(not member.leaving for member in self._members.values())
+
+    def add(self) -> Member:
+        """A new actor under the lowest free name."""
+        number = next(n for n in range(len(self._members) + 1) if f"{self._role}-{n}" not in self._members)
+        name = f"{self._role}-{number}"
+        member = self._members[name] = Member(name, self._make(name))
+        return member
+
+    def restart(self, member: Member, error: ActorLost) -> None:
+        """A new actor in the place of one that was lost. Raises `RaftError` when its restarts are used up."""
+        member.stillborn += member.state == "starting"
+        kill(member)
+        if member.restarts >= self._max_restarts:
+            raise RaftError(f"{error} (restarted {member.restarts} times, {self._key}={self._max_restarts})")
+        if member.stillborn >= START_TRIES:
+            raise RaftError(f"{error} (it died {member.stillborn} times in a row while it started)")
+        member.restarts += 1
+        member.state, member.version = "starting", None
+        member.handle = self._make(member.name)
+
+    def remove(self, member: Member) -> None:
+        """End an actor for good."""
+        kill(member)
+        self._members.pop(member.name, None)
+
+    def dismiss(self, count: int) -> list[Member]:
+        """Ask `count` members to leave after their chunk, the youngest first."""
+        staying = [member for member in self._members.values() if not member.leaving]
+        going = sorted(staying, key=lambda member: int(member.name.rsplit("-", 1)[1]))[-count:] if count > 0 else []
+        for member in going:
+            member.leaving = True
+        return going
+
+
+def spawn(actor: type, options: dict[str, Any], arguments: tuple[Any, ...], run_dir: str, name: str) -> Any:
+    """Start an actor of a run, `actor(*arguments, name, run_dir)`; with all but the name bound, a crew's `make`."""
+    return ray.remote(actor).options(**options).remote(*arguments, name, run_dir)
+
+
+def kill(member: Member) -> None:
+    """End the process, also one that hangs."""
+    ray.kill(member.handle, no_restart=True)

@@ -1,0 +1,285 @@
+"""Scaling and overlap of the pipeline, with engines that only wait: the real pipeline actor, capacity rule and Ray.
+
+    python benchmarks/simulate.py scaling [--rollouts 1 2 4 8 16 32 64]     rows/s against rollout actors
+    python benchmarks/simulate.py overlap                                   step time against its slowest role
+    python benchmarks/simulate.py elastic                                   the min/max policy finds the number it needs
+
+Only the engines' computing is replaced, by waits of fixed length; actors, calls, references, versions and the books
+are those of a run. Prints a table and writes JSON and a picture to --out (docs/).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from actors import cluster
+from actors.crew import spawn
+from actors.pipeline import PipelineActor
+from raft_ray import settings
+from raft_ray.config import Config
+from raft_ray.pipeline import RowOrder
+from raft_ray.prompts import EncodedRow
+from raft_ray.trajectory import Chunk, Sample, SampleInfo, Trajectory
+
+TOKENS, KEPT = 16, 64
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: of a row in a rollout engine, of a row in a teacher, of a step in the learners, of taking up weights."""
+
+    rollout: float
+    teacher: float
+    learner: float
+    load: float = 0.05
+
+
+class WaitingRollout:
+    """A rollout actor whose engine waits."""
+
+    def __init__(self, times: Times, name: str, run_dir: str) -> None:
+        del run_dir
+        self._times, self._name, self._version = times, name, -1
+
+    def ready(self) -> str:
+        return "simulated"
+
+    def load_weights(self, version: int, ref: list[Any], checksum: int) -> float:
+        del ref, checksum
+        time.sleep(self._times.load)
+        self._version = version
+        return self._times.load
+
+    def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
+        time.sleep(self._times.rollout * len(chunk.places))
+        ids = np.zeros(TOKENS, dtype=np.int32)
+        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.places]
+        return [TOKENS] * len(made), made
+
+
+class WaitingTeacher:
+    """A teacher whose forward passes wait."""
+
+    def __init__(self, times: Times, name: str, run_dir: str) -> None:
+        del name, run_dir
+        self._times = times
+
+    def ready(self) -> str:
+        return "simulated"
+
+    def score(self, trajectories: list[Trajectory]) -> list[object]:
+        seconds = self._times.teacher * len(trajectories)
+        time.sleep(seconds)
+        ids, values = np.zeros((TOKENS, KEPT), dtype=np.int32), np.zeros((TOKENS, KEPT), dtype=np.float16)
+        samples = [Sample(t, ids, values) for t in trajectories]
+        infos = [
+            SampleInfo(s.trajectory.place, s.trajectory.version, TOKENS, False, s.trajectory.rollout, s.nbytes, 1.0)
+            for s in samples
+        ]
+        return [(infos, seconds), *samples]
+
+
+def simulate(
+    times: Times, *, rollouts: int, batch: int, staleness: int, steps: int, warm: int = 2, **keys: Any
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """Run `steps` steps; returns the seconds of each after the first `warm`, and the metrics of all."""
+    config = configured(rollouts, batch, staleness, **keys)
+    order = RowOrder(rows=batch * steps, batch=batch, epochs=1, seed=0)
+    table = {row: EncodedRow(row, [0] * 8, [0] * 8, [0] * 8) for row in range(order.rows)}
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"num_cpus": 0}
+        pipeline: Any = (
+            ray.remote(PipelineActor)
+            .options(num_cpus=0)
+            .remote(
+                config,
+                table,
+                order,
+                folder,
+                partial(spawn, WaitingRollout, options, (times,), folder),
+                partial(spawn, WaitingTeacher, options, (times,), folder),
+                True,
+            )
+        )
+        ray.get(pipeline.begin.remote(0, [], 0))
+        ends = []
+        for step in range(steps):
+            start = time.perf_counter()
+            batch_refs = ray.get(pipeline.next_batch.remote(step, 0, 1))
+            ray.get([refs[0] for _, refs, _ in batch_refs])
+            wait = time.perf_counter() - start
+            time.sleep(times.learner)
+            total = time.perf_counter() - start
+            record = {
+                "loss": 0.0,
+                "tokens": 0,
+                "seconds": {"wait": wait, "forward_backward": times.learner, "total": total},
+            }
+            ray.get(pipeline.publish.remote(step + 1, [], 0, record))
+            ends.append(time.perf_counter())
+        metrics = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        events = (
+            [json.loads(line) for line in (Path(folder) / "events.jsonl").read_text().splitlines()]
+            if (Path(folder) / "events.jsonl").exists()
+            else []
+        )
+        ray.kill(pipeline)
+    for line in metrics:
+        line["scaled"] = [event["text"] for event in events if event["what"] == "scale"]
+    seconds = [b - a for a, b in pairwise(ends)]
+    return seconds[warm:], metrics
+
+
+def configured(rollouts: int, batch: int, staleness: int, **keys: Any) -> Config:
+    return settings.load(
+        "raft",
+        [
+            "data.train=unused.jsonl",
+            f"rollout.actors={rollouts}",
+            f"learner.batch={batch}",
+            f"sync.max_staleness={staleness}",
+            *(f"{key}={value}" for key, value in keys.items()),
+        ],
+    )
+
+
+def scaling(counts: list[int], console: Console) -> dict[str, Any]:
+    """As many rows a step for each actor: perfect scaling keeps the step time."""
+    rows, times = 4, Times(rollout=0.5, teacher=0.0, learner=0.0)
+    table = Table("rollout actors", "rows/s", "efficiency", "dispatch, ms a step")
+    found: list[dict[str, float]] = []
+    for count in counts:
+        seconds, metrics = simulate(times, rollouts=count, batch=rows * count, staleness=1, steps=9)
+        rate = rows * count / statistics.median(seconds)
+        first = found[0]["rows_per_second"] / found[0]["rollouts"] if found else rate / count
+        dispatch = 1000 * statistics.median(line["seconds"]["dispatch"] for line in metrics)
+        found.append(
+            {"rollouts": count, "rows_per_second": rate, "efficiency": rate / count / first, "dispatch_ms": dispatch}
+        )
+        table.add_row(str(count), f"{rate:.2f}", f"{found[-1]['efficiency']:.3f}", f"{dispatch:.1f}")
+    console.print(table)
+    return {"rows_per_actor": rows, "times": vars(times), "points": found}
+
+
+def overlap(console: Console) -> dict[str, Any]:
+    """Two rollout actors, one teacher, a batch of 16 in chunks of two rows: seconds a step by role."""
+    cases = [(2.0, 1.0, 1.0), (1.0, 2.0, 1.0), (1.0, 1.0, 2.0), (2.0, 0.5, 2.0), (2.0, 2.0, 0.5), (1.0, 1.0, 1.0)]
+    table = Table("rollout, s", "teacher, s", "learner, s", "staleness", "step, s", "bound, s", "step / bound")
+    found = []
+    for rollout, teacher, learner in cases:
+        # Two actors share the batch's rollouts.
+        times = Times(rollout=2 * rollout / 16, teacher=teacher / 16, learner=learner, load=0.02)
+        for staleness in (0, 1):
+            seconds, _ = simulate(
+                times, rollouts=2, batch=16, staleness=staleness, steps=11, warm=3, **{"rollout.chunk_rows": 2}
+            )
+            step, bound = statistics.mean(seconds), max(rollout, teacher, learner)
+            found.append(
+                {
+                    "rollout": rollout,
+                    "teacher": teacher,
+                    "learner": learner,
+                    "staleness": staleness,
+                    "step": step,
+                    "bound": bound,
+                }
+            )
+            table.add_row(
+                str(rollout),
+                str(teacher),
+                str(learner),
+                str(staleness),
+                f"{step:.2f}",
+                f"{bound:.2f}",
+                f"{step / bound:.2f}",
+            )
+    console.print(table)
+    return {"points": found}
+
+
+def elastic(console: Console) -> dict[str, Any]:
+    """Rollouts of 4 s a step for one actor against a learner of 1 s: the policy should find about four actors."""
+    times = Times(rollout=4.0 / 16, teacher=0.0, learner=1.0, load=0.02)
+    keys = {"rollout.min_actors": 1, "rollout.max_actors": 8, "rollout.chunk_rows": 1}
+    seconds, metrics = simulate(times, rollouts=1, batch=16, staleness=1, steps=30, warm=0, **keys)
+    table = Table("step", "seconds")
+    for step, value in enumerate(seconds, start=1):
+        table.add_row(str(step), f"{value:.2f}")
+    console.print(table)
+    console.print(metrics[-1]["scaled"])
+    return {"times": vars(times), "seconds": seconds, "scaled": metrics[-1]["scaled"]}
+
+
+def draw(what: str, result: dict[str, Any], path: Path) -> None:
+    """The picture for the docs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    if what == "scaling":
+        counts = [point["rollouts"] for point in result["points"]]
+        rates = [point["rows_per_second"] for point in result["points"]]
+        axes.loglog(counts, [rates[0] * count / counts[0] for count in counts], "--", color="#999999", label="linear")
+        axes.loglog(counts, rates, "o-", color="#0b6e99", label="measured")
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_xlabel("rollout actors")
+        axes.set_ylabel("rows a second")
+    elif what == "overlap":
+        points = result["points"]
+        names = [f"{p['rollout']:g} / {p['teacher']:g} / {p['learner']:g}" for p in points[::2]]
+        at = np.arange(len(names))
+        axes.bar(at - 0.2, [p["step"] for p in points[::2]], 0.4, color="#c8c8c8", label="max_staleness=0")
+        axes.bar(at + 0.2, [p["step"] for p in points[1::2]], 0.4, color="#0b6e99", label="max_staleness=1")
+        axes.hlines([p["bound"] for p in points[::2]], at - 0.45, at + 0.45, color="#d1495b", label="slowest role")
+        axes.set_xticks(at, names)
+        axes.set_xlabel("seconds a step of rollouts / teacher / learner")
+        axes.set_ylabel("seconds a step")
+    else:
+        axes.plot(range(1, len(result["seconds"]) + 1), result["seconds"], "o-", color="#0b6e99", label="measured")
+        axes.axhline(1.0, linestyle="--", color="#999999", label="the learner alone")
+        axes.set_xlabel("step")
+        axes.set_ylabel("seconds a step")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("scaling", "overlap", "elastic"))
+    parser.add_argument("--rollouts", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    arguments = parser.parse_args()
+    console = Console()
+    local = Config()
+    local.run.local_cpus = 4
+    cluster.start(local)
+    try:
+        if arguments.what == "scaling":
+            result = scaling(arguments.rollouts, console)
+        elif arguments.what == "overlap":
+            result = overlap(console)
+        else:
+            result = elastic(console)
+    finally:
+        cluster.stop()
+    (arguments.out / f"benchmark-{arguments.what}.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(arguments.what, result, arguments.out / f"benchmark-{arguments.what}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The books of stage 2: which rows are dispatched, generated, scored, trained or set aside. No Ray, no tensors.
+
+```
+ order ─cut─> Chunk ──take──> dispatched ──generated──> lengths known ──scored──> ready ──done(step)──> released
+                ▲                  │                         │                      │
+                ├── returned ──────┤  (its actor went away before it touched the rows)
+                ├── failed ────────┴─────────────────────────┘  (an engine died on it; alone after some deaths,
+                │                                                then set aside)
+                └── regenerate ─────────────────────────────────────────────────────┘  (a node took it along)
+```
+
+A chunk that comes back keeps its places in `Capacity`: they are given up only by `done`. So the order in which
+steps are admitted, and with it the staleness bound (see `raft_ray.pipeline`), survives every death, and a row can
+neither be lost nor trained twice. A row set aside keeps its place too, until its step is done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raft_ray.errors import RaftError
+from raft_ray.pipeline import Capacity, Place, RowOrder, balanced_shares
+from raft_ray.trajectory import Chunk, SampleInfo
+
+
+@dataclass
+class StepBook:
+    """What is known of one step's rows."""
+
+    places: list[Place]
+    """In the order of the batch."""
+    lengths: dict[Place, int] = field(default_factory=dict)
+    """Response tokens, once generated; kept when a sample has to be made again, so that shares stay."""
+    samples: dict[Place, tuple[SampleInfo, Any]] = field(default_factory=dict)
+    """Scored rows, with whatever stands for the sample (a reference)."""
+    aside: set[Place] = field(default_factory=set)
+    shares: list[list[Place]] | None = None
+
+    def missing(self, share: Iterable[Place]) -> bool:
+        """Whether a row of `share` is neither scored nor set aside."""
+        return any(place not in self.samples and place not in self.aside for place in share)
+
+
+class Ledger:
+    """The way of every row, from step `step` on.
+
+    Args:
+        order: which rows each step trains on.
+        max_staleness: S of the capacity rule.
+        step: the first step that is not done yet.
+        tries: deaths of engines after which a chunk's rows go on alone, one row a chunk; the next death of an engine
+            on such a row sets it aside.
+        aside: rows that were set aside before; no step dispatches them.
+    """
+
+    def __init__(
+        self, order: RowOrder, max_staleness: int, *, step: int = 0, tries: int = 2, aside: Iterable[int] = ()
+    ) -> None:
+        self.order = order
+        self.capacity = Capacity(order.batch, max_staleness)
+        self.aside: set[int] = set(aside)
+        """Row indices that are never dispatched again."""
+        self._tries = tries
+        self._next_step = step
+        self._cut: deque[Chunk] = deque()
+        self._back: deque[Chunk] = deque()
+        self._books: dict[int, StepBook] = {}
+
+    def take(self, parts: int) -> Chunk | None:
+        """The next chunk to generate: one that came back, else the oldest undispatched rows if there are places.
+
+        Args:
+            parts: into how many chunks a step is cut when its first chunk is taken.
+        """
+        while (chunk := self._upcoming(parts)) is not None:
+            # Rows set aside since the chunk was cut.
+            known = [place for place in chunk.places if place.row in self.aside]
+            if not known:
+                return chunk
+            self._put_aside(chunk.step, known)
+            rest = tuple(place for place in chunk.places if place.row not in self.aside)
+            if rest:
+                return replace(chunk, places=rest)
+        return None
+
+    def returned(self, chunk: Chunk) -> None:
+        """Nobody works on `chunk` any more, through no fault of its rows; it will be taken first."""
+        self._back.appendleft(chunk)
+
+    def failed(self, chunk: Chunk) -> list[int]:
+        """An engine died on `chunk`: it will be taken again, as a whole or row by row.
+
+        Returns the rows that are now set aside: a single one that an engine has died on alone, else none.
+        """
+        failures = chunk.failures + 1
+        if failures < self._tries:
+            self._back.appendleft(replace(chunk, failures=failures))
+            return []
+        if len(chunk.places) > 1 or failures == self._tries:
+            singles = [
+                Chunk(chunk.step, self._single_index(chunk.step, place), (place,), failures) for place in chunk.places
+            ]
+            self._back.extendleft(reversed(singles))
+            return []
+        self._put_aside(chunk.step, chunk.places)
+        self.aside.update(place.row for place in chunk.places)
+        return [place.row for place in chunk.places]
+
+    def generated(self, chunk: Chunk, lengths: Iterable[int]) -> None:
+        """The chunk's responses have these lengths; they go to a teacher now."""
+        book = self._books[chunk.step]
+        for place, length in zip(chunk.places, lengths, strict=True):
+            book.lengths.setdefault(place, length)
+
+    def scored(self, chunk: Chunk, samples: Iterable[tuple[SampleInfo, Any]]) -> None:
+        """The chunk's samples are ready for the learners."""
+        book = self._books[chunk.step]
+        for info, sample in samples:
+            book.samples[info.place] = (info, sample)
+        self.capacity.scored(len(chunk.places))
+
+    def regenerate(self, step: int, rows: Iterable[int]) -> None:
+        """Samples of `rows` are lost (their node is gone): make them again. Ignores those that are on their way."""
+        book = self._books[step]
+        gone = set(rows)
+        for place in [place for place in book.places if place.row in gone and place in book.samples]:
+            del book.samples[place]
+            self.capacity.unready(1)
+            self._back.append(Chunk(step, self._single_index(step, place), (place,)))
+
+    def share(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo, Any]] | None:
+        """The samples that `rank` trains on at `step`, in the order of the batch; none while any is missing.
+
+        Rows are shared out by length as soon as all of the step are generated, so a rank need not wait for the
+        scoring of another rank's rows. Raises `RaftError` when every row of the step was set aside.
+        """
+        book = self._books.get(step)
+        if book is None:
+            return None
+        if book.shares is None or len(book.shares) != ranks:
+            alive = [place for place in book.places if place not in book.aside]
+            if any(place not in book.lengths for place in alive):
+                return None
+            if not alive:
+                raise RaftError(
+                    f"step {step}: engines died on each of its {len(book.places)} rows; see set_aside.jsonl"
+                )
+            tokens = [book.lengths[place] for place in alive]
+            book.shares = [[alive[i] for i in share] for share in balanced_shares(tokens, ranks)]
+        share = book.shares[rank]
+        if book.missing(share):
+            return None
+        return [book.samples[place] for place in share if place in book.samples]
+
+    def done(self, step: int) -> list[SampleInfo]:
+        """`step` has been trained and its weights are published: free its places. Returns its samples' infos."""
+        book = self._books.pop(step)
+        self.capacity.release(len(book.places))
+        return [book.samples[place][0] for place in book.places if place in book.samples]
+
+    def aside_of(self, step: int) -> list[Place]:
+        """Rows of an open step that are set aside."""
+        book = self._books.get(step)
+        return sorted(book.aside, key=book.places.index) if book else []
+
+    @property
+    def waiting(self) -> int:
+        """Rows that came back and wait for an actor."""
+        return sum(len(chunk.places) for chunk in self._back)
+
+    def nbytes(self) -> int:
+        """Bytes of the scored samples that are held: targets and token ids."""
+        return sum(
+            info.target_bytes + 4 * info.length for book in self._books.values() for info, _ in book.samples.values()
+        )
+
+    def _upcoming(self, parts: int) -> Chunk | None:
+        """What comes next, its places counted as in flight."""
+        if self._back:
+            return self._back.popleft()
+        if not self._cut and self._next_step < self.order.steps:
+            self._open(self._next_step, parts)
+            self._next_step += 1
+        if self._cut and self.capacity.admit(len(self._cut[0].places)):
+            return self._cut.popleft()
+        return None
+
+    def _open(self, step: int, parts: int) -> None:
+        places = self.order.batch_of(step)
+        self._books[step] = StepBook(places)
+        size = -(-len(places) // max(1, parts))
+        self._cut.extend(
+            Chunk(step, index, tuple(places[start : start + size]))
+            for index, start in enumerate(range(0, len(places), size))
+        )
+
+    def _put_aside(self, step: int, places: Iterable[Place]) -> None:
+        places = tuple(places)
+        self._books[step].aside.update(places)
+        self.capacity.scored(len(places))
+
+    def _single_index(self, step: int, place: Place) -> int:
+        """A chunk number that no chunk cut from the batch has: it seeds the row's sampling."""
+        places = self._books[step].places
+        return len(places) + places.index(place)

@@ -1,0 +1,59 @@
+"""What a run is doing, for the terminal. Knows nothing about Ray: it draws what `PipelineActor.status` returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def status_view(status: dict[str, Any]) -> RenderableType:
+    """Progress, actors, queue, rates and advice.
+
+    Args:
+        status: `step, steps, version, last, error, actors, learners, queue, rates, advice`.
+    """
+    lines: list[RenderableType] = [_headline(status)]
+    if status["error"]:
+        lines.append(Text(f"stopped: {status['error']}", style="red"))
+    if status["actors"]:
+        lines.append(_actors(status["actors"]))
+        lines.append(Text(_queue(status["queue"])))
+    if status["advice"]:
+        lines.append(Text(status["advice"], style="bold"))
+    return Group(*lines)
+
+
+def _headline(status: dict[str, Any]) -> Text:
+    text = f"step {status['step']} of {status['steps']}, weights of version {status['version']}"
+    text += f", {status['learners']} learner{'s' if status['learners'] != 1 else ''}"
+    if rates := status["rates"]:
+        text += (
+            f": {rates['steps_per_minute']:.1f} steps/min, {rates['rows_per_second']:.2f} rows/s, "
+            f"{rates['tokens_per_second']:.0f} tokens/s"
+        )
+    if (last := status["last"]) and last.get("staleness") is not None:
+        text += f", staleness {last['staleness']:.1f} (most {last['staleness_max']})"
+    return Text(text)
+
+
+def _actors(actors: list[dict[str, Any]]) -> Table:
+    table = Table("actor", "node", "does")
+    for name in ("version", "rows", "restarts"):
+        table.add_column(name, justify="right")
+    for actor in actors:
+        version = "-" if actor["version"] is None else str(actor["version"])
+        table.add_row(actor["name"], actor["node"], actor["state"], version, str(actor["rows"]), str(actor["restarts"]))
+    return table
+
+
+def _queue(queue: dict[str, int]) -> str:
+    used = queue["in_flight"] + queue["ready"]
+    text = f"rows: {queue['in_flight']} in flight, {queue['ready']} ready, {used} of {queue['limit']} places taken"
+    if queue["came_back"]:
+        text += f", {queue['came_back']} came back from a lost actor"
+    if queue["set_aside"]:
+        text += f", {queue['set_aside']} set aside for good (set_aside.jsonl)"
+    return text

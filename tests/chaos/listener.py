@@ -1,0 +1,84 @@
+"""Hears what every process of a run announces, and kills the one that a rule names at the state that it names."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Said = dict[str, Any]
+Rule = Callable[[Said], str | None]
+"""Of an announcement: the name of the process to kill now, or none."""
+
+
+class Listener:
+    """Listens on a socket while the block runs. Processes wait for it, so states are exact and nothing sleeps.
+
+    Args:
+        rule: decides after each announcement; a process that it names must have announced something before.
+        act: called with the announcement in the place of a kill.
+    """
+
+    def __init__(self, path: Path, rule: Rule, act: Callable[[Said], None] | None = None) -> None:
+        self._path = path
+        self._rule = rule
+        self._act = act
+        self.heard: list[Said] = []
+        self.killed: list[Said] = []
+        self.pids: dict[str, int] = {}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
+
+    def __enter__(self) -> Listener:
+        self._socket.bind(str(self._path))
+        self._socket.listen(64)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(timeout=30)
+        self._path.unlink()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                data = b""
+                while part := connection.recv(65536):
+                    data += part
+                if not data:
+                    continue
+                said: Said = json.loads(data)
+                self.pids[said["who"]] = said["pid"]
+                self.heard.append(said)
+                victim = self._rule(said)
+                if victim is not None:
+                    self.killed.append({**said, "victim": victim})
+                    if self._act is not None:
+                        self._act(said)
+                    else:
+                        os.kill(self.pids[victim], signal.SIGKILL)
+
+
+def once(who: str, state: str, step: int | None = None, victim: str | None = None) -> Rule:
+    """Kill `victim` (or the announcer itself) the first time that `who` announces `state` at `step`."""
+    done = False
+
+    def rule(said: Said) -> str | None:
+        nonlocal done
+        if done or said["who"] != who or said["state"] != state or (step is not None and said["step"] != step):
+            return None
+        done = True
+        return victim or who
+
+    return rule

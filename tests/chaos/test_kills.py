@@ -1,0 +1,156 @@
+"""SIGKILL at chosen states. Each run must end as the one that nothing disturbed, bit for bit, and say what happened.
+
+`max_staleness=0` throughout: there the bar is equality of metrics, trace and weights, which also shows that every
+row of an epoch was consumed exactly once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from listener import Listener, Rule, Said, once
+
+from raft_ray.announce import VARIABLE
+from raft_ray.config import Config
+from raft_ray.errors import RaftError
+
+MakeConfig = Callable[..., Config]
+KEYS = ("learner.max_steps=4", "learner.checkpoint_every=2")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """All of a run that must not depend on who died."""
+    return {
+        "metrics": [
+            {key: value for key, value in line.items() if key != "seconds"} for line in lines(run_dir / "metrics.jsonl")
+        ],
+        "trace": lines(run_dir / "trace.jsonl"),
+        "weights": (run_dir / "model" / "model.safetensors").read_bytes(),
+    }
+
+
+def train(config: Config) -> Path:
+    from actors.run import train as train_model
+
+    return train_model(config).parent
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: None, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return outcome(train(make_config(tmp_path_factory.mktemp("whole") / "run", *KEYS)))
+
+
+@pytest.fixture
+def socket_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # A socket's path must be short.
+    path = Path(f"/tmp/raft-chaos-{os.getpid()}.sock")
+    monkeypatch.setenv(VARIABLE, str(path))
+    yield path
+    path.unlink(missing_ok=True)
+
+
+CASES: dict[str, Rule] = {
+    "rollout idle": once("learner-0", "forward", 1, victim="rollout-0"),
+    "rollout generating": once("rollout-0", "generating", 2),
+    "rollout loading weights": once("rollout-0", "loading", 1),
+    "teacher scoring": once("teacher-0", "scoring"),
+    "learner in forward": once("learner-0", "forward", 3),
+    "learner in backward": once("learner-0", "backward", 1),
+    "learner during a checkpoint": once("learner-0", "checkpoint", 4),
+    "pipeline": once("pipeline", "publish", 3),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_process_changes_nothing_in_the_result(
+    case: str, undisturbed: dict[str, Any], make_config: MakeConfig, tmp_path: Path, socket_path: Path
+) -> None:
+    with Listener(socket_path, CASES[case]) as listener:
+        folder = train(make_config(tmp_path / "run", *KEYS))
+    assert len(listener.killed) == 1
+    victim = listener.killed[0]["victim"]
+    found = outcome(folder)
+    assert found["metrics"] == undisturbed["metrics"]
+    assert found["trace"] == undisturbed["trace"]
+    assert found["weights"] == undisturbed["weights"]
+    if victim.startswith(("rollout", "teacher")):
+        (event,) = [line for line in lines(folder / "events.jsonl") if line["what"] == "lost"]
+        assert event["who"] == victim
+        assert victim in event["text"]
+        # A new engine asks for weights before it generates.
+        states = [said["state"] for said in listener.heard if said["who"] == "rollout-0"]
+        assert states[0] == "loading"
+
+
+def test_a_row_that_kills_every_engine_is_set_aside_and_the_run_goes_on(
+    undisturbed: dict[str, Any], make_config: MakeConfig, tmp_path: Path, socket_path: Path
+) -> None:
+    poisoned = undisturbed["trace"][5]["row"]
+
+    def rule(said: Said) -> str | None:
+        return said["who"] if said["state"] == "generating" and poisoned in said["rows"] else None
+
+    with Listener(socket_path, rule) as listener:
+        folder = train(make_config(tmp_path / "run", *KEYS))
+    # Twice with its chunk, once alone.
+    assert [len(said["rows"]) for said in listener.killed] == [4, 4, 1]
+    (aside,) = lines(folder / "set_aside.jsonl")
+    assert aside["row"] == poisoned
+    assert "rollout-0" in aside["cause"]
+    assert len(lines(folder / "metrics.jsonl")) == 4
+    trained = Counter((line["epoch"], line["row"]) for line in lines(folder / "trace.jsonl"))
+    expected = Counter((line["epoch"], line["row"]) for line in undisturbed["trace"] if line["row"] != poisoned)
+    assert trained == expected
+
+
+def test_an_actor_that_dies_again_and_again_stops_the_run_by_name_node_and_cause(
+    ray_cluster: None, make_config: MakeConfig, tmp_path: Path, socket_path: Path
+) -> None:
+    def rule(said: Said) -> str | None:
+        return said["who"] if said["state"] == "loading" else None
+
+    with Listener(socket_path, rule) as listener, pytest.raises(RaftError) as caught:
+        train(make_config(tmp_path / "run", *KEYS, "rollout.max_restarts=1"))
+    assert len(listener.killed) == 2
+    message = str(caught.value)
+    assert "rollout-0 on " in message
+    assert "died while loading weights of version 0" in message
+    assert "rollout.max_restarts=1" in message
+
+
+def test_a_killed_driver_is_started_again_and_goes_on(
+    undisturbed: dict[str, Any], make_config: MakeConfig, tmp_path: Path, socket_path: Path
+) -> None:
+    """As `ray job submit` twice with the same run folder."""
+    from raft_ray import settings
+
+    config = make_config(tmp_path / "run", *KEYS, "run.local_cpus=8")
+    settings.save(config, tmp_path / "config.yaml")
+    command = [sys.executable, "-m", "raft_ray", "train", str(tmp_path / "config.yaml")]
+    # A Ray of its own: RAY_ADDRESS of this test's cluster must not reach it.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with Listener(
+        socket_path, once("learner-0", "forward", 3), act=lambda _: os.kill(driver.pid, signal.SIGKILL)
+    ) as listener:
+        driver.wait(timeout=240)
+    assert len(listener.killed) == 1
+    del environment[VARIABLE]
+    done = subprocess.run(
+        [*command, "--resume"], env=environment, timeout=240, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert outcome(tmp_path / "run") == undisturbed

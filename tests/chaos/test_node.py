@@ -1,0 +1,80 @@
+"""A whole node dies: its actors start again on another, and the result is the one that nothing disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from listener import Listener, once
+
+from raft_ray.announce import VARIABLE
+from raft_ray.config import Config
+
+MakeConfig = Callable[..., Config]
+KEYS = ("learner.max_steps=3", "learner.checkpoint_every=1")
+
+
+@pytest.fixture
+def socket_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = Path(f"/tmp/raft-node-{os.getpid()}.sock")
+    monkeypatch.setenv(VARIABLE, str(path))
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head with room for the pipeline actor alone, and two nodes of which each can hold all other roles."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=4) for _ in range(2)]
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+        yield cluster, nodes
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_a_node_that_dies_takes_nothing_with_it(
+    three_nodes: tuple[Any, list[Any]], make_config: MakeConfig, tmp_path: Path, socket_path: Path
+) -> None:
+    import ray
+
+    from actors.run import train
+
+    cluster, nodes = three_nodes
+    whole = train(make_config(tmp_path / "whole", *KEYS)).parent
+    gone: list[str] = []
+
+    def remove(_: dict[str, Any]) -> None:
+        """The node that runs the rollout actor."""
+        from ray.util.state import list_actors
+
+        (home,) = {
+            actor.node_id
+            for actor in list_actors(filters=[("class_name", "=", "RolloutActor"), ("state", "=", "ALIVE")])
+        }
+        (node,) = [node for node in nodes if node.node_id == home]
+        gone.append(home)
+        cluster.remove_node(node, allow_graceful=False)
+
+    with Listener(socket_path, once("learner-0", "forward", 1), act=remove):
+        parts = train(make_config(tmp_path / "parts", *KEYS)).parent
+    assert len(gone) == 1
+    assert not any(node["Alive"] and node["NodeID"] == gone[0] for node in ray.nodes())
+    for name in ("metrics.jsonl", "trace.jsonl"):
+        lines = [
+            [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (folder / name).open()]
+            for folder in (whole, parts)
+        ]
+        assert lines[0] == lines[1]
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, parts)]
+    assert weights[0] == weights[1]

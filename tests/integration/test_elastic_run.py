@@ -1,0 +1,110 @@
+"""A run changes its number of rollout actors while it goes on, as its user or its policy wants."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raft_ray.config import Config
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MakeConfig = Callable[..., Config]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def every_row_once(folder: Path, steps: int) -> None:
+    trace = lines(folder / "trace.jsonl")
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == list(range(steps))
+    assert all(count == 1 for count in Counter((line["epoch"], line["row"]) for line in trace).values())
+
+
+def raft_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "raft_ray", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    from actors.run import train
+
+    folder = tmp_path / "run"
+    config = make_config(folder, "learner.max_steps=60", "learner.epochs=40", "sync.max_staleness=1")
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            train(config)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    metrics = folder / "metrics.jsonl"
+    try:
+        wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 1, thread)
+        up = raft_ray("scale", str(folder), "--rollouts", "2")
+        assert up.returncode == 0, up.stderr
+        assert up.stdout == "rollout actors: 1 -> 2\n"
+        wait_for(lambda: '"rollout-1"' in (folder / "trace.jsonl").read_text(), thread)
+        shown = raft_ray("status", str(folder), "--json")
+        assert shown.returncode == 0, shown.stderr
+        status = json.loads(shown.stdout)
+        assert {actor["name"] for actor in status["actors"]} == {"rollout-0", "rollout-1", "teacher-0"}
+        assert status["steps"] == 60
+        assert status["queue"]["limit"] == 8
+        assert "rollout-1" in raft_ray("status", str(folder)).stdout
+        down = raft_ray("scale", str(folder), "--rollouts", "1")
+        assert down.stdout == "rollout actors: 2 -> 1\n"
+    finally:
+        thread.join(timeout=240)
+    assert not thread.is_alive()
+    assert not failures
+    every_row_once(folder, 60)
+    trace = lines(folder / "trace.jsonl")
+    assert {line["rollout"] for line in trace} == {"rollout-0", "rollout-1"}
+    assert trace[-1]["rollout"] == "rollout-0"
+    assert max(line["staleness_max"] for line in lines(metrics)) <= 1
+    assert [line["text"] for line in lines(folder / "events.jsonl")] == [
+        "1 -> 2 rollout actors",
+        "2 -> 1 rollout actors",
+    ]
+    ended = raft_ray("status", str(folder))
+    assert ended.returncode == 1
+    assert "nothing trains in this run folder at the moment" in ended.stderr
+
+
+def test_samples_do_not_depend_on_the_number_of_actors_when_chunks_are_fixed(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    """So a run resumed on another number of rollout actors is the same run, bit for bit."""
+    from actors.run import train
+
+    weights = []
+    for actors in (1, 2):
+        folder = tmp_path / f"run-{actors}"
+        train(make_config(folder, "learner.max_steps=2", "rollout.chunk_rows=2", f"rollout.actors={actors}"))
+        weights.append((folder / "model" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def wait_for(condition: Callable[[], bool], thread: threading.Thread) -> None:
+    """Poll a run's files; the run's end, or a minute, ends the wait."""
+    for _ in range(600):
+        if condition():
+            return
+        thread.join(timeout=0.1)
+        assert thread.is_alive(), "the run ended early"
+    raise AssertionError("it did not happen within a minute")
