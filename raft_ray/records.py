@@ -1,4 +1,4 @@
-"""A run's books: `metrics.jsonl`, `trace.jsonl` and TensorBoard, written by one process, a line at a time.
+"""A run's books: `metrics.jsonl`, `trace.jsonl`, `spans.jsonl` and TensorBoard, written by one process, by line.
 
 Knows nothing about Ray or how a step was computed.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raft_ray.pipeline import RowOrder
+from raft_ray.spans import Span, read_spans
 from raft_ray.trajectory import SampleInfo
 
 PHASES = ("rollout", "teacher", "load", "wait", "forward_backward", "optimizer", "sync", "checkpoint", "total")
@@ -32,6 +34,9 @@ class RunRecords:
         self._order = order
         self._board = SummaryWriter(str(self._dir / "tensorboard"))
         self.last: dict[str, Any] | None = None
+        self._spans: list[Span] = []
+        self._began: float | None = None
+        """Seconds by which this process began after the run did; unknown before the first `rewind`."""
 
     def rewind(self, step: int) -> None:
         """Forget everything from `step` on: a resumed run writes it again, and each line stays unique."""
@@ -41,6 +46,15 @@ class RunRecords:
                 continue
             kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] < step]
             path.write_text("".join(line + "\n" for line in kept))
+        self._rewind_spans(step)
+
+    def span(self, span: Span) -> None:
+        """Record what an actor did; it reaches `spans.jsonl` with the next step's records, or on closing.
+
+        Its times are seconds since this process began the run. In a resumed run's file they go on where those of the
+        process before it end.
+        """
+        self._spans.append(span)
 
     def add(self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any]) -> None:
         """Write a step: `record` is the learner's part, `infos` are the step's samples (none without distillation)."""
@@ -78,6 +92,7 @@ class RunRecords:
                 for place in places
             ],
         )
+        self._write_spans()
         for key, value in line.items():
             if isinstance(value, (int, float)) and key != "step":
                 self._board.add_scalar(key, value, step)
@@ -86,8 +101,25 @@ class RunRecords:
         self.last = line
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Write the last spans and flush TensorBoard."""
+        self._write_spans()
         self._board.close()
+
+    def _rewind_spans(self, step: int) -> None:
+        self._spans = [span for span in self._spans if span.step < step]
+        path = self._dir / "spans.jsonl"
+        kept = [span for span in read_spans(path) if span.step < step]
+        if path.exists():
+            path.write_text("".join(json.dumps(span.to_json()) + "\n" for span in kept))
+        if self._began is None:
+            self._began = max((span.end for span in kept), default=0.0)
+
+    def _write_spans(self) -> None:
+        began = self._began or 0.0
+        shifted = [replace(span, start=span.start + began, end=span.end + began) for span in self._spans]
+        if shifted:
+            self._append("spans.jsonl", [span.to_json() for span in shifted])
+        self._spans.clear()
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         with (self._dir / name).open("a") as file:

@@ -1,0 +1,248 @@
+"""What each role of a training run did when, and which role the others wait for.
+
+A span is one piece of one actor's time: `rollout-0` generated for step 7 from second 12.3 to second 13.9. Pure
+arithmetic on spans and their file, `spans.jsonl`; knows nothing about Ray, nor about how a report draws them.
+
+    spans = read_spans(run / "spans.jsonl")
+    bottleneck(loads(spans, *training_window(spans)))   -> Bottleneck("rollout", "Rollouts are the bottleneck (...")
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from raft_ray.errors import RaftError
+
+ROLES = ("rollout", "teacher", "learner")
+"""In the order that data passes them."""
+
+IDLE = ("start", "wait")
+"""What is no work; everything else is."""
+
+SCARCE = 0.1
+"""The learners lack data if they wait for more than this share of their time."""
+FULL = 0.8
+"""A role that works for this share of its time or more has no room for more."""
+
+_WHO = re.compile(rf"({'|'.join(ROLES)})(?:-(\d+))?")
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A line of `spans.jsonl`; see `docs/design.md`.
+
+    `start` and `end` are seconds since the run's pipeline began; `step` is the optimizer step that it was for.
+    """
+
+    who: str
+    what: str
+    step: int
+    start: float
+    end: float
+
+    @property
+    def role(self) -> str:
+        """`rollout` of `rollout-3`."""
+        return self.who.partition("-")[0]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sorts by role, then by number: `rollout-2` before `rollout-10` before `teacher-0`."""
+        role, _, number = self.who.partition("-")
+        return ROLES.index(role), int(number or 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, times to a tenth of a millisecond."""
+        return asdict(self) | {"start": round(self.start, 4), "end": round(self.end, 4)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Span:
+        """The span of a JSON value. Raises `ValueError`, saying what is wrong with it; other keys are ignored."""
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+        who, what, step, start, end = (value.get(key) for key in ("who", "what", "step", "start", "end"))
+        if not isinstance(who, str) or not _WHO.fullmatch(who):
+            raise ValueError(f"`who` must be one of {', '.join(f'{role}-N' for role in ROLES)}, found {who!r}")
+        if not isinstance(what, str) or not what:
+            raise ValueError(f"`what` must say what it did, found {what!r}")
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ValueError(f"`step` must be a whole number from 0 on, found {step!r}")
+        if not (_is_time(start) and _is_time(end) and start <= end):
+            raise ValueError(f"`start` and `end` must be seconds, one after the other, found {start!r} and {end!r}")
+        return cls(who, what, step, float(start), float(end))
+
+
+def read_spans(path: Path) -> list[Span]:
+    """The spans of a file in its order, none if it is not there.
+
+    A last line that a killed run left unfinished is dropped. Raises `RaftError` that names file and line for any
+    other line that is no span.
+    """
+    if not path.exists():
+        return []
+    spans = []
+    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate([*lines, rest], start=1):
+        if not line.strip():
+            continue
+        try:
+            spans.append(Span.from_json(json.loads(line)))
+        except json.JSONDecodeError as error:
+            if number > len(lines):  # Without a line's end, so its writing was cut short.
+                break
+            where = f"{path} line {number}"
+            raise RaftError(f"{where}: not JSON ({error.msg} at column {error.colno}); repair or delete it") from error
+        except ValueError as error:
+            raise RaftError(f"{path} line {number}: {error}") from error
+    return spans
+
+
+def busy_share(spans: Iterable[Span], since: float, until: float) -> dict[str, float]:
+    """Of everyone who has a span, the share in [0, 1] of the seconds from `since` to `until` that they worked.
+
+    Waiting and starting are no work. What overlaps counts once; a window without length has shares of 0.
+    """
+    work: dict[str, list[Interval]] = defaultdict(list)
+    for span in spans:
+        work[span.who] += [] if span.what in IDLE else [(span.start, span.end)]
+    return {who: _share(_covered(intervals, since, until), until - since) for who, intervals in work.items()}
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much a role worked, as the mean over its members, of the time that each was there."""
+
+    members: int
+    busy: float
+    waiting: float
+    """The share that was recorded as `wait`; only learners record it."""
+
+
+def loads(spans: Sequence[Span], since: float, until: float) -> dict[str, Load]:
+    """The `Load` of each role that was there between `since` and `until` (seconds), in the order of `ROLES`.
+
+    A member is there from its first span after its start to its last one, so an actor that joined late, or left
+    early, is no less busy for it.
+    """
+    found: dict[str, Load] = {}
+    for role in ROLES:
+        there, busy, waiting, members = 0.0, 0.0, 0.0, 0
+        by_member: dict[str, list[Span]] = defaultdict(list)
+        for span in spans:
+            if span.role == role and span.what != "start":
+                by_member[span.who].append(span)
+        for own in by_member.values():
+            first = max(since, min(span.start for span in own))
+            last = min(until, max(span.end for span in own))
+            if first < last:
+                members += 1
+                there += last - first
+                busy += _covered([(s.start, s.end) for s in own if s.what not in IDLE], first, last)
+                waiting += _covered([(s.start, s.end) for s in own if s.what == "wait"], first, last)
+        if members:
+            found[role] = Load(members, _share(busy, there), _share(waiting, there))
+    return found
+
+
+def training_window(spans: Sequence[Span]) -> Interval:
+    """(since, until) from where the first step's training began to where the last one's did.
+
+    Leaves out the start-up and holds whole rounds of all roles, so that shares compare. Without two trained steps
+    it is everything but starting. `(0.0, 0.0)` without spans.
+    """
+    begun = step_starts(spans)
+    if len(begun) > 1:
+        return begun[min(begun)], begun[max(begun)]
+    rest = [span for span in spans if span.what != "start"]
+    return min((s.start for s in rest), default=0.0), max((s.end for s in rest), default=0.0)
+
+
+def step_starts(spans: Iterable[Span]) -> dict[int, float]:
+    """When the learners began to compute each step: seconds by step."""
+    begun: dict[int, float] = {}
+    for span in spans:
+        if span.what == "forward_backward":
+            begun[span.step] = min(span.start, begun.get(span.step, math.inf))
+    return begun
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """`role` is the one that limits the run, None if none does alone. `advice` is a sentence for the user."""
+
+    role: str | None
+    advice: str
+
+
+def bottleneck(loads: Mapping[str, Load]) -> Bottleneck | None:
+    """Which role the others wait for, from `loads`; None as long as no learner is among them.
+
+    Learners that do not wait limit the run, unless the rollouts or teachers are full too (balanced). For learners
+    that wait, it is the busier of the other two roles, unless that one has room as well: then they wait in turns.
+    """
+    learner = loads.get("learner")
+    if learner is None:
+        return None
+    feeding = {role: load for role, load in loads.items() if role != "learner"}
+    busiest = max(feeding, key=lambda role: feeding[role].busy, default=None)
+    full = busiest is not None and feeding[busiest].busy >= FULL
+    waits = f"learners wait {learner.waiting:.0%} of the time"
+    if learner.waiting <= SCARCE:
+        if full:
+            return Bottleneck(None, f"Balanced: {_listed(loads)}; {waits}.")
+        spare = "".join(_spare(role, load) for role, load in feeding.items())
+        return Bottleneck(
+            "learner",
+            f"Learners are the bottleneck (busy {learner.busy:.0%}, they wait {learner.waiting:.0%} of the time): "
+            f"add learner.workers{spare}.",
+        )
+    if busiest is None or not full:
+        return Bottleneck(
+            None, f"The roles wait for each other ({_listed(loads)}): raise sync.max_staleness so that they overlap."
+        )
+    load = feeding[busiest]
+    start = f"{busiest.capitalize()}s are the bottleneck (busy {load.busy:.0%}, {waits})"
+    # So many would feed learners that never wait, but more than twice as many is too far to guess.
+    wanted = max(load.members + 1, math.ceil(load.members * load.busy / max(0.5, 1 - learner.waiting)))
+    if busiest == "rollout":
+        return Bottleneck(busiest, f"{start}: `raft-ray scale RUN --rollouts {wanted}` or raise rollout.actors.")
+    return Bottleneck(busiest, f"{start}: raise teacher.actors to {wanted}.")
+
+
+def _listed(loads: Mapping[str, Load]) -> str:
+    return ", ".join(f"{role}s busy {load.busy:.0%}" for role, load in loads.items())
+
+
+def _spare(role: str, load: Load) -> str:
+    """`; rollouts wait, 2 of 3 would do`, nothing if all are needed."""
+    enough = max(1, math.ceil(load.members * load.busy / FULL))
+    return f"; {role}s wait, {enough} of {load.members} would do" if enough < load.members else ""
+
+
+def _covered(intervals: Iterable[Interval], since: float, until: float) -> float:
+    """Seconds between `since` and `until` that any of the intervals covers."""
+    covered, reached = 0.0, since
+    for start, end in sorted(intervals):
+        start, end = max(start, reached), min(end, until)
+        if start < end:
+            covered += end - start
+            reached = end
+    return covered
+
+
+def _share(part: float, whole: float) -> float:
+    """Sums of floats can pass the whole by a rounding error."""
+    return min(1.0, part / whole) if whole > 0 else 0.0
+
+
+def _is_time(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
