@@ -122,6 +122,7 @@ class Load:
     """How much a role worked, as the mean over its members, of the time that each was there."""
 
     members: int
+    """Those that have not left."""
     busy: float
     waiting: float
     """The share that was recorded as `wait`; only learners record it."""
@@ -130,25 +131,27 @@ class Load:
 def loads(spans: Sequence[Span], since: float, until: float) -> dict[str, Load]:
     """The `Load` of each role that was there between `since` and `until` (seconds), in the order of `ROLES`.
 
-    A member is there from its first span after its start to its last one, so an actor that joined late, or left
-    early, is no less busy for it.
+    A member is there from its first span after its start on, and gone after its last one if its role went on to later
+    steps without it: an actor that joined late or left early is no less busy for it.
     """
     found: dict[str, Load] = {}
     for role in ROLES:
         there, busy, waiting, members = 0.0, 0.0, 0.0, 0
         by_member: dict[str, list[Span]] = defaultdict(list)
         for span in spans:
-            if span.role == role and span.what != "start":
+            if span.role == role and span.what != "start" and span.start < until:
                 by_member[span.who].append(span)
+        final = max((span.step for own in by_member.values() for span in own), default=0)
         for own in by_member.values():
+            gone = max(span.step for span in own) < final - 1
             first = max(since, min(span.start for span in own))
-            last = min(until, max(span.end for span in own))
+            last = min(until, max(span.end for span in own)) if gone else until
             if first < last:
-                members += 1
+                members += not gone
                 there += last - first
                 busy += _covered([(s.start, s.end) for s in own if s.what not in IDLE], first, last)
                 waiting += _covered([(s.start, s.end) for s in own if s.what == "wait"], first, last)
-        if members:
+        if there:
             found[role] = Load(members, _share(busy, there), _share(waiting, there))
     return found
 

@@ -51,6 +51,7 @@ def write_run(folder: Path, methods: tuple[str, ...] = ("base", "sft", "sdft", "
         _write_lines(place / "metrics.jsonl", [_step(name, step) for step in range(STEPS)])
         if name in ("opd", "raft"):
             _write_lines(place / "trace.jsonl", _trace())
+            _write_lines(place / "spans.jsonl", spans())
     write_refined(folder / "refined" / "part-00000.parquet", [_refined(row) for row in range(ROWS)])
     results = {name: _result(name) for name in methods}
     (folder / "eval.json").write_text(json.dumps({"main": main, "data": {}, "methods": results}, indent=1))
@@ -151,6 +152,36 @@ def _trace() -> list[dict[str, Any]]:
         }
         for i in samples
     ]
+
+
+def spans(rollouts: int = 2, generating: float = 6.0, steps: int = STEPS) -> list[dict[str, Any]]:
+    """The spans of a pipeline that may be one version stale: `generating` is the seconds of a rollout's chunk."""
+    noise = random.Random(f"spans{rollouts}")
+    found: list[dict[str, Any]] = []
+
+    def span(who: str, what: str, step: int, start: float, seconds: float) -> float:
+        found.append({"who": who, "what": what, "step": step, "start": start, "end": start + seconds})
+        return start + seconds
+
+    rollout_free = [span(f"rollout-{i}", "start", 0, 0.1, noise.uniform(14, 16)) for i in range(rollouts)]
+    teacher_free = span("teacher-0", "start", 0, 0.1, 6.0)
+    learner_free = 2.0
+    published = [0.0, 0.0]
+    for step in range(steps):
+        for i in range(rollouts):
+            start = max(rollout_free[i], published[step])
+            start = span(f"rollout-{i}", "load", step, start, 0.2) if step > 1 else start
+            rollout_free[i] = span(f"rollout-{i}", "generate", step, start, generating * noise.uniform(0.85, 1.15))
+        for done in sorted(rollout_free):
+            teacher_free = span("teacher-0", "score", step, max(teacher_free, done), 0.45 * noise.uniform(0.8, 1.2))
+        learner_free = span("learner", "wait", step, learner_free, max(0.0, teacher_free - learner_free))
+        learner_free = span("learner", "forward_backward", step, learner_free, 3.9 * noise.uniform(0.9, 1.1))
+        learner_free = span("learner", "optimizer", step, learner_free, 0.31)
+        learner_free = span("learner", "sync", step, learner_free, 0.24)
+        if step % 20 == 14:
+            learner_free = span("learner", "checkpoint", step, learner_free, 1.2)
+        published.append(learner_free)
+    return found
 
 
 def _refined(row: int) -> dict[str, Any]:

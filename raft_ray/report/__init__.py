@@ -2,7 +2,7 @@
 
     files.py    reads and checks the run folder
     verdict.py  what eval.json says, in words
-    figures.py  values -> charts, drawn by svg.py
+    figures.py  values -> charts, drawn by svg.py; timeline.py and lanes.py likewise for spans
     page.py     what each section shows
     report.html.j2, report.css   how it looks
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import RaftError
+from raft_ray.spans import Span, read_spans
 
 METHOD_ORDER = ("base", "sft", "fapm", "sdft", "opd")
 """The usual methods from plain to involved; others follow in alphabetical order, `raft` comes last."""
@@ -40,6 +41,8 @@ class Run:
     config: dict[str, Any] | None
     metrics: dict[str, list[Row]] = field(default_factory=dict)
     traces: dict[str, list[Row]] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
+    """Of the main method; empty if they were not recorded."""
     refined: list[Row] | None = None
     refinement_seconds: float | None = None
     """What stage 1 took, once it has finished."""
@@ -92,6 +95,7 @@ def read_run(folder: Path) -> Run:
         config=config,
         metrics={name: metrics[name] for name in in_order(metrics) if metrics[name]},
         traces=traces,
+        spans=read_spans(folder / "spans.jsonl"),
         refined=[row for part in parts for row in _read_refined(part)] if parts else None,
         refinement_seconds=_read_summary(folder / "refined" / "_summary.json").get("seconds"),
         evaluation=evaluation["methods"] if evaluation else None,

@@ -11,6 +11,7 @@ from typing import Any
 
 from raft_ray.report import figures, stage1, timing
 from raft_ray.report.files import Row, Run, in_order
+from raft_ray.report.timeline import timeline
 from raft_ray.report.verdict import verdict
 from raft_ray.report.words import about, duration, method_label, number, percent, short, usable
 
@@ -35,6 +36,7 @@ def page(run: Run) -> dict[str, Any]:
             ("training", "Training", _training(run)),
             ("refinement", "Stage 1: refined answers", stage1.refinement(run)),
             ("time", "Time", _time(run)),
+            ("timeline", "Who worked when", timeline(run)),
             ("weights", "Weight distance", _weights(run)),
             ("answers", "Answers to domain questions", _answers(run)),
             ("general", "Answers to general questions", _general(run)),

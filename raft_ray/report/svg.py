@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines, points, stacked bars, histogram. Knows nothing about runs or methods.
+"""Charts as inline SVG: lines, points, stacked bars, histogram (and `lanes`). Knows nothing about runs or methods.
 
 Colours are CSS classes (each sets `--c`), so that one drawing serves light, dark and paper; text stays text.
 Elements are built with ElementTree, which escapes whatever is written into them. All charts share one width
@@ -110,25 +110,25 @@ def line_chart(
     x_scale = Scale(xs[0], xs[-1], LEFT, RIGHT, count=6).tight(xs[0], xs[-1])
     low = 0.0 if zero and not log else min(values)
     y_scale = Scale(low, max(values), BOTTOM, TOP, log)
-    root = _canvas(label)
+    root = canvas(label)
     _axes(root, x_scale, y_scale, x_label, short, form)
     if reference is not None:
         level = y_scale(reference)
-        _add(root, "line", "reference", x1=LEFT, x2=RIGHT, y1=level, y2=level)
+        add(root, "line", "reference", x1=LEFT, x2=RIGHT, y1=level, y2=level)
     for one in drawn:
         if smooth and len(one.y) >= 20:
             _line(root, one, x_scale, y_scale, "line raw")
             one = Series(one.label, one.css, one.x, _moving_average(one.y))
         _line(root, one, x_scale, y_scale, "line")
     _bands(root, drawn, xs, x_scale, y_scale, x_label, form)
-    return _markup(root)
+    return markup(root)
 
 
 def scatter(points: Sequence[Point], *, label: str, x_label: str, x_form: Format, y_form: Format) -> Markup:
     """Labelled points with error bars; both axes start at zero."""
     x_scale = Scale(0, max(point.x for point in points) * 1.05, LEFT, RIGHT, count=5)
     y_scale = Scale(0, max(max(point.y, point.high or 0) for point in points), BOTTOM, TOP)
-    root = _canvas(label)
+    root = canvas(label)
     _axes(root, x_scale, y_scale, x_label, x_form, y_form)
     spots = [(x_scale(point.x), y_scale(point.y)) for point in points]
     boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
@@ -136,15 +136,15 @@ def scatter(points: Sequence[Point], *, label: str, x_label: str, x_form: Format
         if point.low is not None and point.high is not None:
             boxes.append((x - 2, y_scale(point.high), x + 2, y_scale(point.low)))
     for point, (x, y) in zip(points, spots, strict=True):
-        group = _add(root, "g", f"point {point.css}")
-        _add(group, "title", text=point.note or f"{point.label}: {x_form(point.x)}, {y_form(point.y)}")
+        group = add(root, "g", f"point {point.css}")
+        add(group, "title", text=point.note or f"{point.label}: {x_form(point.x)}, {y_form(point.y)}")
         if point.low is not None and point.high is not None:
-            _add(group, "line", "whisker", x1=x, x2=x, y1=y_scale(point.low), y2=y_scale(point.high))
-        _add(group, "circle", "dot", cx=x, cy=y, r=5)
+            add(group, "line", "whisker", x1=x, x2=x, y1=y_scale(point.low), y2=y_scale(point.high))
+        add(group, "circle", "dot", cx=x, cy=y, r=5)
         text_x, text_y, anchor, box = _free_place(point.label, x, y, boxes)
         boxes.append(box)
-        _add(group, "text", "name", text=point.label, x=text_x, y=text_y, **{"text-anchor": anchor})
-    return _markup(root)
+        add(group, "text", "name", text=point.label, x=text_x, y=text_y, **{"text-anchor": anchor})
+    return markup(root)
 
 
 def histogram(
@@ -168,7 +168,7 @@ def histogram(
     x_scale.low, x_scale.high = low, high
     x_scale.ticks = [tick for tick in x_scale.ticks if low <= tick <= high]
     y_scale = Scale(0, max(map(sum, zip(*counts, strict=True))) * 1.08, BOTTOM, TOP)
-    root = _canvas(label)
+    root = canvas(label)
     _axes(root, x_scale, y_scale, x_label, short, short)
     for index in range(bins):
         start, end = low + index * width, low + (index + 1) * width
@@ -178,8 +178,8 @@ def histogram(
     if marker:
         x = x_scale(marker[0])
         left = x > (LEFT + RIGHT) / 2
-        _add(root, "line", "marker", x1=x, x2=x, y1=TOP - 8, y2=BOTTOM)
-        _add(
+        add(root, "line", "marker", x1=x, x2=x, y1=TOP - 8, y2=BOTTOM)
+        add(
             root,
             "text",
             "marker-name",
@@ -188,7 +188,7 @@ def histogram(
             y=TOP,
             **{"text-anchor": "end" if left else "start"},
         )
-    return _markup(root)
+    return markup(root)
 
 
 def stacked_bars(xs: Sequence[float], parts: Sequence[Series], *, label: str, x_label: str, form: Format) -> Markup:
@@ -199,7 +199,7 @@ def stacked_bars(xs: Sequence[float], parts: Sequence[Series], *, label: str, x_
     y_scale = Scale(0, max(map(sum, heights)) or 1.0, BOTTOM, TOP)
     step = (RIGHT - LEFT) / len(places)
     x_scale = Scale(xs[0], xs[-1], LEFT + step / 2, RIGHT - step / 2, count=6).tight(xs[0], xs[-1])
-    root = _canvas(label)
+    root = canvas(label)
     _axes(root, x_scale, y_scale, x_label, short, form)
     for i, place in enumerate(places):
         names = "\n".join(f"{part.label}: {form(value)}" for part, value in zip(binned, heights[i], strict=True))
@@ -208,14 +208,16 @@ def stacked_bars(xs: Sequence[float], parts: Sequence[Series], *, label: str, x_
         stack = [(part.css, value) for part, value in zip(binned, heights[i], strict=True)]
         title = f"{x_label} {short(place, 6)}\n{names}\ntogether: {form(sum(heights[i]))}"
         _stack(root, stack, left + gap, left + step - gap, y_scale, title)
-    return _markup(root)
+    return markup(root)
 
 
-def _canvas(label: str) -> ET.Element:
-    return ET.Element("svg", {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": label, "class": "chart"})
+def canvas(label: str, width: float = WIDTH, height: float = HEIGHT, css: str = "chart") -> ET.Element:
+    """An empty drawing of so many units; `label` is what a screen reader says of it."""
+    return ET.Element("svg", {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": label, "class": css})
 
 
-def _add(parent: ET.Element, tag: str, css: str = "", text: str = "", **attributes: float | str) -> ET.Element:
+def add(parent: ET.Element, tag: str, css: str = "", text: str = "", **attributes: float | str) -> ET.Element:
+    """Append an element to `parent`; numbers are written with two decimals at most."""
     values = {
         key: f"{v:.2f}".rstrip("0").rstrip(".") if isinstance(v, float) else str(v) for key, v in attributes.items()
     }
@@ -224,22 +226,23 @@ def _add(parent: ET.Element, tag: str, css: str = "", text: str = "", **attribut
     return element
 
 
-def _markup(root: ET.Element) -> Markup:
+def markup(root: ET.Element) -> Markup:
+    """The drawing as text for a page."""
     return Markup(ET.tostring(root, encoding="unicode", short_empty_elements=False))
 
 
 def _axes(root: ET.Element, x: Scale, y: Scale, x_label: str, x_form: Format, y_form: Format) -> None:
-    axes = _add(root, "g", "axes")
+    axes = add(root, "g", "axes")
     for tick in y.ticks:
         level = y(tick)
-        _add(axes, "line", "grid", x1=LEFT, x2=RIGHT, y1=level, y2=level)
-        _add(axes, "text", "", text=y_form(tick), x=LEFT - 7, y=level + 3.5, **{"text-anchor": "end"})
-    _add(axes, "line", "base", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM)
+        add(axes, "line", "grid", x1=LEFT, x2=RIGHT, y1=level, y2=level)
+        add(axes, "text", "", text=y_form(tick), x=LEFT - 7, y=level + 3.5, **{"text-anchor": "end"})
+    add(axes, "line", "base", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM)
     for tick in x.ticks:
         place = x(tick)
-        _add(axes, "line", "tick", x1=place, x2=place, y1=BOTTOM, y2=BOTTOM + 4)
-        _add(axes, "text", "", text=x_form(tick), x=place, y=BOTTOM + 16, **{"text-anchor": "middle"})
-    _add(axes, "text", "axis-name", text=x_label, x=RIGHT, y=HEIGHT - 3, **{"text-anchor": "end"})
+        add(axes, "line", "tick", x1=place, x2=place, y1=BOTTOM, y2=BOTTOM + 4)
+        add(axes, "text", "", text=x_form(tick), x=place, y=BOTTOM + 16, **{"text-anchor": "middle"})
+    add(axes, "text", "axis-name", text=x_label, x=RIGHT, y=HEIGHT - 3, **{"text-anchor": "end"})
 
 
 def _line(root: ET.Element, series: Series, x: Scale, y: Scale, css: str) -> None:
@@ -250,12 +253,12 @@ def _line(root: ET.Element, series: Series, x: Scale, y: Scale, css: str) -> Non
             runs.append([])
         else:
             runs[-1].append((x(place), y(value)))
-    group = _add(root, "g", series.css)
+    group = add(root, "g", series.css)
     for points in filter(None, runs):
         if len(points) == 1:
-            _add(group, "circle", "dot", cx=points[0][0], cy=points[0][1], r=3)
+            add(group, "circle", "dot", cx=points[0][0], cy=points[0][1], r=3)
         else:
-            _add(group, "path", css, d="M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in points))
+            add(group, "path", css, d="M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in points))
 
 
 def _bands(
@@ -266,14 +269,14 @@ def _bands(
     middles = [x(value) for value in chosen]
     edges = [LEFT, *((a + b) / 2 for a, b in pairwise(middles)), RIGHT]
     for i, value in enumerate(chosen):
-        band = _add(root, "g", "band")
+        band = add(root, "g", "band")
         lines = [f"{x_label} {short(value, 6)}"]
-        _add(band, "rect", "", x=edges[i], y=TOP, width=max(0.0, edges[i + 1] - edges[i]), height=BOTTOM - TOP)
-        _add(band, "line", "cross", x1=middles[i], x2=middles[i], y1=TOP, y2=BOTTOM)
+        add(band, "rect", "", x=edges[i], y=TOP, width=max(0.0, edges[i + 1] - edges[i]), height=BOTTOM - TOP)
+        add(band, "line", "cross", x1=middles[i], x2=middles[i], y1=TOP, y2=BOTTOM)
         for one, values in zip(series, lookup, strict=True):
             level = values.get(value)
             if usable(level):
-                _add(band, "circle", f"dot {one.css}", cx=middles[i], cy=y(level), r=3)
+                add(band, "circle", f"dot {one.css}", cx=middles[i], cy=y(level), r=3)
                 lines.append(f"{one.label}: {form(level)}")
         band.insert(0, title := ET.Element("title"))
         title.text = "\n".join(lines)
@@ -282,14 +285,14 @@ def _bands(
 def _stack(
     root: ET.Element, parts: Sequence[tuple[str, float]], left: float, right: float, y: Scale, title: str
 ) -> None:
-    group = _add(root, "g", "bar")
-    _add(group, "title", text=title)
-    _add(group, "rect", "behind", x=left, y=TOP, width=right - left, height=BOTTOM - TOP)
+    group = add(root, "g", "bar")
+    add(group, "title", text=title)
+    add(group, "rect", "behind", x=left, y=TOP, width=right - left, height=BOTTOM - TOP)
     bottom = 0.0
     for css, value in parts:
         if value > 0:
             high, low = y(bottom + value), y(bottom)
-            _add(group, "rect", f"part {css}", x=left, y=high, width=right - left, height=low - high)
+            add(group, "rect", f"part {css}", x=left, y=high, width=right - left, height=low - high)
         bottom += value
 
 

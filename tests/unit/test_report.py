@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_fixture import write_refined, write_run
+from report_fixture import spans, write_refined, write_run
 
 from raft_ray.errors import RaftError
 from raft_ray.report import figures, timing, write_report
@@ -22,6 +22,7 @@ HEADINGS = [
     "Training",
     "Stage 1: refined answers",
     "Time",
+    "Who worked when",
     "Weight distance",
     "Answers to domain questions",
     "Answers to general questions",
@@ -166,7 +167,7 @@ def test_texts_of_users_and_models_are_escaped_everywhere(run: Path) -> None:
     page = report(run)
     assert "script" not in page.tags
     assert "img" not in page.tags
-    for heading in HEADINGS[:2] + HEADINGS[4:5] + HEADINGS[7:]:
+    for heading in HEADINGS[:2] + HEADINGS[4:5] + HEADINGS[8:]:
         assert bad in page.sections[heading], heading
 
 
@@ -183,6 +184,53 @@ def test_the_page_loads_nothing(run: Path) -> None:
     html = (run / "report.html").read_text()
     assert "url(" not in html
     assert "@import" not in html
+
+
+def write_spans(folder: Path, lines: list[dict[str, Any]]) -> None:
+    (folder / "spans.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def drawn(page: str) -> str:
+    """The timeline's SVG."""
+    return page.split('<div class="wide" tabindex="0"><svg', 1)[1].split("</svg>")[0]
+
+
+def test_the_timeline_shows_eight_steps_from_the_middle_and_what_limits_the_run(run: Path) -> None:
+    text = report(run).sections["Who worked when"]
+    assert "Rollouts are the bottleneck (busy 98%, learners wait 28% of the time): raft-ray scale RUN" in text
+    assert "Steps 30 to 37" in text
+    assert "generate score load weights wait forward + backward optimizer sync checkpoint" in text
+    assert "Rollouts (2) 98% Teachers 14% Learners 72% wait 28%" in text
+    chart = drawn((run / "report.html").read_text())
+    assert 'aria-label="Steps 30 to 37: what rollout-0, rollout-1, teacher-0, learner did when"' in chart
+    assert "rollout-1: generate, step 33" in chart
+    assert "learner: checkpoint, step 34" in chart
+    assert "step 27" not in chart
+    assert "start," not in chart
+
+
+def test_the_timeline_of_a_short_run_leaves_out_its_start_and_one_of_many_actors_names_the_rest(run: Path) -> None:
+    write_spans(run, spans(rollouts=11, steps=3))
+    text = report(run).sections["Who worked when"]
+    assert "Steps 0 to 2" in text
+    assert "Not shown: 3 more rollouts." in text
+    chart = drawn((run / "report.html").read_text())
+    assert "rollout-7" in chart
+    assert "rollout-8" not in chart
+    assert "start," not in chart
+
+
+def test_a_run_without_spans_or_without_a_trained_step_leaves_the_timeline_out(run: Path) -> None:
+    write_spans(run, spans(steps=0))
+    assert "Left out: spans.jsonl has no step" in report(run).sections["Who worked when"]
+    (run / "spans.jsonl").unlink()
+    assert "Left out: this run has no spans.jsonl" in report(run).sections["Who worked when"]
+
+
+def test_a_span_of_an_unknown_kind_is_drawn_under_its_own_name(run: Path) -> None:
+    other = {"who": "learner", "what": "<b>export</b>", "step": 33, "start": 235.0, "end": 236.0}
+    write_spans(run, [*spans(), other])
+    assert "sync checkpoint <b>export</b>" in report(run).sections["Who worked when"]
 
 
 def test_a_run_without_evaluation_says_which_sections_it_leaves_out(run: Path) -> None:
@@ -267,6 +315,7 @@ def test_a_long_run_is_drawn_with_a_bounded_number_of_points(run: Path) -> None:
         ("metrics.jsonl", '{"step": 0, "seconds": 3}\n', r"metrics\.jsonl line 1: `seconds` must be an object"),
         ("methods/sft/metrics.jsonl", "x\n", r"methods/sft/metrics\.jsonl line 1: not JSON"),
         ("trace.jsonl", '{"epoch": 0, "step": 0, "row": null}\n', r"trace\.jsonl line 1: `row` must be"),
+        ("spans.jsonl", '{"who": "rollout-0"}\n', r"spans\.jsonl line 1: `what` must say"),
         ("config.yaml", "run:\n  dir: [\n", r"config\.yaml line 3: not YAML"),
         ("config.yaml", "- run\n", r"config\.yaml line 1: expected sections"),
         ("config.yaml", "3\n", r"config\.yaml: not a configuration"),

@@ -70,10 +70,13 @@ def test_waiting_and_starting_are_no_work_and_overlap_counts_once() -> None:
     assert busy_share(spans, 3, 3) == {"learner": 0.0, "rollout-0": 0.0}
 
 
-def test_an_actor_that_joined_late_counts_for_the_time_that_it_was_there() -> None:
+def test_an_actor_that_joined_late_or_left_counts_for_the_time_that_it_was_there() -> None:
     spans = [Span("rollout-0", "generate", i, 10 * i, 10 * i + 9) for i in range(10)]
-    spans += [Span("rollout-1", "start", 8, 60, 80), Span("rollout-1", "generate", 8, 80, 90)]
-    assert loads(spans, 0, 100) == {"rollout": Load(2, pytest.approx(100 / 109), 0.0)}
+    late = [Span("rollout-1", "start", 8, 60, 80), Span("rollout-1", "generate", 8, 80, 90)]
+    left = [Span("rollout-2", "generate", 3, 0, 10)]
+    assert loads(spans, 0, 100)["rollout"].busy == pytest.approx(0.9)
+    assert loads(spans + late, 0, 100)["rollout"] == Load(2, pytest.approx(100 / 120), 0.0)
+    assert loads(spans + left, 0, 100)["rollout"] == Load(1, pytest.approx(100 / 110), 0.0)
 
 
 def test_the_window_leaves_out_starting_and_holds_whole_rounds() -> None:
