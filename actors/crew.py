@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from actors.remote import ActorLost
+from raft_ray.config import Config
 from raft_ray.errors import RaftError
 
 START_TRIES = 3
@@ -101,9 +102,17 @@ class Crew:
         return going
 
 
-def spawn(actor: type, options: dict[str, Any], arguments: tuple[Any, ...], run_dir: str, name: str) -> Any:
-    """Start an actor of a run, `actor(*arguments, name, run_dir)`; with all but the name bound, a crew's `make`."""
-    return ray.remote(actor).options(**options).remote(*arguments, name, run_dir)
+def spawn(
+    actor: type,
+    options: dict[str, Any],
+    config: Config,
+    folder: str,
+    run_dir: str,
+    table: list[ray.ObjectRef],
+    name: str,
+) -> Any:
+    """Start a rollout or teacher actor of a run; with all but the name bound, a crew's `make`."""
+    return ray.remote(actor).options(**options).remote(config, folder, table, name, run_dir)
 
 
 def kill(member: Member) -> None:

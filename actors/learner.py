@@ -142,7 +142,7 @@ class Rank:
         weights = self._publishable(step) if self.task.distils else None
         if self.rank == 0:
             ref, checksum = _put(weights)
-            self._call(self.task.pipeline.begin.remote(step, ref, checksum))
+            self._call(self.task.pipeline.begin.remote(step, ref, checksum, self.task.table))
         torch.distributed.barrier()
         for at in range(step, self.task.steps):
             self._step(at)

@@ -25,10 +25,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from actors.cluster import log_to_file
 from actors.crew import Crew, Member
 from actors.remote import ActorLost, DataLost, within
 from raft_ray.announce import announce
@@ -61,36 +63,29 @@ class PipelineActor:
 
     Args:
         config: of the run.
-        table: the encoded training rows, by row index.
         order: which rows each step trains on.
-        run_dir: for the records.
-        make_rollout, make_teacher: make the actor of a name, and return its handle at once.
+        run_dir: for the records and the log.
+        make_rollout, make_teacher: make the actor of a name, given the table, and return its handle at once.
         distils: whether the method samples and scores at all.
     """
 
     def __init__(
         self,
         config: Config,
-        table: dict[int, EncodedRow],
         order: RowOrder,
         run_dir: str,
-        make_rollout: Callable[[str], Any],
-        make_teacher: Callable[[str], Any],
+        make_rollout: Callable[[list[ray.ObjectRef], str], Any],
+        make_teacher: Callable[[list[ray.ObjectRef], str], Any],
         distils: bool,
     ) -> None:
+        log_to_file(Path(run_dir), "pipeline")
         self._config = config
-        self._table = table
         self._order = order
         self._distils = distils
         self._records = RunRecords(run_dir, order)
-        rollout, teacher = config.rollout, config.teacher
-        self._rollouts = Crew("rollout", make_rollout, rollout.max_restarts, "rollout.max_restarts")
-        self._teachers = Crew("teacher", make_teacher, teacher.max_restarts, "teacher.max_restarts")
-        if distils:
-            for _ in range(rollout.actors):
-                self._rollouts.add()
-            for _ in range(teacher.actors):
-                self._teachers.add()
+        self._makers = make_rollout, make_teacher
+        self._table: dict[int, EncodedRow] = {}
+        rollout = config.rollout
         self._elastic = Elastic(rollout.min_actors or rollout.actors, rollout.max_actors or rollout.actors)
         self._scaled_by_hand = False
         self._changed = asyncio.Condition()
@@ -114,17 +109,43 @@ class PipelineActor:
         self._idle_teachers: asyncio.Queue[Member] = asyncio.Queue()
         self._published = Published(step, None, 0)
         self._peak_bytes = 0
+        self._last_loss = ""
         self._step_began = self._now()
+
+    async def prepare(self, table: list[ray.ObjectRef]) -> None:
+        """Let the actors start; done once in the life of this process.
+
+        Not a matter of the constructor, whose arguments Ray may have to find again when it restarts this actor.
+
+        Args:
+            table: the encoded training rows by row index, as a reference in a list.
+        """
+        if self._table:
+            return
+        self._table = await table[0]
+        make_rollout, make_teacher = (partial(make, table) for make in self._makers)
+        rollout, teacher = self._config.rollout, self._config.teacher
+        self._rollouts = Crew("rollout", make_rollout, rollout.max_restarts, "rollout.max_restarts")
+        self._teachers = Crew("teacher", make_teacher, teacher.max_restarts, "teacher.max_restarts")
+        if self._distils:
+            for _ in range(rollout.actors):
+                self._rollouts.add()
+            for _ in range(teacher.actors):
+                self._teachers.add()
 
     # What the learners call.
 
-    async def begin(self, step: int, ref: list[ray.ObjectRef] | None, checksum: int) -> None:
+    async def begin(
+        self, step: int, ref: list[ray.ObjectRef] | None, checksum: int, table: list[ray.ObjectRef]
+    ) -> None:
         """(Re)start at `step` with the learner's weights as version `step`; what was on the way is dropped.
 
         Args:
+            table: as for `prepare`; a restarted pipeline actor has it from here.
             ref: the packed weights; none for methods that do not sample.
         """
         announce("pipeline", "begin", step)
+        await self.prepare(table)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -152,7 +173,10 @@ class PipelineActor:
 
         def arrived() -> bool:
             nonlocal share
-            share = self._ledger.share(step, rank, ranks)
+            try:
+                share = self._ledger.share(step, rank, ranks)
+            except RaftError as error:
+                self._error = RaftError(f"{error}; the last time: {self._last_loss}")
             return share is not None
 
         await self._wait_for(arrived, f"the samples of step {step}")
@@ -400,7 +424,7 @@ class PipelineActor:
         self._idle(member)
         member.rows += len(chunk.places)
         self._seconds[chunk.step]["teacher"] += seconds
-        self._ledger.scored(chunk, list(zip(infos, ([sample] for sample in samples), strict=True)))
+        self._ledger.scored(chunk, list(zip(infos, samples, strict=True)))
         self._peak_bytes = max(self._peak_bytes, self._ledger.nbytes())
         await self._notify()
 
@@ -413,6 +437,7 @@ class PipelineActor:
         if chunk is None:
             return
         if touched:
+            self._last_loss = str(error)
             aside = self._ledger.failed(chunk)
             for row in aside:
                 logging.error("row %d is set aside: %s", row, error)
@@ -524,6 +549,6 @@ class PipelineActor:
         try:
             await asyncio.wait_for(wait(), deadline)
         except TimeoutError:
-            raise RaftError(f"pipeline: {what} did not come within learner.timeout={deadline:g} s") from None
+            self._error = RaftError(f"pipeline: {what} did not come within learner.timeout={deadline:g} s")
         if self._error is not None:
             raise self._error

@@ -29,16 +29,16 @@ class RolloutActor:
     Args:
         config: of the run.
         folder: of the original model, which the engine starts with; the learner's weights replace it before use.
-        table: the encoded training rows, by row index.
+        table: the encoded training rows by row index, as a reference in a list.
         name: of the actor, for logs, traces and errors.
         run_dir: where its log goes.
     """
 
-    def __init__(self, config: Config, folder: str, table: dict[int, EncodedRow], name: str, run_dir: str) -> None:
+    def __init__(self, config: Config, folder: str, table: list[ray.ObjectRef], name: str, run_dir: str) -> None:
         log_to_file(Path(run_dir), name)
         self.name = name
         self._config = config
-        self._table = table
+        self._table: dict[int, EncodedRow] = ray.get(table[0])
         self._version: int | None = None
         weight_sync.register()
         rollout = config.rollout

@@ -132,8 +132,7 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
     if config.run.resume and folder.exists() and steps_done(run_dir) == order.steps:
         return str(folder)
     run_dir.mkdir(parents=True, exist_ok=True)
-    table = encode(config, prepared.folder, rows)
-    table_ref = ray.put(table)
+    table = [ray.put(encode(config, prepared.folder, rows))]
     overlapped = config.sync.max_staleness > 0
     roles = {
         role: actor_options(
@@ -145,7 +144,6 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
         )
         for role, section in (("rollout", config.rollout), ("teacher", config.teacher))
     }
-    shared = [table_ref]
     pipeline: Any = (
         ray.remote(PipelineActor)
         .options(
@@ -157,21 +155,21 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
         )
         .remote(
             config,
-            table_ref,
             order,
             str(run_dir),
-            partial(spawn, RolloutActor, roles["rollout"], (config, prepared.folder, shared), str(run_dir)),
-            partial(spawn, TeacherActor, roles["teacher"], (config, prepared.teacher, shared), str(run_dir)),
+            partial(spawn, RolloutActor, roles["rollout"], config, prepared.folder, str(run_dir)),
+            partial(spawn, TeacherActor, roles["teacher"], config, prepared.teacher, str(run_dir)),
             distils,
         )
     )
     phase = f"Stage 2: {config.distill.method.value}"
     try:
         bars.update(phase, 0, order.steps, "engines start")
+        ray.get(pipeline.prepare.remote(table), timeout=120)
         task = LearnerTask(
             config=config,
             folder=prepared.folder,
-            table=[table_ref],
+            table=table,
             pipeline=pipeline,
             steps=order.steps,
             distils=distils,

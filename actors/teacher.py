@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from actors.cluster import here, log_to_file
 from raft_ray import models
 from raft_ray.announce import announce
@@ -25,18 +27,18 @@ class TeacherActor:
     Args:
         config: of the run.
         folder: of the teacher's model.
-        table: the encoded training rows, by row index.
+        table: the encoded training rows by row index, as a reference in a list.
         name: of the actor, for logs and errors.
         run_dir: where its log goes.
     """
 
-    def __init__(self, config: Config, folder: str, table: dict[int, EncodedRow], name: str, run_dir: str) -> None:
+    def __init__(self, config: Config, folder: str, table: list[ray.ObjectRef], name: str, run_dir: str) -> None:
         log_to_file(Path(run_dir), name)
         import torch
 
         self.name = name
         self._config = config
-        self._table = table
+        self._table: dict[int, EncodedRow] = ray.get(table[0])
         device = "cuda" if config.teacher.num_gpus > 0 else "cpu"
         model: Any = models.load_model(folder, config.model)
         self._model = model.to(device).eval().requires_grad_(False)

@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.table import Table
 
 from actors import cluster
-from actors.crew import spawn
 from actors.pipeline import PipelineActor
 from raft_ray import settings
 from raft_ray.config import Config
@@ -51,8 +50,7 @@ class Times:
 class WaitingRollout:
     """A rollout actor whose engine waits."""
 
-    def __init__(self, times: Times, name: str, run_dir: str) -> None:
-        del run_dir
+    def __init__(self, times: Times, name: str) -> None:
         self._times, self._name, self._version = times, name, -1
 
     def ready(self) -> str:
@@ -74,8 +72,8 @@ class WaitingRollout:
 class WaitingTeacher:
     """A teacher whose forward passes wait."""
 
-    def __init__(self, times: Times, name: str, run_dir: str) -> None:
-        del name, run_dir
+    def __init__(self, times: Times, name: str) -> None:
+        del name
         self._times = times
 
     def ready(self) -> str:
@@ -93,6 +91,12 @@ class WaitingTeacher:
         return [(infos, seconds), *samples]
 
 
+def waiting(actor: type, times: Times, table: list[Any], name: str) -> Any:
+    """Start a waiting actor; with all but the last two bound, what the pipeline actor makes its actors with."""
+    del table
+    return ray.remote(actor).options(num_cpus=0).remote(times, name)
+
+
 def simulate(
     times: Times, *, rollouts: int, batch: int, staleness: int, steps: int, warm: int = 2, **keys: Any
 ) -> tuple[list[float], list[dict[str, Any]]]:
@@ -101,21 +105,19 @@ def simulate(
     order = RowOrder(rows=batch * steps, batch=batch, epochs=1, seed=0)
     table = {row: EncodedRow(row, [0] * 8, [0] * 8, [0] * 8) for row in range(order.rows)}
     with tempfile.TemporaryDirectory() as folder:
-        options = {"num_cpus": 0}
         pipeline: Any = (
             ray.remote(PipelineActor)
             .options(num_cpus=0)
             .remote(
                 config,
-                table,
                 order,
                 folder,
-                partial(spawn, WaitingRollout, options, (times,), folder),
-                partial(spawn, WaitingTeacher, options, (times,), folder),
+                partial(waiting, WaitingRollout, times),
+                partial(waiting, WaitingTeacher, times),
                 True,
             )
         )
-        ray.get(pipeline.begin.remote(0, [], 0))
+        ray.get(pipeline.begin.remote(0, [], 0, [ray.put(table)]))
         ends = []
         for step in range(steps):
             start = time.perf_counter()

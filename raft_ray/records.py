@@ -56,10 +56,10 @@ class RunRecords:
         """Forget everything from `step` on: a resumed run writes it again, and each line stays unique."""
         for name in ("metrics.jsonl", "trace.jsonl"):
             path = self._dir / name
-            if not path.exists():
-                continue
-            kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] < step]
-            path.write_text("".join(line + "\n" for line in kept))
+            if path.exists():
+                # A line without its end is one that a killed run left unfinished.
+                whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+                _replace(path, [line for line in whole if json.loads(line)["step"] < step])
         self._rewind_spans(step)
 
     def span(self, span: Span) -> None:
@@ -147,7 +147,7 @@ class RunRecords:
         path = self._dir / "spans.jsonl"
         kept = [span for span in read_spans(path) if span.step < step]
         if path.exists():
-            path.write_text("".join(json.dumps(span.to_json()) + "\n" for span in kept))
+            _replace(path, [json.dumps(span.to_json()) + "\n" for span in kept])
         if self._began is None:
             self._began = max((span.end for span in kept), default=0.0)
 
@@ -167,6 +167,13 @@ def steps_done(run_dir: str | Path) -> int:
     """Optimizer steps that `metrics.jsonl` of a run folder has on record; 0 without one."""
     path = Path(run_dir) / "metrics.jsonl"
     return sum(1 for line in path.read_text().splitlines() if line) if path.exists() else 0
+
+
+def _replace(path: Path, lines: Sequence[str]) -> None:
+    """Write a file anew, whole or not at all."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text("".join(lines))
+    new.replace(path)
 
 
 def _mean(values: Sequence[float]) -> float | None:
