@@ -67,7 +67,8 @@ def start(config: Config) -> None:
         else:
             # CPUs are logical: roles that take turns share the cores, so a laptop need not have one for each.
             logical = config.run.local_cpus or max(os.cpu_count() or 1, int(cpus + 0.999))
-            ray.init(num_cpus=logical, include_dashboard=True, **common)
+            # `local`: also where another cluster runs on this machine, which Ray would otherwise join.
+            ray.init(address="local", num_cpus=logical, include_dashboard=True, **common)
     except ConnectionError as error:
         raise RaftError(f"run.ray_address={address}: no Ray cluster answers there ({error})") from error
     _check_resources(cpus, gpus)

@@ -31,6 +31,7 @@ class Listener:
         self.heard: list[Said] = []
         self.killed: list[Said] = []
         self.pids: dict[str, int] = {}
+        self.error: Exception | None = None
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
 
@@ -45,6 +46,8 @@ class Listener:
         self._socket.close()
         self._thread.join(timeout=30)
         self._path.unlink()
+        if self.error is not None:
+            raise self.error
 
     def _listen(self) -> None:
         while True:
@@ -61,13 +64,19 @@ class Listener:
                 said: Said = json.loads(data)
                 self.pids[said["who"]] = said["pid"]
                 self.heard.append(said)
-                victim = self._rule(said)
-                if victim is not None:
-                    self.killed.append({**said, "victim": victim})
-                    if self._act is not None:
-                        self._act(said)
-                    else:
-                        os.kill(self.pids[victim], signal.SIGKILL)
+                try:
+                    self._answer(said)
+                except Exception as error:
+                    self.error = self.error or error
+
+    def _answer(self, said: Said) -> None:
+        victim = self._rule(said)
+        if victim is not None:
+            self.killed.append({**said, "victim": victim})
+            if self._act is not None:
+                self._act(said)
+            else:
+                os.kill(self.pids[victim], signal.SIGKILL)
 
 
 def once(who: str, state: str, step: int | None = None, victim: str | None = None) -> Rule:

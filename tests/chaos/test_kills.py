@@ -142,11 +142,14 @@ def test_a_killed_driver_is_started_again_and_goes_on(
     command = [sys.executable, "-m", "raft_ray", "train", str(tmp_path / "config.yaml")]
     # A Ray of its own: RAY_ADDRESS of this test's cluster must not reach it.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    with Listener(
-        socket_path, once("learner-0", "forward", 3), act=lambda _: os.kill(driver.pid, signal.SIGKILL)
-    ) as listener:
-        driver.wait(timeout=240)
+    driver: list[subprocess.Popen[bytes]] = []
+
+    def kill(_: Said) -> None:
+        driver[0].kill()
+
+    with Listener(socket_path, once("learner-0", "forward", 3), act=kill) as listener:
+        driver.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+        assert driver[0].wait(timeout=240) == -signal.SIGKILL
     assert len(listener.killed) == 1
     del environment[VARIABLE]
     done = subprocess.run(

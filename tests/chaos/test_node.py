@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from listener import Listener, once
 
@@ -19,9 +20,8 @@ KEYS = ("learner.max_steps=3", "learner.checkpoint_every=1")
 
 
 @pytest.fixture
-def socket_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def socket_path() -> Iterator[Path]:
     path = Path(f"/tmp/raft-node-{os.getpid()}.sock")
-    monkeypatch.setenv(VARIABLE, str(path))
     yield path
     path.unlink(missing_ok=True)
 
@@ -44,7 +44,11 @@ def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_a_node_that_dies_takes_nothing_with_it(
-    three_nodes: tuple[Any, list[Any]], make_config: MakeConfig, tmp_path: Path, socket_path: Path
+    three_nodes: tuple[Any, list[Any]],
+    make_config: MakeConfig,
+    tmp_path: Path,
+    socket_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import ray
 
@@ -55,18 +59,14 @@ def test_a_node_that_dies_takes_nothing_with_it(
     gone: list[str] = []
 
     def remove(_: dict[str, Any]) -> None:
-        """The node that runs the rollout actor."""
-        from ray.util.state import list_actors
-
-        (home,) = {
-            actor.node_id
-            for actor in list_actors(filters=[("class_name", "=", "RolloutActor"), ("state", "=", "ALIVE")])
-        }
-        (node,) = [node for node in nodes if node.node_id == home]
-        gone.append(home)
+        """The node that runs the rollout actor: its raylet is the actor's parent process."""
+        parent = psutil.Process(listener.pids["rollout-0"]).ppid()
+        (node,) = [node for node in nodes if node.all_processes["raylet"][0].process.pid == parent]
+        gone.append(node.node_id)
         cluster.remove_node(node, allow_graceful=False)
 
-    with Listener(socket_path, once("learner-0", "forward", 1), act=remove):
+    monkeypatch.setenv(VARIABLE, str(socket_path))
+    with Listener(socket_path, once("learner-0", "forward", 1), act=remove) as listener:
         parts = train(make_config(tmp_path / "parts", *KEYS)).parent
     assert len(gone) == 1
     assert not any(node["Alive"] and node["NodeID"] == gone[0] for node in ray.nodes())
