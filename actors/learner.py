@@ -15,7 +15,6 @@ the pipeline to start over from there.
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ import ray
 import torch
 
 from actors import weight_sync
+from actors.checkpoint import Checkpoints
 from actors.cluster import actor_options, log_to_file
 from actors.export import export_model
+from actors.storage import Storage
 from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Balance, Config, Dtype, Graphs
@@ -56,14 +57,12 @@ class LearnerTask:
     run_dir: str
     node: str
     """Id of the node that holds the run folder; the finished model is written there."""
+    storage: Storage
+    """Of the checkpoints; every node must reach it."""
 
 
-def train(task: LearnerTask, storage: str) -> None:
-    """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up.
-
-    Args:
-        storage: a folder or any URI of a pyarrow file system that every node reaches; checkpoints go under it.
-    """
+def train(task: LearnerTask) -> None:
+    """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up."""
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -87,8 +86,8 @@ def train(task: LearnerTask, storage: str) -> None:
             num_workers=learner.workers, use_gpu=learner.num_gpus > 0, resources_per_worker=resources
         ),
         run_config=make_run_config(
-            name="checkpoints",
-            storage_path=storage,
+            name=task.storage.name,
+            storage_path=task.storage.path,
             failure_config=FailureConfig(max_failures=learner.max_restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=learner.keep),
             worker_runtime_env=options["runtime_env"],
@@ -120,6 +119,7 @@ class Rank:
         self.rank = rank
         self.ranks = ranks
         self.name = f"learner-{rank}"
+        self._checkpoint_seconds = 0.0
         self.table: dict[int, EncodedRow] = ray.get(task.table[0])
         self.kept = min(self.config.distill.top_k, models.vocabulary_size(task.folder, self.config.model))
         distill = self.config.distill
@@ -131,13 +131,14 @@ class Rank:
         threads = self.config.learner.threads
         if threads:
             torch.set_num_threads(threads)
-        self.engine = make_engine(self.config, task.folder)
+        self.checkpoints = Checkpoints(task.storage, self.config)
+        self.engine = make_engine(self.config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
 
     def run(self) -> None:
         """From the last checkpoint, or from the original model, to the last step; rank 0 then exports the model."""
-        step = self._restore()
+        step, _ = self._restore()
         # Also version 0: an engine that survived a restart may hold later weights.
         weights = self._publishable(step) if self.task.distils else None
         if self.rank == 0:
@@ -204,12 +205,15 @@ class Rank:
                 "weights_bytes": 0 if weights is None else weights.buffer.nbytes,
                 "temperature": distill.temperature if self.task.distils else None,
             }
-        if last or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
-            self._checkpoint(step + 1)
-            clock.lap("checkpoint")
         if self.rank == 0:
-            record["seconds"] = clock.seconds()
+            record["seconds"] = clock.seconds(checkpoint=self._checkpoint_seconds)
             self._call(self.task.pipeline.publish.remote(step + 1, ref, checksum, record))
+        # After publishing: a death in between repeats the step, and the books lose no line. Rollouts go on meanwhile.
+        self._checkpoint_seconds = 0.0
+        if last or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
+            start = time.perf_counter()
+            self._checkpoint(step + 1)
+            self._checkpoint_seconds = time.perf_counter() - start
         if last:
             self._export(ref)
 
@@ -247,25 +251,17 @@ class Rank:
             pass
         return None
 
-    def _checkpoint(self, step: int) -> None:
-        """DeepSpeed's state, λ's averages and the step, to Ray Train's storage; all ranks."""
-        from ray.train import Checkpoint
+    def _checkpoint(self, step: int, pipeline: dict[str, Any] | None = None) -> None:
+        """All that a restart at `step` needs, to Ray Train's storage; all ranks. `_restore` gives `pipeline` back."""
+        self.checkpoints.save(self.engine, step, self.balancer.state_dict(), pipeline or {})
 
-        with tempfile.TemporaryDirectory() as folder:
-            state = {"step": step, "balancer": self.balancer.state_dict()}
-            self.engine.save_checkpoint(folder, tag="state", client_state=state)
-            announce(self.name, "checkpoint", step)
-            ray.train.report({"step": step}, checkpoint=Checkpoint.from_directory(folder))
-
-    def _restore(self) -> int:
-        """The step to go on from: that of the last checkpoint, or 0."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return 0
-        with checkpoint.as_directory() as folder:
-            _, state = self.engine.load_checkpoint(folder, tag="state")
-        self.balancer.load_state_dict(state["balancer"])
-        return int(state["step"])
+    def _restore(self) -> tuple[int, dict[str, Any]]:
+        """The step to go on from, that of the last checkpoint or 0, and what rank 0 passed to `_checkpoint` there."""
+        state = self.checkpoints.restore(self.engine)
+        if state is None:
+            return 0, {}
+        self.balancer.load_state_dict(state.balancer)
+        return state.step, state.pipeline
 
     def _export(self, ref: list[ray.ObjectRef] | None) -> None:
         """Write `model/` on the run folder's node, from the object store; the store forgets our puts when we end."""
@@ -307,13 +303,18 @@ class Clock:
         self._laps[name] = self._laps.get(name, 0.0) + now - self._last
         self._last = now
 
-    def seconds(self) -> dict[str, float]:
-        """All phases, and `total` since the clock was made."""
-        return {**self._laps, "total": time.perf_counter() - self._start}
+    def seconds(self, checkpoint: float) -> dict[str, float]:
+        """All phases, and `total` since the clock was made; the checkpoint before the step counts to it."""
+        total = checkpoint + time.perf_counter() - self._start
+        return {"checkpoint": checkpoint, **self._laps, "total": total}
 
 
-def make_engine(config: Config, folder: str) -> Any:
-    """The student in a DeepSpeed engine: ZeRO stage, precision and AdamW of the config."""
+def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
+    """The student in a DeepSpeed engine: ZeRO stage, precision and AdamW of the config.
+
+    Args:
+        universal: the engine loads DeepSpeed's universal checkpoints (`Checkpoints.universal`).
+    """
     import deepspeed
 
     learner = config.learner
@@ -327,6 +328,7 @@ def make_engine(config: Config, folder: str) -> Any:
         "gradient_clipping": learner.grad_clip,
         "zero_optimization": {"stage": learner.zero_stage},
         "zero_allow_untested_optimizer": True,
+        "checkpoint": {"load_universal": universal},
         "steps_per_print": 10**9,
     }
     if half:

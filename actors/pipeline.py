@@ -512,7 +512,7 @@ class PipelineActor:
     def _learner_spans(self, step: int, seconds: dict[str, float]) -> None:
         """The learner's phases, which end now."""
         at = self._now() - seconds.get("total", 0.0)
-        for what in ("wait", "forward_backward", "optimizer", "sync", "checkpoint"):
+        for what in ("checkpoint", "wait", "forward_backward", "optimizer", "sync"):
             if what in seconds:
                 self._note(Span("learner", what, step, at, at + seconds[what]))
                 at += seconds[what]

@@ -19,6 +19,7 @@ import ray
 from rich.console import Console
 
 from actors import attach
+from actors.checkpoint import check_resumable
 from actors.cluster import actor_options, cluster
 from actors.crew import spawn
 from actors.evaluate import evaluate as evaluate_models
@@ -28,6 +29,7 @@ from actors.pipeline import PipelineActor
 from actors.progress import Bars
 from actors.refine import refine as refine_rows
 from actors.rollout import RolloutActor
+from actors.storage import locate
 from actors.teacher import TeacherActor
 from raft_ray import data, settings
 from raft_ray.config import Config
@@ -132,6 +134,8 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
     if config.run.resume and folder.exists() and steps_done(run_dir) == order.steps:
         return str(folder)
     run_dir.mkdir(parents=True, exist_ok=True)
+    storage = locate(config, run_dir)
+    check_resumable(storage, config)
     table = [ray.put(encode(config, prepared.folder, rows))]
     overlapped = config.sync.max_staleness > 0
     roles = {
@@ -175,9 +179,10 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
             distils=distils,
             run_dir=str(run_dir),
             node=ray.get_runtime_context().get_node_id(),
+            storage=storage,
         )
         with attach.reachable(run_dir), _watched(pipeline, bars, phase):
-            train_workers(task, str(run_dir))
+            train_workers(task)
         if error := ray.get(pipeline.progress.remote(), timeout=60)["error"]:
             raise RaftError(f"{phase}: {error}; see {run_dir / 'logs'}")
         ray.get(pipeline.finish.remote(), timeout=60)

@@ -110,6 +110,9 @@ class RunConfig:
     """Seeds the order of rows, sampling and evaluation subsets."""
     resume: bool = False
     """Go on from the last checkpoint of `run.dir` (`--resume`)."""
+    storage: str | None = None
+    """Where checkpoints go: a folder or URI (`s3://`, `gs://`, `abfs://`, `hdfs://`, `file:///`) that every learner's
+    node reaches, and that runs may share; none takes the run folder."""
     baselines: list[str] = field(default_factory=list)
     """Other methods that `run` trains on the same data, for the report, such as `[sft]`."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -255,7 +258,7 @@ class LearnerConfig:
     workers: int = 1
     """Data-parallel ranks (Ray Train workers)."""
     zero_stage: int = 0
-    """DeepSpeed ZeRO stage 0-3."""
+    """DeepSpeed ZeRO stage 0-3; a resumed run keeps it, but may change `learner.workers`."""
     batch: int = 16
     """Rows a step, over all ranks."""
     lr: float = 5e-6
@@ -278,7 +281,7 @@ class LearnerConfig:
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 keeps the last step's only."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Checkpoints kept: the last ones."""
     max_restarts: int = 2
     """Restarts of the worker group, and of the pipeline actor, after a death; both from the last checkpoint."""
     num_cpus: float = 1

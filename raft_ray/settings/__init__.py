@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from raft_ray.settings.checks import check, check_run_dir, distils, required_resources
+from raft_ray.settings.checks import check, check_run_dir, distils, local_storage, required_resources
 from raft_ray.settings.explain import explained
 from raft_ray.settings.reading import (
     MISSING,
@@ -32,6 +32,7 @@ __all__ = [
     "keys",
     "load",
     "load_saved",
+    "local_storage",
     "presets",
     "required_resources",
     "save",

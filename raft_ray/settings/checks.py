@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from raft_ray.config import Balance, Config, Method, RolloutConfig
 from raft_ray.errors import ConfigError
@@ -103,12 +104,16 @@ RANGES: dict[str, _Range] = {
 }
 """Dotted key -> the range of its number, in words and as a test. A key that is none is not tested."""
 
+STORAGE_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""Of the file systems that pyarrow opens by URI."""
+
 # Sections that belong to the run as a whole, so that all its methods are compared on the same ground.
 _SHARED = ("run", "model", "data", "refine", "eval")
 
 # A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
 _FIXED_ON_RESUME = (
     "run.seed",
+    "run.storage",
     "model.path",
     "model.dtype",
     "data.train",
@@ -123,6 +128,7 @@ def check(config: Config) -> None:
     """Refuse values out of range and keys that contradict each other. Raises `ConfigError`."""
     _check_ranges(config, "")
     _check_data(config)
+    _check_storage(config)
     _check_refine(config)
     _check_eval(config)
     _check_training(config, "")
@@ -131,7 +137,8 @@ def check(config: Config) -> None:
 
 
 def check_run_dir(config: Config) -> None:
-    """Refuse a run folder that is in use, cannot be written, or has no run to resume. Raises `ConfigError`."""
+    """Refuse a run folder that is in use, cannot be written, or has no run to resume, and a local folder of
+    checkpoints that cannot be written. Raises `ConfigError`."""
     folder = Path(config.run.dir)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run.dir={folder}: a file of that name is in the way; choose another with --run-dir")
@@ -142,13 +149,17 @@ def check_run_dir(config: Config) -> None:
             f"run.dir={folder}: the folder is not empty; go on with the run there with --resume, "
             "or choose another folder with --run-dir"
         )
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise ConfigError(
-            f"run.dir={folder}: cannot write there ({error.strerror}); choose another folder with --run-dir"
-        ) from error
+    _check_writable(folder, f"run.dir={folder}", "choose another folder with --run-dir")
+    if config.run.storage and (local := local_storage(config.run.storage)):
+        _check_writable(local, f"run.storage={config.run.storage}", "choose another folder, or a URI")
+
+
+def local_storage(storage: str) -> Path | None:
+    """The folder that a `run.storage` names on this machine; none for a remote one."""
+    uri = urlsplit(storage)
+    if uri.scheme == "file":
+        return Path(unquote(uri.path))
+    return None if uri.scheme else Path(storage).expanduser()
 
 
 def required_resources(config: Config) -> tuple[float, float]:
@@ -198,6 +209,26 @@ def _check_data(config: Config) -> None:
         raise ConfigError(f"data.answer_field={data.answer_field}: data.prompt_field is the same; name another")
     if not config.run.dir:
         raise ConfigError("run.dir is empty; name a folder for the run")
+
+
+def _check_storage(config: Config) -> None:
+    storage = config.run.storage
+    if storage is None:
+        return
+    if not storage:
+        raise ConfigError("run.storage is empty; name a folder or URI, or set run.storage=null for the run folder")
+    uri = urlsplit(storage)
+    if not uri.scheme:
+        return
+    if uri.scheme not in STORAGE_SCHEMES:
+        hint = reading.nearest(uri.scheme, list(STORAGE_SCHEMES))
+        raise ConfigError(
+            f"run.storage={storage}: there is no file system {uri.scheme}{hint} (known: {', '.join(STORAGE_SCHEMES)})"
+        )
+    if uri.scheme == "file" and (uri.netloc or not uri.path.startswith("/")):
+        raise ConfigError(f"run.storage={storage}: a local URI has three slashes: file:///FOLDER")
+    if uri.scheme not in ("file", "hdfs", "viewfs") and not uri.netloc:
+        raise ConfigError(f"run.storage={storage}: names no bucket; write {uri.scheme}://BUCKET/FOLDER")
 
 
 def _check_refine(config: Config) -> None:
@@ -325,6 +356,15 @@ def _check_same_run(config: Config, folder: Path) -> None:
                 f"{key}={now[key]}: the run in {folder} was started with {saved[key]}; resume with that, "
                 "or start a new run with --run-dir"
             )
+
+
+def _check_writable(folder: Path, what: str, fix: str) -> None:
+    """Refuse a folder, not yet made perhaps, in which no file can be made; leaves nothing behind."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ConfigError(f"{what}: cannot write there ({error.strerror}); {fix}") from error
 
 
 def _repeated(names: list[str]) -> str | None:

@@ -298,7 +298,14 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("run.seed", "3"), ("learner.batch", "4"), ("data.train", "b.jsonl"), ("distill.method", "opd")]
+    ("key", "value"),
+    [
+        ("run.seed", "3"),
+        ("run.storage", "elsewhere"),
+        ("learner.batch", "4"),
+        ("data.train", "b.jsonl"),
+        ("distill.method", "opd"),
+    ],
 )
 def test_resume_refuses_what_its_checkpoint_depends_on(tmp_path: Path, key: str, value: str) -> None:
     started(tmp_path / "run")
@@ -322,6 +329,13 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert "a file of that name is in the way" in check_folder(fine(f"run.dir={tmp_path}/file"))
     assert "cannot write there" in check_folder(fine(f"run.dir={tmp_path}/file/run"))
     assert "cannot write there" in check_folder(fine("run.dir=/proc/run"))
+
+
+@pytest.mark.parametrize("storage", ["s3://bucket/raft?region=eu-west-1", "gs://bucket", "file:///tmp/a%20b", "here"])
+def test_a_storage_that_may_work_is_not_asked_before_the_run(storage: str, tmp_path: Path) -> None:
+    settings.check_run_dir(fine(f"run.dir={tmp_path}", f"run.storage={storage}"))
+
+    assert not Path("here").exists()
 
 
 @pytest.mark.parametrize("module", ["raft_ray.settings", "raft_ray.cli", "raft_ray.doctor"])

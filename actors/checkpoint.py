@@ -1,0 +1,246 @@
+"""A checkpoint: what it holds, how it is written and loaded, also by another number of ranks.
+
+```
+ checkpoint_TIME/state/...          DeepSpeed's files: model, optimizer, and every rank's shard under ZeRO
+                 state.json         step, λ's averages, the pipeline's counts, number of ranks, ZeRO stage; by rank 0
+                 random-R.pt        random states of rank R
+                 part-R.json        what rank R has written (`actors.storage`)
+```
+
+The same number of ranks goes on bit for bit. Another number does so to rounding: without ZeRO every rank holds
+everything; with it, DeepSpeed's universal checkpoint, made on the fly from the shards, is cut anew.
+
+Who waits for whom: all ranks save and restore together. On restore, the first rank of each node puts the checkpoint
+where its node's ranks can read it, and the others wait for it. A rank that dies in between takes the group with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+
+from actors.storage import Storage, seal
+from raft_ray.announce import announce
+from raft_ray.config import Config
+from raft_ray.errors import RaftError
+
+_logger = logging.getLogger(__name__)
+
+_TAG = "state"
+"""DeepSpeed's name for the checkpoint, its folder in ours."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds beside DeepSpeed's state and the random states."""
+
+    step: int
+    """Optimizer steps done."""
+    balancer: dict[str, float]
+    """λ's averages."""
+    ranks: int
+    zero_stage: int
+    pipeline: dict[str, Any] = field(default_factory=dict)
+    """The caller's, as JSON has it (tuples come back as lists, keys as text); rank 0's counts."""
+
+    def check(self, ranks: int, zero_stage: int) -> None:
+        """Refuse what these ranks cannot load whole. Raises `RaftError`."""
+        if zero_stage != self.zero_stage:
+            raise RaftError(
+                f"learner.zero_stage={zero_stage}: the run's checkpoint of step {self.step} was written by "
+                f"{self.ranks} ranks at ZeRO stage {self.zero_stage}, now {ranks} would read it at stage "
+                f"{zero_stage}; resume with learner.zero_stage={self.zero_stage}"
+            )
+
+
+def check_resumable(storage: Storage, config: Config) -> None:
+    """What the driver does before a run's actors start: clear up the storage, and refuse a checkpoint that its
+    learners could not load. Raises `RaftError`; see `Storage.recover` and `State.check`."""
+    if name := storage.recover(config.learner.keep):
+        _read_state(storage, name).check(config.learner.workers, config.learner.zero_stage)
+
+
+class Checkpoints:
+    """The checkpoints of a run as one rank of the learners sees them; made by all ranks together.
+
+    Raises `RaftError` when the checkpoint to go on from cannot be loaded whole.
+    """
+
+    def __init__(self, storage: Storage, config: Config) -> None:
+        context = ray.train.get_context()
+        self._storage = storage
+        self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
+        self._node, self._first = context.get_node_rank(), context.get_local_rank() == 0
+        self._zero_stage = config.learner.zero_stage
+        # Names the temporary folders of this run on every node, so that those of a killed process can be found.
+        self._prefix = f"raft-ray-{hashlib.sha256(str(storage).encode()).hexdigest()[:12]}-"
+        self._checkpoint = ray.train.get_checkpoint()
+        self._sweep()
+        self._state: State | None = None
+        if self._checkpoint is not None:
+            name = Path(self._checkpoint.path).name
+            if self._rank == 0 and not storage.is_whole(name):
+                raise RaftError(f"checkpoint {storage}/{name}: not whole; --resume goes on from the one before it")
+            self._state = _read_state(storage, name)
+            self._state.check(self._ranks, self._zero_stage)
+
+    @property
+    def universal(self) -> bool:
+        """`restore` needs an engine that loads DeepSpeed's universal checkpoints: the shards are to be cut anew."""
+        return self._state is not None and self._state.ranks != self._ranks and self._zero_stage > 0
+
+    def save(self, engine: Any, step: int, balancer: dict[str, float], pipeline: dict[str, Any]) -> None:
+        """Write a checkpoint to the storage; all ranks. It is registered when rank 0's call returns.
+
+        Args:
+            engine: of DeepSpeed.
+            step: optimizer steps done.
+            balancer: λ's averages.
+            pipeline: whatever rank 0 wants back, JSON-able; other ranks' is not kept.
+        """
+        state = State(step, balancer, self._ranks, self._zero_stage, pipeline)
+        with self._folder() as folder:
+            torch.save(_random_states(engine.device), folder / f"random-{self._rank}.pt")
+            engine.save_checkpoint(str(folder), tag=_TAG)
+            if self._rank == 0:
+                (folder / "state.json").write_text(json.dumps(asdict(state)))
+            seal(folder, step=step, rank=self._rank, ranks=self._ranks)
+            announce(f"learner-{self._rank}", "checkpoint", step)
+            # Returns when this rank's part is uploaded. Ray Train's controller registers the checkpoint when it has
+            # seen every rank's report, which it asks for now and then: a rank that died before would undo it.
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        if self._rank == 0:
+            _registered()
+
+    def restore(self, engine: Any) -> State | None:
+        """Load the last checkpoint into the engine and the random generators; None without one. All ranks.
+
+        On another number of ranks the random states are left as they are: each belongs to a share of the rows that
+        no rank has any more.
+
+        Raises `RaftError` when DeepSpeed cannot convert or load it.
+        """
+        if self._state is None:
+            return None
+        with self._readable() as (folder, shards):
+            loaded, _ = engine.load_checkpoint(str(shards), tag=_TAG)
+            if loaded is None:
+                raise RaftError(f"checkpoint {self._checkpoint}: DeepSpeed finds no state in it")
+            if self._state.ranks == self._ranks:
+                states = torch.load(folder / f"random-{self._rank}.pt", weights_only=True)
+                _set_random_states(states, engine.device)
+            else:
+                _logger.warning("%d ranks go on from %d: random states start anew", self._ranks, self._state.ranks)
+        return self._state
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[tuple[Path, Path]]:
+        """The checkpoint in a folder of this node, and the folder that holds DeepSpeed's state for these ranks."""
+        from pyarrow.fs import LocalFileSystem
+
+        with contextlib.ExitStack() as stack:
+            mine: tuple[Path, Path] | None = None
+            if self._first:
+                if isinstance(self._checkpoint.filesystem, LocalFileSystem):
+                    folder = Path(self._checkpoint.path)
+                else:
+                    folder = stack.enter_context(self._folder())
+                    self._checkpoint.to_directory(folder)
+                shards = folder
+                if self.universal:
+                    shards = stack.enter_context(self._folder())
+                    self._convert(folder / _TAG, shards / _TAG)
+                mine = (folder, shards)
+            offers: list[Any] = [None] * self._ranks
+            torch.distributed.all_gather_object(offers, (self._node, mine))
+            yield next(paths for node, paths in offers if node == self._node and paths)
+            # Nobody's folder goes while another rank reads it.
+            torch.distributed.barrier()
+
+    def _convert(self, source: Path, target: Path) -> None:
+        """DeepSpeed's universal checkpoint of the shards in `source`."""
+        from deepspeed.checkpoint import ds_to_universal
+
+        assert self._state is not None
+        options = SimpleNamespace(
+            input_folder=str(source),
+            output_folder=str(target),
+            # One process each: forking more from one that runs Ray and torch threads is not safe.
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            # DeepSpeed writes what only Megatron's models need in place of the state that ours lacks.
+            inject_missing_state=True,
+        )
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                ds_to_universal.main(options)
+        except Exception as error:
+            raise RaftError(
+                f"learner.workers={self._ranks}: the checkpoint of step {self._state.step}, written by "
+                f"{self._state.ranks} ranks at ZeRO stage {self._state.zero_stage}, cannot be converted "
+                f"({type(error).__name__}: {error}); resume with learner.workers={self._state.ranks}"
+            ) from error
+
+    def _sweep(self) -> None:
+        """Delete what a process that was killed has left: here and in the storage."""
+        if self._first:
+            for rest in Path(tempfile.gettempdir()).glob(f"{self._prefix}*"):
+                shutil.rmtree(rest)
+        if self._rank == 0:
+            self._storage.sweep(_registered())
+        # No rank makes a new folder before the old ones are gone.
+        torch.distributed.barrier()
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix=self._prefix) as folder:
+            yield Path(folder)
+
+
+def _registered() -> list[str]:
+    """The checkpoints on Ray Train's books, once all reports up to now are in them."""
+    mode = ray.train.CheckpointConsistencyMode.COMMITTED
+    return [Path(entry.checkpoint.path).name for entry in ray.train.get_all_reported_checkpoints(mode)]
+
+
+def _read_state(storage: Storage, name: str) -> State:
+    return State(**json.loads(storage.read(name, "state.json")))
+
+
+def _random_states(device: torch.device) -> dict[str, Any]:
+    """Of Python, numpy and torch in this process, in types that `torch.load` reads without unpickling code."""
+    kind, keys, *rest = np.random.get_state()
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.device(device).type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,226 @@
+"""Where a run's checkpoints lie, and which of them count.
+
+```
+ every rank: seal(its part) ── Ray Train uploads ──> STORAGE/NAME/checkpoint_TIME/      all parts there: whole
+                                      │
+ controller: all ranks reported ──────┴───────────> STORAGE/NAME/checkpoint_manager_snapshot.json lists it
+```
+
+A restart uses the newest folder that the snapshot lists. A process that dies on the way leaves a folder that no
+snapshot lists, so the checkpoint before stays the newest; the next start deletes such rests. The snapshot itself is
+overwritten in place: where a dying driver has torn it, it is written anew from the folders that are whole.
+
+It knows nothing of what a checkpoint holds (`actors.checkpoint` does).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from raft_ray.config import Config
+from raft_ray.errors import RaftError
+from raft_ray.settings import local_storage
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder of checkpoints on any pyarrow file system."""
+
+    path: str
+    """Folder or URI, as Ray Train's `storage_path` takes it."""
+    name: str
+    """Folder under it, as Ray Train's `name` takes it: this run's own."""
+
+    @cached_property
+    def _at(self) -> tuple[Any, PurePosixPath]:
+        """The file system, and the folder of checkpoints on it."""
+        from pyarrow.fs import FileSystem
+
+        try:
+            filesystem, path = FileSystem.from_uri(self.path)
+        except (OSError, ValueError) as error:
+            raise RaftError(
+                f"run.storage={self.path}: cannot be opened ({_first_line(error)}); check the URI and its credentials"
+            ) from error
+        return filesystem, PurePosixPath(path, self.name)
+
+    def recover(self, keep: int) -> str | None:
+        """Before a driver trains: the newest checkpoint that counts, after deleting all rests. None without one.
+
+        Args:
+            keep: how many checkpoints to take up where the snapshot is lost.
+
+        Raises `RaftError` when the storage cannot be read, or lists checkpoints of which none is whole.
+        """
+        try:
+            folders = self._folders()
+            listed = self._listed()
+            steps = {name: step for name in folders if (step := self._step_of(name)) is not None}
+            if listed is None:
+                names = sorted(steps, key=lambda name: (steps[name], name))[-keep:]
+            else:
+                names = [name for name in listed if name in steps]
+                if listed and not names:
+                    raise RaftError(
+                        f"checkpoints {', '.join(listed)} in {self}: none is whole, files are missing or cut off; "
+                        "put them back, or start a new run with --run-dir"
+                    )
+            if names and names != listed:
+                _logger.warning("%s: its list of checkpoints is written anew: %s", self, ", ".join(names))
+                self._list(names)
+            elif listed is None:
+                self._delete_list()
+            self.sweep(names)
+        except OSError as error:
+            raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
+        return names[-1] if names else None
+
+    def sweep(self, names: Collection[str]) -> None:
+        """Delete all checkpoint folders but these."""
+        filesystem, root = self._at
+        for name in self._folders():
+            if name not in names:
+                _logger.warning("%s/%s: not a registered checkpoint, deleted", self, name)
+                filesystem.delete_dir(str(root / name))
+
+    def read(self, name: str, file: str) -> bytes:
+        """A file of a checkpoint. Raises `FileNotFoundError`."""
+        filesystem, root = self._at
+        with filesystem.open_input_stream(str(root / name / file)) as stream:
+            return bytes(stream.read())
+
+    def is_whole(self, name: str) -> bool:
+        """Every rank's part of a checkpoint is there, with all its files at their length."""
+        return self._step_of(name) is not None
+
+    def __str__(self) -> str:
+        return f"{self.path.rstrip('/')}/{self.name}"
+
+    def _step_of(self, name: str) -> int | None:
+        """The step of a whole checkpoint; none where anything of it is missing."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, root = self._at
+        folder = root / name
+        found = {
+            str(PurePosixPath(info.path).relative_to(folder)): info.size
+            for info in filesystem.get_file_info(FileSelector(str(folder), recursive=True, allow_not_found=True))
+            if info.is_file
+        }
+        step, ranks, rank = 0, 1, 0
+        while rank < ranks:
+            if _part(rank) not in found:
+                return None
+            try:
+                part = json.loads(self.read(name, _part(rank)))
+            except ValueError:
+                return None
+            step, ranks = part["step"], part["ranks"]
+            if any(found.get(file) != size for file, size in part["files"].items()):
+                return None
+            rank += 1
+        return step
+
+    def _folders(self) -> list[str]:
+        from pyarrow.fs import FileSelector
+
+        filesystem, root = self._at
+        infos = filesystem.get_file_info(FileSelector(str(root), allow_not_found=True))
+        return sorted(info.base_name for info in infos if not info.is_file and info.base_name.startswith("checkpoint_"))
+
+    def _listed(self) -> list[str] | None:
+        """The folders that Ray Train's snapshot lists, oldest first; none without a snapshot that can be read."""
+        filesystem, _ = self._at
+        try:
+            with filesystem.open_input_stream(self._snapshot) as stream:
+                results = json.loads(stream.read())["checkpoint_results"]
+        except (FileNotFoundError, ValueError):
+            return None
+        return [result["checkpoint_dir_name"] for result in results]
+
+    def _list(self, names: list[str]) -> None:
+        """Write Ray Train's snapshot, in its own words: it lists these folders, oldest first."""
+        from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
+            _CheckpointManagerState,
+            _TrainingResultState,
+        )
+
+        results = [_TrainingResultState(checkpoint_dir_name=name, metrics={}) for name in names]
+        state = _CheckpointManagerState(
+            checkpoint_results=results,
+            checkpoint_report_indices=list(range(len(names))),
+            latest_checkpoint_result=results[-1],
+            pending_training_results=[],
+            pending_validation_specs=[],
+            current_report_index=len(names),
+            validated_checkpoint_dir_names=[],
+            timed_out_validation_checkpoint_dir_names=[],
+            failed_validation_checkpoint_dir_names=[],
+        )
+        filesystem, _ = self._at
+        with filesystem.open_output_stream(self._snapshot + ".new") as stream:
+            stream.write(state.model_dump_json().encode())
+        filesystem.move(self._snapshot + ".new", self._snapshot)
+
+    def _delete_list(self) -> None:
+        """Delete a torn snapshot: Ray Train refuses to start on one."""
+        from pyarrow.fs import FileType
+
+        filesystem, _ = self._at
+        if filesystem.get_file_info(self._snapshot).type is not FileType.NotFound:
+            filesystem.delete_file(self._snapshot)
+
+    @property
+    def _snapshot(self) -> str:
+        from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+        return str(self._at[1] / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+
+
+def locate(config: Config, run_dir: Path) -> Storage:
+    """Where the run in `run_dir` has its checkpoints: its folder `checkpoints`, or one of its own in `run.storage`.
+
+    Runs share `run.storage`, even ones that call their folder the same on different machines: the name there is
+    drawn once and kept in `storage.json` of the run folder. Raises `RaftError` where that file cannot be read.
+    """
+    if config.run.storage is None:
+        return Storage(str(run_dir), "checkpoints")
+    file = run_dir / "storage.json"
+    if file.exists():
+        try:
+            return Storage(**json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise RaftError(
+                f'{file}: not readable; write {{"path": URI, "name": folder of this run}} there again, '
+                "or start a new run with --run-dir"
+            ) from error
+    local = local_storage(config.run.storage)
+    name = f"{Path(config.run.dir).absolute().name}-{config.distill.method.value}-{uuid.uuid4().hex[:8]}"
+    storage = Storage(str(local.absolute()) if local else config.run.storage, name)
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(asdict(storage), indent=1) + "\n")
+    new.replace(file)
+    return storage
+
+
+def seal(folder: Path, *, step: int, rank: int, ranks: int) -> None:
+    """Write down the files of a rank's part of a checkpoint, once all are there, so that a lack is noticed."""
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    (folder / _part(rank)).write_text(json.dumps({"step": step, "ranks": ranks, "files": files}))
+
+
+def _part(rank: int) -> str:
+    return f"part-{rank}.json"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
