@@ -4,7 +4,8 @@
 for step in steps:
     batch = pipeline.next_batch(step, rank)     waits until the step is sampled and scored
     losses = train_step(...)                    SFT + λ · KL, one DeepSpeed update
-    pipeline.publish(step + 1, weights)         rank 0; frees places, offers the weights to rollout actors
+    publisher.publish(step + 1)                 all ranks: the new weights, by sync.backend
+    pipeline.publish(step + 1, ref)             rank 0; frees places, offers the weights to rollout actors
     checkpoint now and then
 ```
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from typing import Any
 import ray
 import torch
 
-from actors import weight_sync
 from actors.cluster import actor_options, log_to_file
 from actors.export import export_model
+from actors.weight_publish import Update, make_publisher
 from raft_ray import models
 from raft_ray.config import Balance, Config, Dtype, Graphs
 from raft_ray.errors import RaftError
@@ -131,20 +131,21 @@ class Rank:
         self.engine = make_engine(self.config, task.folder)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
+        self.publisher = make_publisher(
+            self.config, self.student.model, rank, lambda version: self._call(task.pipeline.hold.remote(version))
+        )
 
     def run(self) -> None:
         """From the last checkpoint, or from the original model, to the last step; rank 0 then exports the model."""
         step = self._restore()
-        weights = self._publishable(step) if step > 0 and self.task.distils else None
+        first = self.publisher.pack(step) if step > 0 and self.task.distils else Update(step)
         if self.rank == 0:
-            ref, checksum = _put(weights)
-            self._call(self.task.pipeline.begin.remote(step, ref, checksum))
+            self._call(self.task.pipeline.begin.remote(step, first.ref, first.checksum))
         torch.distributed.barrier()
         for at in range(step, self.task.steps):
             self._step(at)
         if step == self.task.steps:
-            ref, _ = _put(self._publishable(step))
-            self._export(ref)
+            self._export(self.publisher.pack(step).ref)
 
     def _step(self, step: int) -> None:
         clock = Clock()
@@ -181,11 +182,10 @@ class Rank:
         clock.lap("optimizer")
 
         last = step + 1 == self.task.steps
-        weights = self._publishable(step + 1) if self.task.distils or last else None
+        update = self._published(step + 1)
         masses = self.student.student_mass
         mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
         norm = self.engine.get_global_grad_norm()
-        ref, checksum = _put(weights)
         clock.lap("sync")
         if self.rank == 0:
             record: dict[str, Any] = {
@@ -205,18 +205,15 @@ class Rank:
             clock.lap("checkpoint")
         if self.rank == 0:
             record["seconds"] = clock.seconds()
-            self._call(self.task.pipeline.publish.remote(step + 1, ref, checksum, record))
+            self._call(self.task.pipeline.publish.remote(step + 1, update.ref, update.checksum, record))
         if last:
-            self._export(ref)
+            self._export(update.ref)
 
-    def _publishable(self, version: int) -> weight_sync.Weights | None:
-        """The model's weights, packed, on rank 0; every rank takes part in gathering them."""
-        tensors = _full_tensors(self.student.model, self.config.learner.zero_stage)
-        if self.rank == 0:
-            return weight_sync.pack(version, tensors, getattr(torch, self.config.model.dtype.value))
-        for _ in tensors:
-            pass
-        return None
+    def _published(self, version: int) -> Update:
+        """The model's weights, for the rollout actors; the last ones for the export, which reads the object store."""
+        if version == self.task.steps:
+            return self.publisher.pack(version)
+        return self.publisher.publish(version) if self.task.distils else Update(version)
 
     def _checkpoint(self, step: int) -> None:
         """DeepSpeed's state, λ's averages and the step, to Ray Train's storage; all ranks."""
@@ -325,25 +322,8 @@ def make_engine(config: Config, folder: str) -> Any:
     return engine
 
 
-def _full_tensors(model: Any, zero_stage: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """`(checkpoint name, full tensor)` in a fixed order; under ZeRO-3 a copy that outlives its gathering."""
-    if zero_stage < 3:
-        yield from model.named_parameters()
-        return
-    import deepspeed
-
-    for name, parameter in model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            full = parameter.detach().to("cpu", copy=True)
-        yield name, full
-
-
 def _ratio(losses: StepLosses) -> float | None:
     """Cross-entropy over weighted KL (the paper's Fig. 2a): near 1 where λ balances them."""
     if losses.kl is None or losses.weight is None or losses.kl * losses.weight == 0:
         return None
     return losses.sft / (losses.weight * losses.kl)
-
-
-def _put(weights: weight_sync.Weights | None) -> tuple[list[ray.ObjectRef] | None, int]:
-    return (None, 0) if weights is None else ([ray.put(weights)], weights.checksum)
