@@ -81,6 +81,8 @@ class Engine:
             generation_config="vllm",
             disable_log_stats=True,
             weight_transfer_config=WeightTransferConfig(backend=weight_sync) if weight_sync else None,
+            # Also makes the back end known in worker processes of a tensor-parallel engine.
+            worker_extension_cls="actors.weight_sync_engine.WorkerExtension" if weight_sync else "",
         )
 
     def generate(

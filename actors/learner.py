@@ -4,7 +4,8 @@
 for step in steps:
     batch = pipeline.next_batch(step, rank)     waits until the step is sampled and scored
     losses = train_step(...)                    SFT + λ · KL, one DeepSpeed update
-    pipeline.publish(step + 1, weights)         rank 0; frees places, offers the weights to rollout actors
+    publisher.publish(step + 1)                 all ranks: the new weights, by sync.backend
+    pipeline.publish(step + 1, ref)             rank 0; frees places, offers the weights to rollout actors
     checkpoint now and then
 ```
 
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from typing import Any
 import ray
 import torch
 
-from actors import weight_sync
 from actors.checkpoint import Checkpoints
 from actors.cluster import actor_options, log_to_file
 from actors.export import export_model
 from actors.storage import Storage
+from actors.weight_publish import Update, make_publisher
 from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Balance, Config, Dtype, Graphs
@@ -135,21 +135,23 @@ class Rank:
         self.engine = make_engine(self.config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
+        self.publisher = make_publisher(
+            self.config, self.student.model, rank, lambda version: self._call(task.pipeline.hold.remote(version))
+        )
 
     def run(self) -> None:
         """From the last checkpoint, or from the original model, to the last step; rank 0 then exports the model."""
         step, _ = self._restore()
         # Also version 0: an engine that survived a restart may hold later weights.
-        weights = self._publishable(step) if self.task.distils else None
+        first = self.publisher.pack(step) if self.task.distils else Update(step)
         if self.rank == 0:
-            ref, checksum = _put(weights)
-            self._call(self.task.pipeline.begin.remote(step, ref, checksum, self.task.table))
+            begun = self.task.pipeline.begin.remote(step, first.ref, first.checksum, self.task.table)
+            self._call(begun)
         torch.distributed.barrier()
         for at in range(step, self.task.steps):
             self._step(at)
         if step == self.task.steps:
-            ref, _ = _put(self._publishable(step))
-            self._export(ref)
+            self._export(self.publisher.pack(step).ref)
 
     def _step(self, step: int) -> None:
         clock = Clock()
@@ -185,11 +187,10 @@ class Rank:
         clock.lap("optimizer")
 
         last = step + 1 == self.task.steps
-        weights = self._publishable(step + 1) if self.task.distils or last else None
+        update = self._published(step + 1)
         masses = self.student.student_mass
         mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
         norm = self.engine.get_global_grad_norm()
-        ref, checksum = _put(weights)
         clock.lap("sync")
         if self.rank == 0:
             record: dict[str, Any] = {
@@ -202,12 +203,12 @@ class Rank:
                 "tokens": int(all_tokens),
                 "lr": lr,
                 "grad_norm": None if norm is None else float(norm),
-                "weights_bytes": 0 if weights is None else weights.buffer.nbytes,
+                "weights_bytes": update.nbytes,
                 "temperature": distill.temperature if self.task.distils else None,
             }
         if self.rank == 0:
             record["seconds"] = clock.seconds(checkpoint=self._checkpoint_seconds)
-            self._call(self.task.pipeline.publish.remote(step + 1, ref, checksum, record))
+            self._call(self.task.pipeline.publish.remote(step + 1, update.ref, update.checksum, record))
         # After publishing: a death in between repeats the step, and the books lose no line. Rollouts go on meanwhile.
         self._checkpoint_seconds = 0.0
         if last or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
@@ -215,7 +216,7 @@ class Rank:
             self._checkpoint(step + 1)
             self._checkpoint_seconds = time.perf_counter() - start
         if last:
-            self._export(ref)
+            self._export(update.ref)
 
     def _next_batch(self, step: int) -> tuple[list[EncodedRow], list[Sample]]:
         """This rank's rows and samples; samples that went down with a node are asked for again."""
@@ -242,14 +243,11 @@ class Rank:
         announce(self.name, "backward", step)
         return self._sum(sums)
 
-    def _publishable(self, version: int) -> weight_sync.Weights | None:
-        """The model's weights, packed, on rank 0; every rank takes part in gathering them."""
-        tensors = _full_tensors(self.student.model, self.config.learner.zero_stage)
-        if self.rank == 0:
-            return weight_sync.pack(version, tensors, getattr(torch, self.config.model.dtype.value))
-        for _ in tensors:
-            pass
-        return None
+    def _published(self, version: int) -> Update:
+        """The model's weights, for the rollout actors; the last ones for the export, which reads the object store."""
+        if version == self.task.steps:
+            return self.publisher.pack(version)
+        return self.publisher.publish(version) if self.task.distils else Update(version)
 
     def _checkpoint(self, step: int, pipeline: dict[str, Any] | None = None) -> None:
         """All that a restart at `step` needs, to Ray Train's storage; all ranks. `_restore` gives `pipeline` back."""
@@ -357,25 +355,8 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
     return engine
 
 
-def _full_tensors(model: Any, zero_stage: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """`(checkpoint name, full tensor)` in a fixed order; under ZeRO-3 a copy that outlives its gathering."""
-    if zero_stage < 3:
-        yield from model.named_parameters()
-        return
-    import deepspeed
-
-    for name, parameter in model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            full = parameter.detach().to("cpu", copy=True)
-        yield name, full
-
-
 def _ratio(losses: StepLosses) -> float | None:
     """Cross-entropy over weighted KL (the paper's Fig. 2a): near 1 where λ balances them."""
     if losses.kl is None or losses.weight is None or losses.kl * losses.weight == 0:
         return None
     return losses.sft / (losses.weight * losses.kl)
-
-
-def _put(weights: weight_sync.Weights | None) -> tuple[list[ray.ObjectRef] | None, int]:
-    return (None, 0) if weights is None else ([ray.put(weights)], weights.checksum)

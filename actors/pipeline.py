@@ -44,6 +44,7 @@ from raft_ray.records import RunRecords
 from raft_ray.spans import Span, bottleneck, loads
 from raft_ray.trajectory import Chunk, SampleInfo
 
+WAITS = "waits for places"
 RECENT = 20
 """Steps that rates and advice look back on."""
 
@@ -108,6 +109,8 @@ class PipelineActor:
         self._seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._idle_teachers: asyncio.Queue[Member] = asyncio.Queue()
         self._published = Published(step, None, 0)
+        self._holding = False
+        self._held: list[Member] = []
         self._peak_bytes = 0
         self._last_loss = ""
         self._step_began = self._now()
@@ -188,13 +191,28 @@ class PipelineActor:
         self._ledger.regenerate(step, rows)
         await self._notify()
 
+    async def hold(self, version: int) -> dict[str, Any]:
+        """Bring every rollout actor to rest before a back end pushes `version` into them; `publish` lets them go on.
+
+        Returns the handles by name. An actor that starts meanwhile is left out: it serves from the next push on.
+        Raises `RaftError` when they do not come to rest within `learner.timeout`.
+        """
+        self._holding = True
+        busy = ("start", "load", "generate")
+        await self._wait_for(
+            lambda: not any(member.state in busy for member in self._rollouts),
+            f"the rollout actors' rest before version {version}",
+        )
+        self._held = [member for member in self._rollouts if member.state == WAITS]
+        return {member.name: member.handle for member in self._held}
+
     async def publish(
         self, version: int, ref: list[ray.ObjectRef] | None, checksum: int, record: dict[str, Any]
     ) -> None:
         """Step `version - 1` is done: record it, free its places and offer the new weights to the rollout actors.
 
         Args:
-            ref: the packed weights; none where nobody needs them.
+            ref: the packed weights; none where nobody needs them, or where `hold`'s actors have them already.
             record: the learner's part of the step's metrics.
         """
         announce("pipeline", "publish", version)
@@ -207,6 +225,9 @@ class PipelineActor:
         self._peak_bytes = 0
         self._records.add(step, infos, record, aside)
         self._published = Published(version, ref, checksum)
+        for member in self._held:
+            member.version = version
+        self._holding, self._held = False, []
         self._step = version
         self._steps.append({"at": self._now(), **(self._records.last or {})})
         if self._distils:
@@ -359,9 +380,15 @@ class PipelineActor:
 
     async def _next_chunk(self, member: Member) -> Chunk | None:
         """The next chunk in order once there are places for it; none when the member is to leave."""
-        member.state = "waits for places"
+        member.state = WAITS
         async with self._changed:
+            if self._holding:
+                self._changed.notify_all()
             while not member.leaving:
+                # Pushed weights reach an actor while it is held, and in no other way.
+                if self._holding or (self._published.ref is None and member.version != self._published.version):
+                    await self._changed.wait()
+                    continue
                 aside = len(self._ledger.aside)
                 chunk = self._ledger.take(self._parts())
                 if len(self._ledger.aside) != aside:

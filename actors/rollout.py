@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -15,6 +16,7 @@ import ray
 from actors import weight_sync
 from actors.cluster import here, log_to_file
 from actors.engine import Engine
+from actors.weight_receive import Receiver
 from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Config
@@ -52,9 +54,9 @@ class RolloutActor:
             gpu_memory_utilization=rollout.gpu_memory_utilization,
             trust_remote_code=config.model.trust_remote_code,
             allow_pickle=config.model.allow_pickle,
-            weight_sync=weight_sync.OBJECT_STORE,
+            weight_sync=weight_sync.ENGINES[config.sync.backend][0],
         )
-        self._engine.llm.init_weight_transfer_engine({"init_info": {}})
+        self._receiver = Receiver(self._engine, config.sync.checksum, f"{name} on {here()}")
 
     def ready(self) -> str:
         """The actor's node, once its engine runs."""
@@ -65,11 +67,29 @@ class RolloutActor:
         announce(self.name, "loading", version)
         start = time.perf_counter()
         self._version = None
-        weight_sync.load_into(
-            self._engine, version, ref, checksum, self._config.sync.checksum, f"{self.name} on {here()}"
-        )
+        self._receiver.load(version, ref, checksum)
         self._version = version
         return time.perf_counter() - start
+
+    # What the learner calls while the pipeline keeps this actor at a chunk boundary (`sync.backend` nccl and ipc).
+
+    def join(self, epoch: int, info: dict[str, Any]) -> None:
+        """Enter the learner's weight-sync group `epoch`, as `Receiver.join`."""
+        self._receiver.join(epoch, info)
+
+    def start_update(self, version: int, epoch: int) -> None:
+        """Open an update; until `finish_update` the actor holds no version. Raises `RaftError`."""
+        self._version = None
+        self._receiver.start(version, epoch)
+
+    def receive(self, info: dict[str, Any]) -> None:
+        """Take in a part of the weights, as `Receiver.receive`."""
+        self._receiver.receive(info)
+
+    def finish_update(self, version: int, checksum: int) -> None:
+        """Take up the version that has arrived, verified by its checksum. Raises `RaftError`."""
+        self._receiver.finish(version, checksum)
+        self._version = version
 
     def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
         """Trajectories for a chunk's rows, as two return values: their lengths, and the trajectories.

@@ -1,22 +1,23 @@
 """Weights from the learner to the rollout engines, through vLLM's own weight-transfer interface.
 
+`sync.backend` chooses how a version travels; the interface is the same for all:
+
 ```
-learner (all ranks gather, rank 0 packs)          rollout actor (its vLLM worker)
-  pack(version, tensors) ── ray.put ──> ref ────> start_weight_update
-                                                  update_weights({"weights": [ref]})   ray.get, load, checksum
-                                                  finish_weight_update(version)
+learner, all ranks                           rollout actor, between two chunks
+  Publisher.publish(version) -> Update
+    object_store  gather, pack, ray.put ──>  Receiver.load(version, ref, checksum)   pulls, whenever it comes to it
+    nccl, ipc     rendezvous            ══>  Receiver.start, receive ..., finish     pushed to all at the same time
 ```
 
-`object_store` is a vLLM weight-transfer engine of ours that works on any machine: one packed buffer a version
-in Ray's object store, which moves it between nodes in a tree. vLLM's layer-wise reload takes the tensors in
-checkpoint names and fuses, shards and re-packs them as it does on loading.
+This file is what `object_store` puts into Ray's object store: one packed buffer a version, which Ray moves between
+nodes in a tree. It is also the way of a run's first and last weights with every back end. vLLM's layer-wise reload
+takes the tensors in checkpoint names and fuses, shards and re-packs them as it does on loading.
 
 A version v is the weights after v optimizer steps. Nothing here decides when to sync.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,12 +26,19 @@ import numpy as np
 import ray
 import torch
 
-from raft_ray.errors import RaftError
+from actors.weight_checksum import Checksum
+from raft_ray.config import SyncBackend
 
 if TYPE_CHECKING:
     from actors.engine import Engine
 
 OBJECT_STORE = "raft_object_store"
+ENGINES = {
+    SyncBackend.object_store: (OBJECT_STORE, "ObjectStoreEngine"),
+    SyncBackend.nccl: ("raft_nccl", "NcclEngine"),
+    SyncBackend.ipc: ("raft_ipc", "IpcEngine"),
+}
+"""Back end -> its name in vLLM's registry, and its class in `actors.weight_sync_engine`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Weights:
     buffer: np.ndarray
     """uint8, all tensors one after the other, each at a multiple of 64 bytes."""
     checksum: int
-    """CRC-32 over the tensors' bytes in order."""
+    """Of all tensors in order, see `actors.weight_checksum`."""
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """`(checkpoint name, tensor)` in order; views of the buffer, not to be written to."""
@@ -73,56 +81,55 @@ def pack(version: int, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch
     specs: list[TensorSpec] = []
     parts: list[tuple[int, np.ndarray]] = []
     offset = 0
-    checksum = 0
+    checksum = Checksum()
     for name, tensor in tensors:
         value = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
         raw = value.reshape(-1).view(torch.uint8).numpy()
         specs.append(TensorSpec(name, str(dtype).removeprefix("torch."), tuple(tensor.shape), offset, raw.nbytes))
         parts.append((offset, raw))
-        checksum = zlib.crc32(raw.data, checksum)
+        checksum.add(name, value)
         offset += -(-raw.nbytes // 64) * 64
     buffer = np.zeros(offset, dtype=np.uint8)
     for start, raw in parts:
         buffer[start : start + raw.nbytes] = raw
-    return Weights(version, specs, buffer, checksum)
+    return Weights(version, specs, buffer, checksum.value())
+
+
+def full_tensors(
+    model: Any, zero_stage: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """`(checkpoint name, full tensor)` of a DeepSpeed model in a fixed order, a tied tensor once.
+
+    Args:
+        dtype, device: of what is yielded; none leaves it as it is.
+
+    Under ZeRO-3 each step is a collective: all ranks must iterate to the end. What is yielded there is a copy, since
+    ZeRO takes the gathered tensor apart again while the consumer still packs it. Below ZeRO-3 it may be the
+    parameter itself, not to be written to.
+    """
+    if zero_stage < 3:
+        for name, parameter in model.named_parameters():
+            yield name, parameter.detach().to(device=device, dtype=dtype)
+        return
+    import deepspeed
+
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            full = parameter.detach().to(device=device, dtype=dtype, copy=True)
+        yield name, full
 
 
 def register() -> None:
-    """Make `object_store` known to vLLM in this process; call before the engine is built."""
+    """Make our engines known to vLLM in this process; call before the engine is built."""
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
-    if OBJECT_STORE not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(OBJECT_STORE, "actors.weight_sync_engine", "ObjectStoreEngine")
+    for name, engine in ENGINES.values():
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, "actors.weight_sync_engine", engine)
 
 
 def load_into(engine: Engine, version: int, ref: list[ray.ObjectRef], checksum: int, verify: bool, where: str) -> None:
-    """Replace an engine's weights by the version behind `ref`, and check that what arrived is what was sent.
+    """Replace an engine's weights by the packed version behind `ref`: a `Receiver.load` of its own."""
+    from actors.weight_receive import Receiver
 
-    Args:
-        engine: built with the `object_store` weight transfer.
-        ref: the reference in a list, so that Ray does not fetch it on the way.
-        checksum: the learner's, of the same version.
-        where: names actor and node in errors.
-
-    Raises `RaftError` when a worker's checksum differs or a parameter was not covered.
-    """
-    llm = engine.llm
-    llm.start_weight_update()
-    llm.update_weights({"update_info": {"weights": ref}})
-    llm.finish_weight_update()
-    engine.weights_changed()
-    if not verify:
-        return
-    for report in llm.collective_rpc(_report):
-        if report["version"] != version or report["checksum"] != checksum:
-            raise RaftError(
-                f"{where}: weights of version {report['version']} (checksum {report['checksum']:08x}) arrived, "
-                f"version {version} (checksum {checksum:08x}) was sent"
-            )
-        if report["missing"]:
-            raise RaftError(f"{where}: version {version} lacks weights for {', '.join(report['missing'][:5])}")
-
-
-def _report(worker: Any) -> dict[str, Any]:
-    report: dict[str, Any] = worker.weight_transfer_engine.report
-    return report
+    Receiver(engine, verify, where).load(version, ref, checksum)

@@ -1,13 +1,16 @@
-"""vLLM's side of `object_store`: a weight-transfer engine that reads a packed version from Ray's object store.
+"""vLLM's side of weight sync: its weight-transfer engines, with a report of what the model was given.
 
-A file of its own because importing it imports vLLM, which learners do not have to.
+`ObjectStoreEngine` is ours; `NcclEngine` and `IpcEngine` are vLLM's own. All three also read packed versions from
+Ray's object store: a run starts from one, and so does an actor that comes while no learner sends.
+
+A file of its own because importing it imports vLLM, which learners do not have to. vLLM's workers import it as
+their extension, each in its own process, and so come to know the engines.
 """
 
 from __future__ import annotations
 
 import warnings
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +21,85 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.weight_sync import Weights
+from actors import weight_sync
+from actors.weight_checksum import Checksum
+
+
+class Recorder:
+    """Stands before the model during an update and notes what it is given."""
+
+    def __init__(self, model: Any, model_config: Any) -> None:
+        self._model = model
+        self._loaded: set[str] = set()
+        self._expected = {name for name, _ in model.named_parameters()}
+        if model_config.hf_text_config.tie_word_embeddings:
+            # One tensor under two names; during a reload the tie is open.
+            self._expected.discard("lm_head.weight")
+        self.checksum = Checksum()
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """What vLLM's engines call, once for each part of an update."""
+
+        def noted() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in weights:
+                self.checksum.add(name, tensor)
+                yield name, tensor
+
+        self._loaded |= set(self._model.load_weights(noted()))
+
+    def missing(self) -> list[str]:
+        """Parameters that were not covered."""
+        return sorted(self._expected - self._loaded)
+
+
+class Reporting:
+    """Mixed into a weight-transfer engine of vLLM: packed versions, a report, and a clean end of a broken update."""
+
+    # Of vLLM's class beside this one.
+    model: Any
+    model_config: Any
+    device: torch.device
+
+    def start_weight_update(self) -> None:
+        super().start_weight_update()  # type: ignore[misc]
+        self._recorder = Recorder(self.model, self.model_config)
+        self._version: int | None = None
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        model = self.model
+        self.model = self._recorder
+        try:
+            if "weights" in update_info:
+                self.load_packed(update_info["weights"])
+            else:
+                self.receive_weights(self.parse_update_info(update_info))  # type: ignore[attr-defined]
+        except BaseException:
+            # Half a layer would otherwise wait for its other half, and take it from the next update.
+            self.model = model
+            super().finish_weight_update()  # type: ignore[misc]
+            raise
+        self.model = model
+        # vLLM's own method synchronizes whatever there is, and fails where there is no accelerator.
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def load_packed(self, ref: list[ray.ObjectRef]) -> None:
+        """Give the model the packed version behind `ref`."""
+        (weights,) = ray.get(ref)
+        self._version = weights.version
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            self.model.load_weights((name, tensor.to(self.device)) for name, tensor in weights.tensors())
+
+    def report(self) -> dict[str, Any]:
+        """Of the last update: `version` (none where only the learner knows it), `checksum` of what the model was
+        given, and `missing`, the parameters that were not covered."""
+        recorder = self._recorder
+        return {"version": self._version, "checksum": recorder.checksum.value(), "missing": recorder.missing()}
 
 
 @dataclass
@@ -35,19 +114,11 @@ class ObjectStoreUpdateInfo(WeightTransferUpdateInfo):
     weights: list[ray.ObjectRef] = field(default_factory=list)
 
 
-class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
-    """Loads a version from the object store by vLLM's layer-wise reload, and reports what it loaded.
-
-    `report` holds `version`, `checksum` (of the bytes handed to the model) and `missing` (parameters that the
-    version did not cover) of the last update.
-    """
+class _ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpdateInfo]):
+    """The least that vLLM asks of an engine; the loading is `Reporting.load_packed`."""
 
     init_info_cls = ObjectStoreInitInfo
     update_info_cls = ObjectStoreUpdateInfo
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.report: dict[str, Any] = {"version": None, "checksum": 0, "missing": []}
 
     def init_transfer_engine(self, init_info: ObjectStoreInitInfo) -> None:
         del init_info
@@ -55,38 +126,37 @@ class ObjectStoreEngine(WeightTransferEngine[ObjectStoreInitInfo, ObjectStoreUpd
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class ends with torch.accelerator.synchronize(), which needs an accelerator.
-        self.receive_weights(self.parse_update_info(update_info))
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-
-    def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
-        (weights,) = ray.get(update_info.weights)
-        expected = {name for name, _ in self.model.named_parameters()}
-        if self.model_config.hf_text_config.tie_word_embeddings:
-            # One tensor under two names; during a reload the tie is open.
-            expected.discard("lm_head.weight")
-        checksum = 0
-
-        def stream(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-            nonlocal checksum
-            for name, tensor in weights.tensors():
-                checksum = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, checksum)
-                yield name, tensor.to(self.device)
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            model: Any = self.model
-            loaded = model.load_weights(stream(weights))
-        self.report = {
-            "version": weights.version,
-            "checksum": checksum,
-            "missing": sorted(expected - set(loaded)),
-        }
-
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
 
+    def receive_weights(self, update_info: ObjectStoreUpdateInfo) -> None:
+        raise ValueError("object_store takes packed versions only")
+
     def shutdown(self) -> None:
         """Nothing is held between updates."""
+
+
+class ObjectStoreEngine(Reporting, _ObjectStoreEngine):
+    """Packed versions from Ray's object store."""
+
+
+class NcclEngine(Reporting, NCCLWeightTransferEngine):
+    """vLLM's broadcast from the learner's rank 0."""
+
+
+class IpcEngine(Reporting, IPCWeightTransferEngine):
+    """vLLM's reading of memory that a learner on the same GPU exports."""
+
+
+class WorkerExtension:
+    """What we add to vLLM's workers; to be named to the engine as `worker_extension_cls`."""
+
+    weight_transfer_engine: Any
+
+    def weight_report(self) -> dict[str, Any]:
+        """`Reporting.report` of this worker's engine."""
+        report: dict[str, Any] = self.weight_transfer_engine.report()
+        return report
+
+
+weight_sync.register()

@@ -85,6 +85,10 @@ class SyncBackend(StrEnum):
 
     object_store = "object_store"
     """Ray's object store, through an engine registered with vLLM's weight transfer: any machine."""
+    nccl = "nccl"
+    """vLLM's NCCL broadcast from the first learner to every engine: each on whole GPUs of its own."""
+    ipc = "ipc"
+    """vLLM's CUDA IPC: every engine shares a GPU, and so its memory, with a learner."""
 
 
 class Dtype(StrEnum):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from raft_ray.config import Balance, Config, Method, RolloutConfig
+from raft_ray.config import Balance, Config, Method, RolloutConfig, SyncBackend
 from raft_ray.errors import ConfigError
 from raft_ray.settings import reading
 
@@ -275,6 +275,7 @@ def _check_training(config: Config, where: str) -> None:
             f"{where}rollout.chunk_rows={rollout.chunk_rows}: a step has no more than learner.batch={learner.batch} "
             "rows; lower it"
         )
+    _check_sync(config, where)
     _check_fits(config, "rollout.max_new_tokens", rollout.max_new_tokens, where)
     capped = distill.max_lambda is not None and distill.max_lambda < distill.fixed_lambda
     if distill.balance is Balance.fixed and capped:
@@ -293,6 +294,31 @@ def _check_elastic(rollout: RolloutConfig, where: str) -> None:
         raise ConfigError(
             f"{where}rollout.actors={rollout.actors}: must lie between rollout.min_actors={least} and "
             f"rollout.max_actors={most}"
+        )
+
+
+def _check_sync(config: Config, where: str) -> None:
+    """The GPUs that `sync.backend` needs: NCCL refuses two members on one GPU, IPC works on one GPU only."""
+    backend = config.sync.backend
+    if backend is SyncBackend.object_store:
+        return
+    gpus = {"learner.num_gpus": config.learner.num_gpus, "rollout.num_gpus": config.rollout.num_gpus}
+    for key, value in gpus.items():
+        if value == 0:
+            raise ConfigError(
+                f"{where}sync.backend={backend}: needs GPUs, but {key}=0; give the role GPUs, "
+                "or set sync.backend=object_store"
+            )
+        if backend is SyncBackend.nccl and value < 1:
+            raise ConfigError(
+                f"{where}sync.backend=nccl: {key}={value} is a shared GPU, and NCCL needs one of its own for each "
+                f"member; set {key}=1, or sync.backend=ipc"
+            )
+    shared = sum(gpus.values())
+    if backend is SyncBackend.ipc and shared > 1:
+        raise ConfigError(
+            f"{where}sync.backend=ipc: learner.num_gpus + rollout.num_gpus={shared:g} do not fit on one GPU, which "
+            "engine and learner must share; lower them, or set sync.backend=nccl"
         )
 
 
