@@ -79,15 +79,24 @@ class Listener:
                 os.kill(self.pids[victim], signal.SIGKILL)
 
 
-def once(who: str, state: str, step: int | None = None, victim: str | None = None) -> Rule:
-    """Kill `victim` (or the announcer itself) the first time that `who` announces `state` at `step`."""
-    done = False
+def once(who: str, state: str, step: int | None = None, victim: str | None = None, count: int = 1) -> Rule:
+    """Kill `victim` (or the announcer itself) the `count`th time that `who` announces `state` at `step`."""
+    seen = 0
 
     def rule(said: Said) -> str | None:
-        nonlocal done
-        if done or said["who"] != who or said["state"] != state or (step is not None and said["step"] != step):
+        nonlocal seen
+        if said["who"] != who or said["state"] != state or (step is not None and said["step"] != step):
             return None
-        done = True
-        return victim or who
+        seen += 1
+        return (victim or who) if seen == count else None
+
+    return rule
+
+
+def first_of(rules: list[Rule]) -> Rule:
+    """The first rule that names a victim; all of them hear everything."""
+
+    def rule(said: Said) -> str | None:
+        return next((victim for victim in [rule(said) for rule in rules] if victim), None)
 
     return rule
