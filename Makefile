@@ -8,18 +8,22 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+TESTS ?= tests/unit tests/integration
+
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 
-.PHONY: help demo test unit integration lint types format env lock browser clean
+.PHONY: help demo test unit integration chaos-test chaos lint types format env lock browser clean
 
 help:
 	@echo 'make demo         fine-tune the embedded 135M model on chemistry facts with RAFT and SFT, and write the report'
 	@echo 'make test         unit and integration tests'
 	@echo 'make unit         unit tests only (seconds)'
+	@echo 'make chaos-test   processes and a node killed at chosen states'
+	@echo 'make chaos        50 random kills in one long run; SEED=1 for others'
 	@echo 'make lint types   ruff and mypy'
 	@echo 'make format       let ruff rewrite the code'
 	@echo 'make env          only build .venv'
@@ -29,13 +33,20 @@ demo: env
 	$(BIN)/python -m raft_ray run demo $(ARGS)
 
 test: env browser
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
 
 unit: env
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
 integration: env browser
 	$(BIN)/python -m pytest tests/integration $(ARGS)
+
+chaos-test: env
+	$(BIN)/python -m pytest tests/chaos $(ARGS)
+
+SEED ?= 0
+chaos: env
+	PYTHONPATH=. $(BIN)/python benchmarks/chaos.py --seed $(SEED) $(ARGS)
 
 lint: env
 	$(BIN)/ruff check .

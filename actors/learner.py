@@ -203,7 +203,7 @@ class Rank:
                 "tokens": int(all_tokens),
                 "lr": lr,
                 "grad_norm": None if norm is None else float(norm),
-                "weights_bytes": update.nbytes,
+                "weights_bytes": update.nbytes if self.task.distils else 0,
                 "temperature": distill.temperature if self.task.distils else None,
             }
         if self.rank == 0:

@@ -41,7 +41,7 @@ def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
     from actors.run import train
 
     folder = tmp_path / "run"
-    config = make_config(folder, "learner.max_steps=60", "learner.epochs=40", "sync.max_staleness=1")
+    config = make_config(folder, "learner.max_steps=400", "learner.epochs=400", "sync.max_staleness=1")
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -63,7 +63,7 @@ def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
         assert shown.returncode == 0, shown.stderr
         status = json.loads(shown.stdout)
         assert {actor["name"] for actor in status["actors"]} == {"rollout-0", "rollout-1", "teacher-0"}
-        assert status["steps"] == 60
+        assert status["steps"] == 400
         assert status["queue"]["limit"] == 8
         assert "rollout-1" in raft_ray("status", str(folder)).stdout
         down = raft_ray("scale", str(folder), "--rollouts", "1")
@@ -72,7 +72,7 @@ def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
         thread.join(timeout=240)
     assert not thread.is_alive()
     assert not failures
-    every_row_once(folder, 60)
+    every_row_once(folder, 400)
     trace = lines(folder / "trace.jsonl")
     assert {line["rollout"] for line in trace} == {"rollout-0", "rollout-1"}
     assert trace[-1]["rollout"] == "rollout-0"

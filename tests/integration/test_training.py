@@ -91,8 +91,16 @@ def test_with_staleness_one_rollouts_run_ahead_by_one_version_and_no_more(
     assert all(count == 1 for count in rows.values())
 
 
-def test_the_same_seed_gives_the_same_run_bit_for_bit(tmp_path: Path, make_config: MakeConfig) -> None:
-    first, second = (run(make_config(tmp_path / name, "learner.max_steps=3")) for name in ("a", "b"))
+@pytest.fixture(scope="module")
+def whole(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps with two checkpoints."""
+    return run(
+        make_config(tmp_path_factory.mktemp("whole") / "run", "learner.checkpoint_every=2", "learner.max_steps=4")
+    )
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit(whole: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    first, second = whole, run(make_config(tmp_path / "again", "learner.max_steps=4"))
     assert without_times(lines(first / "metrics.jsonl")) == without_times(lines(second / "metrics.jsonl"))
     assert lines(first / "trace.jsonl") == lines(second / "trace.jsonl")
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (first, second)]
@@ -122,8 +130,9 @@ def test_two_ranks_and_sharded_weights_train_what_one_rank_trains(tmp_path: Path
             assert float((tensor - found[name]).abs().max()) < 0.05 * moved
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, make_config: MakeConfig) -> None:
-    whole = run(make_config(tmp_path / "whole", "learner.checkpoint_every=2", "learner.max_steps=4"))
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    whole: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
     parts = run(make_config(tmp_path / "parts", "learner.checkpoint_every=2", "learner.max_steps=2"))
     assert len(lines(parts / "metrics.jsonl")) == 2
     run(make_config(tmp_path / "parts", "learner.checkpoint_every=2", "learner.max_steps=4", "run.resume=true"))

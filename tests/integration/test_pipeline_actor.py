@@ -1,0 +1,157 @@
+"""The real pipeline actor among rollout and teacher actors of the test's own that do no work: order, holding, loss."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from actors.pipeline import PipelineActor
+from raft_ray.config import Config
+from raft_ray.pipeline import RowOrder
+from raft_ray.prompts import EncodedRow
+from raft_ray.trajectory import Chunk, Sample, SampleInfo, Trajectory
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MakeConfig = Callable[..., Config]
+LIMIT = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workers_get_this_module_by_value() -> Iterator[None]:
+    """They cannot import it."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+class IdleRollout:
+    """Says one token to everything, and keeps a diary."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._version = name, -1
+        self.diary: list[str] = []
+
+    def ready(self) -> str:
+        return "here"
+
+    def load_weights(self, version: int, ref: list[Any], checksum: int) -> float:
+        self.diary.append(f"load {version}")
+        self._version = version
+        return 0.0
+
+    def pushed(self, version: int) -> None:
+        """What a back end that pushes does to a held actor."""
+        self.diary.append(f"pushed {version}")
+        self._version = version
+
+    def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
+        self.diary.append(f"generate {chunk.step}")
+        ids = np.zeros(1, dtype=np.int32)
+        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.places]
+        return [1] * len(made), made
+
+    def read(self) -> list[str]:
+        return self.diary
+
+
+class IdleTeacher:
+    def ready(self) -> str:
+        return "here"
+
+    def score(self, trajectories: list[Trajectory]) -> list[object]:
+        ids, values = np.zeros((1, 1), dtype=np.int32), np.zeros((1, 1), dtype=np.float16)
+        samples = [Sample(t, ids, values) for t in trajectories]
+        infos = [SampleInfo(t.place, t.version, 1, False, t.rollout, 6, 1.0) for t in trajectories]
+        return [(infos, 0.0), *samples]
+
+
+def rollout(table: list[Any], name: str) -> Any:
+    del table
+    return ray.remote(IdleRollout).options(num_cpus=0).remote(name)
+
+
+def teacher(table: list[Any], name: str) -> Any:
+    del table, name
+    return ray.remote(IdleTeacher).options(num_cpus=0).remote()
+
+
+@pytest.fixture
+def start(tmp_path: Path, make_config: MakeConfig) -> Iterator[Callable[..., Any]]:
+    """`start(*overrides)`: a pipeline actor that has begun at step 0; four rows a step, three steps."""
+    started = []
+
+    def start(*overrides: str) -> Any:
+        config = make_config(tmp_path / "run", *overrides)
+        order = RowOrder(rows=12, batch=4, epochs=1, seed=0)
+        table = {row: EncodedRow(row, [1], [2], [3]) for row in range(12)}
+        pipeline: Any = (
+            ray.remote(PipelineActor)
+            .options(num_cpus=0)
+            .remote(config, order, str(tmp_path / "run"), rollout, teacher, True)
+        )
+        started.append(pipeline)
+        ray.get(pipeline.begin.remote(0, [], 0, [ray.put(table)]), timeout=LIMIT)
+        return pipeline
+
+    yield start
+    for pipeline in started:
+        ray.kill(pipeline)
+
+
+def take(pipeline: Any, step: int) -> list[SampleInfo]:
+    batch = ray.get(pipeline.next_batch.remote(step, 0, 1), timeout=LIMIT)
+    return [info for info, _, _ in batch]
+
+
+def publish(pipeline: Any, version: int, ref: list[Any] | None) -> None:
+    record = {"tokens": 1, "seconds": {"total": 1.0}}
+    ray.get(pipeline.publish.remote(version, ref, 0, record), timeout=LIMIT)
+
+
+def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_it(start: Callable[..., Any]) -> None:
+    pipeline = start("rollout.actors=2", "sync.max_staleness=1")
+    assert len(take(pipeline, 0)) == 4
+    handles = ray.get(pipeline.hold.remote(1), timeout=LIMIT)
+    assert set(handles) == {"rollout-0", "rollout-1"}
+    before = {name: ray.get(handle.read.remote(), timeout=LIMIT) for name, handle in handles.items()}
+    states = {actor["name"]: actor["state"] for actor in ray.get(pipeline.status.remote(), timeout=LIMIT)["actors"]}
+    assert states["rollout-0"] == states["rollout-1"] == "waits for places"
+    for name, handle in handles.items():
+        ray.get(handle.pushed.remote(1), timeout=LIMIT)
+        # Nobody has called it since it was held.
+        assert ray.get(handle.read.remote(), timeout=LIMIT) == [*before[name], "pushed 1"]
+    publish(pipeline, 1, None)
+    assert len(take(pipeline, 1)) == 4
+    assert {info.version for info in take(pipeline, 1)} <= {0, 1}
+    ray.get(pipeline.hold.remote(2), timeout=LIMIT)
+    publish(pipeline, 2, None)
+    versions = {info.version for info in take(pipeline, 2)}
+    assert versions <= {1, 2}
+    diary = ray.get(handles["rollout-0"].read.remote(), timeout=LIMIT)
+    assert [line for line in diary if line.startswith("load")] == ["load 0"]
+
+
+def test_samples_that_a_learner_cannot_fetch_are_made_again(start: Callable[..., Any]) -> None:
+    pipeline = start()
+    before = take(pipeline, 0)
+    ray.get(pipeline.lost.remote(0, [before[1].place.row]), timeout=LIMIT)
+    after = take(pipeline, 0)
+    assert [info.place for info in after] == [info.place for info in before]
+    status = ray.get(pipeline.status.remote(), timeout=LIMIT)
+    assert status["queue"] == {"in_flight": 0, "ready": 4, "limit": 4, "came_back": 0, "set_aside": 0}
+    (rows,) = [actor["rows"] for actor in status["actors"] if actor["name"] == "rollout-0"]
+    assert rows == 5
+
+
+def test_scaling_by_less_than_one_is_refused(start: Callable[..., Any]) -> None:
+    pipeline = start()
+    with pytest.raises(ray.exceptions.RayTaskError, match="at least one rollout actor must stay"):
+        ray.get(pipeline.scale.remote(0), timeout=LIMIT)
