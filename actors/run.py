@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from actors import attach
 from actors.checkpoint import check_resumable
@@ -134,8 +135,6 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
     if config.run.resume and folder.exists() and steps_done(run_dir) == order.steps:
         return str(folder)
     run_dir.mkdir(parents=True, exist_ok=True)
-    storage = locate(config, run_dir)
-    check_resumable(storage, config)
     table = [ray.put(encode(config, prepared.folder, rows))]
     overlapped = config.sync.max_staleness > 0
     roles = {
@@ -148,27 +147,24 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
         )
         for role, section in (("rollout", config.rollout), ("teacher", config.teacher))
     }
-    pipeline: Any = (
-        ray.remote(PipelineActor)
-        .options(
-            **actor_options(role="pipeline", num_cpus=1 if distils else 0, num_gpus=0, threads=1),
-            **_here(),
-            name=attach.actor_name(run_dir),
-            namespace=attach.NAMESPACE,
-            max_restarts=learner.max_restarts,
-        )
-        .remote(
+    pipeline = _start_pipeline(
+        run_dir,
+        learner.max_restarts,
+        (
             config,
             order,
             str(run_dir),
             partial(spawn, RolloutActor, roles["rollout"], config, prepared.folder, str(run_dir)),
             partial(spawn, TeacherActor, roles["teacher"], config, prepared.teacher, str(run_dir)),
             distils,
-        )
+        ),
     )
     phase = f"Stage 2: {config.distill.method.value}"
     try:
         bars.update(phase, 0, order.steps, "engines start")
+        # Clears up after a dead run, so not before the actor's name says that none lives.
+        storage = locate(config, run_dir)
+        check_resumable(storage, config)
         ray.get(pipeline.prepare.remote(table), timeout=120)
         task = LearnerTask(
             config=config,
@@ -192,6 +188,26 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
         # Rollout and teacher actors belong to the pipeline actor and end with it.
         ray.kill(pipeline)
     return str(folder)
+
+
+def _start_pipeline(run_dir: Path, restarts: int, arguments: tuple[Any, ...]) -> Any:
+    """The pipeline actor, under its run folder's name. Raises `RaftError` while another run trains in the folder."""
+    *_, distils = arguments
+    actor = ray.remote(PipelineActor).options(
+        **actor_options(role="pipeline", num_cpus=1 if distils else 0, num_gpus=0, threads=1),
+        **_here(),
+        name=attach.actor_name(run_dir),
+        namespace=attach.NAMESPACE,
+        max_restarts=restarts,
+    )
+    # A driver that was killed leaves its actor for a moment; the name is free when Ray has ended it.
+    taken = retry(
+        retry=retry_if_exception_type(ValueError), wait=wait_fixed(1), stop=stop_after_delay(30), reraise=True
+    )
+    try:
+        return taken(actor.remote)(*arguments)
+    except ValueError as error:
+        raise RaftError(f"run.dir={run_dir}: another run trains there; end it, or choose another --run-dir") from error
 
 
 def _here() -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from io import StringIO
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from raft_ray.cli import app
 from raft_ray.status import status_view
 
 
@@ -56,3 +59,16 @@ def test_a_run_that_has_just_begun_and_one_without_actors_can_be_shown() -> None
     assert "1 learner\n" in shown(last=None, rates={}, advice=None, learners=1)
     text = shown(actors=[], advice=None)
     assert "places" not in text
+
+
+@pytest.mark.parametrize("command", [["status", "no-such-run"], ["scale", "no-such-run", "--rollouts", "2"]])
+def test_a_folder_in_which_nothing_trains_is_one_line_and_exit_code_1(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["raft-ray", *command])
+    with pytest.raises(SystemExit) as ended:
+        app()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "no-such-run: nothing trains in this run folder at the moment (no cluster.json)" in line
