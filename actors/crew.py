@@ -44,6 +44,17 @@ class Member:
         """Name and node, for messages."""
         return f"{self.name} on {self.node}"
 
+    def status(self) -> dict[str, Any]:
+        """What `raft-ray status` shows of it."""
+        return {
+            "name": self.name,
+            "node": self.node,
+            "state": self.state + (", leaving" if self.leaving else ""),
+            "version": self.version,
+            "rows": self.rows,
+            "restarts": self.restarts,
+        }
+
 
 class Crew:
     """The actors of a role.

@@ -141,7 +141,7 @@ class Rank:
 
     def run(self) -> None:
         """From the last checkpoint, or from the original model, to the last step; rank 0 then exports the model."""
-        step, _ = self._restore()
+        step = self._restore()
         # Also version 0: an engine that survived a restart may hold later weights.
         first = self.publisher.pack(step) if self.task.distils else Update(step)
         if self.rank == 0:
@@ -206,14 +206,13 @@ class Rank:
                 "weights_bytes": update.nbytes if self.task.distils else 0,
                 "temperature": distill.temperature if self.task.distils else None,
             }
-        if self.rank == 0:
             record["seconds"] = clock.seconds(checkpoint=self._checkpoint_seconds)
             self._call(self.task.pipeline.publish.remote(step + 1, update.ref, update.checksum, record))
         # After publishing: a death in between repeats the step, and the books lose no line. Rollouts go on meanwhile.
         self._checkpoint_seconds = 0.0
         if last or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
             start = time.perf_counter()
-            self._checkpoint(step + 1)
+            self.checkpoints.save(self.engine, step + 1, self.balancer.state_dict(), {})
             self._checkpoint_seconds = time.perf_counter() - start
         if last:
             self._export(update.ref)
@@ -249,17 +248,13 @@ class Rank:
             return self.publisher.pack(version)
         return self.publisher.publish(version) if self.task.distils else Update(version)
 
-    def _checkpoint(self, step: int, pipeline: dict[str, Any] | None = None) -> None:
-        """All that a restart at `step` needs, to Ray Train's storage; all ranks. `_restore` gives `pipeline` back."""
-        self.checkpoints.save(self.engine, step, self.balancer.state_dict(), pipeline or {})
-
-    def _restore(self) -> tuple[int, dict[str, Any]]:
-        """The step to go on from, that of the last checkpoint or 0, and what rank 0 passed to `_checkpoint` there."""
+    def _restore(self) -> int:
+        """The step to go on from: that of the last checkpoint, or 0."""
         state = self.checkpoints.restore(self.engine)
         if state is None:
-            return 0, {}
+            return 0
         self.balancer.load_state_dict(state.balancer)
-        return state.step, state.pipeline
+        return state.step
 
     def _export(self, ref: list[ray.ObjectRef] | None) -> None:
         """Write `model/` on the run folder's node, from the object store; the store forgets our puts when we end."""

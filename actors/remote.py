@@ -38,16 +38,21 @@ async def within(ref: Any, timeout: float, who: str, doing: str) -> Any:
         return await asyncio.wait_for(asyncio.shield(_value(ref)), timeout)
     except TimeoutError:
         raise ActorLost(f"{who}: still {doing} after {timeout:g} s") from None
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RaftError):
-            raise error.cause from error
-        if isinstance(error.cause, ray.exceptions.ObjectLostError):
-            raise DataLost(f"{who}: an object was lost while {doing}: {one_line(error.cause)}") from error
-        raise ActorLost(f"{who} failed while {doing}: {error.cause!r}") from error
-    except ray.exceptions.ObjectLostError as error:
-        raise DataLost(f"{who}: an object was lost while {doing}: {one_line(error)}") from error
     except ray.exceptions.RayError as error:
-        raise ActorLost(f"{who} died while {doing}: {one_line(error)}") from error
+        raise failure(error, who, doing) from error
+
+
+def failure(error: ray.exceptions.RayError, who: str, doing: str) -> RaftError:
+    """What an error of a call means: `ActorLost`, `DataLost`, or the `RaftError` with which the actor refused."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        if isinstance(error.cause, RaftError):
+            return error.cause
+        if not isinstance(error.cause, ray.exceptions.ObjectLostError):
+            return ActorLost(f"{who} failed while {doing}: {error.cause!r}")
+        error = error.cause
+    if isinstance(error, ray.exceptions.ObjectLostError):
+        return DataLost(f"{who}: an object was lost while {doing}: {one_line(error)}")
+    return ActorLost(f"{who} died while {doing}: {one_line(error)}")
 
 
 def one_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from actors.remote import failure
 from raft_ray.errors import RaftError
 
 
@@ -84,19 +85,12 @@ class RolloutClient:
                     raise RaftError(
                         f"{', '.join(pending.values())}: still {doing} after sync.timeout={self._timeout:g} s"
                     )
-                _check(done[0], pending.pop(done[0]), doing)
+                name = pending.pop(done[0])
+                try:
+                    ray.get(done[0])
+                except ray.exceptions.RayError as error:
+                    raise failure(error, name, doing) from error
         except BaseException as error:
             if not self.failed.done():
                 self.failed.set_exception(error)
             raise
-
-
-def _check(ref: ray.ObjectRef, name: str, doing: str) -> None:
-    try:
-        ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RaftError):
-            raise error.cause from error
-        raise RaftError(f"{name} failed while {doing}: {error.cause!r}") from error
-    except ray.exceptions.RayError as error:
-        raise RaftError(f"{name} died while {doing}: {str(error).strip().splitlines()[-1].strip()}") from error

@@ -20,17 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import ray
 import torch
 
 from actors.weight_checksum import Checksum
 from raft_ray.config import SyncBackend
-
-if TYPE_CHECKING:
-    from actors.engine import Engine
 
 OBJECT_STORE = "raft_object_store"
 ENGINES = {
@@ -126,10 +122,3 @@ def register() -> None:
     for name, engine in ENGINES.values():
         if name not in WeightTransferEngineFactory._registry:
             WeightTransferEngineFactory.register_engine(name, "actors.weight_sync_engine", engine)
-
-
-def load_into(engine: Engine, version: int, ref: list[ray.ObjectRef], checksum: int, verify: bool, where: str) -> None:
-    """Replace an engine's weights by the packed version behind `ref`: a `Receiver.load` of its own."""
-    from actors.weight_receive import Receiver
-
-    Receiver(engine, verify, where).load(version, ref, checksum)

@@ -1,6 +1,6 @@
 """Random deaths: a long run of the tiny model in which processes are killed at random states; nothing may be lost.
 
-    python benchmarks/chaos.py [--kills 50] [--seed 0] [--out docs]
+    make chaos SEED=0 ARGS="--kills 50 --out docs"
 
 Any role may be hit at any state that it announces: rollout actors, teachers, learner ranks, the pipeline actor. Ends
 with an error unless every row was trained exactly once an epoch and the result equals, bit for bit, that of the same
@@ -20,22 +20,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from listener import Listener, Said
 from rich.console import Console
 from rich.table import Table
+from run_files import outcome
 
 from actors.run import train
 from raft_ray import settings
-from raft_ray.announce import VARIABLE
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "chaos"))
-from listener import Listener, Said
 
 BETWEEN = 40
 """Announcements between two deaths, on average."""
 
 
 class Reaper:
-    """A rule that kills at random, `kills` times in all; never two deaths of the learners within one checkpoint."""
+    """A rule that kills whoever announces something at random times, `kills` times in all."""
 
     def __init__(self, kills: int, seed: int) -> None:
         self._random = random.Random(seed)
@@ -74,14 +72,7 @@ def run(folder: Path, steps: int, kills: int) -> dict[str, Any]:
     )
     train(config)
 
-    def lines(name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (folder / name).read_text().splitlines()]
-
-    return {
-        "metrics": [{k: v for k, v in line.items() if k != "seconds"} for line in lines("metrics.jsonl")],
-        "trace": lines("trace.jsonl"),
-        "weights": (folder / "model" / "model.safetensors").read_bytes(),
-    }
+    return outcome(folder)
 
 
 def main() -> None:
@@ -96,7 +87,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         whole = run(Path(temporary) / "whole", arguments.steps, 0)
         start = time.perf_counter()
-        os.environ[VARIABLE] = str(socket_path)
         with Listener(socket_path, Reaper(arguments.kills, arguments.seed)) as listener:
             found = run(Path(temporary) / "killed", arguments.steps, arguments.kills)
         seconds = time.perf_counter() - start

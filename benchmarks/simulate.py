@@ -99,8 +99,8 @@ def waiting(actor: type, times: Times, table: list[Any], name: str) -> Any:
 
 def simulate(
     times: Times, *, rollouts: int, batch: int, staleness: int, steps: int, warm: int = 2, **keys: Any
-) -> tuple[list[float], list[dict[str, Any]]]:
-    """Run `steps` steps; returns the seconds of each after the first `warm`, and the metrics of all."""
+) -> tuple[list[float], list[dict[str, Any]], list[str]]:
+    """Run `steps` steps; returns the seconds of each after the first `warm`, the metrics of all, and each scaling."""
     config = configured(rollouts, batch, staleness, **keys)
     order = RowOrder(rows=batch * steps, batch=batch, epochs=1, seed=0)
     table = {row: EncodedRow(row, [0] * 8, [0] * 8, [0] * 8) for row in range(order.rows)}
@@ -133,17 +133,14 @@ def simulate(
             }
             ray.get(pipeline.publish.remote(step + 1, [], 0, record))
             ends.append(time.perf_counter())
-        metrics = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-        events = (
-            [json.loads(line) for line in (Path(folder) / "events.jsonl").read_text().splitlines()]
-            if (Path(folder) / "events.jsonl").exists()
-            else []
-        )
+        metrics, events = (lines(Path(folder) / f"{name}.jsonl") for name in ("metrics", "events"))
         ray.kill(pipeline)
-    for line in metrics:
-        line["scaled"] = [event["text"] for event in events if event["what"] == "scale"]
     seconds = [b - a for a, b in pairwise(ends)]
-    return seconds[warm:], metrics
+    return seconds[warm:], metrics, [event["text"] for event in events if event["what"] == "scale"]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def configured(rollouts: int, batch: int, staleness: int, **keys: Any) -> Config:
@@ -165,7 +162,7 @@ def scaling(counts: list[int], console: Console) -> dict[str, Any]:
     table = Table("rollout actors", "rows/s", "efficiency", "dispatch, ms a step")
     found: list[dict[str, float]] = []
     for count in counts:
-        seconds, metrics = simulate(times, rollouts=count, batch=rows * count, staleness=1, steps=9)
+        seconds, metrics, _ = simulate(times, rollouts=count, batch=rows * count, staleness=1, steps=9)
         rate = rows * count / statistics.median(seconds)
         first = found[0]["rows_per_second"] / found[0]["rollouts"] if found else rate / count
         dispatch = 1000 * statistics.median(line["seconds"]["dispatch"] for line in metrics)
@@ -186,7 +183,7 @@ def overlap(console: Console) -> dict[str, Any]:
         # Two actors share the batch's rollouts.
         times = Times(rollout=2 * rollout / 16, teacher=teacher / 16, learner=learner, load=0.02)
         for staleness in (0, 1):
-            seconds, _ = simulate(
+            seconds, _, _ = simulate(
                 times, rollouts=2, batch=16, staleness=staleness, steps=11, warm=3, **{"rollout.chunk_rows": 2}
             )
             step, bound = statistics.mean(seconds), max(rollout, teacher, learner)
@@ -217,13 +214,13 @@ def elastic(console: Console) -> dict[str, Any]:
     """Rollouts of 4 s a step for one actor against a learner of 1 s: the policy should find about four actors."""
     times = Times(rollout=4.0 / 16, teacher=0.0, learner=1.0, load=0.02)
     keys = {"rollout.min_actors": 1, "rollout.max_actors": 8, "rollout.chunk_rows": 1}
-    seconds, metrics = simulate(times, rollouts=1, batch=16, staleness=1, steps=30, warm=0, **keys)
+    seconds, _, scaled = simulate(times, rollouts=1, batch=16, staleness=1, steps=30, warm=0, **keys)
     table = Table("step", "seconds")
     for step, value in enumerate(seconds, start=1):
         table.add_row(str(step), f"{value:.2f}")
     console.print(table)
-    console.print(metrics[-1]["scaled"])
-    return {"times": vars(times), "seconds": seconds, "scaled": metrics[-1]["scaled"]}
+    console.print(scaled)
+    return {"times": vars(times), "seconds": seconds, "scaled": scaled}
 
 
 def draw(what: str, result: dict[str, Any], path: Path) -> None:

@@ -42,11 +42,12 @@ class Elastic:
         if self._watched < self.patience:
             return actors
         # One actor less must still carry the work: its share goes to the others.
-        spare = actors > self.least and rollout_busy * actors / (actors - 1) < 1 - self.waits if actors > 1 else False
+        fewer = actors - 1
+        spare = fewer >= self.least and rollout_busy * actors < fewer * (1 - self.waits)
         if learner_wait > self.waits and rollout_busy > self.idles and actors < self.most:
             self._watched = 0
             return actors + 1
         if learner_wait <= self.waits and 1 - rollout_busy > self.idles and spare:
             self._watched = 0
-            return actors - 1
+            return fewer
         return actors

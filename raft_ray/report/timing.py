@@ -18,6 +18,8 @@ from raft_ray.report.words import method_label, short, usable
 
 BESIDE = ("rollout", "teacher", "load")
 PHASES = (*BESIDE, "wait", "forward_backward", "optimizer", "sync", "checkpoint")
+LEFT_OUT = ("total", "dispatch")
+"""No phases: the whole, and the pipeline actor's own milliseconds within the work of others."""
 OTHER = "other"
 """What a step's total holds beyond its phases."""
 
@@ -36,9 +38,9 @@ def phase_label(name: str) -> str:
 
 
 def recorded(row: Row) -> Seconds:
-    """Seconds of a step by phase as its metrics have them, without the total."""
+    """Seconds of a step by phase as its metrics have them."""
     seconds = {name: float(value) for name, value in (row.get("seconds") or {}).items() if usable(value)}
-    return {name: seconds[name] for name in _ordered(seconds) if name != "total"}
+    return {name: seconds[name] for name in _ordered(seconds) if name not in LEFT_OUT}
 
 
 def wall(row: Row) -> Seconds:

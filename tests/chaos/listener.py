@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raft_ray.announce import VARIABLE
+
 Said = dict[str, Any]
 Rule = Callable[[Said], str | None]
 """Of an announcement: the name of the process to kill now, or none."""
 
 
 class Listener:
-    """Listens on a socket while the block runs. Processes wait for it, so states are exact and nothing sleeps.
+    """Listens on a socket while the block runs, and has what this process starts meanwhile announce itself there.
+
+    Processes wait for it, so states are exact and nothing sleeps.
 
     Args:
         rule: decides after each announcement; a process that it names must have announced something before.
@@ -36,12 +40,14 @@ class Listener:
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
 
     def __enter__(self) -> Listener:
+        os.environ[VARIABLE] = str(self._path)
         self._socket.bind(str(self._path))
         self._socket.listen(64)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        del os.environ[VARIABLE]
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._thread.join(timeout=30)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_files import lines, without_times
 
 from actors.cluster import actor_options
 from actors.storage import Storage
@@ -230,8 +231,7 @@ def run(config: Config) -> Path:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+    return without_times(lines(folder / "metrics.jsonl"))
 
 
 def test_a_run_resumes_from_a_storage_elsewhere(tmp_path: Path, make_config: MakeConfig) -> None:

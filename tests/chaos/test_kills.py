@@ -6,19 +6,19 @@ row of an epoch was consumed exactly once.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from listener import Listener, Rule, Said, first_of, once
+from run_files import lines, outcome
 
 from raft_ray.announce import VARIABLE
 from raft_ray.config import Config
@@ -26,21 +26,6 @@ from raft_ray.errors import RaftError
 
 MakeConfig = Callable[..., Config]
 KEYS = ("learner.max_steps=4", "learner.checkpoint_every=2")
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def outcome(run_dir: Path) -> dict[str, Any]:
-    """All of a run that must not depend on who died."""
-    return {
-        "metrics": [
-            {key: value for key, value in line.items() if key != "seconds"} for line in lines(run_dir / "metrics.jsonl")
-        ],
-        "trace": lines(run_dir / "trace.jsonl"),
-        "weights": (run_dir / "model" / "model.safetensors").read_bytes(),
-    }
 
 
 def train(config: Config) -> Path:
@@ -52,15 +37,6 @@ def train(config: Config) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(ray_cluster: None, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome(train(make_config(tmp_path_factory.mktemp("whole") / "run", *KEYS)))
-
-
-@pytest.fixture
-def socket_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    # A socket's path must be short.
-    path = Path(f"/tmp/raft-chaos-{os.getpid()}.sock")
-    monkeypatch.setenv(VARIABLE, str(path))
-    yield path
-    path.unlink(missing_ok=True)
 
 
 CASES: dict[str, list[Rule]] = {
@@ -81,7 +57,12 @@ CASES: dict[str, list[Rule]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_killed_processes_change_nothing_in_the_result(
-    case: str, undisturbed: dict[str, Any], make_config: MakeConfig, tmp_path: Path, socket_path: Path
+    case: str,
+    undisturbed: dict[str, Any],
+    make_config: MakeConfig,
+    tmp_path: Path,
+    socket_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rules = CASES[case]
     with Listener(socket_path, first_of(rules)) as listener:
@@ -100,7 +81,11 @@ def test_killed_processes_change_nothing_in_the_result(
 
 
 def test_a_row_that_kills_every_engine_is_set_aside_and_the_run_goes_on(
-    undisturbed: dict[str, Any], make_config: MakeConfig, tmp_path: Path, socket_path: Path
+    undisturbed: dict[str, Any],
+    make_config: MakeConfig,
+    tmp_path: Path,
+    socket_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     poisoned = undisturbed["trace"][5]["row"]
 
@@ -136,7 +121,11 @@ def test_an_actor_that_dies_again_and_again_stops_the_run_by_name_node_and_cause
 
 
 def test_a_killed_driver_is_started_again_and_goes_on(
-    undisturbed: dict[str, Any], make_config: MakeConfig, tmp_path: Path, socket_path: Path
+    undisturbed: dict[str, Any],
+    make_config: MakeConfig,
+    tmp_path: Path,
+    socket_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As `ray job submit` twice with the same run folder."""
     from raft_ray import settings
@@ -152,10 +141,11 @@ def test_a_killed_driver_is_started_again_and_goes_on(
         driver[0].kill()
 
     with Listener(socket_path, once("learner-0", "forward", 3), act=kill) as listener:
-        driver.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+        driver.append(
+            subprocess.Popen(command, env={**environment, VARIABLE: str(socket_path)}, stdout=subprocess.DEVNULL)
+        )
         assert driver[0].wait(timeout=240) == -signal.SIGKILL
     assert len(listener.killed) == 1
-    del environment[VARIABLE]
     done = subprocess.run(
         [*command, "--resume"], env=environment, timeout=240, check=False, capture_output=True, text=True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from raft_ray.trajectory import Chunk, Sample, SampleInfo, Trajectory
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
 LIMIT = 60
+TABLE = {row: EncodedRow(row, [1], [2], [3]) for row in range(12)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,14 +93,13 @@ def start(tmp_path: Path, make_config: MakeConfig) -> Iterator[Callable[..., Any
     def start(*overrides: str) -> Any:
         config = make_config(tmp_path / "run", *overrides)
         order = RowOrder(rows=12, batch=4, epochs=1, seed=0)
-        table = {row: EncodedRow(row, [1], [2], [3]) for row in range(12)}
         pipeline: Any = (
             ray.remote(PipelineActor)
             .options(num_cpus=0)
             .remote(config, order, str(tmp_path / "run"), rollout, teacher, True)
         )
         started.append(pipeline)
-        ray.get(pipeline.begin.remote(0, [], 0, [ray.put(table)]), timeout=LIMIT)
+        ray.get(pipeline.begin.remote(0, [], 0, [ray.put(TABLE)]), timeout=LIMIT)
         return pipeline
 
     yield start
@@ -149,6 +150,26 @@ def test_samples_that_a_learner_cannot_fetch_are_made_again(start: Callable[...,
     assert status["queue"] == {"in_flight": 0, "ready": 4, "limit": 4, "came_back": 0, "set_aside": 0}
     (rows,) = [actor["rows"] for actor in status["actors"] if actor["name"] == "rollout-0"]
     assert rows == 5
+
+
+def test_a_row_set_aside_before_does_not_keep_its_step_waiting(start: Callable[..., Any], tmp_path: Path) -> None:
+    order = RowOrder(rows=12, batch=4, epochs=1, seed=0)
+    last = order.batch_of(0)[-1]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "set_aside.jsonl").write_text(json.dumps({"row": last.row, "step": 0, "cause": "test"}) + "\n")
+    pipeline = start("rollout.chunk_rows=1", "learner.timeout=30")
+    assert [info.place for info in take(pipeline, 0)] == order.batch_of(0)[:-1]
+
+
+def test_after_a_new_beginning_an_actor_takes_up_the_version_that_it_held_before(start: Callable[..., Any]) -> None:
+    """The steps that made the old one are undone."""
+    pipeline = start("sync.max_staleness=1")
+    take(pipeline, 0)
+    (handle,) = ray.get(pipeline.hold.remote(1), timeout=LIMIT).values()
+    ray.get(pipeline.begin.remote(0, [], 0, [ray.put(TABLE)]), timeout=LIMIT)
+    take(pipeline, 0)
+    diary = ray.get(handle.read.remote(), timeout=LIMIT)
+    assert [line for line in diary if line.startswith("load")] == ["load 0", "load 0"]
 
 
 def test_scaling_by_less_than_one_is_refused(start: Callable[..., Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_files import lines, without_times
 from safetensors.torch import load_file
 
 from raft_ray.config import Config, Dtype, ModelConfig
@@ -26,14 +26,6 @@ def run(config: Config) -> Path:
     from actors.run import train
 
     return train(config).parent
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in records]
 
 
 def test_two_learners_and_two_rollout_actors_leave_a_complete_record(tmp_path: Path, make_config: MakeConfig) -> None:

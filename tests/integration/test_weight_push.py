@@ -10,24 +10,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import changed_weights
 import fake_gpu
 import pytest
 import ray
 import torch
+from changed_weights import changed_model, prompt_ids
 
 from actors.rollout import RolloutActor
-from raft_ray.config import Config, Dtype, ModelConfig, SyncBackend
-from raft_ray.models import TINY, load_model, load_tokenizer, resolve
+from raft_ray.config import Config, Dtype, SyncBackend
+from raft_ray.models import TINY, resolve
 from raft_ray.pipeline import Place
 from raft_ray.prompts import EncodedRow
 from raft_ray.trajectory import Chunk
 
 # Workers cannot import test modules: they travel as code.
-for module in (sys.modules[__name__], fake_gpu):
+for module in (sys.modules[__name__], changed_weights, fake_gpu):
     ray.cloudpickle.register_pickle_by_value(module)
 
 TOKENS = 12
-PROMPT = [{"role": "user", "content": "Write a short story about a lighthouse."}]
 
 
 class Rollout(RolloutActor):
@@ -159,22 +160,6 @@ def system(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     yield built
     for actor in (*built.learners, *built.rollouts.values()):
         ray.kill(actor)
-
-
-def changed_model(seed: int) -> Any:
-    """The tiny model with every weight replaced, so that a layer left behind cannot go unseen."""
-    model: Any = load_model(resolve(TINY), ModelConfig(dtype=Dtype.float32))
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.dim() == 1 else 0.0))
-    return model.eval()
-
-
-def prompt_ids() -> list[int]:
-    tokenizer = load_tokenizer(resolve(TINY), ModelConfig())
-    text = tokenizer.apply_chat_template(PROMPT, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def expected(version: int) -> tuple[int, list[int]]:

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import ray
 import torch
+from changed_weights import changed_model, prompt_ids
 
 from raft_ray.config import Config, Dtype, ModelConfig
-from raft_ray.models import TINY, load_model, load_tokenizer, resolve
+from raft_ray.models import TINY, load_tokenizer, resolve
 
 # Workers cannot import test modules: the probe travels as code.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-PROMPT = [{"role": "user", "content": "Write a short story about a lighthouse."}]
 
 
 class Probe:
@@ -25,15 +24,15 @@ class Probe:
     def __init__(self, folder: str) -> None:
         from actors import weight_sync
         from actors.engine import Engine
+        from actors.weight_receive import Receiver
 
         weight_sync.register()
         self.engine = Engine(folder, dtype=Dtype.float32, context=256, weight_sync=weight_sync.OBJECT_STORE)
         self.engine.llm.init_weight_transfer_engine({"init_info": {}})
+        self.receiver = Receiver(self.engine, True, "probe")
 
     def load(self, version: int, ref: list[ray.ObjectRef], checksum: int) -> None:
-        from actors import weight_sync
-
-        weight_sync.load_into(self.engine, version, ref, checksum, True, "probe")
+        self.receiver.load(version, ref, checksum)
 
     def generate(self, ids: list[int], temperature: float = 0.0, seed: int = 0) -> list[int]:
         (completion,) = self.engine.generate([ids], max_new_tokens=12, temperature=temperature, seed=seed)
@@ -51,16 +50,6 @@ def probe() -> Iterator[Any]:
     cluster.stop()
 
 
-def changed_model(seed: int) -> Any:
-    """The tiny model with every weight replaced, so that a layer left behind cannot go unseen."""
-    model: Any = load_model(resolve(TINY), ModelConfig(dtype=Dtype.float32))
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.dim() == 1 else 0.0))
-    return model.eval()
-
-
 def greedy(model: Any, ids: list[int]) -> list[int]:
     eos = load_tokenizer(resolve(TINY), ModelConfig()).eos_token_id
     out = list(ids)
@@ -70,13 +59,6 @@ def greedy(model: Any, ids: list[int]) -> list[int]:
         if out[-1] == eos:
             break
     return out[len(ids) :]
-
-
-def prompt_ids() -> list[int]:
-    text = load_tokenizer(resolve(TINY), ModelConfig()).apply_chat_template(
-        PROMPT, tokenize=False, add_generation_prompt=True
-    )
-    return list(load_tokenizer(resolve(TINY), ModelConfig()).encode(text, add_special_tokens=False))
 
 
 def test_after_a_sync_the_engine_answers_as_the_new_weights_do(probe: Any) -> None:

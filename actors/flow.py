@@ -1,0 +1,306 @@
+"""The flow of rows: from the ledger through rollout actors and teachers back to the ledger, whoever dies on the way.
+
+```
+            serve, one a rollout actor                    score, one a chunk
+  Ledger ──> chunk ── Capacity.admit ──> RolloutActor ──ref──> TeacherActor ──refs──> Ledger
+                          ▲  waits for free places                                       │
+                          └───────────────── Ledger.done <── a step is published <───────┘
+```
+
+Who waits for whom: a rollout loop waits for places (freed by `publish`) and takes up the newest version before each
+chunk; a chunk waits for an idle teacher. A death brings the chunk back to the ledger and a new actor in the dead one's
+place, within its budget; what no restart can mend ends all loops. Chunks are handed out in the order of the steps, so
+the oldest step never starves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+
+from actors.crew import Crew, Member
+from actors.diary import Diary
+from actors.loops import Loops
+from actors.remote import ActorLost, DataLost, within
+from raft_ray.config import Config
+from raft_ray.errors import RaftError
+from raft_ray.ledger import Ledger
+from raft_ray.pipeline import RowOrder
+from raft_ray.records import RunRecords
+from raft_ray.trajectory import Chunk
+
+WAITS = "waits for places"
+
+
+@dataclass
+class Published:
+    """The newest weights."""
+
+    version: int
+    ref: list[ray.ObjectRef] | None
+    """In a list, so that Ray passes the reference on; none where they were pushed, or where none are needed."""
+    checksum: int
+
+
+class Flow:
+    """The loops of all rollout actors and teachers, from one step on.
+
+    Args:
+        rollouts, teachers: the actors; a resumed run goes on with those of before.
+        loops: run here; the pipeline's waits see their failure.
+        published: the learners' weights at the step that comes first.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        order: RowOrder,
+        records: RunRecords,
+        diary: Diary,
+        loops: Loops,
+        rollouts: Crew,
+        teachers: Crew,
+        published: Published,
+    ) -> None:
+        self.ledger = Ledger(
+            order,
+            config.sync.max_staleness,
+            step=published.version,
+            tries=config.rollout.tries,
+            aside=records.set_aside(),
+        )
+        self.published = published
+        self.peak_bytes = 0
+        """Most bytes of scored samples held since this was last reset."""
+        self.last_loss = ""
+        """Why a chunk was last given back by an engine that it may have killed."""
+        self._config = config
+        self._order = order
+        self._records = records
+        self._diary = diary
+        self._loops = loops
+        self._rollouts = rollouts
+        self._teachers = teachers
+        self._idle_teachers: asyncio.Queue[Member] = asyncio.Queue()
+        self._holding = False
+        self._held: list[Member] = []
+
+    def start(self) -> None:
+        """Set all actors to work."""
+        for member in self._teachers:
+            self._loops.spawn(self._greet(member))
+        for member in self._rollouts:
+            # Versions are counted anew from here: what it holds may be of steps that are undone.
+            member.version = None
+            self._loops.spawn(self._serve(member))
+
+    def resize(self, wanted: int) -> None:
+        """Have so many rollout actors: new ones start, superfluous ones leave after their chunk."""
+        have = len(self._rollouts)
+        if wanted == have:
+            return
+        self._records.event("scale", "rollout", "", f"{have} -> {wanted} rollout actors")
+        for _ in range(have, wanted):
+            self._loops.spawn(self._serve(self._rollouts.add()))
+        self._rollouts.dismiss(have - wanted)
+
+    async def hold(self, version: int) -> dict[str, Any]:
+        """See `PipelineActor.hold`."""
+        self._holding = True
+        busy = ("start", "load", "generate")
+        await self._wait_for(
+            lambda: not any(member.state in busy for member in self._rollouts),
+            f"the rollout actors' rest before version {version}",
+        )
+        self._held = [member for member in self._rollouts if member.state == WAITS]
+        return {member.name: member.handle for member in self._held}
+
+    def publish(self, published: Published) -> None:
+        """Offer new weights; actors that were held have them already, and go on. The caller notifies."""
+        self.published = published
+        for member in self._held:
+            member.version = published.version
+        self._holding, self._held = False, []
+
+    async def _serve(self, member: Member) -> None:
+        """One rollout actor's life: it starts, then chunk after chunk, until it leaves; after a death, again."""
+        timeout = self._config.rollout.timeout
+        while True:
+            chunk: Chunk | None = None
+            touched = False
+            try:
+                await self._started(member, timeout)
+                while (chunk := await self._next_chunk(member)) is not None:
+                    begun = self._diary.now()
+                    begun += await self._take_up(member, chunk)
+                    touched = True
+                    lengths_ref, trajectories = member.handle.generate.options(num_returns=2).remote(chunk)
+                    self._diary.add(chunk.step, "dispatch", self._diary.now() - begun)
+                    with self._diary.doing(member, "generate", chunk.step) as clock:
+                        lengths = await within(
+                            lengths_ref, timeout, member.who, f"generating chunk {chunk.index} of step {chunk.step}"
+                        )
+                        self._diary.longest(chunk.step, "rollout", clock())
+                    member.rows += len(chunk.places)
+                    self.ledger.generated(chunk, lengths)
+                    self._loops.spawn(self._score(chunk, trajectories))
+                    chunk, touched = None, False
+                self._rollouts.remove(member)
+                return
+            except DataLost as error:
+                # The weights are gone with the learner that made them; the next version comes from its successor.
+                logging.warning("%s", error)
+                version = self.published.version
+                await self._give_back(chunk, False, error)
+                await self._wait_for(partial(self._newer_than, version), f"a version after {version}")
+            except ActorLost as error:
+                await self._give_back(chunk, touched, error)
+                if not self._replace(self._rollouts, member, error):
+                    return
+            except BaseException:
+                # Cancelled, or an error that ends the run: the member's state must not look like work.
+                member.state = "stopped"
+                raise
+
+    async def _take_up(self, member: Member, chunk: Chunk) -> float:
+        """Bring an actor to the newest version; returns the seconds it took."""
+        newest = self.published
+        oldest = self.ledger.capacity.oldest_version(chunk.step)
+        if newest.version < oldest:
+            raise RaftError(f"{member.who}: step {chunk.step} needs version {oldest}, {newest.version} is the newest")
+        if member.version == newest.version:
+            return 0.0
+        with self._diary.doing(member, "load", chunk.step) as clock:
+            await within(
+                member.handle.load_weights.remote(newest.version, newest.ref, newest.checksum),
+                self._config.sync.timeout,
+                member.who,
+                f"loading weights of version {newest.version}",
+            )
+            took = clock()
+        member.version = newest.version
+        self._diary.longest(chunk.step, "load", took)
+        return took
+
+    async def _next_chunk(self, member: Member) -> Chunk | None:
+        """The next chunk in order once there are places for it; none when the member is to leave."""
+        member.state = WAITS
+        async with self._loops.changed:
+            if self._holding:
+                self._loops.changed.notify_all()
+            while not member.leaving:
+                if self._may_serve(member):
+                    ready = self.ledger.capacity.ready
+                    chunk = self.ledger.take(self._parts())
+                    if self.ledger.capacity.ready != ready:
+                        # Rows set aside before were passed over, which may have completed a learner's share.
+                        self._loops.changed.notify_all()
+                    if chunk is not None:
+                        return chunk
+                await self._loops.changed.wait()
+        return None
+
+    def _may_serve(self, member: Member) -> bool:
+        """Not while actors are held, nor without a version that was pushed: it comes while held, in no other way."""
+        pushed = self.published.ref is None
+        return not self._holding and not (pushed and member.version != self.published.version)
+
+    def _newer_than(self, version: int) -> bool:
+        return self.published.version > version
+
+    def _parts(self) -> int:
+        """Into how many chunks a step is cut."""
+        rows = self._config.rollout.chunk_rows
+        return -(-self._order.batch // rows) if rows else max(1, len(self._rollouts))
+
+    async def _started(self, member: Member, timeout: float) -> None:
+        """Wait until a member's process serves."""
+        with self._diary.doing(member, "start", self.published.version):
+            member.node = await within(member.handle.ready.remote(), timeout, member.name, "starting")
+        member.stillborn = 0
+
+    async def _greet(self, member: Member) -> None:
+        """A teacher is idle once it has its model."""
+        while True:
+            try:
+                await self._started(member, self._config.teacher.timeout)
+                self._idle(member)
+                return
+            except ActorLost as error:
+                if not self._replace(self._teachers, member, error):
+                    return
+
+    async def _score(self, chunk: Chunk, trajectories: ray.ObjectRef) -> None:
+        """One chunk's way through a teacher; if the teacher dies, the chunk is made anew."""
+        member = await self._idle_teachers.get()
+        try:
+            begun = self._diary.now()
+            head, *samples = member.handle.score.options(num_returns=1 + len(chunk.places)).remote(trajectories)
+            self._diary.add(chunk.step, "dispatch", self._diary.now() - begun)
+            with self._diary.doing(member, "score", chunk.step):
+                infos, seconds = await within(
+                    head,
+                    self._config.teacher.timeout,
+                    member.who,
+                    f"scoring chunk {chunk.index} of step {chunk.step}",
+                )
+        except DataLost as error:
+            self._idle(member)
+            await self._give_back(chunk, False, error)
+            return
+        except ActorLost as error:
+            await self._give_back(chunk, True, error)
+            if self._replace(self._teachers, member, error):
+                self._loops.spawn(self._greet(member))
+            return
+        except BaseException:
+            self._idle(member)
+            raise
+        self._idle(member)
+        member.rows += len(chunk.places)
+        self._diary.add(chunk.step, "teacher", seconds)
+        self.ledger.scored(chunk, list(zip(infos, samples, strict=True)))
+        self.peak_bytes = max(self.peak_bytes, self.ledger.nbytes())
+        await self._loops.notify()
+
+    def _idle(self, member: Member) -> None:
+        member.state = "idle"
+        self._idle_teachers.put_nowait(member)
+
+    async def _give_back(self, chunk: Chunk | None, touched: bool, error: RaftError) -> None:
+        """The chunk goes back to the ledger; `touched` says that an engine may have died of its rows."""
+        if chunk is None:
+            return
+        if touched:
+            self.last_loss = str(error)
+            aside = self.ledger.failed(chunk)
+            for row in aside:
+                logging.error("row %d is set aside: %s", row, error)
+                self._records.put_aside(row, chunk.step, str(error))
+        else:
+            self.ledger.returned(chunk)
+        await self._loops.notify()
+
+    def _replace(self, crew: Crew, member: Member, error: ActorLost) -> bool:
+        """Start a lost actor again; false if it is given up, while others of its crew go on. Raises `RaftError`."""
+        logging.warning("%s", error)
+        self._records.event("lost", member.name, member.node, str(error))
+        try:
+            crew.restart(member, error)
+        except RaftError as final:
+            crew.remove(member)
+            if not len(crew):
+                raise
+            logging.error("given up: %s", final)
+            self._records.event("given up", member.name, member.node, str(final))
+            return False
+        return True
+
+    async def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        await self._loops.wait_for(condition, what, self._config.learner.timeout, "learner.timeout")
