@@ -136,8 +136,10 @@ def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_i
     publish(pipeline, 2, None)
     versions = {info.version for info in take(pipeline, 2)}
     assert versions <= {1, 2}
-    diary = ray.get(handles["rollout-0"].read.remote(), timeout=LIMIT)
-    assert [line for line in diary if line.startswith("load")] == ["load 0"]
+    for handle in handles.values():
+        # An actor that got no chunk of step 0 was pushed version 1 before it had loaded any.
+        diary = ray.get(handle.read.remote(), timeout=LIMIT)
+        assert {line for line in diary if line.startswith("load")} <= {"load 0"}
 
 
 def test_samples_that_a_learner_cannot_fetch_are_made_again(start: Callable[..., Any]) -> None:
