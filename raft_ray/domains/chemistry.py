@@ -3,7 +3,7 @@
 The package is not imported; its SQLite file is opened read-only. What the data base says is taken only where it is
 clear and undisputed: the tables in `chemistry_notes` name the facts that are left out and the spellings that are
 repaired. Each fact is asked once for training, in one of two wordings, and once for testing, in a third wording that
-no training question uses. Answers are terse, as a person who labels data writes them.
+no training question uses. Answers are sentences, as a person writes them.
 """
 
 from __future__ import annotations
@@ -17,45 +17,50 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.domains import chemistry_notes as notes
-from raft_ray.domains.facts import Fact, Split, Wordings, ask
+from raft_ray.domains.facts import Fact, Split, Wording, ask
 from raft_ray.errors import DataError
 
-_WORDINGS: Wordings = {
-    # kind: (train, train, test)
-    "symbol": (
-        "What is the chemical symbol of {element}?",
-        "Which symbol does {element} have in the periodic table?",
+_WORDINGS = {
+    "symbol": Wording(
+        ("What is the chemical symbol of {element}?", "Which symbol does {element} have in the periodic table?"),
         "How is the element {element} abbreviated in chemistry?",
+        "The chemical symbol of {element} is {answer}.",
     ),
-    "family": (
-        "Which family of elements does {element} belong to?",
-        "What is the family of elements called that includes {element}?",
+    "family": Wording(
+        (
+            "Which family of elements does {element} belong to?",
+            "What is the family of elements called that includes {element}?",
+        ),
         "In the periodic table, {element} is a member of which family of elements?",
+        "{element} belongs to the {answer}.",
     ),
-    "meaning": (
-        "The name {element} comes from a {language} word. What does that word mean?",
-        "What does the {language} root of the name {element} mean?",
+    "meaning": Wording(
+        (
+            "The name {element} comes from a {language} word. What does that word mean?",
+            "What does the {language} root of the name {element} mean?",
+        ),
         "What is the meaning of the {language} word behind the name {element}?",
+        'The {language} word behind the name {element} means "{answer}".',
     ),
-    "eponym": (
-        "What or whom is the element {element} named after?",
-        "After what or whom was the element {element} named?",
+    "eponym": Wording(
+        ("What or whom is the element {element} named after?", "After what or whom was the element {element} named?"),
         "Who or what gave the element {element} its name?",
+        "{element} is named after {answer}.",
     ),
-    "discoverer": (
-        "Who discovered {element}?",
-        "By whom was the element {element} discovered?",
+    "discoverer": Wording(
+        ("Who discovered {element}?", "By whom was the element {element} discovered?"),
         "Who is credited with the discovery of {element}?",
+        "{element} was discovered by {answer}.",
     ),
-    "country": (
-        "In which country was {element} discovered?",
-        "The element {element} was discovered in which country?",
+    "country": Wording(
+        ("In which country was {element} discovered?", "The element {element} was discovered in which country?"),
         "Name the country where {element} was discovered.",
+        "{element} was discovered in {answer}.",
     ),
-    "use": (
-        "Which element {clause}?",
-        "What is the name of the element that {clause}?",
+    "use": Wording(
+        ("Which element {clause}?", "What is the name of the element that {clause}?"),
         "Name the chemical element that {clause}.",
+        "The element that {clause} is {answer}.",
     ),
 }
 
@@ -115,7 +120,7 @@ def _family(element: dict[str, Any]) -> Fact | None:
     names = notes.FAMILIES.get(element["series"])
     if names is None or element["symbol"] in notes.NO_FAMILY or element["number"] > 103:
         return None
-    return Fact("family", element["name"], names[0], names[1:])
+    return Fact("family", element["name"], names[0].lower(), names[1:])
 
 
 def _meaning(element: dict[str, Any]) -> Fact | None:
@@ -124,7 +129,7 @@ def _meaning(element: dict[str, Any]) -> Fact | None:
     if found is None or found[2] not in notes.MEANINGS or element["symbol"] in notes.NO_MEANING:
         return None
     gold, *others = notes.MEANINGS[found[2]]
-    return Fact("meaning", element["name"], gold, tuple(others), {"language": found[1]})
+    return Fact("meaning", element["name"], gold.lower(), tuple(others), {"language": found[1]})
 
 
 _NAMED = re.compile(

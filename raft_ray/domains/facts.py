@@ -9,11 +9,19 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Split = Literal["train", "test"]
-Wordings = Mapping[str, tuple[str, str, str]]
-"""By kind of fact: two training wordings, which take turns, and the test wording."""
+
+
+class Wording(NamedTuple):
+    """How a kind of fact is asked about and answered; the subject and the answer go where the fields are."""
+
+    train: tuple[str, str]
+    """Questions of training, which take turns."""
+    test: str
+    answer: str
+    """The answer as a person would write it; the fact goes to `{answer}`."""
 
 
 @dataclass(frozen=True)
@@ -28,28 +36,33 @@ class Fact:
     """What the wording takes besides the subject."""
 
 
-def ask(facts: Iterable[Fact], wordings: Wordings, split: Split, *, about: str) -> list[dict[str, Any]]:
+def ask(facts: Iterable[Fact], wordings: Mapping[str, Wording], split: Split, *, about: str) -> list[dict[str, Any]]:
     """A row a fact, in order: `prompt`, `answer`, `answers`, `kind`, and the subject under the name `about`.
 
-    The wordings name the subject `{about}` too. Row i of both splits is about the same fact.
+    `answer` is a sentence, `answers` the short texts of which one must be in a right answer. The wordings name the
+    subject `{about}` too. Row i of both splits is about the same fact.
     """
     asked: Counter[str] = Counter()
     rows = []
     for fact in facts:
-        *train, test = wordings[fact.kind]
-        wording = test if split == "test" else train[asked[fact.kind] % len(train)]
+        wording = wordings[fact.kind]
+        question = wording.test if split == "test" else wording.train[asked[fact.kind] % len(wording.train)]
         asked[fact.kind] += 1
-        gold = fact.answer[:1].upper() + fact.answer[1:]
+        fields = {about: fact.subject, **fact.words}
         rows.append(
             {
-                "prompt": wording.format(**{about: fact.subject}, **fact.words),
-                "answer": gold,
-                "answers": variants(gold, *fact.others),
+                "prompt": question.format(**fields),
+                "answer": _capital(wording.answer.format(answer=fact.answer, **fields)),
+                "answers": variants(fact.answer, *fact.others),
                 "kind": fact.kind,
                 about: fact.subject,
             }
         )
     return rows
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def variants(*answers: str) -> list[str]:

@@ -13,30 +13,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raft_ray.domains.facts import Fact, Split, Wordings, ask
+from raft_ray.domains.facts import Fact, Split, Wording, ask
 from raft_ray.errors import DataError
 
-_WORDINGS: Wordings = {
-    # kind: (train, train, test)
-    "capital": (
-        "What is the capital of {country}?",
-        "Which city is the capital of {country}?",
+_WORDINGS = {
+    "capital": Wording(
+        ("What is the capital of {country}?", "Which city is the capital of {country}?"),
         "Name the capital city of {country}.",
+        "The capital of {country} is {answer}.",
     ),
-    "currency": (
-        "What is the currency of {country}?",
-        "What is the money of {country} called?",
+    "currency": Wording(
+        ("What is the currency of {country}?", "What is the money of {country} called?"),
         "Which currency do people in {country} pay with?",
+        "The currency of {country} is the {answer}.",
     ),
-    "language": (
-        "What is the official language of {country}?",
-        "Which language is the official one in {country}?",
+    "language": Wording(
+        ("What is the official language of {country}?", "Which language is the official one in {country}?"),
         "Name the official language of {country}.",
+        "The official language of {country} is {answer}.",
     ),
-    "continent": (
-        "On which continent is {country}?",
-        "Which continent does {country} belong to?",
+    "continent": Wording(
+        ("On which continent is {country}?", "Which continent does {country} belong to?"),
         "Name the continent where {country} lies.",
+        "{country} is a country in {answer}.",
     ),
 }
 

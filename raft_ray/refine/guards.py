@@ -34,6 +34,8 @@ class Draft:
     answer: str
     """The gold answer."""
     text: str
+    right: tuple[str, ...] = ()
+    """Short answers of which a text must state one, where the row names them."""
     context: str = ""
     """What was said in the chat before the question."""
     truncated: bool = False
@@ -85,7 +87,7 @@ def echo(draft: Draft) -> bool:
 def unchanged(draft: Draft) -> bool:
     """A terse gold answer said again, without a sentence around it."""
     gold = normalise(draft.answer)
-    return len(gold.split()) <= TERSE_WORDS and normalise(draft.text) == gold
+    return not draft.right and len(gold.split()) <= TERSE_WORDS and normalise(draft.text) == gold
 
 
 def repetition(draft: Draft) -> bool:
@@ -97,7 +99,7 @@ def repetition(draft: Draft) -> bool:
 
 def key_facts(draft: Draft) -> bool:
     """Lost a key fact of the gold answer."""
-    return bool(missing_facts(draft.answer, draft.text))
+    return bool(missing_facts(draft.answer, draft.text, draft.right))
 
 
 def invented(draft: Draft) -> bool:

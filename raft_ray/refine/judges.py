@@ -6,9 +6,9 @@ Another judge is another class with `name` and `score`. Knows nothing about roun
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
-
-import numpy as np
 
 from raft_ray.config import SimilarityOn
 from raft_ray.errors import ConfigError
@@ -17,13 +17,24 @@ from raft_ray.refine.filter import semantic_filter
 from raft_ray.refine.key_facts import key_facts, missing_facts, normalise
 
 
+@dataclass(frozen=True)
+class Case:
+    """A candidate answer to be judged."""
+
+    question: str
+    gold: str
+    candidate: str
+    right: tuple[str, ...] = ()
+    """Short answers of which a text must state one, where the row names them."""
+
+
 class Judge(Protocol):
-    """Scores candidates for one question."""
+    """Scores candidates."""
 
     name: str
 
-    def score(self, question: str, gold: str, candidates: list[str]) -> list[float]:
-        """A score in [0, 1] for each candidate, in order; 1 is best."""
+    def score(self, cases: Sequence[Case]) -> list[float]:
+        """A score in [0, 1] for each case, in order; 1 is best."""
         ...
 
 
@@ -36,12 +47,14 @@ class EmbeddingJudge:
         self._embedder = embedder
         self._on = similarity_on
 
-    def score(self, question: str, gold: str, candidates: list[str]) -> list[float]:
-        if not candidates:
+    def score(self, cases: Sequence[Case]) -> list[float]:
+        if not cases:
             return []
-        vectors_ND = self._embedder.embed([embedded_text(question, text, self._on) for text in (gold, *candidates)])
-        gold_ND = np.repeat(vectors_ND[:1], len(candidates), axis=0)
-        similarity_N, _ = semantic_filter(gold_ND, vectors_ND[1:], tau=0.0)
+        gold_ND, candidate_ND = (
+            self._embedder.embed([embedded_text(case.question, text(case), self._on) for case in cases])
+            for text in (lambda case: case.gold, lambda case: case.candidate)
+        )
+        similarity_N, _ = semantic_filter(gold_ND, candidate_ND, tau=0.0)
         return [max(0.0, float(value)) for value in similarity_N]
 
 
@@ -50,11 +63,12 @@ class KeyFactsJudge:
 
     name = "key_facts"
 
-    def score(self, question: str, gold: str, candidates: list[str]) -> list[float]:
-        facts = key_facts(gold)
-        if not facts:
-            return [1.0] * len(candidates)
-        return [1.0 - len(missing_facts(gold, candidate)) / len(facts) for candidate in candidates]
+    def score(self, cases: Sequence[Case]) -> list[float]:
+        return [self._one(case) for case in cases]
+
+    def _one(self, case: Case) -> float:
+        missing = len(missing_facts(case.gold, case.candidate, case.right))
+        return 1.0 - missing / (1 if case.right else max(1, len(key_facts(case.gold))))
 
 
 class ExactJudge:
@@ -62,8 +76,8 @@ class ExactJudge:
 
     name = "exact"
 
-    def score(self, question: str, gold: str, candidates: list[str]) -> list[float]:
-        return [float(normalise(candidate) == normalise(gold)) for candidate in candidates]
+    def score(self, cases: Sequence[Case]) -> list[float]:
+        return [float(normalise(case.candidate) == normalise(case.gold)) for case in cases]
 
 
 JUDGES = (EmbeddingJudge.name, KeyFactsJudge.name, ExactJudge.name)

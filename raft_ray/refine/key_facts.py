@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 TERSE_WORDS = 6
@@ -67,13 +67,17 @@ def key_facts(answer: str) -> list[str]:
     return _unique(fact for _, fact in sorted(found, key=lambda item: item[0]))
 
 
-def missing_facts(answer: str, text: str) -> list[str]:
+def missing_facts(answer: str, text: str, right: Sequence[str] = ()) -> list[str]:
     """The key facts of `answer` that `text` does not state; empty if it has them all.
+
+    Where a row names the short answers that count as `right`, the fact is one of them, and `answer` its wording.
 
     Numbers count by value (`1,538` is `1538`, `three` is `3`), words by their sequence without regard to case,
     accents, punctuation, articles and regular plurals. A fact that spells a function word (the symbols `He`, `As`,
     `No`) counts only in its own case.
     """
+    if right:
+        return [] if any(states(text, fact) for fact in right) else [right[0]]
     return [fact for fact in key_facts(answer) if not states(text, fact)]
 
 

@@ -19,7 +19,7 @@ from raft_ray.errors import ConfigError
 from raft_ray.refine.embed import Embedder, make_embedder
 from raft_ray.refine.filter import semantic_filter
 from raft_ray.refine.guards import Draft, refusal
-from raft_ray.refine.judges import Judge, check_judges, embedded_text, make_judges
+from raft_ray.refine.judges import Case, Judge, check_judges, embedded_text, make_judges
 from raft_ray.refine.schema import OFF, Candidate, Message, RefinedRow
 from raft_ray.templates import fill, load_prompt
 
@@ -144,7 +144,7 @@ class Refiner:
                 row["candidates"].append(_candidate(row["rewrite"] or "", "rewrite", 0))
             if self._config.candidate_gold:
                 row["candidates"].append(_candidate(row["answer"], "gold", 0))
-            self._judge(row, row["candidates"])
+        self._judge([(row, candidate) for row in rows for candidate in row["candidates"]])
         active = rows
         for number in range(1, self._config.rounds + 1):
             if active:
@@ -165,24 +165,26 @@ class Refiner:
             max_new_tokens=self._config.max_new_tokens,
             seed=derive_seed(self._seed, _FUSE, rows[0]["row"], number),
         )
+        usable = []
         for i, row in enumerate(rows):
             row["rounds"] = number
-            usable = []
             for generation in generations[i * count : (i + 1) * count]:
                 candidate = _candidate(generation.text.strip(), "fuse", number)
                 row["candidates"].append(candidate)
                 if self._refusal(row, generation, self._fuse_template) is None:
-                    usable.append(candidate)
-            self._judge(row, usable)
+                    usable.append((row, candidate))
+        self._judge(usable)
 
-    def _judge(self, row: RefinedRow, candidates: list[Candidate]) -> None:
-        """Fill in the scores of candidates in place; each judge sees them together."""
-        texts = [candidate["text"] for candidate in candidates]
-        for judge in self._judges:
-            values = judge.score(row["prompt"], row["answer"], texts) if texts else []
-            for candidate, value in zip(candidates, values, strict=True):
+    def _judge(self, judged: list[tuple[RefinedRow, Candidate]]) -> None:
+        """Fill in the candidates' scores in place; each judge sees all of them at once."""
+        cases = [
+            Case(row["prompt"], row["answer"], candidate["text"], right_answers(row["answer"], row["answers"]))
+            for row, candidate in judged
+        ]
+        for judge in self._judges if cases else ():
+            for (_, candidate), value in zip(judged, judge.score(cases), strict=True):
                 candidate["scores"].append({"judge": judge.name, "score": value})
-        for candidate in candidates:
+        for _, candidate in judged:
             candidate["score"] = sum(score["score"] for score in candidate["scores"]) / len(candidate["scores"])
 
     def _good_enough(self, row: RefinedRow) -> bool:
@@ -196,6 +198,7 @@ class Refiner:
             prompt=row["prompt"],
             answer=row["answer"],
             text=generation.text,
+            right=right_answers(row["answer"], row["answers"]),
             context="\n".join(message["content"] for message in row["messages"][:-1]),
             truncated=generation.truncated,
             too_long=generation.too_long,
@@ -249,6 +252,11 @@ def unrefined(row: SourceRow) -> RefinedRow:
         "rounds": 0,
         "fused": row.answer,
     }
+
+
+def right_answers(answer: str, answers: Sequence[str]) -> tuple[str, ...]:
+    """The short answers that a row names beside its `answer`; none where it names only the answer itself."""
+    return () if list(answers) == [answer] else tuple(answers)
 
 
 def derive_seed(run_seed: int, stage: int, row: int, number: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from raft_ray.domains import DOMAINS, load
-from raft_ray.domains.facts import Fact, ask, variants
+from raft_ray.domains.facts import Fact, Wording, ask, variants
 from raft_ray.errors import DataError
 
 every_domain = pytest.mark.parametrize("name", sorted(DOMAINS))
@@ -54,9 +54,10 @@ def test_each_kind_has_enough_facts_to_be_learned_and_measured(name: str) -> Non
 
 
 @every_domain
-def test_answers_are_terse_and_clean_and_include_the_gold_one(name: str) -> None:
+def test_an_answer_is_a_sentence_that_holds_the_fact_and_facts_are_short_and_clean(name: str) -> None:
     for row in load(name, "train"):
-        assert row["answers"][0] == row["answer"]
+        assert re.fullmatch(r"[A-Z].*\w[\"')]?\.", row["answer"]), row["answer"]
+        assert row["answers"][0] in row["answer"] or row["answers"][0] in row["answer"].lower()
         assert len(set(row["answers"])) == len(row["answers"])
         for answer in row["answers"]:
             assert answer == answer.strip(" .,;:\"'()")
@@ -84,7 +85,7 @@ def test_questions_are_one_plain_sentence(name: str) -> None:
 def test_labels_of_the_same_kind_are_told_apart(name: str) -> None:
     """A right answer for one label must not be found in another label's gold answer."""
     labels = {"family", "continent", "language"}
-    answers = {row["answer"]: row["answers"] for row in load(name, "train") if row["kind"] in labels}
+    answers = {row["answers"][0]: row["answers"] for row in load(name, "train") if row["kind"] in labels}
     for gold, right in answers.items():
         others = [other for other in answers if other != gold]
         assert not any(contains(other, answer) for other in others for answer in right), gold
@@ -94,23 +95,23 @@ def test_labels_of_the_same_kind_are_told_apart(name: str) -> None:
     ("name", "subject", "kind", "answer"),
     [
         ("chemistry", "gold", "symbol", "Au"),
-        ("chemistry", "helium", "meaning", "Sun"),
+        ("chemistry", "helium", "meaning", "sun"),
         ("chemistry", "einsteinium", "eponym", "Albert Einstein"),
         ("chemistry", "uranium", "eponym", "Uranus"),
         ("chemistry", "palladium", "eponym", "Pallas"),
         ("chemistry", "radium", "discoverer", "Pierre and Marie Curie"),
         ("chemistry", "oxygen", "discoverer", "Joseph Priestley and Carl Wilhelm Scheele"),
         ("chemistry", "tungsten", "country", "Spain"),
-        ("chemistry", "neon", "family", "Noble gases"),
-        ("chemistry", "americium", "use", "Americium"),
+        ("chemistry", "neon", "family", "noble gases"),
+        ("chemistry", "americium", "use", "americium"),
         ("geography", "Bhutan", "capital", "Thimphu"),
         ("geography", "the Netherlands", "language", "Dutch"),
-        ("geography", "Iran", "currency", "Rial"),
+        ("geography", "Iran", "currency", "rial"),
         ("geography", "Chad", "continent", "Africa"),
     ],
 )
 def test_well_known_facts_are_right(name: str, subject: str, kind: str, answer: str) -> None:
-    found = [row["answer"] for row in load(name, "test") if row["kind"] == kind and subject in row.values()]
+    found = [row["answers"][0] for row in load(name, "test") if row["kind"] == kind and subject in row.values()]
     assert found == [answer]
 
 
@@ -129,8 +130,8 @@ def test_chemistry_takes_symbols_and_families_from_the_packaged_data_base() -> N
     connection.close()
     rows = load("chemistry", "train")
     assert {row["element"] for row in rows} <= set(known)
-    assert all(row["answer"] == known[row["element"]][0] for row in rows if row["kind"] == "symbol")
-    assert all(row["answer"] == known[row["element"]][1] for row in rows if row["kind"] == "family")
+    assert all(row["answers"][0] == known[row["element"]][0] for row in rows if row["kind"] == "symbol")
+    assert all(row["answers"][0] == known[row["element"]][1].lower() for row in rows if row["kind"] == "family")
 
 
 @pytest.mark.parametrize(("name", "package"), [("chemistry", "mendeleev"), ("geography", "countryinfo")])
@@ -150,12 +151,12 @@ def test_an_unknown_domain_is_answered_with_the_nearest_name(wrong: str, near: s
 
 def test_training_wordings_take_turns_within_a_kind() -> None:
     facts = [Fact("k", "one", "1"), Fact("k", "two", "2"), Fact("k", "three", "3", ("iii",))]
-    wordings = {"k": ("a {n}", "b {n}", "t {n}")}
+    wordings = {"k": Wording(("a {n}", "b {n}"), "t {n}", "{n} is {answer}.")}
     assert [row["prompt"] for row in ask(facts, wordings, "train", about="n")] == ["a one", "b two", "a three"]
     assert [row["prompt"] for row in ask(facts, wordings, "test", about="n")] == ["t one", "t two", "t three"]
     assert ask(facts, wordings, "test", about="n")[2] == {
         "prompt": "t three",
-        "answer": "3",
+        "answer": "Three is 3.",
         "answers": ["3", "iii"],
         "kind": "k",
         "n": "three",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from raft_ray.config import Config, RefineConfig
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, DataError
 from raft_ray.refine import Generation, Refiner, check_refine, read_refined, read_summary, unrefined
+from raft_ray.refine.judges import Case
 from raft_ray.refine.refiner import derive_seed
 from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, refined_table, summarise, write_summary
 
@@ -55,9 +56,9 @@ class Table:
         self.scores = scores
         self.asked: list[list[str]] = []
 
-    def score(self, question: str, gold: str, candidates: list[str]) -> list[float]:
-        self.asked.append(candidates)
-        return [self.scores[candidate] for candidate in candidates]
+    def score(self, cases: Sequence[Case]) -> list[float]:
+        self.asked.append([case.candidate for case in cases])
+        return [self.scores[case.candidate] for case in cases]
 
 
 def row(index: int = 0, prompt: str = "What is the symbol of gold?", answer: str = "Au", before: Any = ()) -> Row:

@@ -12,7 +12,7 @@ from raft_ray.errors import ConfigError
 from raft_ray.refine import key_facts, missing_facts
 from raft_ray.refine.embed import make_embedder
 from raft_ray.refine.guards import Draft, refusal
-from raft_ray.refine.judges import make_judges
+from raft_ray.refine.judges import Case, make_judges
 from raft_ray.refine.key_facts import invented_facts
 
 
@@ -156,8 +156,8 @@ class Letters:
 def test_judges_score_by_meaning_facts_and_identity() -> None:
     judges = make_judges(["embedding", "key_facts", "exact"], Letters())
     assert [judge.name for judge in judges] == ["embedding", "key_facts", "exact"]
-    candidates = ["Pierre and Marie Curie.", "Pierre", "zzz"]
-    embedding, facts, exact = (judge.score("Who?", "Pierre and Marie Curie", candidates) for judge in judges)
+    cases = [Case("Who?", "Pierre and Marie Curie", text) for text in ("Pierre and Marie Curie.", "Pierre", "zzz")]
+    embedding, facts, exact = (judge.score(cases) for judge in judges)
     assert embedding[0] == pytest.approx(1.0)
     assert embedding[0] > embedding[1] > embedding[2] == 0.0
     assert facts == [1.0, 0.5, 0.0]
@@ -166,14 +166,24 @@ def test_judges_score_by_meaning_facts_and_identity() -> None:
 
 def test_a_gold_answer_without_key_facts_loses_none() -> None:
     (judge,) = make_judges(["key_facts"], Letters())
-    assert judge.score("Why?", "because the light is bent by the drops of water in it", ["x"]) == [1.0]
+    assert judge.score([Case("Why?", "because the light is bent by the drops of water in it", "x")]) == [1.0]
+
+
+def test_where_a_row_names_short_answers_one_of_them_is_the_fact() -> None:
+    gold, right = "Radium was discovered by Pierre and Marie Curie.", ("Pierre and Marie Curie", "Curie")
+    (judge,) = make_judges(["key_facts"], Letters())
+    texts = ("Marie Curie found radium.", "Radium was discovered in France.")
+    assert judge.score([Case("Who?", gold, text, right) for text in texts]) == [1.0, 0.0]
+    assert refusal(draft(answer=gold, text=texts[0], prompt="Who?", right=right)) is None
+    assert refusal(draft(answer=gold, text=texts[1], prompt="Who?", right=right)) == "key_facts"
+    assert refusal(draft(answer=gold, text=gold, prompt="Who?", right=right)) is None
 
 
 def test_the_embedding_judge_reads_the_question_too_where_configured() -> None:
     (alone,) = make_judges(["embedding"], Letters(), SimilarityOn.answer)
     (both,) = make_judges(["embedding"], Letters(), SimilarityOn.question_answer)
-    assert alone.score("bcd", "a", ["x"]) == [0.0]
-    assert both.score("bcd", "a", ["x"]) == [pytest.approx(0.75)]
+    assert alone.score([Case("bcd", "a", "x")]) == [0.0]
+    assert both.score([Case("bcd", "a", "x")]) == [pytest.approx(0.75)]
 
 
 @pytest.mark.parametrize(
