@@ -31,7 +31,8 @@ from raft_ray.data import Row
 from raft_ray.errors import ConfigError, DataError, RaftError
 from raft_ray.models import load_tokenizer, model_context, resolve
 from raft_ray.prompts import PromptEncoder
-from raft_ray.refine.refiner import Generation, check_refine, make_refiner, unrefined
+from raft_ray.refine.generation import Generation
+from raft_ray.refine.refiner import check_refine, make_refiner, unrefined
 from raft_ray.refine.schema import (
     SOURCE_SCHEMA,
     Message,

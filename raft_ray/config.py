@@ -166,6 +166,37 @@ class DataConfig:
 
 
 @dataclass
+class RefineModelConfig:
+    """A model that stage 1 may use beside the original one: on engines here (`path`), or behind an endpoint
+    (`base_url` and `model`)."""
+
+    path: str | None = None
+    """Hugging Face folder or name, as `model.path`: served by vLLM engines of this run."""
+    actors: int = 1
+    """Engines of a local model."""
+    num_cpus: float = 1
+    num_gpus: float = 0
+    tensor_parallel: int = 1
+    context: int | None = None
+    base_url: str | None = None
+    """An OpenAI-compatible endpoint, such as `http://localhost:8000/v1`."""
+    model: str | None = None
+    """The model's name at the endpoint."""
+    api_key_env: str | None = None
+    """The environment variable that holds the endpoint's key; the key itself stands in no config."""
+    concurrency: int = 16
+    """Requests to the endpoint at the same time, of each worker of stage 1."""
+    timeout: float = 120.0
+    """Longest wait for one answer of the endpoint."""
+    retries: int = 5
+    """Further tries after 429, 5xx, a cut connection or a time-out, with growing pauses."""
+    input_cost: float = 0.0
+    """Price of a million prompt tokens, in any currency: for the cost in the report."""
+    output_cost: float = 0.0
+    """Price of a million generated tokens."""
+
+
+@dataclass
 class RefineConfig:
     enabled: bool = True
     """Off: the data already holds the answers to train on."""

@@ -10,7 +10,7 @@ a batch depends on the rows, the config and `run.seed`, never on who runs it or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from raft_ray.config import Config, RefineConfig
 from raft_ray.errors import ConfigError
 from raft_ray.refine.embed import Embedder, make_embedder
 from raft_ray.refine.filter import semantic_filter
+from raft_ray.refine.generation import Generation
 from raft_ray.refine.guards import Draft, refusal
 from raft_ray.refine.judges import Case, Judge, check_judges, embedded_text, make_judges
 from raft_ray.refine.schema import OFF, Candidate, Message, RefinedRow
@@ -26,16 +27,6 @@ from raft_ray.templates import fill, load_prompt
 REWRITE_FIELDS = ("prompt", "answer")
 FUSE_FIELDS = ("prompt", "answer", "rewrite")
 _REWRITE, _FUSE = 0, 1  # stages, in the derivation of seeds
-
-
-class Generation(NamedTuple):
-    """What the model wrote for one chat."""
-
-    text: str
-    truncated: bool
-    """The token limit ended it."""
-    too_long: bool = False
-    """The chat did not fit the model's context: nothing was generated."""
 
 
 class Generate(Protocol):
