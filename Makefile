@@ -46,7 +46,7 @@ chaos-test: env
 
 SEED ?= 0
 chaos: env
-	PYTHONPATH=tests:tests/chaos $(BIN)/python benchmarks/chaos.py --seed $(SEED) $(ARGS)
+	PYTHONPATH=tests $(BIN)/python benchmarks/chaos.py --seed $(SEED) $(ARGS)
 
 lint: env
 	$(BIN)/ruff check .

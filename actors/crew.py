@@ -5,8 +5,9 @@ Knows nothing about what they work on; `actors.pipeline` drives each member in a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -38,6 +39,8 @@ class Member:
     busy: float = 0.0
     """Seconds of work since they were last collected."""
     rows: int = 0
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while it takes up weights, so that no older version comes after a newer one."""
 
     @property
     def who(self) -> str:

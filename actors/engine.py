@@ -9,10 +9,15 @@ Sampling is deterministic: the same engine, weights, list of prompts and seed gi
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raft_ray.config import Dtype
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams, TokensPrompt
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Engine:
         from vllm import LLM
         from vllm.config import WeightTransferConfig
 
+        self._stale_prefixes = False
         on_gpu = torch.cuda.is_available()
         self.llm = LLM(
             model=model,
@@ -93,12 +99,14 @@ class Engine:
         temperature: float,
         top_p: float = 1.0,
         seed: int = 0,
-        progress: bool = False,
+        between: Callable[[list[int]], None] | None = None,
     ) -> list[Completion]:
         """One completion for each prompt (a list of token ids), in the prompts' order.
 
         `max_new_tokens` is one limit for all, or a limit for each prompt. `temperature=0` is greedy.
         `seed` seeds the whole call, so a prompt's tokens depend on the list it is in.
+        `between` is called after every forward pass with the number of tokens that each prompt has got so far; it may
+        replace the weights inside `paused`.
         """
         import torch
         from vllm import SamplingParams, TokensPrompt
@@ -112,11 +120,46 @@ class Engine:
         ]
         # Seeding the call, not each request: a per-request generator crashes the CPU engine under chunked prefill.
         torch.manual_seed(seed)
-        outputs = self.llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], params, use_tqdm=progress)
+        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        if between is None:
+            outputs = self.llm.generate(inputs, params, use_tqdm=False)
+        else:
+            outputs = self._step_by_step(inputs, params, between)
+        if self._stale_prefixes:
+            self._forget_prefixes()
         return [
             Completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason == "length")
             for output in outputs
         ]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For the block vLLM computes nothing and keeps what it is writing; then it goes on. From `between` only."""
+        self.llm.sleep(level=0, mode="keep")
+        try:
+            yield
+        finally:
+            self.llm.wake_up(tags=["scheduling"])
+
+    def _step_by_step(
+        self, prompts: list[TokensPrompt], params: list[SamplingParams], between: Callable[[list[int]], None]
+    ) -> list[RequestOutput]:
+        """What `LLM.generate` does, with `between` after every step."""
+        from vllm import RequestOutput
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self.llm.llm_engine
+        latest: dict[str, RequestOutput] = {}
+        for number, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
+            wanted.output_kind = RequestOutputKind.CUMULATIVE
+            engine.add_request(str(number), prompt, wanted)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                assert isinstance(output, RequestOutput)
+                latest[output.request_id] = output
+            written = (latest.get(str(number)) for number in range(len(prompts)))
+            between([len(output.outputs[0].token_ids) if output else 0 for output in written])
+        return [latest[str(number)] for number in range(len(prompts))]
 
     def load_weights(self, folder: str) -> None:
         """Go on with the weights of `folder`, a model of the same architecture, without starting anew."""
@@ -126,8 +169,11 @@ class Engine:
     def weights_changed(self) -> None:
         """Forget what was derived from the old weights; call after every way of replacing them."""
         self.llm.collective_rpc(repack_heads)
-        # The prefix cache holds keys and values of the old weights.
-        self.llm.reset_prefix_cache()
+        self._forget_prefixes()
+
+    def _forget_prefixes(self) -> None:
+        """The prefix cache holds keys and values of the old weights. While some are in use, it is not emptied."""
+        self._stale_prefixes = not self.llm.reset_prefix_cache()
 
 
 def repack_heads(worker: Any) -> None:

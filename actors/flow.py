@@ -127,6 +127,10 @@ class Flow:
         for member in self._held:
             member.version = published.version
         self._holding, self._held = False, []
+        if self._config.sync.in_flight and published.ref is not None:
+            for member in self._rollouts:
+                if member.state == "generate":
+                    self._loops.spawn(self._offer(member, published))
 
     async def _serve(self, member: Member) -> None:
         """One rollout actor's life: it starts, then chunk after chunk, until it leaves; after a death, again."""
@@ -170,6 +174,10 @@ class Flow:
 
     async def _take_up(self, member: Member, chunk: Chunk) -> float:
         """Bring an actor to the newest version; returns the seconds it took."""
+        async with member.loading:
+            return await self._load(member, chunk)
+
+    async def _load(self, member: Member, chunk: Chunk) -> float:
         newest = self.published
         oldest = self.ledger.capacity.oldest_version(chunk.step)
         if newest.version < oldest:
@@ -177,16 +185,31 @@ class Flow:
         if member.version == newest.version:
             return 0.0
         with self._diary.doing(member, "load", chunk.step) as clock:
-            await within(
-                member.handle.load_weights.remote(newest.version, newest.ref, newest.checksum),
-                self._config.sync.timeout,
-                member.who,
-                f"loading weights of version {newest.version}",
-            )
+            await self._send(member, newest)
             took = clock()
-        member.version = newest.version
         self._diary.longest(chunk.step, "load", took)
         return took
+
+    async def _offer(self, member: Member, published: Published) -> None:
+        """Weights for an actor that is in the middle of a chunk (`sync.in_flight`)."""
+        async with member.loading:
+            if published is not self.published:
+                return  # newer ones have come; they are offered too
+            try:
+                await self._send(member, published)
+            except DataLost as error:
+                logging.warning("%s", error)
+            except ActorLost:
+                pass  # the actor's own loop meets the same death, and mends it
+
+    async def _send(self, member: Member, weights: Published) -> None:
+        await within(
+            member.handle.load_weights.remote(weights.version, weights.ref, weights.checksum),
+            self._config.sync.timeout,
+            member.who,
+            f"loading weights of version {weights.version}",
+        )
+        member.version = weights.version
 
     async def _next_chunk(self, member: Member) -> Chunk | None:
         """The next chunk in order once there are places for it; none when the member is to leave."""

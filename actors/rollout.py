@@ -1,7 +1,7 @@
 """The rollout actor: a vLLM engine that samples the student's trajectories with a known weight version.
 
 Its only state is that version. It serves nothing before it has loaded one, also after a restart, and the
-pipeline decides when it takes up a new one: between two chunks.
+pipeline decides when it takes up a new one: between two chunks, or with `sync.in_flight` between two tokens of one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import ray
 
 from actors import weight_sync
 from actors.cluster import here, log_to_file
-from actors.engine import Engine
+from actors.engine import Completion, Engine
+from actors.gate import Gate
 from actors.weight_receive import Receiver
 from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.errors import RaftError
+from raft_ray.pipeline import Place
 from raft_ray.prompts import EncodedRow
-from raft_ray.trajectory import Chunk, Trajectory
+from raft_ray.trajectory import Chunk, Trajectory, with_tokens
 
 
 class RolloutActor:
@@ -42,6 +44,7 @@ class RolloutActor:
         self._config = config
         self._table: dict[int, EncodedRow] = ray.get(table[0])
         self._version: int | None = None
+        self._gate = Gate()
         weight_sync.register()
         rollout = config.rollout
         self._engine = Engine(
@@ -63,13 +66,19 @@ class RolloutActor:
         return here()
 
     def load_weights(self, version: int, ref: list[ray.ObjectRef], checksum: int) -> float:
-        """Take up a version, verified by its checksum; returns the seconds it took. Raises `RaftError`."""
-        announce(self.name, "loading", version)
+        """Take up a version, verified by its checksum; returns the seconds it took. Raises `RaftError`.
+
+        May be called while `generate` runs (`sync.in_flight`): vLLM pauses meanwhile.
+        """
         start = time.perf_counter()
-        self._version = None
-        self._receiver.load(version, ref, checksum)
-        self._version = version
-        return time.perf_counter() - start
+        # Fetched before anything stops: generation goes on meanwhile, and what is lost costs nothing.
+        ray.get(ref)
+        with self._gate.enter():
+            announce(self.name, "loading", version)
+            self._version = None
+            self._receiver.load(version, ref, checksum)
+            self._version = version
+            return time.perf_counter() - start
 
     # What the learner calls while the pipeline keeps this actor at a chunk boundary (`sync.backend` nccl and ipc).
 
@@ -96,25 +105,47 @@ class RolloutActor:
 
         Raises `RaftError` when the actor holds no known version.
         """
-        if self._version is None:
-            raise RaftError(f"{self.name} on {here()}: asked to generate before it was given a weight version")
-        announce(self.name, "generating", chunk.step, rows=[place.row for place in chunk.places])
-        rollout = self._config.rollout
-        completions = self._engine.generate(
-            [self._table[place.row].prompt for place in chunk.places],
-            max_new_tokens=rollout.max_new_tokens,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            seed=chunk.seed(self._config.run.seed),
-        )
-        trajectories = [
-            Trajectory(
-                place=place,
-                version=self._version,
-                token_ids=np.asarray(completion.token_ids, dtype=np.int32),
-                truncated=completion.truncated,
-                rollout=self.name,
+        with self._gate.loop():
+            version = self._held()
+            announce(self.name, "generating", chunk.step, rows=[place.row for place in chunk.places])
+            rollout = self._config.rollout
+            spans = [[(version, 0)] for _ in chunk.places]
+
+            def between(written: list[int]) -> None:
+                if not self._gate.knocked:
+                    return
+                with self._engine.paused():
+                    self._gate.let_in()
+                if (now := self._held()) != spans[0][-1][0]:
+                    for span, tokens in zip(spans, written, strict=True):
+                        span.append((now, tokens))
+
+            completions = self._engine.generate(
+                [self._table[place.row].prompt for place in chunk.places],
+                max_new_tokens=rollout.max_new_tokens,
+                temperature=rollout.temperature,
+                top_p=rollout.top_p,
+                seed=chunk.seed(self._config.run.seed),
+                between=between if self._config.sync.in_flight else None,
             )
-            for place, completion in zip(chunk.places, completions, strict=True)
+        trajectories = [
+            self._trajectory(place, completion, span)
+            for place, completion, span in zip(chunk.places, completions, spans, strict=True)
         ]
         return [len(t.token_ids) for t in trajectories], trajectories
+
+    def _trajectory(self, place: Place, completion: Completion, spans: list[tuple[int, int]]) -> Trajectory:
+        spans = with_tokens(spans, len(completion.token_ids))
+        return Trajectory(
+            place=place,
+            version=spans[0][0],
+            token_ids=np.asarray(completion.token_ids, dtype=np.int32),
+            truncated=completion.truncated,
+            rollout=self.name,
+            versions=tuple(spans) if len(spans) > 1 else (),
+        )
+
+    def _held(self) -> int:
+        if self._version is None:
+            raise RaftError(f"{self.name} on {here()}: asked to generate before it was given a weight version")
+        return self._version

@@ -147,6 +147,8 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
         )
         for role, section in (("rollout", config.rollout), ("teacher", config.teacher))
     }
+    if config.sync.in_flight:
+        roles["rollout"]["max_concurrency"] = 2  # weights come in while a chunk is being written
     pipeline = _start_pipeline(
         run_dir,
         learner.max_restarts,

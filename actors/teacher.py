@@ -72,6 +72,7 @@ class TeacherActor:
                 rollout=s.trajectory.rollout,
                 target_bytes=s.nbytes,
                 teacher_mass=mass,
+                versions=s.trajectory.versions,
             )
             for s, (_, _, mass) in zip(samples, scored, strict=True)
         ]

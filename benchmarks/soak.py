@@ -3,8 +3,8 @@
     python benchmarks/soak.py [--steps 500] [--out docs]
 
 Trains RAFT on the tiny model with `max_staleness=1` and two rollout actors, and reads the unique memory (USS) of every
-process of the run and the shared memory in use every two seconds. Prints each process's memory after a fifth of the
-run and at its end, and writes a picture and JSON.
+process of the run and the shared memory in use every two seconds. Prints each process's memory early in training, when
+a fifth of its steps were done, and at its end, and writes a picture and JSON.
 """
 
 from __future__ import annotations
@@ -42,10 +42,20 @@ def role_of(process: psutil.Process) -> str | None:
     return None
 
 
-def watch(stop: threading.Event, found: Series, shared: list[tuple[float, float]]) -> None:
+def watch(
+    stop: threading.Event,
+    found: Series,
+    shared: list[tuple[float, float]],
+    metrics: Path,
+    steps: int,
+    marks: list[float],
+) -> None:
+    """Fill `found` and `shared`; `marks` gets the time at which `steps` steps were done."""
     start = time.perf_counter()
     while not stop.wait(2.0):
         now = time.perf_counter() - start
+        if not marks and metrics.exists() and metrics.read_bytes().count(b"\n") >= steps:
+            marks.append(now)
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             try:
                 role = "driver" if process.pid == os.getpid() else role_of(process)
@@ -62,6 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     series: Series = defaultdict(list)
+    marks: list[float] = []
     shared: list[tuple[float, float]] = []
     stop = threading.Event()
     with tempfile.TemporaryDirectory() as folder:
@@ -77,31 +88,40 @@ def main() -> None:
                 f"learner.epochs={arguments.steps}",
                 "learner.checkpoint_every=100",
                 "sync.max_staleness=1",
+                "sync.in_flight=true",
                 "rollout.actors=2",
             ],
         )
-        watcher = threading.Thread(target=watch, args=(stop, series, shared), daemon=True)
+        metrics_file = Path(folder) / "run" / "metrics.jsonl"
+        watcher = threading.Thread(
+            target=watch, args=(stop, series, shared, metrics_file, arguments.steps // 5, marks), daemon=True
+        )
         watcher.start()
         start = time.perf_counter()
         train(config)
         seconds = time.perf_counter() - start
         stop.set()
         watcher.join()
-        metrics = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-    report(series, shared, metrics, seconds, arguments.out)
+        metrics = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    report(series, shared, metrics, seconds, marks[0], arguments.out)
 
 
 def report(
-    series: Series, shared: list[tuple[float, float]], metrics: list[dict[str, float]], seconds: float, out: Path
+    series: Series,
+    shared: list[tuple[float, float]],
+    metrics: list[dict[str, float]],
+    seconds: float,
+    mark: float,
+    out: Path,
 ) -> None:
-    table = Table("process", "MiB after a fifth", "MiB at the end", "growth")
+    table = Table("process", "MiB after a fifth of the steps", "MiB at the end", "growth")
     rows = {}
     for name, points in {**series, "shared memory of the machine": shared}.items():
-        if len(points) < 20:
+        values = [value for at, value in points if at >= mark]
+        if len(values) < 10:
             continue
-        values = [value for _, value in points]
-        fifth = len(values) // 5
-        early, late = statistics.median(values[fifth : 2 * fifth]), statistics.median(values[-fifth:])
+        part = max(3, len(values) // 5)
+        early, late = statistics.median(values[:part]), statistics.median(values[-part:])
         rows[name] = {"early_mib": early, "late_mib": late}
         table.add_row(name, f"{early:.0f}", f"{late:.0f}", f"{late / early - 1:+.1%}")
     peaks = [line["object_store_peak"] for line in metrics]

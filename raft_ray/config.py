@@ -349,6 +349,9 @@ class SyncConfig:
     backend: SyncBackend = SyncBackend.object_store
     checksum: bool = True
     """Compare the engine's weights with the learner's after every update."""
+    in_flight: bool = False
+    """Rollout actors take up new weights in the middle of a chunk: vLLM pauses, keeps what it is writing, goes on.
+    Fresher samples for `max_staleness` of 1 and more; each trajectory records which tokens came from which version."""
     timeout: float = 300.0
 
 

@@ -123,6 +123,7 @@ class RunRecords:
                     "version": by_place[place].version if count else None,
                     "response_length": by_place[place].length if count else None,
                     "rollout": by_place[place].rollout if count else None,
+                    **({"versions": by_place[place].versions} if count and by_place[place].versions else {}),
                 }
                 for place in places
             ],

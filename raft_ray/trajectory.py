@@ -34,13 +34,15 @@ class Trajectory:
 
     place: Place
     version: int
-    """Weights that it was sampled with."""
+    """Weights that it was sampled with; the oldest of them, where it crossed an update."""
     token_ids: np.ndarray
     """[L] int32, verbatim; the end-of-turn token included if it was sampled."""
     truncated: bool
     """`rollout.max_new_tokens` ended it."""
     rollout: str
     """The actor that made it."""
+    versions: tuple[tuple[int, int], ...] = ()
+    """`(version, first token)` of each span between updates, where it crossed one (`sync.in_flight`)."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,14 @@ class SampleInfo:
     target_bytes: int
     teacher_mass: float
     """Mean over tokens of the probability that the teacher gives its own top K."""
+    versions: tuple[tuple[int, int], ...] = ()
+    """As in `Trajectory`."""
+
+
+def with_tokens(spans: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    """Those of the `(version, first token)` spans that have a token, of a response of `length` > 0 tokens.
+
+    A row may have ended before an update, or not have begun; a version is then not part of it.
+    """
+    ends = [start for _, start in spans[1:]] + [length]
+    return [span for span, end in zip(spans, ends, strict=True) if span[1] < min(end, length)]

@@ -300,6 +300,11 @@ def _check_elastic(rollout: RolloutConfig, where: str) -> None:
 def _check_sync(config: Config, where: str) -> None:
     """The GPUs that `sync.backend` needs: NCCL refuses two members on one GPU, IPC works on one GPU only."""
     backend = config.sync.backend
+    if config.sync.in_flight and (config.sync.max_staleness == 0 or backend is not SyncBackend.object_store):
+        raise ConfigError(
+            f"{where}sync.in_flight=true: needs sync.max_staleness of 1 or more and sync.backend=object_store, "
+            f"not {config.sync.max_staleness} and {backend}"
+        )
     if backend is SyncBackend.object_store:
         return
     gpus = {"learner.num_gpus": config.learner.num_gpus, "rollout.num_gpus": config.rollout.num_gpus}

@@ -37,7 +37,9 @@ def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
     from actors.run import train
 
     folder = tmp_path / "run"
-    config = make_config(folder, "learner.max_steps=400", "learner.epochs=400", "sync.max_staleness=1")
+    config = make_config(
+        folder, "learner.max_steps=400", "learner.epochs=400", "sync.max_staleness=1", "sync.in_flight=true"
+    )
     failures: list[BaseException] = []
 
     def run() -> None:

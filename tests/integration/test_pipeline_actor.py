@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,25 @@ class IdleRollout:
         return self.diary
 
 
+class PatientRollout(IdleRollout):
+    """Is not done with a chunk of step 1 before it has been given version 1."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._came = threading.Event()
+
+    def load_weights(self, version: int, ref: list[Any], checksum: int) -> float:
+        seconds = super().load_weights(version, ref, checksum)
+        if version == 1:
+            self._came.set()
+        return seconds
+
+    def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
+        if chunk.step == 1:
+            assert self._came.wait(LIMIT)
+        return super().generate(chunk)
+
+
 class IdleTeacher:
     def ready(self) -> str:
         return "here"
@@ -80,6 +100,11 @@ def rollout(table: list[Any], name: str) -> Any:
     return ray.remote(IdleRollout).options(num_cpus=0).remote(name)
 
 
+def patient(table: list[Any], name: str) -> Any:
+    del table
+    return ray.remote(PatientRollout).options(num_cpus=0, max_concurrency=2).remote(name)
+
+
 def teacher(table: list[Any], name: str) -> Any:
     del table, name
     return ray.remote(IdleTeacher).options(num_cpus=0).remote()
@@ -90,13 +115,13 @@ def start(tmp_path: Path, make_config: MakeConfig) -> Iterator[Callable[..., Any
     """`start(*overrides)`: a pipeline actor that has begun at step 0; four rows a step, three steps."""
     started = []
 
-    def start(*overrides: str) -> Any:
+    def start(*overrides: str, make: Callable[..., Any] = rollout) -> Any:
         config = make_config(tmp_path / "run", *overrides)
         order = RowOrder(rows=12, batch=4, epochs=1, seed=0)
         pipeline: Any = (
             ray.remote(PipelineActor)
             .options(num_cpus=0)
-            .remote(config, order, str(tmp_path / "run"), rollout, teacher, True)
+            .remote(config, order, str(tmp_path / "run"), make, teacher, True)
         )
         started.append(pipeline)
         ray.get(pipeline.begin.remote(0, [], 0, [ray.put(TABLE)]), timeout=LIMIT)
@@ -140,6 +165,16 @@ def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_i
         # An actor that got no chunk of step 0 was pushed version 1 before it had loaded any.
         diary = ray.get(handle.read.remote(), timeout=LIMIT)
         assert {line for line in diary if line.startswith("load")} <= {"load 0"}
+
+
+def test_an_actor_that_is_busy_is_offered_new_weights_where_they_may_come_in_flight(start: Callable[..., Any]) -> None:
+    pipeline = start("sync.max_staleness=1", "sync.in_flight=true", make=patient)
+    assert {info.version for info in take(pipeline, 0)} == {0}
+    publish(pipeline, 1, [ray.put("weights")])
+    # Without the offer its chunk would never end.
+    assert {info.version for info in take(pipeline, 1)} == {1}
+    publish(pipeline, 2, [ray.put("weights")])
+    assert {info.version for info in take(pipeline, 2)} <= {1, 2}
 
 
 def test_samples_that_a_learner_cannot_fetch_are_made_again(start: Callable[..., Any]) -> None:

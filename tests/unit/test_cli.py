@@ -123,6 +123,7 @@ BAD_CONFIGS = [
     bad("run smoke refine.rewrite_prompt=./nope.txt", "refine.rewrite_prompt=./nope.txt", "no such prompt file"),
     bad("run smoke rollout.tensor_parallel=2", "rollout.num_gpus=2"),
     bad("run smoke sync.backend=nccl", "sync.backend=nccl", "learner.num_gpus=0", "sync.backend=object_store"),
+    bad("run smoke sync.in_flight=true", "sync.in_flight=true", "sync.max_staleness of 1 or more"),
     bad("run smoke sync.backend=ipc learner.num_gpus=0.5", "sync.backend=ipc", "rollout.num_gpus=0"),
     bad("run single_gpu data.train=good.jsonl sync.backend=nccl", "learner.num_gpus=0.6 is a shared GPU", "ipc"),
     bad("run cluster data.train=good.jsonl sync.backend=ipc", "sync.backend=ipc", "do not fit on one GPU", "nccl"),

@@ -1,0 +1,100 @@
+"""New weights in the middle of a chunk: vLLM pauses, keeps what it is writing, and goes on with the new weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from changed_weights import changed_model, prompt_ids
+from listener import Listener, Said, once
+
+from actors import weight_sync
+from actors.cluster import actor_options
+from actors.rollout import RolloutActor
+from raft_ray.config import Config
+from raft_ray.models import TINY, resolve
+from raft_ray.pipeline import Place
+from raft_ray.prompts import EncodedRow
+from raft_ray.trajectory import Chunk, Trajectory
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+MakeConfig = Callable[..., Config]
+LIMIT = 120
+TOKENS = 40
+
+
+@pytest.fixture(autouse=True)
+def workers_get_this_module_by_value() -> Iterator[None]:
+    """They cannot import it."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def mixed(models: list[Any], starts: list[int], prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens by transformers: `models[i]` computes from token `starts[i]` on; keys and values stay."""
+    past, ids, out = None, torch.tensor([prompt]), []
+    for token in range(count):
+        model = models[max(i for i, start in enumerate(starts) if start <= token)]
+        with torch.no_grad():
+            result = model(ids, past_key_values=past, use_cache=True)
+        past, ids = result.past_key_values, result.logits[:, -1:].argmax(-1)
+        out.append(int(ids))
+    return out
+
+
+def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_version(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    models = [changed_model(seed) for seed in (1, 2)]
+    packed = [weight_sync.pack(v, model.named_parameters(), torch.float32) for v, model in enumerate(models)]
+    refs = [[ray.put(weights)] for weights in packed]
+    prompt = prompt_ids()
+    config = make_config(
+        tmp_path,
+        "sync.max_staleness=1",
+        "sync.in_flight=true",
+        "model.dtype=float32",
+        "rollout.temperature=0",
+        f"rollout.max_new_tokens={TOKENS}",
+    )
+    table = [ray.put({row: EncodedRow(row, prompt, [2], [3]) for row in range(2)})]
+    loaded: list[ray.ObjectRef] = []
+
+    def knock(said: Said) -> None:
+        # The actor waits in front of its first token until this returns.
+        loaded.append(actor.load_weights.remote(1, refs[1], packed[1].checksum))
+
+    with Listener(tmp_path / "socket", once("rollout-0", "generating"), knock):
+        options = actor_options(role="rollout", num_cpus=1, num_gpus=0, threads=1)
+        options["runtime_env"]["env_vars"]["RAFT_RAY_ANNOUNCE"] = str(tmp_path / "socket")
+        actor: Any = (
+            ray.remote(RolloutActor)
+            .options(**options, max_concurrency=2)
+            .remote(config, resolve(TINY), table, "rollout-0", str(tmp_path))
+        )
+        ray.get(actor.load_weights.remote(0, refs[0], packed[0].checksum), timeout=LIMIT)
+        chunk = Chunk(1, 0, (Place(0, 0), Place(0, 1)))
+        lengths, made = ray.get(list(actor.generate.options(num_returns=2).remote(chunk)), timeout=LIMIT)
+        ray.get(loaded, timeout=LIMIT)
+        # What comes after has the new weights alone, and no keys and values of the old ones.
+        _, later = ray.get(list(actor.generate.options(num_returns=2).remote(chunk)), timeout=LIMIT)
+        ray.kill(actor)
+    check(made, lengths, models, prompt)
+    assert [(t.version, t.versions) for t in later] == [(1, ())] * 2
+    for trajectory in later:
+        assert trajectory.token_ids.tolist() == mixed(models[1:], [0], prompt, len(trajectory.token_ids))
+
+
+def check(made: list[Trajectory], lengths: list[int], models: list[Any], prompt: list[int]) -> None:
+    for trajectory, length in zip(made, lengths, strict=True):
+        assert trajectory.version == 0
+        (first, start), (second, switched) = trajectory.versions
+        assert (first, start, second) == (0, 0, 1)
+        assert 0 < switched < length
+        assert trajectory.token_ids.tolist() == mixed(models, [0, switched], prompt, length)
