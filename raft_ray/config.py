@@ -144,7 +144,8 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     train: str = "???"
-    """`.jsonl` or `.parquet` file, Hugging Face dataset name, or `domain:chemistry`. A refined file trains as it is."""
+    """A `.jsonl` or `.parquet` file; a Hugging Face data set (`owner/name` or `owner/name:configuration`) or a folder
+    of one; or `domain:NAME` or `domain:NAME:COUNT` (chemistry, geography). A refined file or folder trains as it is."""
     test: str | None = None
     """The domain's test questions, in the same formats; none leaves domain accuracy out."""
     prompt_field: str = "prompt"
