@@ -16,12 +16,13 @@ LOCK := requirements/cpu.lock
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 
-.PHONY: help demo test unit integration chaos-test chaos lint types format env lock browser clean
+.PHONY: help demo test unit integration resume-test chaos-test chaos lint types format env lock browser clean
 
 help:
 	@echo 'make demo         fine-tune the embedded 135M model on chemistry facts with RAFT and SFT, and write the report'
 	@echo 'make test         unit and integration tests'
 	@echo 'make unit         unit tests only (seconds)'
+	@echo 'make resume-test  checkpoints, and runs that go on from them'
 	@echo 'make chaos-test   processes and a node killed at chosen states'
 	@echo 'make chaos        50 random kills in one long run; SEED=1 for others'
 	@echo 'make lint types   ruff and mypy'
@@ -40,6 +41,9 @@ unit: env
 
 integration: env browser
 	$(BIN)/python -m pytest tests/integration $(ARGS)
+
+resume-test: env
+	$(BIN)/python -m pytest tests/resume $(ARGS)
 
 chaos-test: env
 	$(BIN)/python -m pytest tests/chaos $(ARGS)
