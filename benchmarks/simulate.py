@@ -175,7 +175,7 @@ def scaling(counts: list[int], console: Console) -> dict[str, Any]:
 
 
 def overlap(console: Console) -> dict[str, Any]:
-    """Two rollout actors, one teacher, a batch of 16 in chunks of two rows: seconds a step by role."""
+    """Two rollout actors, one teacher, a batch of 16 in chunks of one row: seconds a step by role."""
     cases = [(2.0, 1.0, 1.0), (1.0, 2.0, 1.0), (1.0, 1.0, 2.0), (2.0, 0.5, 2.0), (2.0, 2.0, 0.5), (1.0, 1.0, 1.0)]
     table = Table("rollout, s", "teacher, s", "learner, s", "staleness", "step, s", "bound, s", "step / bound")
     found = []
@@ -184,7 +184,7 @@ def overlap(console: Console) -> dict[str, Any]:
         times = Times(rollout=2 * rollout / 16, teacher=teacher / 16, learner=learner, load=0.02)
         for staleness in (0, 1):
             seconds, _, _ = simulate(
-                times, rollouts=2, batch=16, staleness=staleness, steps=11, warm=3, **{"rollout.chunk_rows": 2}
+                times, rollouts=2, batch=16, staleness=staleness, steps=11, warm=3, **{"rollout.chunk_rows": 1}
             )
             step, bound = statistics.mean(seconds), max(rollout, teacher, learner)
             found.append(

@@ -203,12 +203,18 @@ class RefineConfig:
     """Off: the data already holds the answers to train on."""
     tau: float = 0.8
     """Eq. 3: a rewrite below this cosine to the gold answer is dropped, and the row keeps the gold answer."""
+    models: dict[str, Any] = field(default_factory=dict)
+    """Models beside the original one, by a name of your choice; the roles below take these names. Keys of each:
+    `path` (a local model on vLLM engines) with `actors`, `num_cpus`, `num_gpus`, `tensor_parallel`, `context`; or
+    `base_url` and `model` (an OpenAI-compatible endpoint) with `api_key_env`, `concurrency`, `timeout`, `retries`,
+    `input_cost`, `output_cost`."""
     rewriter: str = "self"
-    """Who rewrites: `self` is the original model (Eq. 1)."""
+    """Who rewrites: `self`, the original model (Eq. 1), or one of `refine.models`."""
     fuser: str = "self"
-    """Who fuses gold answer and rewrite (Eq. 4): `self`, or `none` (the accepted rewrite is the fused answer)."""
+    """Who fuses gold answer and rewrite (Eq. 4): `self`, one of `refine.models`, or `none` (the accepted rewrite is
+    the fused answer)."""
     judges: list[str] = field(default_factory=lambda: ["embedding", "key_facts"])
-    """Who scores candidates in [0, 1]: `embedding`, `key_facts`, `exact`."""
+    """Who scores candidates in [0, 1]: `embedding`, `key_facts`, `exact`, `self`, or names of `refine.models`."""
     embedder: str = "wordllama"
     """`wordllama`, or the name or folder of a sentence-transformers model."""
     similarity_on: SimilarityOn = SimilarityOn.answer
@@ -216,6 +222,12 @@ class RefineConfig:
     """Refuse a rewrite that loses the gold answer's numbers, names or terse content, whatever its cosine."""
     refuse_invented: bool = True
     """Refuse a rewrite with numbers or names that stand neither in the chat nor in the gold answer."""
+    refuse_foreign: bool = True
+    """Refuse a rewrite that is written in another script than the chat and the gold answer."""
+    max_repetition: float = 0.33
+    """Refuse a rewrite of which one pair of words, said three times or more, makes up more than this share."""
+    leak_words: int = 4
+    """Refuse a rewrite that has so many words of the prompt in a row."""
     attempts: int = 1
     """Rewrites sampled at most, until one is accepted; the paper takes 1. Small models need more."""
     candidates: int = 2
@@ -235,7 +247,10 @@ class RefineConfig:
     """A prompt file: a name under `configs/prompts/`, or a path. Fields: `{prompt}` `{answer}`."""
     fuse_prompt: str = "fuse"
     """A prompt file. Fields: `{prompt}` `{answer}` `{rewrite}`."""
+    judge_prompt: str = "judge"
+    """A prompt file, for judges that are models. Fields: `{prompt}` `{answer}` `{candidate}`."""
     actors: int = 1
+    """Engines of the original model."""
     batch: int = 64
     """Rows a call of an engine."""
 

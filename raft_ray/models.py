@@ -10,6 +10,7 @@ Knows nothing about Ray or vLLM. Torch and transformers are imported inside the 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -56,6 +57,16 @@ def resolve(path: str) -> str:
     if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
         raise ModelError(f"model.path={path}: no such folder")
     return path
+
+
+def fingerprint(path: str) -> str:
+    """Which weights `path` names: a hub name itself; of a folder the name, and size and time of its weight files."""
+    folder = Path(resolve(path))
+    if not folder.is_dir():
+        return path
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"{path} {hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}"
 
 
 def check_folder(folder: str, config: ModelConfig) -> None:

@@ -6,6 +6,7 @@ what a user's row contains (braces, other field names) is never read as a templa
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def load_prompt(name_or_path: str, fields: tuple[str, ...], key: str) -> str:
             f"{key}={name_or_path}: the prompt file {path} lacks {' and '.join(missing)}; write it where it belongs"
         )
     return text
+
+
+def prompt_hash(text: str) -> str:
+    """Tells the texts of prompt files apart: 12 hex digits of SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def fill(template: str, **values: str) -> str:

@@ -6,6 +6,7 @@ Knows nothing about rows or the filter. The libraries are imported when an embed
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -69,5 +70,37 @@ class SentenceTransformerEmbedder:
             raise ConfigError(f"refine.embedder={name}: no such model could be loaded ({reason})") from error
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
-        vectors = self._model.encode(texts, convert_to_numpy=True, show_progress_bar=False)
-        return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1)
+        def encode(pieces: list[str]) -> npt.NDArray[np.float32]:
+            vectors = self._model.encode(pieces, convert_to_numpy=True, show_progress_bar=False)
+            return np.asarray(vectors, dtype=np.float32).reshape(len(pieces), -1)
+
+        # The model reads so many tokens and drops the rest; a word has one or two.
+        limit = getattr(self._model, "max_seq_length", None)
+        return embed_windows(texts, encode, max(8, limit // 2)) if limit else encode(texts)
+
+
+def embed_windows(
+    texts: list[str], embed: Callable[[list[str]], npt.NDArray[np.float32]], words: int
+) -> npt.NDArray[np.float32]:
+    """`[N, d]`: each text as the mean of its windows of at most `words` words, weighted by their words.
+
+    Windows overlap by a quarter, so that a sentence on a border is read whole by one of them.
+    """
+    step = max(1, words - words // 4)
+    pieces: list[str] = []
+    owners: list[int] = []
+    weights: list[int] = []
+    for number, text in enumerate(texts):
+        split = text.split()
+        starts = range(0, max(1, len(split) - words + step), step)
+        for start in starts:
+            window = split[start : start + words]
+            pieces.append(" ".join(window) if len(starts) > 1 else text)
+            owners.append(number)
+            weights.append(max(1, len(window)))
+    vectors_MD = embed(pieces)
+    sums_ND = np.zeros((len(texts), vectors_MD.shape[1]), dtype=np.float64)
+    weights_M = np.asarray(weights, dtype=np.float64)
+    np.add.at(sums_ND, owners, vectors_MD * weights_M[:, None])
+    totals_N = np.bincount(owners, weights=weights_M, minlength=len(texts))
+    return (sums_ND / totals_N[:, None]).astype(np.float32)

@@ -1,17 +1,16 @@
 """Judges: score candidate answers in [0, 1] against the gold answer (Eq. 4's multi-judge selection).
 
-Another judge is another class with `name` and `score`. Knows nothing about rounds, rows or who wrote a candidate.
+The judges here are rules; `raft_ray.refine.llm_judge` has those that are models. Another judge is another class with
+`name` and `score`. Knows nothing about rounds, rows or who wrote a candidate.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from raft_ray.config import SimilarityOn
-from raft_ray.errors import ConfigError
 from raft_ray.refine.embed import Embedder
 from raft_ray.refine.filter import semantic_filter
 from raft_ray.refine.key_facts import key_facts, missing_facts, normalise
@@ -33,8 +32,8 @@ class Judge(Protocol):
 
     name: str
 
-    def score(self, cases: Sequence[Case]) -> list[float]:
-        """A score in [0, 1] for each case, in order; 1 is best."""
+    def score(self, cases: Sequence[Case]) -> Sequence[float | None]:
+        """A score in [0, 1] for each case, in order; 1 is best. None where the judge failed or answered nonsense."""
         ...
 
 
@@ -80,35 +79,18 @@ class ExactJudge:
         return [float(normalise(case.candidate) == normalise(case.gold)) for case in cases]
 
 
-JUDGES = (EmbeddingJudge.name, KeyFactsJudge.name, ExactJudge.name)
+RULES = (EmbeddingJudge.name, KeyFactsJudge.name, ExactJudge.name)
+"""The judges that are no models."""
 
 
-def make_judges(names: list[str], embedder: Embedder, similarity_on: SimilarityOn = SimilarityOn.answer) -> list[Judge]:
-    """The judges that `refine.judges` names, in order.
-
-    Raises `ConfigError` for a name that is not a judge (naming the nearest), a repeated one, or none at all.
-    """
-    check_judges(names)
+def make_rule(name: str, embedder: Embedder, similarity_on: SimilarityOn = SimilarityOn.answer) -> Judge:
+    """The judge of `RULES` that is called `name`."""
     made: dict[str, Judge] = {
         EmbeddingJudge.name: EmbeddingJudge(embedder, similarity_on),
         KeyFactsJudge.name: KeyFactsJudge(),
         ExactJudge.name: ExactJudge(),
     }
-    return [made[name] for name in names]
-
-
-def check_judges(names: list[str]) -> None:
-    """Raises `ConfigError` unless `names` are different judges, at least one."""
-    for name in names:
-        if name not in JUDGES:
-            nearest = difflib.get_close_matches(name, JUDGES, n=1, cutoff=0.0)[0]
-            raise ConfigError(
-                f"refine.judges: no judge {name!r}; did you mean {nearest!r}? There are {', '.join(JUDGES)}"
-            )
-    if not names:
-        raise ConfigError(f"refine.judges: none named; take one or more of {', '.join(JUDGES)}")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"refine.judges={names}: a judge is named twice; each name counts once")
+    return made[name]
 
 
 def embedded_text(question: str, answer: str, on: SimilarityOn) -> str:

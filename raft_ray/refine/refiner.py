@@ -3,38 +3,33 @@
     row (x, y) ── rewrite ──> ỹ ── filter, guards ──> accepted ── fuse, judge, r rounds ──> ŷ = best candidate
                                        └──────────── refused ─────────────────────────────> ŷ = y
 
-Engine-free: text comes from a `Generate` function. Knows nothing about Ray, tokens or files. What it returns for
-a batch depends on the rows, the config and `run.seed`, never on who runs it or when.
+Engine-free: text comes from `Generate`s. Knows nothing about Ray, tokens or files. What it returns for a batch depends
+on the rows, the config and `run.seed`, never on who runs it or when.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from raft_ray.config import Config, RefineConfig
-from raft_ray.errors import ConfigError
 from raft_ray.refine.embed import Embedder, make_embedder
 from raft_ray.refine.filter import semantic_filter
-from raft_ray.refine.generation import Generation
-from raft_ray.refine.guards import Draft, refusal
-from raft_ray.refine.judges import Case, Judge, check_judges, embedded_text, make_judges
-from raft_ray.refine.schema import OFF, Candidate, Message, RefinedRow
+from raft_ray.refine.generation import Ask, Generate, Generation, Message
+from raft_ray.refine.guards import Draft, Limits, refusal, without_thoughts
+from raft_ray.refine.judges import RULES, Case, Judge, embedded_text, make_rule
+from raft_ray.refine.roles import NONE, role_models
+from raft_ray.refine.schema import OFF, Candidate, RefinedRow
 from raft_ray.templates import fill, load_prompt
 
 REWRITE_FIELDS = ("prompt", "answer")
 FUSE_FIELDS = ("prompt", "answer", "rewrite")
+JUDGE_FIELDS = ("prompt", "answer", "candidate")
+FAILED = "failed"
+"""`refused` of a row whose rewriter gave no text at all."""
 _REWRITE, _FUSE = 0, 1  # stages, in the derivation of seeds
-
-
-class Generate(Protocol):
-    """The model: one text for each chat, in order. The same chats and seed give the same texts."""
-
-    def __call__(
-        self, chats: list[list[Message]], *, temperature: float, max_new_tokens: int, seed: int
-    ) -> list[Generation]: ...
 
 
 class SourceRow(Protocol):
@@ -58,7 +53,8 @@ class Refiner:
     Args:
         config: section `refine`.
         seed: `run.seed`.
-        generate: the original model.
+        rewriter: the original model, or whoever plays its role.
+        fuser: none where the accepted rewrite is the fused answer.
         embedder: φ.
         judges: who scores candidates.
         rewrite_template, fuse_template: text of the prompt files.
@@ -69,7 +65,8 @@ class Refiner:
         config: RefineConfig,
         *,
         seed: int,
-        generate: Generate,
+        rewriter: Generate,
+        fuser: Generate | None,
         embedder: Embedder,
         judges: Sequence[Judge],
         rewrite_template: str,
@@ -77,23 +74,29 @@ class Refiner:
     ) -> None:
         self._config = config
         self._seed = seed
-        self._generate = generate
+        self._rewriter = rewriter
+        self._fuser = fuser
         self._embedder = embedder
         self._judges = judges
         self._rewrite_template = rewrite_template
         self._fuse_template = fuse_template
-        switches = {"key_facts": config.require_key_facts, "invented": config.refuse_invented}
+        switches = {
+            "key_facts": config.require_key_facts,
+            "invented": config.refuse_invented,
+            "foreign": config.refuse_foreign,
+        }
         self._guards_off = frozenset(name for name, on in switches.items() if not on)
+        self._limits = Limits(config.max_repetition, config.leak_words)
 
     def refine(self, rows: Sequence[SourceRow]) -> list[RefinedRow]:
         """One refined row for each row, in order. The batch is generated together, so its texts depend on its rows."""
         refined = self._rewrite(rows)
         accepted = [row for row in refined if row["accepted"]]
-        if self._config.fuser == "none":
+        if self._fuser is None:
             for row in accepted:
                 row["fused"] = row["rewrite"] or ""
         else:
-            self._fuse(accepted)
+            self._fuse(accepted, self._fuser)
         return refined
 
     def _rewrite(self, rows: Sequence[SourceRow]) -> list[RefinedRow]:
@@ -108,13 +111,14 @@ class Refiner:
 
     def _rewrite_once(self, rows: list[RefinedRow], attempt: int) -> None:
         """One rewrite of each of `rows`, generated together, with its similarity and whether it is accepted."""
-        generations = self._generate(
-            [_chat(row, fill(self._rewrite_template, prompt=row["prompt"], answer=row["answer"])) for row in rows],
+        prompts = [fill(self._rewrite_template, prompt=row["prompt"], answer=row["answer"]) for row in rows]
+        generations = self._rewriter(
+            [Ask(_chat(row, prompt), attempt) for row, prompt in zip(rows, prompts, strict=True)],
             temperature=self._config.temperature,
             max_new_tokens=self._config.max_new_tokens,
             seed=derive_seed(self._seed, _REWRITE, rows[0]["row"], attempt),
         )
-        texts = [generation.text.strip() for generation in generations]
+        texts = [without_thoughts(generation.text) for generation in generations]
         on = self._config.similarity_on
         gold_ND = self._embedder.embed([embedded_text(row["prompt"], row["answer"], on) for row in rows])
         rewrite_ND = self._embedder.embed(
@@ -122,13 +126,13 @@ class Refiner:
         )
         similarity_N, passed_N = semantic_filter(gold_ND, rewrite_ND, self._config.tau)
         for i, row in enumerate(rows):
-            reason = self._refusal(row, generations[i], self._rewrite_template)
+            reason = self._refusal(row, generations[i], texts[i], self._rewrite_template)
             row["rewrite"] = texts[i]
             row["similarity"] = float(similarity_N[i])
             row["refused"] = reason or (None if passed_N[i] else "similarity")
             row["accepted"] = row["refused"] is None
 
-    def _fuse(self, rows: list[RefinedRow]) -> None:
+    def _fuse(self, rows: list[RefinedRow], fuser: Generate) -> None:
         """Eq. 4 in place: rounds of fused candidates, judged; a row leaves once its best reaches `stop_score`."""
         for row in rows:
             if self._config.candidate_rewrite:
@@ -139,19 +143,20 @@ class Refiner:
         active = rows
         for number in range(1, self._config.rounds + 1):
             if active:
-                self._fusion_round(active, number)
+                self._fusion_round(active, number, fuser)
                 active = [row for row in active if not self._good_enough(row)]
         for row in rows:
-            judged = [candidate for candidate in row["candidates"] if candidate["scores"]]
+            judged = [candidate for candidate in row["candidates"] if _is_judged(candidate)]
             best = max(judged, key=lambda candidate: candidate["score"], default=None)
             # Guards may have refused every fused candidate; the rewrite, which passed them, is then all there is.
             row["fused"] = best["text"] if best else row["rewrite"] or ""
 
-    def _fusion_round(self, rows: list[RefinedRow], number: int) -> None:
+    def _fusion_round(self, rows: list[RefinedRow], number: int, fuser: Generate) -> None:
         """One round for all of `rows`, generated together."""
         count = self._config.candidates
-        generations = self._generate(
-            [_chat(row, self._fuse_prompt(row)) for row in rows for _ in range(count)],
+        draws = range((number - 1) * count, number * count)
+        generations = fuser(
+            [Ask(_chat(row, self._fuse_prompt(row)), draw) for row in rows for draw in draws],
             temperature=self._config.fuse_temperature,
             max_new_tokens=self._config.max_new_tokens,
             seed=derive_seed(self._seed, _FUSE, rows[0]["row"], number),
@@ -160,14 +165,17 @@ class Refiner:
         for i, row in enumerate(rows):
             row["rounds"] = number
             for generation in generations[i * count : (i + 1) * count]:
-                candidate = _candidate(generation.text.strip(), "fuse", number)
+                candidate = _candidate(without_thoughts(generation.text), "fuse", number)
                 row["candidates"].append(candidate)
-                if self._refusal(row, generation, self._fuse_template) is None:
+                if self._refusal(row, generation, candidate["text"], self._fuse_template) is None:
                     usable.append((row, candidate))
         self._judge(usable)
 
     def _judge(self, judged: list[tuple[RefinedRow, Candidate]]) -> None:
-        """Fill in the candidates' scores in place; each judge sees all of them at once."""
+        """Fill in the candidates' scores in place; each judge sees all of them at once.
+
+        A judge that fails on a candidate is left out of its mean; the trail has None for it.
+        """
         cases = [
             Case(row["prompt"], row["answer"], candidate["text"], right_answers(row["answer"], row["answers"]))
             for row, candidate in judged
@@ -176,55 +184,75 @@ class Refiner:
             for (_, candidate), value in zip(judged, judge.score(cases), strict=True):
                 candidate["scores"].append({"judge": judge.name, "score": value})
         for _, candidate in judged:
-            candidate["score"] = sum(score["score"] for score in candidate["scores"]) / len(candidate["scores"])
+            values = [score["score"] for score in candidate["scores"] if score["score"] is not None]
+            candidate["score"] = sum(values) / len(values) if values else 0.0
 
     def _good_enough(self, row: RefinedRow) -> bool:
-        return any(c["scores"] and c["score"] >= self._config.stop_score for c in row["candidates"])
+        return any(_is_judged(c) and c["score"] >= self._config.stop_score for c in row["candidates"])
 
     def _fuse_prompt(self, row: RefinedRow) -> str:
         return fill(self._fuse_template, prompt=row["prompt"], answer=row["answer"], rewrite=row["rewrite"] or "")
 
-    def _refusal(self, row: RefinedRow, generation: Generation, template: str) -> str | None:
+    def _refusal(self, row: RefinedRow, generation: Generation, text: str, template: str) -> str | None:
+        if generation.failed is not None:
+            return FAILED
         draft = Draft(
             prompt=row["prompt"],
             answer=row["answer"],
-            text=generation.text,
+            text=text,
             right=right_answers(row["answer"], row["answers"]),
             context="\n".join(message["content"] for message in row["messages"][:-1]),
             truncated=generation.truncated,
             too_long=generation.too_long,
             template=template,
+            limits=self._limits,
         )
         return refusal(draft, off=self._guards_off)
 
 
-def make_refiner(config: Config, generate: Generate) -> Refiner:
-    """The refiner of a run: prompt files, embedder and judges as its config names them. Raises `ConfigError`."""
+def make_refiner(config: Config, models: Mapping[str, Generate]) -> Refiner:
+    """The refiner of a run: prompt files, embedder and judges as its config names them. Raises `ConfigError`.
+
+    Args:
+        models: who plays the roles of `raft_ray.refine.roles.model_roles`, by name.
+    """
+    from raft_ray.refine.llm_judge import LlmJudge
+
     check_refine(config)
-    embedder = make_embedder(config.refine.embedder)
-    rewrite_template, fuse_template = _templates(config.refine)
+    refine = config.refine
+    embedder = make_embedder(refine.embedder)
+    prompts = load_prompts(refine)
+    judges: list[Judge] = [
+        make_rule(name, embedder, refine.similarity_on)
+        if name in RULES
+        else LlmJudge(name, models[name], prompts["judge"])
+        for name in (refine.judges if refine.fuser != NONE else [])
+    ]
     return Refiner(
-        config.refine,
+        refine,
         seed=config.run.seed,
-        generate=generate,
+        rewriter=models[refine.rewriter],
+        fuser=models[refine.fuser] if refine.fuser != NONE else None,
         embedder=embedder,
-        judges=make_judges(list(config.refine.judges), embedder, config.refine.similarity_on),
-        rewrite_template=rewrite_template,
-        fuse_template=fuse_template,
+        judges=judges,
+        rewrite_template=prompts["rewrite"],
+        fuse_template=prompts["fuse"],
     )
 
 
 def check_refine(config: Config) -> None:
     """What can be known to be wrong before anything starts. Raises `ConfigError` naming the key."""
-    refine = config.refine
-    if refine.rewriter != "self":
-        raise ConfigError(f"refine.rewriter={refine.rewriter}: only `self` (the original model) rewrites")
-    if refine.fuser not in ("self", "none"):
-        raise ConfigError(f"refine.fuser={refine.fuser}: must be `self` or `none`")
-    if refine.attempts < 1:
-        raise ConfigError(f"refine.attempts={refine.attempts}: must be at least 1")
-    check_judges(list(refine.judges))
-    _templates(refine)
+    role_models(config.refine)
+    load_prompts(config.refine)
+
+
+def load_prompts(refine: RefineConfig) -> dict[str, str]:
+    """The texts of the prompt files, by what they are for. Raises `ConfigError`."""
+    return {
+        "rewrite": load_prompt(refine.rewrite_prompt, REWRITE_FIELDS, "refine.rewrite_prompt"),
+        "fuse": load_prompt(refine.fuse_prompt, FUSE_FIELDS, "refine.fuse_prompt"),
+        "judge": load_prompt(refine.judge_prompt, JUDGE_FIELDS, "refine.judge_prompt"),
+    }
 
 
 def unrefined(row: SourceRow) -> RefinedRow:
@@ -257,16 +285,13 @@ def derive_seed(run_seed: int, stage: int, row: int, number: int) -> int:
     return int(state[0]) % 2**31
 
 
-def _templates(refine: RefineConfig) -> tuple[str, str]:
-    return (
-        load_prompt(refine.rewrite_prompt, REWRITE_FIELDS, "refine.rewrite_prompt"),
-        load_prompt(refine.fuse_prompt, FUSE_FIELDS, "refine.fuse_prompt"),
-    )
-
-
 def _chat(row: RefinedRow, content: str) -> list[Message]:
     """The row's chat with `content` in the place of its last message."""
     return [*row["messages"][:-1], {"role": "user", "content": content}]
+
+
+def _is_judged(candidate: Candidate) -> bool:
+    return any(score["score"] is not None for score in candidate["scores"])
 
 
 def _candidate(text: str, source: str, number: int) -> Candidate:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raft_ray.errors import DataError
+from raft_ray.refine.generation import Message
 
 OFF = "off"
 """`refused` of rows that were never refined (`refine.enabled=false`)."""
@@ -57,13 +60,10 @@ REFINED_SCHEMA = pa.schema(
 )
 
 
-Message = dict[str, str]
-"""`role` and `content`."""
-
-
 class Score(TypedDict):
     judge: str
-    score: float
+    score: float | None
+    """None where the judge failed or answered nonsense; it is left out of the mean."""
 
 
 class Candidate(TypedDict):
@@ -76,7 +76,7 @@ class Candidate(TypedDict):
     """0 for those there from the start, 1 and up for fusion's."""
     scores: list[Score]
     score: float
-    """Mean of `scores`."""
+    """Mean of the `scores` that there are."""
 
 
 class RefinedRow(TypedDict):
@@ -106,36 +106,74 @@ def part_files(folder: Path) -> list[Path]:
 
 def read_refined(folder: Path) -> list[RefinedRow]:
     """All rows of a refined folder, ordered by `row`. Raises `DataError` where there are none, or other files."""
+    return sorted(iterate_refined(folder), key=lambda row: row["row"])
+
+
+def iterate_refined(folder: Path) -> Iterator[RefinedRow]:
+    """The rows of a refined folder, file by file, in the order of the files. Raises as `read_refined`."""
     files = part_files(folder)
     if not files:
         raise DataError(f"{folder}: no refined rows there (part-*.parquet); run `raft-ray refine` first")
-    tables = []
     for file in files:
         table = pq.read_table(file)
         if missing := [name for name in REFINED_SCHEMA.names if name not in table.column_names]:
             raise DataError(f"{file}: not a file of refined rows, it lacks the columns {', '.join(missing)}")
-        tables.append(table.select(REFINED_SCHEMA.names).cast(REFINED_SCHEMA))
-    return pa.concat_tables(tables).sort_by("row").to_pylist()
+        yield from table.select(REFINED_SCHEMA.names).cast(REFINED_SCHEMA).to_pylist()
 
 
-def summarise(rows: list[RefinedRow], seconds: float) -> dict[str, Any]:
-    """Counts over refined rows: how many were accepted, why others were not, who wrote what training uses.
+@dataclass
+class _Mean:
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self.count += 1
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+def summarise(rows: Iterable[RefinedRow], seconds: float) -> dict[str, Any]:
+    """Counts over refined rows, which are read once: how many were accepted, why others were not, who wrote what
+    training uses, how often each judge had no score.
 
     `seconds` is what stage 1 took. Means are null over no rows.
     """
-    accepted = [row for row in rows if row["accepted"]]
-    similarities = [row["similarity"] for row in rows if row["similarity"] is not None]
+    count = 0
+    refused: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
+    accepted, similarity, score, rounds, answer, fused = (_Mean() for _ in range(6))
+    for row in rows:
+        count += 1
+        sources[_source(row)] += 1
+        accepted.add(float(row["accepted"]))
+        answer.add(len(row["answer"].split()))
+        fused.add(len(row["fused"].split()))
+        if row["refused"] is not None:
+            refused[row["refused"]] += 1
+        if row["similarity"] is not None:
+            similarity.add(row["similarity"])
+        if row["accepted"]:
+            rounds.add(row["rounds"])
+            if row["candidates"]:
+                score.add(max(candidate["score"] for candidate in row["candidates"]))
+        for candidate in row["candidates"]:
+            failures.update(score["judge"] for score in candidate["scores"] if score["score"] is None)
     return {
-        "rows": len(rows),
-        "accepted": len(accepted),
-        "acceptance": _mean([float(row["accepted"]) for row in rows]),
-        "refused": dict(Counter(row["refused"] for row in rows if row["refused"] is not None).most_common()),
-        "sources": dict(Counter(_source(row) for row in rows).most_common()),
-        "similarity_mean": _mean(similarities),
-        "score_mean": _mean([max(c["score"] for c in row["candidates"]) for row in accepted if row["candidates"]]),
-        "rounds_mean": _mean([float(row["rounds"]) for row in accepted]),
-        "answer_words_mean": _mean([float(len(row["answer"].split())) for row in rows]),
-        "fused_words_mean": _mean([float(len(row["fused"].split())) for row in rows]),
+        "rows": count,
+        "accepted": round(accepted.total),
+        "acceptance": accepted.value,
+        "refused": dict(refused.most_common()),
+        "sources": dict(sources.most_common()),
+        "similarity_mean": similarity.value,
+        "score_mean": score.value,
+        "rounds_mean": rounds.value,
+        "answer_words_mean": answer.value,
+        "fused_words_mean": fused.value,
+        "judge_failures": dict(failures.most_common()),
         "seconds": round(seconds, 3),
     }
 
@@ -162,7 +200,3 @@ def _source(row: RefinedRow) -> str:
         return "gold"
     chosen = (candidate["source"] for candidate in row["candidates"] if candidate["text"] == row["fused"])
     return next(chosen, "rewrite")
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -42,6 +42,8 @@ RANGES: dict[str, _Range] = {
     "refine.temperature": _NOT_NEGATIVE,
     "refine.fuse_temperature": _NOT_NEGATIVE,
     "refine.max_new_tokens": _FROM_ONE,
+    "refine.max_repetition": _SHARE,
+    "refine.leak_words": _FROM_ONE,
     "refine.actors": _FROM_ONE,
     "refine.batch": _FROM_ONE,
     "rollout.actors": _FROM_ONE,

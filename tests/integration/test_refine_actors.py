@@ -96,8 +96,56 @@ def test_the_result_depends_neither_on_the_actors_nor_on_being_cut_off(tmp_path:
     settings.refine.actors = 1
     assert read_refined(refine(rows(), settings, folder)) == whole
     assert first.stat().st_mtime_ns == untouched
+    # What had been generated for the two files is there: it is kept apart from them.
+    assert generated(folder) == 0
+
+    # Another τ asks the models for nothing; another temperature of the fusion for fused candidates only.
+    settings.refine.tau = 0.99
+    strict = read_refined(refine(rows(), settings, folder))
+    assert generated(folder) == 0
+    assert [row["rewrite"] for row in strict][:1] == [row["rewrite"] for row in whole][:1]
+    assert all(row["similarity"] >= 0.99 for row in strict if row["accepted"])
+    settings.refine.tau = 0.8
+    settings.refine.fuse_temperature = 0.1
+    cooler = read_refined(refine(rows(), settings, folder))
+    assert [row["rewrite"] for row in cooler] == [row["rewrite"] for row in whole]
+    accepted = sum(row["accepted"] for row in whole)
+    assert generated(folder) == sum(row["rounds"] for row in cooler) * settings.refine.candidates
+    assert accepted > 0
     with pytest.raises(DataError, match="holds other rows"):
         refine(rows(4), settings, folder)
+
+
+def generated(folder: Path) -> int:
+    """Texts that the models were asked for by the last call of `refine`."""
+    return int(sum(counts.get("generated", 0) for counts in read_summary(folder)["counts"].values()))
+
+
+def test_models_by_role_share_engines_and_a_model_may_judge(tmp_path: Path) -> None:
+    """The original model rewrites and judges; another one, on an engine of its own, fuses."""
+    from actors.refine import refine
+
+    settings = config(
+        tmp_path,
+        models={"second": {"path": TINY}},
+        fuser="second",
+        judges=["embedding", "self"],
+        require_key_facts=False,
+        refuse_invented=False,
+        tau=0.0,
+        candidates=1,
+        rounds=1,
+        max_new_tokens=12,
+    )
+    folder = refine(rows(4), settings, tmp_path / "refined")
+    refined = read_refined(folder)
+    counts = read_summary(folder)["counts"]
+    assert counts["self"]["generated"] >= 4
+    assert counts["second"]["generated"] == sum(row["accepted"] for row in refined)
+    assert counts["second"]["seconds" if "seconds" in counts["second"] else "output_tokens"] >= 0
+    judged = [c for row in refined for c in row["candidates"] if c["scores"]]
+    assert all([score["judge"] for score in c["scores"]] == ["embedding", "self"] for c in judged)
+    assert set(read_summary(folder)["prompts"]) == {"rewrite", "fuse", "judge"}
 
 
 def test_without_refinement_rows_pass_as_they_are(tmp_path: Path) -> None:
@@ -115,5 +163,5 @@ def test_an_actor_that_cannot_start_ends_stage_1_with_its_own_words(tmp_path: Pa
     (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelError, match="no tokenizer there"):
         refine(rows(), config(tmp_path, str(tmp_path / "model")), tmp_path / "refined")
-    with pytest.raises(ConfigError, match=r"refine\.actors=99"):
+    with pytest.raises(ConfigError, match=r"refine\.actors=99: .*need 99 CPUs"):
         refine(rows(), config(tmp_path, actors=99), tmp_path / "refined")

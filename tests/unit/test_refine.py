@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from raft_ray.config import Config, RefineConfig
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, DataError
 from raft_ray.refine import Generation, Refiner, check_refine, read_refined, read_summary, unrefined
+from raft_ray.refine.generation import Ask
 from raft_ray.refine.judges import Case
 from raft_ray.refine.refiner import derive_seed
+from raft_ray.refine.roles import model_roles, role_models
 from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, refined_table, summarise, write_summary
 
 REWRITE = "{prompt} The answer is {answer}.\nRepeat this answer as one complete sentence."
@@ -26,16 +28,18 @@ Reply = Callable[[str, int], "str | Generation"]
 class Model:
     """A model that replies by a function of the last message and of how many chats it has read; keeps its calls."""
 
+    identity = "a model of the tests"
+
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
         self.calls: list[dict[str, Any]] = []
         self.read = 0
 
-    def __call__(self, chats: list[list[dict[str, str]]], **options: Any) -> list[Generation]:
-        self.calls.append({"chats": chats, **options})
+    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
+        self.calls.append({"chats": [a.chat for a in asks], "draws": [a.draw for a in asks], **options})
         replies = []
-        for chat in chats:
-            reply = self.reply(chat[-1]["content"], self.read)
+        for ask in asks:
+            reply = self.reply(ask.chat[-1]["content"], self.read)
             self.read += 1
             replies.append(reply if isinstance(reply, Generation) else Generation(reply, False))
         return replies
@@ -51,12 +55,12 @@ class Letters:
 class Table:
     """A judge that looks its scores up, and keeps what it was asked."""
 
-    def __init__(self, name: str, scores: dict[str, float]) -> None:
+    def __init__(self, name: str, scores: Mapping[str, float | None]) -> None:
         self.name = name
         self.scores = scores
         self.asked: list[list[str]] = []
 
-    def score(self, cases: Sequence[Case]) -> list[float]:
+    def score(self, cases: Sequence[Case]) -> Sequence[float | None]:
         self.asked.append([case.candidate for case in cases])
         return [self.scores[case.candidate] for case in cases]
 
@@ -71,7 +75,8 @@ def refiner(model: Model, judges: Any = (), seed: int = 0, **changes: Any) -> Re
     return Refiner(
         config,
         seed=seed,
-        generate=model,
+        rewriter=model,
+        fuser=None if config.fuser == "none" else model,
         embedder=Letters(),
         judges=judges,
         rewrite_template=REWRITE,
@@ -79,7 +84,7 @@ def refiner(model: Model, judges: Any = (), seed: int = 0, **changes: Any) -> Re
     )
 
 
-def fusing(scores: dict[str, float], replies: list[str], **changes: Any) -> tuple[RefinedRow, Model, Table]:
+def fusing(scores: Mapping[str, float | None], replies: list[str], **changes: Any) -> tuple[RefinedRow, Model, Table]:
     """One row whose rewrite is `The symbol is Au.` and whose fused candidates are `replies`."""
     queue = iter(replies)
     model = Model(lambda text, _: next(queue) if text.startswith("FUSE") else "The symbol is Au.")
@@ -271,13 +276,78 @@ def test_a_folder_without_refined_rows_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"rewriter": "other"}, r"refine\.rewriter=other"),
-        ({"fuser": "other"}, r"refine\.fuser=other"),
+        ({"rewriter": "other"}, r"refine\.rewriter=other: nobody"),
+        ({"rewriter": "embedding"}, r"refine\.rewriter=embedding: nobody"),
+        ({"fuser": "nome"}, r"refine\.fuser=nome: nobody is called so; did you mean 'none'"),
         ({"judges": ["exat"]}, r"refine\.judges.*'exact'"),
+        ({"judges": []}, r"refine\.judges: none named"),
+        ({"judges": ["exact", "exact"]}, r"refine\.judges=.*twice"),
         ({"rewrite_prompt": "nope"}, r"refine\.rewrite_prompt=nope"),
-        ({"attempts": 0}, r"refine\.attempts=0"),
+        ({"judge_prompt": "rewrite"}, r"refine\.judge_prompt=rewrite: .*lacks \{candidate\}"),
+        ({"models": {"q": {"pth": "x"}}}, r"unknown key refine\.models\.q\.pth; did you mean path"),
+        ({"models": {"q": {}}, "fuser": "q"}, r"refine\.models\.q has neither path nor base_url"),
+        ({"models": {"q": {"path": "x", "base_url": "y"}}}, r"refine\.models\.q has both path and base_url"),
+        ({"models": {"q": {"base_url": "http://h"}}}, r"refine\.models\.q\.model is missing"),
+        ({"models": {"q": {"path": "x", "actors": 0}}}, r"refine\.models\.q\.actors=0: must be greater than 0"),
+        ({"models": {"q": {"path": "x", "actors": "many"}}}, r"refine\.models\.q\.actors"),
+        ({"models": {"self": {"path": "x"}}}, r"refine\.models\.self: this name has a meaning of its own"),
+        ({"models": {"q": "x"}}, r"refine\.models\.q: takes a mapping"),
     ],
 )
 def test_settings_that_cannot_work_are_named_before_anything_starts(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         check_refine(Config(refine=RefineConfig(**changes)))
+
+
+def test_without_a_fuser_no_judge_is_needed() -> None:
+    check_refine(Config(refine=RefineConfig(fuser="none", judges=[])))
+
+
+def test_roles_name_the_original_model_described_models_and_rules() -> None:
+    models = {
+        "big": {"path": "some/model", "num_gpus": 2},
+        "far": {"base_url": "http://h/v1", "model": "m"},
+        "idle": {"path": "x"},
+    }
+    refine = RefineConfig(models=models, fuser="big", judges=["embedding", "far", "self"])
+    assert {name: model.path for name, model in role_models(refine).items()} == {"big": "some/model", "far": None}
+    assert role_models(refine)["big"].num_gpus == 2
+    assert model_roles(refine) == ["self", "big", "far"]
+
+
+def test_a_judge_that_fails_is_left_out_of_the_mean_and_counted() -> None:
+    model = Model(lambda text, _: "Au ka." if text.startswith("FUSE") else "The symbol is Au.")
+    judges = [
+        Table("x", {"The symbol is Au.": None, "Au ka.": 0.5}),
+        Table("y", {"The symbol is Au.": 0.9, "Au ka.": 0.6}),
+    ]
+    refined = refiner(model, judges, fuser="self", candidates=1, rounds=1, stop_score=1.0).refine([row()])[0]
+    assert [candidate["score"] for candidate in refined["candidates"]] == [0.9, pytest.approx(0.55)]
+    assert refined["candidates"][0]["scores"] == [{"judge": "x", "score": None}, {"judge": "y", "score": 0.9}]
+    assert refined["fused"] == "The symbol is Au."
+    assert summarise([refined], 1.0)["judge_failures"] == {"x": 1}
+
+
+def test_a_candidate_that_no_judge_scored_is_never_chosen() -> None:
+    refined, _, _ = fusing({"The symbol is Au.": 0.1, "Au ka.": None}, ["Au ka."], candidates=1, rounds=1)
+    assert refined["fused"] == "The symbol is Au."
+    refined, _, _ = fusing({"The symbol is Au.": None, "Au ka.": None}, ["Au ka."], candidates=1, rounds=1)
+    assert refined["fused"] == "The symbol is Au."
+
+
+def test_what_a_reasoning_model_thinks_is_no_part_of_its_answer() -> None:
+    refined = refiner(Model(lambda *_: "<think>Is it Ag? No.</think>\n\nThe symbol is Au.")).refine([row()])[0]
+    assert (refined["rewrite"], refined["accepted"]) == ("The symbol is Au.", True)
+    refined = refiner(Model(lambda *_: "<think>The symbol is Au")).refine([row()])[0]
+    assert (refined["rewrite"], refined["refused"]) == ("", "empty")
+
+
+def test_a_text_that_never_came_is_refused_as_failed() -> None:
+    refined = refiner(Model(lambda *_: Generation("", failed="no answer"))).refine([row()])[0]
+    assert (refined["refused"], refined["fused"]) == ("failed", "Au")
+
+
+def test_every_sample_of_a_row_has_a_number_of_its_own() -> None:
+    fused, model, _ = fusing({"The symbol is Au.": 0.0, "Au k.": 0.0}, ["Au k."] * 4, candidates=2, rounds=2)
+    assert [call["draws"] for call in model.calls] == [[0], [0, 1], [2, 3]]
+    assert fused["rounds"] == 2
