@@ -178,7 +178,8 @@ def _country(element: dict[str, Any]) -> Fact | None:
     if location is None or "/" in location or element["symbol"] in notes.NO_COUNTRY:
         return None
     names = notes.COUNTRIES.get(location, (location,))
-    return Fact("country", element["name"], names[0], names[1:])
+    article = "the " if names[0].startswith(("United", "Netherlands")) else ""
+    return Fact("country", element["name"], article + names[0], names)
 
 
 def _use(element: dict[str, Any]) -> Fact | None:
