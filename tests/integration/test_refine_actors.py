@@ -122,29 +122,31 @@ def generated(folder: Path) -> int:
 
 
 def test_models_by_role_share_engines_and_a_model_may_judge(tmp_path: Path) -> None:
-    """The original model rewrites and judges; another one, on an engine of its own, fuses."""
+    """The original model rewrites and judges on one engine; another one, on its own, fuses."""
     from actors.refine import refine
 
     settings = config(
         tmp_path,
+        EMBEDDED,
         models={"second": {"path": TINY}},
         fuser="second",
         judges=["embedding", "self"],
-        require_key_facts=False,
-        refuse_invented=False,
         tau=0.0,
         candidates=1,
         rounds=1,
-        max_new_tokens=12,
     )
     folder = refine(rows(4), settings, tmp_path / "refined")
     refined = read_refined(folder)
+    accepted = sum(row["accepted"] for row in refined)
+    assert accepted > 0
     counts = read_summary(folder)["counts"]
-    assert counts["self"]["generated"] >= 4
-    assert counts["second"]["generated"] == sum(row["accepted"] for row in refined)
-    assert counts["second"]["seconds" if "seconds" in counts["second"] else "output_tokens"] >= 0
+    assert counts["second"]["generated"] == accepted
+    assert counts["self"]["generated"] > 4
+    assert counts["self"]["output_tokens"] > 0
+    assert counts["seconds"]["self"] > 0
     judged = [c for row in refined for c in row["candidates"] if c["scores"]]
     assert all([score["judge"] for score in c["scores"]] == ["embedding", "self"] for c in judged)
+    assert any(score["score"] is not None for c in judged for score in c["scores"] if score["judge"] == "self")
     assert set(read_summary(folder)["prompts"]) == {"rewrite", "fuse", "judge"}
 
 
