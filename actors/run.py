@@ -29,6 +29,7 @@ from actors.learner import train as train_workers
 from actors.pipeline import PipelineActor
 from actors.progress import Bars
 from actors.refine import refine as refine_rows
+from actors.refine_gap import measure_gap
 from actors.rollout import RolloutActor
 from actors.storage import locate
 from actors.teacher import TeacherActor
@@ -123,6 +124,8 @@ def _refined(config: Config, prepared: Prepared, bars: Bars, run_dir: Path) -> l
         return prepared.train
     out = run_dir / "refined"
     refine_rows(prepared.train, config, out, bars.track("Stage 1: refine"))
+    if config.refine.gap:
+        measure_gap(config, out, bars.track("Stage 1: compatibility gap"))
     rows, _ = data.read_rows(str(out), config.data, split="train")
     return rows
 

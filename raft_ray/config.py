@@ -234,6 +234,9 @@ class RefineConfig:
     """A prompt file: a name under `configs/prompts/`, or a path. Fields: `{prompt}` `{answer}`."""
     fuse_prompt: str = "fuse"
     """A prompt file. Fields: `{prompt}` `{answer}` `{rewrite}`."""
+    gap: bool = True
+    """Measure how likely the original model finds gold, rewritten and fused answers, for the report; a forward pass
+    over each, by actors as section `teacher` describes them."""
     actors: int = 1
     batch: int = 64
     """Rows a call of an engine."""
