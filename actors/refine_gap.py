@@ -26,7 +26,8 @@ from raft_ray.config import Config
 from raft_ray.errors import DataError, RaftError
 from raft_ray.models import load_model, load_tokenizer, model_context, resolve
 from raft_ray.prompts import PromptEncoder
-from raft_ray.refine.gap import COLUMNS, GAP, VALUES, VALUES_SCHEMA, Gap, Likelihood, read_gap
+from raft_ray.refine.gap import COLUMNS, GAP, VALUES, VALUES_SCHEMA, Gap, read_gap
+from raft_ray.refine.likelihood import Likelihood
 from raft_ray.refine.schema import part_files
 
 Progress = Callable[[int, int], None]

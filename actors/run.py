@@ -40,7 +40,7 @@ from raft_ray.evaluate.table import summary_table
 from raft_ray.pipeline import RowOrder
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
 from raft_ray.records import steps_done
-from raft_ray.report import write_report
+from raft_ray.report import write_refine_report, write_report
 
 console = Console(stderr=False)
 
@@ -72,6 +72,8 @@ def refine(config: Config) -> Path:
     prepared = preflight(config)
     with _running(config, prepared) as (bars, run_dir):
         _refined(config, prepared, bars, run_dir)
+    if config.refine.enabled:
+        console.print(f"Report: {write_refine_report(run_dir)}", highlight=False, soft_wrap=True)
     return run_dir / "refined"
 
 

@@ -181,7 +181,7 @@ def evaluate(
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]) -> None:
-    """Write RUN/report.html anew from the files in the run folder.
+    """Write RUN/report.html anew from the files in the run folder, and RUN/refine_report.html for stage 1.
 
     [bold]Example[/bold]
 
@@ -189,9 +189,12 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run fold
     """
     if not run.is_dir():
         raise ConfigError(f"{run}: no such run folder")
-    from raft_ray.report import write_report
+    from raft_ray.report import REFINE_REPORT, write_report
 
-    _say("report", write_report(run))
+    path = write_report(run)
+    _say("report", path)
+    if (run / "refined").is_dir() and path.with_name(REFINE_REPORT).exists():
+        _say("report of stage 1", path.with_name(REFINE_REPORT))
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that is going on.")]

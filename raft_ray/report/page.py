@@ -64,7 +64,7 @@ def _title(run: Run) -> str:
 def _facts(run: Run) -> list[tuple[str, str]]:
     """(label, text) of the header; what is not known is not listed."""
     rows = run.metrics.get(run.main, [])
-    trained = len(run.refined) if run.refined is not None else len({row["row"] for row in run.traces.get(run.main, [])})
+    trained = run.refined.rows if run.refined is not None else len({row["row"] for row in run.traces.get(run.main, [])})
     facts: list[tuple[str, Any]] = [
         ("Model", run.setting("model.path")),
         ("Domain data", run.setting("data.train")),
@@ -252,8 +252,8 @@ def _time(run: Run) -> dict[str, Any]:
             "as far as the learner waited; the table has their whole time. "
             f"Hidden behind the learner's work: {', '.join(hidden)}."
         )
-    if run.refinement_seconds is not None:
-        notes.append(f"Stage 1 took {duration(run.refinement_seconds)}.")
+    if run.summary.get("seconds") is not None:
+        notes.append(f"Stage 1 took {duration(run.summary['seconds'])}.")
     evaluated = {
         name: sum(value for value in seconds.values() if usable(number(value)))
         for name, m in (run.evaluation or {}).items()

@@ -12,7 +12,8 @@ from raft_ray.config import Config, Dtype
 from raft_ray.errors import DataError, RaftError
 from raft_ray.models import TINY, load_model, load_tokenizer, resolve
 from raft_ray.prompts import PromptEncoder
-from raft_ray.refine.gap import GAP, VALUES, Likelihood, read_gap
+from raft_ray.refine.gap import GAP, VALUES, read_gap
+from raft_ray.refine.likelihood import Likelihood
 from raft_ray.refine.refiner import unrefined
 from raft_ray.refine.schema import RefinedRow, read_refined, refined_table
 

@@ -18,8 +18,9 @@ from raft_ray.errors import DataError
 from raft_ray.evaluate import drift
 from raft_ray.models import load_tokenizer
 from raft_ray.prompts import PromptEncoder
-from raft_ray.refine.gap import GAP, KINDS, VALUES_SCHEMA, Gap, Likelihood, in_words, read_gap
+from raft_ray.refine.gap import GAP, KINDS, VALUES_SCHEMA, Gap, in_words, read_gap
 from raft_ray.refine.interval import Means
+from raft_ray.refine.likelihood import Likelihood
 
 
 def row(number: int, question: str, gold: str, rewrite: str | None, fused: str) -> dict[str, Any]:
