@@ -102,7 +102,16 @@ def run(
 
 @app.command()
 def refine(
-    config: ConfigArgument = "demo", overrides: Overrides = None, resume: Resume = False, run_dir: RunDir = None
+    config: ConfigArgument = "demo",
+    overrides: Overrides = None,
+    resume: Resume = False,
+    run_dir: RunDir = None,
+    export: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            "--export", metavar="FORMAT OUT", help="Export the rows as well: hf DIR, jsonl FILE, parquet FILE."
+        ),
+    ] = None,
 ) -> None:
     """Stage 1 only: rewrite the answers, filter and fuse them. Writes RUN/refined/.
 
@@ -112,12 +121,45 @@ def refine(
 
       raft-ray refine demo data.limit=50 refine.tau=0.9 --run-dir runs/tau9
 
+      raft-ray refine raft data.train=train.jsonl --run-dir runs/refined --export hf runs/refined-hf
+
     The refined rows can be trained on later: raft-ray train raft data.train=runs/refined/refined
     """
     ready = _ready(config, overrides, resume, run_dir)
+    from raft_ray.refine.export import check_export
+    from raft_ray.refine.export import export as export_rows
+
+    if export is not None:
+        check_export(*export)
     from actors.run import refine as refine_rows
 
-    _say("refined rows", refine_rows(ready))
+    folder = refine_rows(ready)
+    _say("refined rows", folder)
+    if export is not None:
+        export_rows(folder, *export)
+        _say("exported rows", export[1])
+
+
+@app.command(name="export")
+def export_refined(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that refined.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new file or folder.")],
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="hf, jsonl or parquet.")] = "hf",
+) -> None:
+    """Write a run's refined rows as a data set that other trainers read: chats that end with the fused answer.
+
+    [bold]Examples[/bold]
+
+      raft-ray export runs/refined refined-hf                     for datasets.load_from_disk
+
+      raft-ray export runs/refined refined.jsonl --format jsonl   for TRL, axolotl, LLaMA-Factory
+    """
+    from raft_ray.refine.export import export as export_rows
+
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such run folder")
+    count = export_rows(run / "refined", form, out)
+    _say(f"exported {count:,} rows", out)
 
 
 @app.command()
