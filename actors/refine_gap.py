@@ -55,16 +55,17 @@ def measure_gap(config: Config, folder: Path, progress: Progress | None = None) 
         return known
     started = time.monotonic()
     total = sum(pq.read_metadata(file).num_rows for file in files)
-    gap = Gap(config.run.seed)
     done = 0
+    report = progress or (lambda done, total: None)
+    report(done, total)
+    gap = Gap(config.run.seed)
     partial = folder / f"{VALUES}.partial"
     with pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
         for values in _values(config, folder, files):
             writer.write_table(values)
             gap.add(values)
             done += values.num_rows
-            if progress:
-                progress(done, total)
+            report(done, total)
     if done != total:
         raise RaftError(f"{folder}: {done} of {total} rows came back from the measurement of the gap; run it again")
     os.replace(partial, folder / VALUES)

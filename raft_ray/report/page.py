@@ -13,7 +13,7 @@ from raft_ray.report import figures, stage1, timing
 from raft_ray.report.files import Row, Run, in_order
 from raft_ray.report.timeline import timeline
 from raft_ray.report.verdict import verdict
-from raft_ray.report.words import about, duration, method_label, number, percent, short, usable
+from raft_ray.report.words import about, duration, last_part, method_label, number, percent, short, usable
 
 EXAMPLES = 5
 """Domain questions shown."""
@@ -48,17 +48,11 @@ def _absent(line: str) -> dict[str, Any]:
     return {"absent": line}
 
 
-def _name(value: Any) -> str:
-    """The last part of a path; names such as `domain:chemistry` or `owner/model` as they are."""
-    text = str(value)
-    return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith((".", "/", "~")) or text.count("/") > 1 else text
-
-
 def _title(run: Run) -> str:
     model, data = run.setting("model.path"), run.setting("data.train")
     if model is None or data is None:
         return f"{method_label(run.main)}: {run.folder.resolve().name}"
-    return f"{method_label(run.main)}: {_name(model)} on {_name(data)}"
+    return f"{method_label(run.main)}: {last_part(model)} on {last_part(data)}"
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from raft_ray.report.refine_facts import BELOW_TAU, Facts
 from raft_ray.report.refine_figures import KIND_CSS, likelihood_figure, score_figures, similarity_figure
 from raft_ray.report.refine_style import SEGMENT
 from raft_ray.report.stage1 import bar, examples, nothing_refined, spelled, used
-from raft_ray.report.words import duration, number, percent, short
+from raft_ray.report.words import duration, last_part, number, percent, short
 
 ACCEPTED_SAMPLES = 4
 REFUSED_SAMPLES = 8
@@ -29,7 +29,7 @@ def page(run: Run, facts: Facts) -> dict[str, Any]:
     reason = nothing_refined(facts)
     absent = {"absent": f"Left out: {reason}"} if reason else None
     return {
-        "title": f"Stage 1: {run.setting('data.train') or run.folder.resolve().name}",
+        "title": f"Stage 1: {last_part(run.setting('data.train') or run.folder.resolve())}",
         "facts": _header(run, facts),
         "headline": _headline(facts, reason),
         "claims": [] if reason else _claims(run, facts),
