@@ -1,6 +1,6 @@
 """The compatibility gap of a refined folder, measured on the cluster: rows stream through `GapActor`s.
 
-    RUN/refined/part-*.parquet ── Ray Data ──> GapActor × teacher.actors ──> _gap.parquet (a row's numbers), _gap.json
+    RUN/refined/part-*.parquet ── Ray Data ──> GapActor × teacher.actors ──> _gap.pq (a row's numbers), _gap.json
 
 The actors are the teacher's (the frozen original model, a forward pass): their resources are those of section
 `teacher`. The driver sees a few numbers a row. What is measured is `raft_ray.refine.gap`.

@@ -28,8 +28,9 @@ VALUES_SCHEMA = pa.schema([("row", pa.int64()), ("accepted", pa.bool_()), *((kin
 """A row's mean log-likelihoods a token; null where the row has no such text, or where it does not fit the context."""
 
 GAP = "_gap.json"
-VALUES = "_gap.parquet"
-"""Both in the refined folder; as with the summary, the underscore keeps them out of what reads it as one data set."""
+VALUES = "_gap.pq"
+"""Both in the refined folder. The underscore keeps the second out of what pyarrow and others read of it as Parquet, the
+ending out of what `datasets` and Ray Data read."""
 
 
 class Gap:

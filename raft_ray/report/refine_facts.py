@@ -47,6 +47,8 @@ class Facts:
         self.rows = 0
         self.rewritten = 0
         self.accepted = 0
+        self.unwritten: Counter[str] = Counter()
+        """Rows for which no rewrite came, by reason, such as an endpoint that failed; those never asked for apart."""
         self.refused: Counter[str] = Counter()
         """Rewritten rows that were not accepted, by reason."""
         self.sources: Counter[str] = Counter()
@@ -72,7 +74,10 @@ class Facts:
         self.sources[writer] += 1
         self.styles["gold"].add(row["answer"])
         self.styles["fused"].add(row["fused"])
-        if row["rewrite"] is None or row["refused"] == OFF:
+        if row["refused"] == OFF:
+            return
+        if row["rewrite"] is None:
+            self.unwritten[row["refused"] or "no reason given"] += 1
             return
         self.rewritten += 1
         self.styles["rewrite"].add(row["rewrite"])

@@ -12,7 +12,7 @@ from raft_ray.report.files import Run
 from raft_ray.report.refine_facts import BELOW_TAU, Facts
 from raft_ray.report.refine_figures import KIND_CSS, likelihood_figure, score_figures, similarity_figure
 from raft_ray.report.refine_style import SEGMENT
-from raft_ray.report.stage1 import bar, examples, nothing_refined, spelled, used
+from raft_ray.report.stage1 import bar, examples, nothing_refined, spelled, unwritten, used
 from raft_ray.report.words import duration, last_part, number, percent, short
 
 ACCEPTED_SAMPLES = 4
@@ -92,6 +92,7 @@ def _funnel(facts: Facts) -> dict[str, Any]:
     passed = facts.rewritten - sum(count for _, count in guards)
     funnel = [
         bar("rows", rows, rows, "s-first"),
+        *unwritten(facts),
         bar("rewritten", facts.rewritten, rows, "s-first"),
         *(bar(f"refused: {spelled(reason)}", count, rows, "s-bad") for reason, count in guards),
         bar("past the guards", passed, rows, "s-first"),

@@ -30,6 +30,7 @@ def refinement(run: Run) -> dict[str, Any]:
     return {
         "funnel": [
             bar("rows", facts.rows, facts.rows, "s-first"),
+            *unwritten(facts),
             bar("rewritten", facts.rewritten, facts.rows, "s-first"),
             bar("accepted", facts.accepted, facts.rows, "s-good"),
             *refused,
@@ -45,6 +46,9 @@ def nothing_refined(facts: Facts) -> str | None:
     """Why there is nothing to show of stage 1, none where there is."""
     if not facts.rows:
         return "refined/*.parquet holds no rows."
+    if not facts.rewritten and facts.unwritten:
+        reasons = ", ".join(spelled(reason) for reason in facts.unwritten)
+        return f"none of the {facts.rows:,} rows could be rewritten ({reasons})."
     if not facts.rewritten:
         return f"the {facts.rows:,} rows were taken as they are, without rewriting."
     return None
@@ -54,6 +58,14 @@ def bar(text: str, count: int, rows: int, css: str) -> dict[str, Any]:
     """A line of a bar table: so many of all rows."""
     share = count / rows if rows else 0.0
     return {"text": text, "value": f"{count:,}", "note": percent(share, 0), "share": share, "css": css}
+
+
+def unwritten(facts: Facts) -> list[dict[str, Any]]:
+    """Rows for which no rewrite came, in bars."""
+    return [
+        bar(f"no rewrite: {spelled(reason)}", count, facts.rows, "s-bad")
+        for reason, count in facts.unwritten.most_common()
+    ]
 
 
 def used(facts: Facts) -> list[dict[str, Any]]:

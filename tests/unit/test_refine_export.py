@@ -21,7 +21,8 @@ from raft_ray.errors import ConfigError, DataError
 from raft_ray.preflight import encode, preflight
 from raft_ray.refine import export as module
 from raft_ray.refine.export import export
-from raft_ray.refine.schema import read_refined, refined_table
+from raft_ray.refine.gap import GAP, VALUES
+from raft_ray.refine.schema import SUMMARY, read_refined, refined_table
 
 ROWS = 300
 OUTS = {"hf": "data", "jsonl": "data.jsonl", "parquet": "data.parquet"}
@@ -58,6 +59,13 @@ def test_datasets_loads_every_row_with_the_fused_answer_as_the_last_turn(refined
         assert given["question"] == row["prompt"]
         for key in ("answer", "answers", "rewrite", "fused", "accepted"):
             assert given[key] == row[key]  # type: ignore[literal-required]
+
+
+def test_readers_of_the_refined_folder_pass_over_what_lies_beside_its_rows(refined: Path, tmp_path: Path) -> None:
+    assert {VALUES, GAP, SUMMARY} < {path.name for path in refined.iterdir()}
+    data = datasets.load_dataset(str(refined), split="train", cache_dir=str(tmp_path))
+    assert [row["row"] for row in data] == list(range(ROWS))
+    assert pq.read_table(refined).num_rows == ROWS
 
 
 def test_nothing_is_left_beside_the_export(exported: Path) -> None:

@@ -131,6 +131,34 @@ def test_rows_that_nobody_rewrote_or_judged_leave_their_sections_out(run: Path) 
     assert "Judges' agreement: needs two judges." in sections["At a glance"]
 
 
+def test_rows_without_a_rewrite_are_counted_apart(run: Path) -> None:
+    failed: Any = {**refined_row(0), "rewrite": None, "similarity": None, "accepted": False, "refused": "failed"}
+    failed |= {"candidates": [], "fused": failed["answer"]}
+    part = run / "refined" / "part-00000400-x.parquet"
+    pq.write_table(refined_table([failed]), part)
+    assert "rows 401 100% no rewrite: failed 1 0% rewritten 400 100%" in report(run).sections["From rows to answers"]
+    for other in (run / "refined").glob("part-*"):
+        if other != part:
+            other.unlink()
+    assert "None of the 1 rows could be rewritten (failed)." in report(run).sections["At a glance"]
+
+
+def test_a_judge_that_gave_no_score_is_counted_and_left_out() -> None:
+    facts = Facts(TAU)
+    row: Any = {**refined_row(1), "accepted": True, "refused": None}
+    scores = [{"judge": "a", "score": 0.5}, {"judge": "b", "score": None}]
+    nobody = [{"judge": "a", "score": None}, {"judge": "b", "score": None}]
+    both = [{"judge": "a", "score": 0.5}, {"judge": "b", "score": 1.0}]
+    row["candidates"] = [
+        {"text": "t", "source": "fuse", "round": 1, "scores": given, "score": 0.0} for given in (scores, nobody, both)
+    ]
+    facts.add(row)
+    assert facts.candidates == {"judged": 2, "refused": 1}
+    assert {judge: counts.total for judge, counts in facts.scores.items()} == {"a": 2, "b": 1}
+    assert (facts.unscored("a"), facts.unscored("b")) == (0, 1)
+    assert facts.agreement.candidates == 1
+
+
 def test_texts_are_escaped_and_nothing_is_loaded(run: Path) -> None:
     bad = '<script>alert("x")</script>&\'"<img src=x onerror=alert(1)>'
     row: Any = refined_row(1)
