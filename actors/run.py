@@ -29,6 +29,7 @@ from actors.learner import train as train_workers
 from actors.pipeline import PipelineActor
 from actors.progress import Bars
 from actors.refine import refine as refine_rows
+from actors.refine_gap import measure_gap
 from actors.rollout import RolloutActor
 from actors.storage import locate
 from actors.teacher import TeacherActor
@@ -39,7 +40,7 @@ from raft_ray.evaluate.table import summary_table
 from raft_ray.pipeline import RowOrder
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
 from raft_ray.records import steps_done
-from raft_ray.report import write_report
+from raft_ray.report import write_refine_report, write_report
 
 console = Console(stderr=False)
 
@@ -71,6 +72,8 @@ def refine(config: Config) -> Path:
     prepared = preflight(config)
     with _running(config, prepared) as (bars, run_dir):
         _refined(config, prepared, bars, run_dir)
+    if config.refine.enabled:
+        console.print(f"Report: {write_refine_report(run_dir)}", highlight=False, soft_wrap=True)
     return run_dir / "refined"
 
 
@@ -123,6 +126,8 @@ def _refined(config: Config, prepared: Prepared, bars: Bars, run_dir: Path) -> l
         return prepared.train
     out = run_dir / "refined"
     refine_rows(prepared.train, config, out, bars.track("Stage 1: refine"))
+    if config.refine.gap:
+        measure_gap(config, out, bars.track("Stage 1: compatibility gap"))
     rows, _ = data.read_rows(str(out), config.data, split="train")
     return rows
 

@@ -102,7 +102,16 @@ def run(
 
 @app.command()
 def refine(
-    config: ConfigArgument = "demo", overrides: Overrides = None, resume: Resume = False, run_dir: RunDir = None
+    config: ConfigArgument = "demo",
+    overrides: Overrides = None,
+    resume: Resume = False,
+    run_dir: RunDir = None,
+    export: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            "--export", metavar="FORMAT OUT", help="Export the rows as well: hf DIR, jsonl FILE, parquet FILE."
+        ),
+    ] = None,
 ) -> None:
     """Stage 1 only: rewrite the answers, filter and fuse them. Writes RUN/refined/.
 
@@ -112,12 +121,45 @@ def refine(
 
       raft-ray refine demo data.limit=50 refine.tau=0.9 --run-dir runs/tau9
 
+      raft-ray refine raft data.train=train.jsonl --run-dir runs/refined --export hf runs/refined-hf
+
     The refined rows can be trained on later: raft-ray train raft data.train=runs/refined/refined
     """
     ready = _ready(config, overrides, resume, run_dir)
+    from raft_ray.refine.export import check_export
+    from raft_ray.refine.export import export as export_rows
+
+    if export is not None:
+        check_export(*export)
     from actors.run import refine as refine_rows
 
-    _say("refined rows", refine_rows(ready))
+    folder = refine_rows(ready)
+    _say("refined rows", folder)
+    if export is not None:
+        export_rows(folder, *export)
+        _say("exported rows", export[1])
+
+
+@app.command(name="export")
+def export_refined(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that refined.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new file or folder.")],
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="hf, jsonl or parquet.")] = "hf",
+) -> None:
+    """Write a run's refined rows as a data set that other trainers read: chats that end with the fused answer.
+
+    [bold]Examples[/bold]
+
+      raft-ray export runs/refined refined-hf                     for datasets.load_from_disk
+
+      raft-ray export runs/refined refined.jsonl --format jsonl   for TRL, axolotl, LLaMA-Factory
+    """
+    from raft_ray.refine.export import export as export_rows
+
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such run folder")
+    count = export_rows(run / "refined", form, out)
+    _say(f"exported {count:,} rows", out)
 
 
 @app.command()
@@ -181,7 +223,7 @@ def evaluate(
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]) -> None:
-    """Write RUN/report.html anew from the files in the run folder.
+    """Write RUN/report.html anew from the files in the run folder, and RUN/refine_report.html for stage 1.
 
     [bold]Example[/bold]
 
@@ -189,9 +231,12 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run fold
     """
     if not run.is_dir():
         raise ConfigError(f"{run}: no such run folder")
-    from raft_ray.report import write_report
+    from raft_ray.report import REFINE_REPORT, write_report
 
-    _say("report", write_report(run))
+    path = write_report(run)
+    _say("report", path)
+    if (run / "refined").is_dir() and path.with_name(REFINE_REPORT).exists():
+        _say("report of stage 1", path.with_name(REFINE_REPORT))
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that is going on.")]

@@ -249,6 +249,9 @@ class RefineConfig:
     """A prompt file. Fields: `{prompt}` `{answer}` `{rewrite}`."""
     judge_prompt: str = "judge"
     """A prompt file, for judges that are models. Fields: `{prompt}` `{answer}` `{candidate}`."""
+    gap: bool = True
+    """Measure how likely the original model finds gold, rewritten and fused answers, for the report; a forward pass
+    over each, by actors as section `teacher` describes them."""
     actors: int = 1
     """Engines of the original model."""
     batch: int = 64

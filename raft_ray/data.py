@@ -40,7 +40,7 @@ class Row:
     messages: list[dict[str, str]]
     """The chat before the answer, `role` and `content` each; the last message is the user's."""
     answer: str
-    """The gold answer y."""
+    """The gold answer y; in a file with `prompt` and `fused` alone, the fused answer."""
     answers: list[str]
     """Every answer that counts as right, the gold answer first."""
     rewrite: str | None = None
@@ -243,14 +243,20 @@ def _first_line(error: BaseException) -> str:
 
 def _row(record: dict[str, Any], config: DataConfig, *, index: int, line: int) -> Row:
     names = config
-    if all(record.get(name) is not None for name in ("fused", "messages", "answer")):
+    refined = all(record.get(name) is not None for name in ("fused", "messages", "answer"))
+    if refined:
         # A refined file has its own column names, whatever the names in the file that it was made from.
         names = DataConfig()
     if record.get(names.messages_field) is not None:
         messages, answer = _chat(record, names)
+        if refined:
+            # An exported chat ends with the fused answer; the gold answer stands beside it.
+            answer = _text(record, names.answer_field)
     else:
         messages = [{"role": "user", "content": _text(record, names.prompt_field)}]
-        answer = _text(record, names.answer_field)
+        # A file made elsewhere may hold the fused answers alone.
+        given = record.get(names.answer_field) is not None
+        answer = _text(record, names.answer_field if given or record.get("fused") is None else "fused")
     return Row(
         index=index,
         line=line,

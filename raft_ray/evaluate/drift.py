@@ -70,13 +70,13 @@ class Reference:
         if not self.sequences:
             raise ValueError("drift needs at least one response token")
         self.tokens = tokens
-        self.head = _Head(base_model)
+        self.head = Head(base_model)
         self.hidden_nD = response_hidden(base_model, self.sequences, tokens=tokens)
 
     @torch.inference_mode()
     def compare(self, tuned_model: PreTrainedModel, *, chunk: int = 256) -> Drift:
         """The drift of `tuned_model`. Raises `ModelError` when its vocabulary is another."""
-        head = _Head(tuned_model)
+        head = Head(tuned_model)
         if head.rows != self.head.rows:
             raise ModelError(f"drift: the tuned model has {head.rows} output tokens, its base {self.head.rows}")
         tuned_nD = response_hidden(tuned_model, self.sequences, tokens=self.tokens)
@@ -116,7 +116,7 @@ def response_hidden(model: PreTrainedModel, sequences: Sequence[Pair], *, tokens
     return torch.cat([part for part in parts if part is not None])
 
 
-class _Head:
+class Head:
     """Hidden states `[C, D]` to float32 logits `[C, V]`, as the model itself computes them."""
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -1,34 +1,66 @@
-"""The report of a run: one `report.html` that needs nothing else, made from the files of the run folder.
+"""The reports of a run, each one page that needs nothing else, made from the files of the run folder.
 
-    files.py    reads and checks the run folder
+`report.html` is about the run; `refine_report.html` about stage 1, also of a run that only refined.
+
+    files.py    reads and checks the run folder; refine_facts.py the refined rows, in one pass
     verdict.py  what eval.json says, in words
-    figures.py  values -> charts, drawn by svg.py; timeline.py and lanes.py likewise for spans
-    page.py     what each section shows
-    report.html.j2, report.css   how it looks
+    figures.py, refine_figures.py  values -> charts, drawn by svg.py; timeline.py and lanes.py likewise for spans
+    page.py, refine_page.py        what each section shows
+    frame.html.j2, parts.html.j2, report.css   how a page looks; report.html.j2, refine_report.html.j2   its sections
 
-Knows nothing about models, Ray or training: whatever wrote the files, the report reads them.
+Knows nothing about models, Ray or training: whatever wrote the files, the reports read them.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raft_ray.errors import RaftError
+
+if TYPE_CHECKING:
+    from raft_ray.report.files import Run
+
+REPORT = "report.html"
+REFINE_REPORT = "refine_report.html"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` and return its path.
+    """Write `run_dir/report.html` and return its path; and stage 1's report, where there are refined rows.
 
-    The page holds its own style and charts and loads nothing. Sections whose files are missing say so.
+    The pages hold their own style and charts and load nothing. Sections whose files are missing say so.
     Raises `RaftError` for a folder without a run, or naming file and line (or key) of a malformed file.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    from raft_ray.report import figures, words
     from raft_ray.report.files import read_run
     from raft_ray.report.page import page
 
-    run_dir = Path(run_dir)
-    values = page(read_run(run_dir))
+    run = read_run(Path(run_dir))
+    if run.refined is not None:
+        _write_refine_report(run)
+    return _write(run.folder / REPORT, "report.html.j2", page(run))
+
+
+def write_refine_report(run_dir: Path) -> Path:
+    """Write `run_dir/refine_report.html` alone and return its path. Raises `RaftError` as `write_report` does."""
+    from raft_ray.report.files import read_run
+
+    return _write_refine_report(read_run(Path(run_dir)))
+
+
+def _write_refine_report(run: Run) -> Path:
+    from raft_ray.report.refine_page import page
+
+    if run.refined is None:
+        raise RaftError(f"{run.folder}: no refined/part-*.parquet there; run `raft-ray refine` first")
+    return _write(run.folder / REFINE_REPORT, "refine_report.html.j2", page(run, run.refined))
+
+
+def _write(path: Path, template: str, values: dict[str, Any]) -> Path:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from raft_ray.report import figures, words
+
     environment = Environment(
         loader=PackageLoader("raft_ray.report", "."),
         autoescape=True,
@@ -43,8 +75,7 @@ def write_report(run_dir: Path) -> Path:
         label=words.method_label,
         css=figures.method_css,
     )
-    html = environment.get_template("report.html.j2").render(values)
-    path = run_dir / "report.html"
+    html = environment.get_template(template).render(values)
     partial = path.with_suffix(".html.partial")
     # A model can emit lone surrogates, which JSON carries and UTF-8 cannot.
     partial.write_text(html, encoding="utf-8", errors="replace")

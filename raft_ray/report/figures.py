@@ -1,4 +1,4 @@
-"""Which figures a run has: training curves, stage 1, the trade-off, weight distance.
+"""Which figures a run has: training curves, the trade-off, weight distance (`refine_figures.py`: stage 1).
 
 Turns the values of `raft_ray.report.files` into charts of `raft_ray.report.svg`, each with a title, a line that
 says how to read it and a legend. Knows no HTML beyond the class names of methods. A figure whose
@@ -206,23 +206,6 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, middle - reach), min(1.0, middle + reach)
-
-
-def similarity_figure(rows: list[Row], tau: float | None) -> Figure | None:
-    """Histogram of cos(gold, rewrite): accepted, and refused though some of them pass τ."""
-    scored = [row for row in rows if usable(row["similarity"])]
-    if not scored:
-        return None
-    groups = [
-        ("accepted", "s-good", [row["similarity"] for row in scored if row["accepted"]]),
-        ("refused", "s-bad", [row["similarity"] for row in scored if not row["accepted"]]),
-    ]
-    marker = (tau, f"τ = {tau:g}") if tau is not None else None
-    chart = svg.histogram(
-        groups, label="Similarity of rewrites", x_label="cosine of gold answer and rewrite", marker=marker
-    )
-    note = "Rows by cosine. Right of τ, refused rows failed another check."
-    return Figure("Similarity of gold answer and rewrite", note, chart, [(name, css) for name, css, _ in groups])
 
 
 def distance_figure(methods: dict[str, Row]) -> Figure | None:

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import RaftError
+from raft_ray.refine.gap import read_gap
+from raft_ray.refine.schema import SUMMARY, part_files
+from raft_ray.report.refine_facts import Facts, read_facts
 from raft_ray.spans import Span, read_spans
 
 METHOD_ORDER = ("base", "sft", "fapm", "sdft", "opd")
@@ -25,9 +28,6 @@ LOSSES = ("loss", "sft_loss", "kl_loss", "lambda", "ce_kl_ratio", "teacher_mass"
 ROLLOUTS = ("response_length", "truncated", "staleness", "staleness_max", "tokens")
 NUMBERS = ("epoch", *LOSSES, *ROLLOUTS, "lr", "grad_norm", "rows")
 """The keys of a metrics line that hold a number or null."""
-
-REFINED_COLUMNS = ["row", "prompt", "answer", "rewrite", "similarity", "accepted", "refused", "candidates", "fused"]
-"""The columns that the report reads."""
 
 Row = dict[str, Any]
 
@@ -43,9 +43,11 @@ class Run:
     traces: dict[str, list[Row]] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     """Of the main method; empty if they were not recorded."""
-    refined: list[Row] | None = None
-    refinement_seconds: float | None = None
-    """What stage 1 took, once it has finished."""
+    refined: Facts | None = None
+    summary: Row = field(default_factory=dict)
+    """What stage 1 left when it finished."""
+    gap: Row | None = None
+    """The compatibility gap of the refined rows, if it was measured."""
     evaluation: dict[str, Row] | None = None
     """`methods` of eval.json, in `in_order`."""
     finished: datetime | None = None
@@ -84,7 +86,7 @@ def read_run(folder: Path) -> Run:
             metrics[name] = _read_metrics(place / "metrics.jsonl")
         if (place / "trace.jsonl").exists():
             traces[name] = _read_trace(place / "trace.jsonl")
-    parts = sorted((folder / "refined").glob("*.parquet"))
+    parts = part_files(folder / "refined")
     if not (config or evaluation or metrics or parts):
         raise RaftError(
             f"{folder}: not a run folder (no config.yaml, metrics.jsonl, eval.json or refined/*.parquet there)"
@@ -96,8 +98,9 @@ def read_run(folder: Path) -> Run:
         metrics={name: metrics[name] for name in in_order(metrics) if metrics[name]},
         traces=traces,
         spans=read_spans(folder / "spans.jsonl"),
-        refined=[row for part in parts for row in _read_refined(part)] if parts else None,
-        refinement_seconds=_read_summary(folder / "refined" / "_summary.json").get("seconds"),
+        refined=read_facts(folder / "refined", _tau(config)),
+        summary=_read_summary(folder / "refined" / SUMMARY),
+        gap=read_gap(folder / "refined"),
         evaluation=evaluation["methods"] if evaluation else None,
         finished=_newest([folder / "config.yaml", folder / "metrics.jsonl", folder / "eval.json", *parts]),
     )
@@ -108,6 +111,12 @@ def _main_method(config: dict[str, Any] | None, evaluation: dict[str, Any] | Non
         return str(evaluation["main"])
     distill = (config or {}).get("distill")
     return str(distill["method"]) if isinstance(distill, dict) and distill.get("method") else "run"
+
+
+def _tau(config: dict[str, Any] | None) -> float | None:
+    refine = (config or {}).get("refine")
+    tau = refine.get("tau") if isinstance(refine, dict) else None
+    return float(tau) if tau is not None and _is_number(tau) else None
 
 
 def _newest(paths: list[Path]) -> datetime | None:
@@ -190,20 +199,6 @@ def _read_trace(path: Path) -> list[Row]:
             _require(row, "version", where)
         rows.append(row)
     return rows
-
-
-def _read_refined(path: Path) -> list[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as parquet:
-            missing = [name for name in REFINED_COLUMNS if name not in parquet.schema_arrow.names]
-            if missing:
-                raise RaftError(f"{path}: column `{missing[0]}` is missing; it is not a refined data set")
-            return list(parquet.read(columns=REFINED_COLUMNS).to_pylist())
-    except (pa.ArrowException, OSError) as error:
-        raise RaftError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
 
 
 def _read_summary(path: Path) -> Row:

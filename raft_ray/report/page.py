@@ -13,7 +13,7 @@ from raft_ray.report import figures, stage1, timing
 from raft_ray.report.files import Row, Run, in_order
 from raft_ray.report.timeline import timeline
 from raft_ray.report.verdict import verdict
-from raft_ray.report.words import about, duration, method_label, number, percent, short, usable
+from raft_ray.report.words import about, duration, last_part, method_label, number, percent, short, usable
 
 EXAMPLES = 5
 """Domain questions shown."""
@@ -48,23 +48,17 @@ def _absent(line: str) -> dict[str, Any]:
     return {"absent": line}
 
 
-def _name(value: Any) -> str:
-    """The last part of a path; names such as `domain:chemistry` or `owner/model` as they are."""
-    text = str(value)
-    return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith((".", "/", "~")) or text.count("/") > 1 else text
-
-
 def _title(run: Run) -> str:
     model, data = run.setting("model.path"), run.setting("data.train")
     if model is None or data is None:
         return f"{method_label(run.main)}: {run.folder.resolve().name}"
-    return f"{method_label(run.main)}: {_name(model)} on {_name(data)}"
+    return f"{method_label(run.main)}: {last_part(model)} on {last_part(data)}"
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     """(label, text) of the header; what is not known is not listed."""
     rows = run.metrics.get(run.main, [])
-    trained = len(run.refined) if run.refined is not None else len({row["row"] for row in run.traces.get(run.main, [])})
+    trained = run.refined.rows if run.refined is not None else len({row["row"] for row in run.traces.get(run.main, [])})
     facts: list[tuple[str, Any]] = [
         ("Model", run.setting("model.path")),
         ("Domain data", run.setting("data.train")),
@@ -252,8 +246,8 @@ def _time(run: Run) -> dict[str, Any]:
             "as far as the learner waited; the table has their whole time. "
             f"Hidden behind the learner's work: {', '.join(hidden)}."
         )
-    if run.refinement_seconds is not None:
-        notes.append(f"Stage 1 took {duration(run.refinement_seconds)}.")
+    if run.summary.get("seconds") is not None:
+        notes.append(f"Stage 1 took {duration(run.summary['seconds'])}.")
     evaluated = {
         name: sum(value for value in seconds.values() if usable(number(value)))
         for name, m in (run.evaluation or {}).items()

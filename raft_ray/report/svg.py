@@ -20,6 +20,7 @@ from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
 
+from raft_ray.report.counts import Counts, used_range
 from raft_ray.report.words import short, usable
 
 WIDTH, HEIGHT = 360, 220
@@ -148,32 +149,31 @@ def scatter(points: Sequence[Point], *, label: str, x_label: str, x_form: Format
 
 
 def histogram(
-    groups: Sequence[tuple[str, str, Sequence[float]]],
+    groups: Sequence[tuple[str, str, Counts]],
     *,
     label: str,
     x_label: str,
     marker: tuple[float, str] | None = None,
-    bins: int = 30,
+    every: int = 5,
 ) -> Markup:
-    """Counts of values by bin, groups (label, css, values) stacked; `marker` is a vertical line with its name."""
-    everything = [value for _, _, values in groups for value in values]
-    low = math.floor(min([*everything, marker[0] if marker else 1.0]) * 10) / 10
-    high = max(1.0, math.ceil(max(everything) * 10) / 10)
-    width = (high - low) / bins
-    counts = [[0] * bins for _ in groups]
-    for count, (_, _, values) in zip(counts, groups, strict=True):
-        for value in values:
-            count[min(bins - 1, int((value - low) / width))] += 1
+    """Counts by bin, groups (label, css, counts, alike in their bins) stacked; the axis ends with a multiple of
+    `every` bins around those in use. `marker` is a vertical line with its name."""
+    first = groups[0][2]
+    used = used_range([counts for _, _, counts in groups], every)
+    edges = [first.low + place * first.width for place in range(used.start, used.stop + 1)]
+    low, high = edges[0], edges[-1]
+    if marker:
+        low, high = min(low, marker[0]), max(high, marker[0])
     x_scale = Scale(low, high, LEFT, RIGHT, count=6)
     x_scale.low, x_scale.high = low, high
-    x_scale.ticks = [tick for tick in x_scale.ticks if low <= tick <= high]
-    y_scale = Scale(0, max(map(sum, zip(*counts, strict=True))) * 1.08, BOTTOM, TOP)
+    x_scale.ticks = [tick for tick in x_scale.ticks if low - 1e-9 <= tick <= high + 1e-9]
+    heights = [[counts.bins[place] for _, _, counts in groups] for place in range(used.start, used.stop)]
+    y_scale = Scale(0, max(map(sum, heights)) * 1.08, BOTTOM, TOP)
     root = canvas(label)
     _axes(root, x_scale, y_scale, x_label, short, short)
-    for index in range(bins):
-        start, end = low + index * width, low + (index + 1) * width
-        parts = [(css, count[index]) for (_, css, _), count in zip(groups, counts, strict=True)]
-        names = ", ".join(f"{count[index]} {name}" for (name, _, _), count in zip(groups, counts, strict=True))
+    for (start, end), height in zip(pairwise(edges), heights, strict=True):
+        parts = [(css, count) for (_, css, _), count in zip(groups, height, strict=True)]
+        names = ", ".join(f"{count:,} {name}" for (name, _, _), count in zip(groups, height, strict=True))
         _stack(root, parts, x_scale(start) + 0.5, x_scale(end) - 0.5, y_scale, f"{start:.2f} to {end:.2f}: {names}")
     if marker:
         x = x_scale(marker[0])

@@ -71,5 +71,11 @@ def method_label(name: str) -> str:
     return name.upper() if name in ("sft", "fapm", "sdft", "opd", "raft") else name
 
 
+def last_part(value: Any) -> str:
+    """The last part of a path; names such as `domain:chemistry` or `owner/model` as they are."""
+    text = str(value)
+    return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith((".", "/", "~")) or text.count("/") > 1 else text
+
+
 def _odd(value: Number) -> str:
     return ABSENT if value is None else str(value)

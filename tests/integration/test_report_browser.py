@@ -1,4 +1,4 @@
-"""The report in a real browser: it opens without an error, shows every section, and fits wide and narrow screens.
+"""The reports in a real browser: each opens without an error, shows every section, and fits wide and narrow screens.
 
 Needs Chromium and its driver (Debian: `apt-get install chromium chromium-driver`).
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from refine_fixture import write_refine_run
 from report_fixture import write_run
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from raft_ray.report import write_report
+from raft_ray.report import write_refine_report, write_report
 
 FLAGS = [
     "--headless=new",
@@ -27,7 +29,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-HEADINGS = [
+RUN_HEADINGS = [
     "Verdict",
     "Results",
     "What was gained, what it cost",
@@ -38,6 +40,16 @@ HEADINGS = [
     "Weight distance",
     "Answers to domain questions",
     "Answers to general questions",
+]
+REFINE_HEADINGS = [
+    "At a glance",
+    "From rows to answers",
+    "Similarity and the threshold",
+    "Judges",
+    "Compatibility gap",
+    "Length and style",
+    "Time and cost",
+    "Rows before and after",
 ]
 WIDTHS = [1280, 400]
 
@@ -71,9 +83,21 @@ return found;
 """
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_report(write_run(tmp_path_factory.mktemp("report") / "run")).as_uri()
+@dataclass(frozen=True)
+class Page:
+    """A report, and what it must show."""
+
+    address: str
+    headings: list[str]
+    charts: int
+
+
+@pytest.fixture(scope="module", params=["run", "refine"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    folder = tmp_path_factory.mktemp("report") / "run"
+    if request.param == "run":
+        return Page(write_report(write_run(folder)).as_uri(), RUN_HEADINGS, charts=16)
+    return Page(write_refine_report(write_refine_run(folder)).as_uri(), REFINE_HEADINGS, charts=4)
 
 
 @pytest.fixture
@@ -106,44 +130,44 @@ def sizes(browser: webdriver.Chrome, selector: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_it_opens_without_errors_and_loads_nothing(browser: webdriver.Chrome, address: str, width: int) -> None:
-    show(browser, address, width)
+def test_it_opens_without_errors_and_loads_nothing(browser: webdriver.Chrome, page: Page, width: int) -> None:
+    show(browser, page.address, width)
     assert browser.get_log("browser") == []
     assert browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_section_is_visible_and_every_figure_has_a_size(
-    browser: webdriver.Chrome, address: str, width: int
+    browser: webdriver.Chrome, page: Page, width: int
 ) -> None:
-    show(browser, address, width)
+    show(browser, page.address, width)
     headings = browser.find_elements(By.TAG_NAME, "h2")
-    assert [heading.text for heading in headings] == HEADINGS
+    assert [heading.text for heading in headings] == page.headings
     assert all(heading.is_displayed() for heading in headings)
     charts = sizes(browser, "svg.chart")
-    assert len(charts) == 16
+    assert len(charts) == page.charts
     assert all(chart["width"] > 250 and chart["height"] > 150 for chart in charts)
     assert all(figure["width"] > 300 and figure["height"] > 100 for figure in sizes(browser, "figure"))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_overflows_sideways(browser: webdriver.Chrome, address: str, width: int) -> None:
-    show(browser, address, width)
+def test_nothing_overflows_sideways(browser: webdriver.Chrome, page: Page, width: int) -> None:
+    show(browser, page.address, width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script(STICKING_OUT) == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_texts_of_charts_stay_in_their_cards_and_apart(browser: webdriver.Chrome, address: str, width: int) -> None:
-    show(browser, address, width)
+def test_texts_of_charts_stay_in_their_cards_and_apart(browser: webdriver.Chrome, page: Page, width: int) -> None:
+    show(browser, page.address, width)
     assert browser.execute_script(MISPLACED_TEXTS) == []
 
 
-def test_it_follows_the_colour_scheme_and_is_light_on_paper(browser: webdriver.Chrome, address: str) -> None:
+def test_it_follows_the_colour_scheme_and_is_light_on_paper(browser: webdriver.Chrome, page: Page) -> None:
     background = "return getComputedStyle(document.body).backgroundColor"
-    show(browser, address, 1280, "light")
+    show(browser, page.address, 1280, "light")
     light = browser.execute_script(background)
-    show(browser, address, 1280, "dark")
+    show(browser, page.address, 1280, "dark")
     dark = browser.execute_script(background)
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})

@@ -1,0 +1,86 @@
+"""How likely a model finds answers: the mean log-likelihood a token, in nats, that `raft_ray.refine.gap` is about.
+
+Knows nothing about Ray or about how rows are refined. Body in the model's own dtype, head and softmax in float32.
+Shapes: n positions of all answers in one list, C of a chunk, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from raft_ray.evaluate.drift import Head, Pair, response_hidden
+from raft_ray.prompts import PromptEncoder
+from raft_ray.teacher import micro_batches
+
+
+class Likelihood:
+    """Log-likelihoods of answers under a model.
+
+    Args:
+        model: the original model, in evaluation mode.
+        encoder: its chat template and context.
+        tokens: padded tokens a forward pass; also bounds the hidden states that exist at one time.
+        chunk: positions whose logits exist at one time.
+
+    Raises `ModelError` for a model without a head, or whose logits are made in an unknown way.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoder: PromptEncoder, *, tokens: int = 4096, chunk: int = 256) -> None:
+        self._model = model
+        self._encoder = encoder
+        self._tokens = tokens
+        self._chunk = chunk
+        self._head = Head(model)
+
+    def measure(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows with the `COLUMNS` of `raft_ray.refine.gap` to rows of its `VALUES_SCHEMA`, in order.
+
+        A text that a row repeats is read once.
+        """
+        pairs: list[Pair] = []
+        places: dict[tuple[int, str], int] = {}
+        for number, row in enumerate(rows):
+            prompt = self._encoder.prompt(row["messages"])
+            for text in {row["answer"], row["rewrite"], row["fused"]} - {None, ""}:
+                answer = self._encoder.answer(row["messages"], text)
+                if len(prompt) + len(answer) <= self._encoder.context:
+                    places[number, text] = len(pairs)
+                    pairs.append((prompt, answer))
+        found = self.score(pairs)
+
+        def value(number: int, text: str | None) -> float | None:
+            place = places.get((number, text or ""))
+            return None if place is None else found[place]
+
+        return [
+            {
+                "row": row["row"],
+                "accepted": row["accepted"],
+                "gold": value(number, row["answer"]),
+                "rewrite": value(number, row["rewrite"]),
+                "fused": value(number, row["fused"]),
+            }
+            for number, row in enumerate(rows)
+        ]
+
+    @torch.inference_mode()
+    def score(self, pairs: Sequence[Pair]) -> list[float]:
+        """The mean log-likelihood a token, in nats, of each `(prompt ids, answer ids)`."""
+        found = [math.nan] * len(pairs)
+        for group in micro_batches([len(prompt) + len(answer) for prompt, answer in pairs], self._tokens):
+            chosen = [pairs[place] for place in group]
+            hidden_nD = response_hidden(self._model, chosen, tokens=self._tokens)
+            labels_n = torch.tensor([token for _, answer in chosen for token in answer], device=hidden_nD.device)
+            values: list[torch.Tensor] = []
+            for hidden_CD, labels_C in zip(hidden_nD.split(self._chunk), labels_n.split(self._chunk), strict=True):
+                logits_CV = self._head(hidden_CD)
+                values.append(logits_CV.gather(-1, labels_C[:, None])[:, 0] - logits_CV.logsumexp(-1))
+            lengths = [len(answer) for _, answer in chosen]
+            for place, part in zip(group, torch.cat(values).double().split(lengths), strict=True):
+                found[place] = float(part.mean())
+        return found
