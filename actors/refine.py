@@ -186,7 +186,13 @@ def _run(blocks: list[_Block], config: Config, out: Path) -> dict[str, dict[str,
             workers = 2 * max([len(group) for group in engines.values()], default=2)
             data = (
                 ray.data.from_arrow(tables)
-                .map_batches(_read, batch_size=None, batch_format="pyarrow", **here)
+                .map_batches(
+                    _read,
+                    batch_size=None,
+                    batch_format="pyarrow",
+                    num_cpus=0,
+                    label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+                )
                 .map_batches(
                     RefineWorker,
                     fn_constructor_args=(config, run_dir, engines, identities(config), books),

