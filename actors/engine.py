@@ -93,20 +93,28 @@ class Engine:
         temperature: float,
         top_p: float = 1.0,
         seed: int = 0,
+        schema: dict[str, Any] | None = None,
         progress: bool = False,
     ) -> list[Completion]:
         """One completion for each prompt (a list of token ids), in the prompts' order.
 
         `max_new_tokens` is one limit for all, or a limit for each prompt. `temperature=0` is greedy.
         `seed` seeds the whole call, so a prompt's tokens depend on the list it is in.
+        `schema` is a JSON schema that every completion follows, unless its limit cuts it off.
         """
         import torch
         from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import StructuredOutputsParams
 
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
         params = [
             SamplingParams(
-                max_tokens=limit, temperature=temperature, top_p=top_p, detokenize=False, skip_special_tokens=False
+                max_tokens=limit,
+                temperature=temperature,
+                top_p=top_p,
+                detokenize=False,
+                skip_special_tokens=False,
+                structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
             )
             for limit in limits
         ]

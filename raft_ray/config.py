@@ -203,11 +203,15 @@ class RefineConfig:
     tau: float = 0.8
     """Eq. 3: a rewrite below this cosine to the gold answer is dropped, and the row keeps the gold answer."""
     rewriter: str = "self"
-    """Who rewrites: `self` is the original model (Eq. 1)."""
+    """Who rewrites: `self` is the original model (Eq. 1), or a name in `refine.models`."""
     fuser: str = "self"
-    """Who fuses gold answer and rewrite (Eq. 4): `self`, or `none` (the accepted rewrite is the fused answer)."""
+    """Who fuses gold answer and rewrite (Eq. 4): `self`, a name in `refine.models`, or `none` (the accepted rewrite is
+    the fused answer)."""
     judges: list[str] = field(default_factory=lambda: ["embedding", "key_facts"])
-    """Who scores candidates in [0, 1]: `embedding`, `key_facts`, `exact`."""
+    """Who scores candidates in [0, 1], the mean counts: `embedding`, `key_facts`, `exact`, or a model: `self`, or a
+    name in `refine.models`."""
+    models: dict[str, RefineModelConfig] = field(default_factory=dict)
+    """Models beside the original one, by names of your own, for the roles above."""
     embedder: str = "wordllama"
     """`wordllama`, or the name or folder of a sentence-transformers model."""
     similarity_on: SimilarityOn = SimilarityOn.answer
@@ -234,9 +238,17 @@ class RefineConfig:
     """A prompt file: a name under `configs/prompts/`, or a path. Fields: `{prompt}` `{answer}`."""
     fuse_prompt: str = "fuse"
     """A prompt file. Fields: `{prompt}` `{answer}` `{rewrite}`."""
+    judge_prompt: str = "judge"
+    """A prompt file, for judges that are models. Fields: `{prompt}` `{answer}` `{candidate}`."""
     actors: int = 1
+    """Engines with the original model; with their resources from section `rollout`."""
+    workers: int = 2
+    """Workers of each stage (rewriting, fusing), which do what is to be done around the engines' calls; more than
+    engines keep these busy."""
+    max_workers: int | None = None
+    """Ray Data adds workers up to so many to a stage that batches wait for; none keeps `refine.workers`."""
     batch: int = 64
-    """Rows a call of an engine."""
+    """Rows a call of an engine. Part of what decides the texts: a call is sampled as a whole."""
 
 
 @dataclass

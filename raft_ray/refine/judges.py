@@ -5,13 +5,11 @@ Another judge is another class with `name` and `score`. Knows nothing about roun
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from raft_ray.config import SimilarityOn
-from raft_ray.errors import ConfigError
 from raft_ray.refine.embed import Embedder
 from raft_ray.refine.filter import semantic_filter
 from raft_ray.refine.key_facts import key_facts, missing_facts, normalise
@@ -33,8 +31,8 @@ class Judge(Protocol):
 
     name: str
 
-    def score(self, cases: Sequence[Case]) -> list[float]:
-        """A score in [0, 1] for each case, in order; 1 is best."""
+    def score(self, cases: Sequence[Case]) -> list[float | None]:
+        """A score in [0, 1] for each case, in order; 1 is best. None where this judge failed or answered nonsense."""
         ...
 
 
@@ -47,7 +45,7 @@ class EmbeddingJudge:
         self._embedder = embedder
         self._on = similarity_on
 
-    def score(self, cases: Sequence[Case]) -> list[float]:
+    def score(self, cases: Sequence[Case]) -> list[float | None]:
         if not cases:
             return []
         gold_ND, candidate_ND = (
@@ -63,7 +61,7 @@ class KeyFactsJudge:
 
     name = "key_facts"
 
-    def score(self, cases: Sequence[Case]) -> list[float]:
+    def score(self, cases: Sequence[Case]) -> list[float | None]:
         return [self._one(case) for case in cases]
 
     def _one(self, case: Case) -> float:
@@ -76,7 +74,7 @@ class ExactJudge:
 
     name = "exact"
 
-    def score(self, cases: Sequence[Case]) -> list[float]:
+    def score(self, cases: Sequence[Case]) -> list[float | None]:
         return [float(normalise(case.candidate) == normalise(case.gold)) for case in cases]
 
 
@@ -84,31 +82,13 @@ JUDGES = (EmbeddingJudge.name, KeyFactsJudge.name, ExactJudge.name)
 
 
 def make_judges(names: list[str], embedder: Embedder, similarity_on: SimilarityOn = SimilarityOn.answer) -> list[Judge]:
-    """The judges that `refine.judges` names, in order.
-
-    Raises `ConfigError` for a name that is not a judge (naming the nearest), a repeated one, or none at all.
-    """
-    check_judges(names)
+    """The judges of these names, each one of `JUDGES`, in order."""
     made: dict[str, Judge] = {
         EmbeddingJudge.name: EmbeddingJudge(embedder, similarity_on),
         KeyFactsJudge.name: KeyFactsJudge(),
         ExactJudge.name: ExactJudge(),
     }
     return [made[name] for name in names]
-
-
-def check_judges(names: list[str]) -> None:
-    """Raises `ConfigError` unless `names` are different judges, at least one."""
-    for name in names:
-        if name not in JUDGES:
-            nearest = difflib.get_close_matches(name, JUDGES, n=1, cutoff=0.0)[0]
-            raise ConfigError(
-                f"refine.judges: no judge {name!r}; did you mean {nearest!r}? There are {', '.join(JUDGES)}"
-            )
-    if not names:
-        raise ConfigError(f"refine.judges: none named; take one or more of {', '.join(JUDGES)}")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"refine.judges={names}: a judge is named twice; each name counts once")
 
 
 def embedded_text(question: str, answer: str, on: SimilarityOn) -> str:

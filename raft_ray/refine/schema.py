@@ -1,4 +1,4 @@
-"""A refined row: its columns, how Parquet stores them, and the counts over a set of them.
+"""A refined row: its columns, how Parquet stores them, and the summary beside them.
 
 Knows nothing about how rows are refined. `docs/design.md` ("A refined row") says what each column means.
 """
@@ -6,7 +6,6 @@ Knows nothing about how rows are refined. `docs/design.md` ("A refined row") say
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,6 +16,8 @@ from raft_ray.errors import DataError
 
 OFF = "off"
 """`refused` of rows that were never refined (`refine.enabled=false`)."""
+FAILED = "failed"
+"""`refused` of rows whose rewriter gave no text although all retries were used up; a resumed run tries them again."""
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _SCORES = pa.list_(pa.struct([("judge", pa.string()), ("score", pa.float64())]))
@@ -63,11 +64,13 @@ Message = dict[str, str]
 
 class Score(TypedDict):
     judge: str
-    score: float
+    score: float | None
+    """None where the judge failed or answered nonsense: it is left out of the mean."""
 
 
 class Candidate(TypedDict):
-    """A candidate of the fusion. One that a guard refused has no `scores` and `score` 0, and is never chosen."""
+    """A candidate of the fusion. One that a guard refused has no `scores`; it, and one that no judge could score, has
+    `score` 0 and is never chosen."""
 
     text: str
     source: str
@@ -76,7 +79,7 @@ class Candidate(TypedDict):
     """0 for those there from the start, 1 and up for fusion's."""
     scores: list[Score]
     score: float
-    """Mean of `scores`."""
+    """Mean of `scores`, those that are None left out."""
 
 
 class RefinedRow(TypedDict):
@@ -118,28 +121,6 @@ def read_refined(folder: Path) -> list[RefinedRow]:
     return pa.concat_tables(tables).sort_by("row").to_pylist()
 
 
-def summarise(rows: list[RefinedRow], seconds: float) -> dict[str, Any]:
-    """Counts over refined rows: how many were accepted, why others were not, who wrote what training uses.
-
-    `seconds` is what stage 1 took. Means are null over no rows.
-    """
-    accepted = [row for row in rows if row["accepted"]]
-    similarities = [row["similarity"] for row in rows if row["similarity"] is not None]
-    return {
-        "rows": len(rows),
-        "accepted": len(accepted),
-        "acceptance": _mean([float(row["accepted"]) for row in rows]),
-        "refused": dict(Counter(row["refused"] for row in rows if row["refused"] is not None).most_common()),
-        "sources": dict(Counter(_source(row) for row in rows).most_common()),
-        "similarity_mean": _mean(similarities),
-        "score_mean": _mean([max(c["score"] for c in row["candidates"]) for row in accepted if row["candidates"]]),
-        "rounds_mean": _mean([float(row["rounds"]) for row in accepted]),
-        "answer_words_mean": _mean([float(len(row["answer"].split())) for row in rows]),
-        "fused_words_mean": _mean([float(len(row["fused"].split())) for row in rows]),
-        "seconds": round(seconds, 3),
-    }
-
-
 SUMMARY = "_summary.json"
 """In the refined folder. The underscore hides it from what reads all of a folder as Parquet."""
 
@@ -154,15 +135,3 @@ def read_summary(folder: Path) -> dict[str, Any]:
         return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no {SUMMARY} there, stage 1 did not finish; run it again ({error})") from error
-
-
-def _source(row: RefinedRow) -> str:
-    """Who wrote the text that training uses."""
-    if not row["accepted"]:
-        return "gold"
-    chosen = (candidate["source"] for candidate in row["candidates"] if candidate["text"] == row["fused"])
-    return next(chosen, "rewrite")
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -186,19 +186,6 @@ def test_the_embedding_judge_reads_the_question_too_where_configured() -> None:
     assert both.score([Case("bcd", "a", "x")]) == [pytest.approx(0.75)]
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["embeding"], r"refine\.judges: no judge 'embeding'; did you mean 'embedding'"),
-        ([], r"refine\.judges: none named"),
-        (["exact", "exact"], r"refine\.judges=.*twice"),
-    ],
-)
-def test_judges_that_cannot_be_made_name_the_key(names: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        make_judges(names, Letters())
-
-
 def test_the_shipped_embedder_knows_like_from_unlike() -> None:
     vectors = make_embedder("wordllama").embed(["a cat sat on the mat", "a kitten was sitting on a rug", "tax law", ""])
     assert vectors.dtype == np.float32

@@ -1,0 +1,112 @@
+"""Who plays which role in stage 1: `refine.rewriter`, `refine.fuser` and `refine.judges`, each a name.
+
+| name | who |
+|---|---|
+| `self` | the original model, `model.path`, on engines of this run |
+| a key of `refine.models` | a model on engines of this run (`path`), or behind an endpoint (`base_url`) |
+| `embedding`, `key_facts`, `exact` | a judge that is no model |
+| `none` | nobody: no fusion |
+
+Knows nothing about engines, endpoints or rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+from raft_ray.config import Config, ModelConfig, RefineConfig, RefineModelConfig
+from raft_ray.errors import ConfigError
+from raft_ray.refine.embed import Embedder
+from raft_ray.refine.generation import Generate
+from raft_ray.refine.judges import JUDGES, Judge, make_judges
+
+SELF = "self"
+NONE = "none"
+
+
+def check_roles(refine: RefineConfig) -> None:
+    """Raises `ConfigError`, with the nearest name, for a role that names nothing, and for a model that is unclear."""
+    for name, model in refine.models.items():
+        _check_model(name, model)
+    models = [SELF, *refine.models]
+    _check_name("refine.rewriter", refine.rewriter, models)
+    _check_name("refine.fuser", refine.fuser, [*models, NONE])
+    for judge in refine.judges:
+        _check_name("refine.judges", judge, [*JUDGES, *models])
+    if not refine.judges and refine.fuser != NONE:
+        raise ConfigError(f"refine.judges: none named; take one or more of {', '.join([*JUDGES, *models])}")
+    if len(set(refine.judges)) < len(refine.judges):
+        raise ConfigError(f"refine.judges={refine.judges}: a judge is named twice; each name counts once")
+
+
+def models_used(refine: RefineConfig) -> list[str]:
+    """Names of the models that have a role, each once."""
+    judges = [] if refine.fuser == NONE else [name for name in refine.judges if name not in JUDGES]
+    fuser = [] if refine.fuser == NONE else [refine.fuser]
+    return list(dict.fromkeys([refine.rewriter, *fuser, *judges]))
+
+
+def local_models(refine: RefineConfig) -> list[str]:
+    """Of those, the models on engines of this run."""
+    return [name for name in models_used(refine) if name == SELF or refine.models[name].path is not None]
+
+
+def model_config(config: Config, name: str) -> ModelConfig:
+    """How a local model is loaded. What the original model is trusted with, another one is not."""
+    if name == SELF:
+        return config.model
+    model = config.refine.models[name]
+    assert model.path is not None
+    return ModelConfig(path=model.path, dtype=config.model.dtype, context=model.context)
+
+
+def judges_of(
+    refine: RefineConfig, embedder: Embedder, template: str, generate: Callable[[str], Generate]
+) -> Sequence[Judge]:
+    """The judges that `refine.judges` names, in order.
+
+    Args:
+        template: text of the prompt file of judges that are models.
+        generate: the model of a name.
+    """
+
+    def by_model(name: str) -> Judge:
+        from raft_ray.refine.llm_judge import LlmJudge
+
+        return LlmJudge(name, generate(name), template)
+
+    return [
+        make_judges([name], embedder, refine.similarity_on)[0] if name in JUDGES else by_model(name)
+        for name in refine.judges
+    ]
+
+
+def _check_model(name: str, model: RefineModelConfig) -> None:
+    key = f"refine.models.{name}"
+    if name in (SELF, NONE, *JUDGES):
+        raise ConfigError(f"{key}: the name {name} is taken; choose another")
+    if (model.path is None) == (model.base_url is None):
+        both = "both are set" if model.path is not None else "neither is set"
+        raise ConfigError(f"{key}: needs path (engines of this run) or base_url (an endpoint), and {both}")
+    if model.base_url is not None and model.model is None:
+        raise ConfigError(f"{key}.model is missing: the name of the model at {model.base_url}")
+    if model.base_url is not None and not model.base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"{key}.base_url={model.base_url}: must begin with http:// or https://")
+    if model.path is not None and (model.model is not None or model.api_key_env is not None):
+        extra = "model" if model.model is not None else "api_key_env"
+        raise ConfigError(f"{key}.{extra}: is for endpoints, and the model runs here (path); leave it out")
+    if model.tensor_parallel > 1 and model.num_gpus < model.tensor_parallel:
+        raise ConfigError(
+            f"{key}.tensor_parallel={model.tensor_parallel}: needs as many GPUs an engine; "
+            f"set {key}.num_gpus={model.tensor_parallel}"
+        )
+
+
+def _check_name(key: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            f"{key}={name}: nobody of that name; did you mean {nearest}? There are {', '.join(known)}; "
+            "a model of your own is named in refine.models"
+        )
