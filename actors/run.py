@@ -47,7 +47,7 @@ console = Console(stderr=False)
 
 def run(config: Config) -> Path:
     """Refine, train the method and its baselines, evaluate all, report. Returns the path of `report.html`."""
-    prepared = preflight(config)
+    prepared = preflight(config, keep_rows=not config.refine.enabled)
     if config.refine.enabled and prepared.refined:
         raise ConfigError(
             f"data.train={config.data.train}: its rows are refined already; set refine.enabled=false to train on them"
@@ -69,9 +69,10 @@ def run(config: Config) -> Path:
 
 def refine(config: Config) -> Path:
     """Stage 1 alone. Returns the folder of refined rows."""
-    prepared = preflight(config)
+    prepared = preflight(config, keep_rows=False)
     with _running(config, prepared) as (bars, run_dir):
-        _refined(config, prepared, bars, run_dir)
+        refine_rows(prepared.scan, config, run_dir / "refined", bars.track("Stage 1: refine"))
+        _measure(config, bars, run_dir)
     if config.refine.enabled:
         console.print(f"Report: {write_refine_report(run_dir)}", highlight=False, soft_wrap=True)
     return run_dir / "refined"
@@ -106,10 +107,10 @@ def _running(config: Config, prepared: Prepared) -> Iterator[tuple[Bars, Path]]:
     run_dir.mkdir(parents=True, exist_ok=True)
     settings.save(config, run_dir / "config.yaml")
     write_bad(prepared, run_dir)
-    if prepared.bad:
-        console.print(f"[yellow]{len(prepared.bad)} rows left out[/], listed in {run_dir / 'bad_rows.jsonl'}")
+    if prepared.scan.bad:
+        console.print(f"[yellow]{len(prepared.scan.bad)} rows left out[/], listed in {run_dir / 'bad_rows.jsonl'}")
     console.print(
-        f"[bold]{config.distill.method.value}[/] on {len(prepared.train)} rows of {config.data.train}, "
+        f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {config.data.train}, "
         f"model {config.model.path}, run folder {run_dir}",
         highlight=False,
     )
@@ -125,11 +126,16 @@ def _refined(config: Config, prepared: Prepared, bars: Bars, run_dir: Path) -> l
     if not config.refine.enabled:
         return prepared.train
     out = run_dir / "refined"
-    refine_rows(prepared.train, config, out, bars.track("Stage 1: refine"))
-    if config.refine.gap:
-        measure_gap(config, out, bars.track("Stage 1: compatibility gap"))
+    refine_rows(prepared.scan, config, out, bars.track("Stage 1: refine"))
+    _measure(config, bars, run_dir)
     rows, _ = data.read_rows(str(out), config.data, split="train")
     return rows
+
+
+def _measure(config: Config, bars: Bars, run_dir: Path) -> None:
+    """The compatibility gap of the refined rows, for the report."""
+    if config.refine.enabled and config.refine.gap:
+        measure_gap(config, run_dir / "refined", bars.track("Stage 1: compatibility gap"))
 
 
 def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars, run_dir: Path) -> str:
@@ -275,7 +281,7 @@ def _evaluated(
         "data": {
             "train": config.data.train,
             "test": config.data.test,
-            "rows": len(prepared.train),
+            "rows": prepared.scan.rows,
             "test_rows": len(prepared.test or []),
         },
         "seconds": round(time.perf_counter() - start, 1),

@@ -203,18 +203,16 @@ class RefineConfig:
     """Off: the data already holds the answers to train on."""
     tau: float = 0.8
     """Eq. 3: a rewrite below this cosine to the gold answer is dropped, and the row keeps the gold answer."""
-    models: dict[str, Any] = field(default_factory=dict)
-    """Models beside the original one, by a name of your choice; the roles below take these names. Keys of each:
-    `path` (a local model on vLLM engines) with `actors`, `num_cpus`, `num_gpus`, `tensor_parallel`, `context`; or
-    `base_url` and `model` (an OpenAI-compatible endpoint) with `api_key_env`, `concurrency`, `timeout`, `retries`,
-    `input_cost`, `output_cost`."""
     rewriter: str = "self"
-    """Who rewrites: `self`, the original model (Eq. 1), or one of `refine.models`."""
+    """Who rewrites: `self` is the original model (Eq. 1), or a name in `refine.models`."""
     fuser: str = "self"
-    """Who fuses gold answer and rewrite (Eq. 4): `self`, one of `refine.models`, or `none` (the accepted rewrite is
+    """Who fuses gold answer and rewrite (Eq. 4): `self`, a name in `refine.models`, or `none` (the accepted rewrite is
     the fused answer)."""
     judges: list[str] = field(default_factory=lambda: ["embedding", "key_facts"])
-    """Who scores candidates in [0, 1]: `embedding`, `key_facts`, `exact`, `self`, or names of `refine.models`."""
+    """Who scores candidates in [0, 1], the mean counts: `embedding`, `key_facts`, `exact`, or a model: `self`, or a
+    name in `refine.models`."""
+    models: dict[str, RefineModelConfig] = field(default_factory=dict)
+    """Models beside the original one, by names of your own, for the roles above."""
     embedder: str = "wordllama"
     """`wordllama`, or the name or folder of a sentence-transformers model."""
     similarity_on: SimilarityOn = SimilarityOn.answer
@@ -222,12 +220,6 @@ class RefineConfig:
     """Refuse a rewrite that loses the gold answer's numbers, names or terse content, whatever its cosine."""
     refuse_invented: bool = True
     """Refuse a rewrite with numbers or names that stand neither in the chat nor in the gold answer."""
-    refuse_foreign: bool = True
-    """Refuse a rewrite that is written in another script than the chat and the gold answer."""
-    max_repetition: float = 0.33
-    """Refuse a rewrite of which one pair of words, said three times or more, makes up more than this share."""
-    leak_words: int = 4
-    """Refuse a rewrite that has so many words of the prompt in a row."""
     attempts: int = 1
     """Rewrites sampled at most, until one is accepted; the paper takes 1. Small models need more."""
     candidates: int = 2
@@ -253,9 +245,14 @@ class RefineConfig:
     """Measure how likely the original model finds gold, rewritten and fused answers, for the report; a forward pass
     over each, by actors as section `teacher` describes them."""
     actors: int = 1
-    """Engines of the original model."""
+    """Engines with the original model; with their resources from section `rollout`."""
+    workers: int = 2
+    """Workers of each stage (rewriting, fusing), which do what is to be done around the engines' calls; more than
+    engines keep these busy."""
+    max_workers: int | None = None
+    """Ray Data adds workers up to so many to a stage that batches wait for; none keeps `refine.workers`."""
     batch: int = 64
-    """Rows a call of an engine."""
+    """Rows a call of an engine. Part of what decides the texts: a call is sampled as a whole."""
 
 
 @dataclass

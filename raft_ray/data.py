@@ -11,22 +11,22 @@ imported inside the functions.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from raft_ray.config import DataConfig, OnBadRow
 from raft_ray.errors import DataError
+from raft_ray.sources import START, Place, Split, Unusable, records
 
-Split = Literal["train", "test"]
 CountTokens = Callable[[list[dict[str, str]], str], tuple[int, int]]
 
 _ROLES = ("system", "user", "assistant")
 _SHOWN = 5
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<configuration>[\w.-]+))?")
-_FILE_ENDINGS = {".jsonl", ".parquet", ".json", ".csv", ".tsv", ".txt", ".gz", ".zst", ".xlsx", ".arrow", ".yaml"}
+_BAD_IN_MEMORY = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,32 @@ class BadRow:
     """What is wrong with it, in one line."""
 
 
-class _Unusable(Exception):
-    """Why a record is no row; never leaves this module."""
+Check = Callable[[Row], str | None]
+"""Why a row cannot be used although it is one, such as its length; none where it can."""
+
+
+class BadRows:
+    """A growing collection of bad rows; beyond the first MiB they lie in a temporary file."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_BAD_IN_MEMORY, mode="w+", encoding="utf-8")  # noqa: SIM115
+        self._count = 0
+
+    def append(self, row: BadRow) -> None:
+        self._file.seek(0, 2)
+        self._file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[BadRow]:
+        self._file.seek(0)
+        for line in self._file:
+            yield BadRow(**json.loads(line))
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == each for each in self)
 
 
 def read_rows(
@@ -80,30 +104,67 @@ def read_rows(
     Raises `DataError`, naming the key, the source and the fix, when the source is missing, of an unknown kind, empty,
     or has no usable row.
     """
-    where = f"data.{split}={source}"
-    limit = config.limit if split == "train" else None
+    check = length_check(config, count_tokens) if count_tokens else None
     rows: list[Row] = []
     bad: list[BadRow] = []
-    for line, record in _records(source, config, split, where):
-        if limit is not None and len(rows) >= limit:
-            break
-        try:
-            if isinstance(record, _Unusable):
-                raise record
-            row = _row(record, config, index=len(rows), line=line)
-            if count_tokens is not None:
-                _check_length(row, config, count_tokens)
+    for _, row in iterate(source, config, split=split, check=check):
+        if isinstance(row, Row):
             rows.append(row)
-        except _Unusable as error:
-            bad.append(BadRow(line, str(error)))
+        else:
+            bad.append(row)
+    check_any(rows, bad, source, split)
+    return rows, bad
+
+
+def iterate(
+    source: str,
+    config: DataConfig,
+    *,
+    split: Split,
+    check: Check | None = None,
+    start: Place = START,
+    index: int = 0,
+    known_bad: Container[int] = (),
+) -> Iterator[tuple[Place, Row | BadRow]]:
+    """The rows of `source`, good and bad, one at a time, each with its place; ends after `data.limit` good ones.
+
+    Args:
+        check: what a good row must pass besides.
+        start: begin at this place, whose row, if good, has the index `index`.
+        known_bad: lines that are passed over.
+
+    Raises `DataError` when the source is missing, of an unknown kind or broken.
+    """
+    limit = config.limit if split == "train" else None
+    found = records(source, config, split, start)
+    while limit is None or index < limit:
+        place, record = next(found, (START, None))
+        if record is None:
+            return
+        if place.line in known_bad:
+            continue
+        try:
+            if isinstance(record, Unusable):
+                raise record
+            row = _row(record, config, index=index, line=place.line)
+            if check and (reason := check(row)):
+                raise Unusable(reason)
+            yield place, row
+            index += 1
+        except Unusable as error:
+            yield place, BadRow(place.line, str(error))
+
+
+def check_any(rows: Sized, bad: Collection[BadRow], source: str, split: Split) -> None:
+    """Raises `DataError` for a source that is empty or has bad rows only."""
+    where = f"data.{split}={source}"
     if not rows and not bad:
         raise DataError(f"{where}: the data set is empty; each row needs a prompt and an answer")
     if not rows:
         raise DataError(f"{where}: none of its {len(bad)} rows can be used ({_some(bad, source)})")
-    return rows, bad
 
 
-def check_rows(rows: list[Row], bad: list[BadRow], config: DataConfig, source: str) -> None:
+def check_rows(rows: Sized, bad: Collection[BadRow], config: DataConfig, source: str) -> None:
     """Let the run go on with `rows`, or raise `DataError` in one line, as `data.on_bad_row` wants it.
 
     With `error` any bad row stops the run; with `skip` only a set without a good row does.
@@ -122,120 +183,15 @@ def write_bad_rows(bad: Iterable[BadRow], path: str | Path) -> None:
     """Write one JSON object a bad row, `line` and `reason`, in place of what the file held; makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad)
-    path.write_text("".join(lines), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in bad)
 
 
-def _some(bad: list[BadRow], source: str) -> str:
+def _some(bad: Collection[BadRow], source: str) -> str:
     """The first few bad rows in words."""
     unit = "line" if source.endswith(".jsonl") else "row"
-    shown = [f"{unit} {row.line}: {row.reason}" for row in bad[:_SHOWN]]
+    shown = [f"{unit} {row.line}: {row.reason}" for row in islice(bad, _SHOWN)]
     return "; ".join(shown) + ("; ..." if len(bad) > _SHOWN else "")
-
-
-# Sources: each yields (1-based line, record), a record that could not even be read being an `_Unusable`.
-
-_Records = Iterator[tuple[int, "dict[str, Any] | _Unusable"]]
-
-
-def _records(source: str, config: DataConfig, split: Split, where: str) -> _Records:
-    if source.startswith("domain:"):
-        from raft_ray.domains import load
-
-        return enumerate(load(source.removeprefix("domain:"), split), start=1)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        parts = sorted(path.glob("part-*.parquet"))
-        if parts:
-            return _parquet(parts, where)
-        if any((path / "refined").glob("part-*.parquet")):
-            raise DataError(f"{where}: this is a run folder; its rows are in {path / 'refined'}")
-        return _datasets(str(path), None, config, split, where)
-    if path.suffix == ".jsonl" and path.is_file():
-        return _jsonl(path, where)
-    if path.suffix == ".parquet" and path.is_file():
-        return _parquet([path], where)
-    if path.exists():
-        ending = f"unknown file type {path.suffix}" if path.suffix else "a file without an ending"
-        raise DataError(f"{where}: {ending}; convert it to .jsonl or .parquet")
-    hub = _HUB_NAME.fullmatch(source)
-    if path.suffix in _FILE_ENDINGS or hub is None or source.startswith(("./", "../")):
-        raise DataError(
-            f"{where}: no such file; name a .jsonl or .parquet file, a Hugging Face data set, or domain:NAME"
-        )
-    return _datasets(hub["name"], hub["configuration"], config, split, where)
-
-
-def _jsonl(path: Path, where: str) -> _Records:
-    """Reads bytes, so that a line which is not UTF-8 costs only itself. Blank lines are passed over."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip():
-                    yield number, _parse(line)
-    except OSError as error:
-        raise DataError(f"{where}: {error.strerror or error}; make the file readable") from error
-
-
-def _parse(line: bytes) -> dict[str, Any] | _Unusable:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return _Unusable("not UTF-8")
-    except json.JSONDecodeError as error:
-        return _Unusable(f"not JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:  # numbers and nestings beyond Python's limits
-        return _Unusable(f"not JSON: {_first_line(error)}")
-    return record if isinstance(record, dict) else _Unusable("not a JSON object")
-
-
-def _parquet(parts: list[Path], where: str) -> _Records:
-    """Rows are numbered through all parts, in the order of the parts' names."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    for part in parts:
-        try:
-            with pq.ParquetFile(part) as file:
-                for batch in file.iter_batches(batch_size=1024):
-                    for record in batch.to_pylist():
-                        number += 1
-                        yield number, record
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{where}: {part.name} cannot be read as Parquet ({_first_line(error)}); write it anew"
-            ) from error
-
-
-def _datasets(name: str, configuration: str | None, config: DataConfig, split: Split, where: str) -> _Records:
-    from datasets import load_dataset, load_from_disk
-
-    wanted = config.train_split if split == "train" else config.test_split
-    try:
-        if any((Path(name) / saved).exists() for saved in ("dataset_dict.json", "state.json")):
-            loaded = load_from_disk(name)
-            data = loaded[wanted] if isinstance(loaded, dict) else loaded
-        else:
-            data = load_dataset(name, configuration, split=wanted)
-    # What the hub's client raises depends on its version and on httpx; all of it means that there is no data.
-    except Exception as error:
-        cause = f"{type(error).__name__}: {_first_line(error)}"
-        if Path(name).is_dir():
-            fix = f"check the folder, and data.{split}_split ({wanted})"
-        else:
-            fix = (
-                f"there is no such file, and as a Hugging Face data set it could not be loaded; check the name, "
-                f"data.{split}_split ({wanted}) and the connection to the hub, or name a .jsonl or .parquet file"
-            )
-        raise DataError(f"{where}: {fix} ({cause})") from error
-    return enumerate(data, start=1)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 # From a record to a row
@@ -273,13 +229,13 @@ def _chat(record: dict[str, Any], names: DataConfig) -> tuple[list[dict[str, str
     field = names.messages_field
     value = record[field]
     if not isinstance(value, list) or not value:
-        raise _Unusable(f"field '{field}' is not a list of messages")
+        raise Unusable(f"field '{field}' is not a list of messages")
     messages = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict):
-            raise _Unusable(f"message {number} is not an object with role and content")
+            raise Unusable(f"message {number} is not an object with role and content")
         if message.get("role") not in _ROLES:
-            raise _Unusable(f"message {number} has role {message.get('role')!r}; it must be one of {', '.join(_ROLES)}")
+            raise Unusable(f"message {number} has role {message.get('role')!r}; it must be one of {', '.join(_ROLES)}")
         content = _checked(message.get("content"), f"content of message {number}")
         messages.append({"role": message["role"], "content": content})
     if messages[-1]["role"] == "assistant":
@@ -288,9 +244,9 @@ def _chat(record: dict[str, Any], names: DataConfig) -> tuple[list[dict[str, str
     elif record.get(names.answer_field) is not None:
         before, answer = messages, _text(record, names.answer_field)
     else:
-        raise _Unusable(f"{field} do not end with an assistant message")
+        raise Unusable(f"{field} do not end with an assistant message")
     if not before or before[-1]["role"] != "user":
-        raise _Unusable(f"{field} have no user message right before the answer")
+        raise Unusable(f"{field} have no user message right before the answer")
     return before, answer
 
 
@@ -299,7 +255,7 @@ def _answers(record: dict[str, Any], field: str, answer: str) -> list[str]:
     if value is None:
         return [answer]
     if not isinstance(value, list):
-        raise _Unusable(f"field '{field}' is not a list of texts")
+        raise Unusable(f"field '{field}' is not a list of texts")
     others = [_checked(item, f"item {number} of '{field}'") for number, item in enumerate(value, start=1)]
     return list(dict.fromkeys([answer, *others]))
 
@@ -307,7 +263,7 @@ def _answers(record: dict[str, Any], field: str, answer: str) -> list[str]:
 def _text(record: dict[str, Any], field: str) -> str:
     if record.get(field) is None:
         there = ", ".join(name for name, value in record.items() if value is not None) or "none"
-        raise _Unusable(f"field '{field}' is missing (fields there: {there})")
+        raise Unusable(f"field '{field}' is missing (fields there: {there})")
     return _checked(record[field], field)
 
 
@@ -317,23 +273,29 @@ def _optional(record: dict[str, Any], field: str) -> str | None:
 
 def _checked(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise _Unusable(f"{what} is not text ({type(value).__name__})")
+        raise Unusable(f"{what} is not text ({type(value).__name__})")
     if not value.strip():
-        raise _Unusable(f"{what} is empty")
+        raise Unusable(f"{what} is empty")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise _Unusable(f"{what} has half of a surrogate pair, which is no character") from None
+        raise Unusable(f"{what} has half of a surrogate pair, which is no character") from None
     return value
 
 
-def _check_length(row: Row, config: DataConfig, count_tokens: CountTokens) -> None:
-    targets = {"answer": row.answer, "fused answer": row.fused, "rewrite": row.rewrite}
-    for name, text in targets.items():
-        if text is None:
-            continue
-        prompt_tokens, answer_tokens = count_tokens(row.messages, text)
-        if prompt_tokens > config.max_prompt:
-            raise _Unusable(f"prompt has {prompt_tokens} tokens, data.max_prompt is {config.max_prompt}")
-        if answer_tokens > config.max_answer:
-            raise _Unusable(f"{name} has {answer_tokens} tokens, data.max_answer is {config.max_answer}")
+def length_check(config: DataConfig, count_tokens: CountTokens) -> Check:
+    """What refuses rows beyond `data.max_prompt` or `data.max_answer`."""
+
+    def check(row: Row) -> str | None:
+        targets = {"answer": row.answer, "fused answer": row.fused, "rewrite": row.rewrite}
+        for name, text in targets.items():
+            if text is None:
+                continue
+            prompt_tokens, answer_tokens = count_tokens(row.messages, text)
+            if prompt_tokens > config.max_prompt:
+                return f"prompt has {prompt_tokens} tokens, data.max_prompt is {config.max_prompt}"
+            if answer_tokens > config.max_answer:
+                return f"{name} has {answer_tokens} tokens, data.max_answer is {config.max_answer}"
+        return None
+
+    return check

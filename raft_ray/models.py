@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded:smollm2-135m-instruct"
 TINY = "random:tiny"
 
+_MODEL_FILES = {".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja", ".py"}
+_SAMPLE = 1 << 20
+_SAMPLES = 32
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TINY_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -88,6 +91,27 @@ def check_folder(folder: str, config: ModelConfig) -> None:
                 "convert them to safetensors, or set model.allow_pickle=true if you trust them"
             )
         raise ModelError(f"model.path={folder}: no *.safetensors weights there")
+
+
+def model_identity(folder: str) -> str:
+    """What tells a model from every other: for a folder a hash of its files, for a hub name the name.
+
+    Of large files only a MiB in each of `_SAMPLES` places is read, which training changes all the same.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        return folder
+    digest = hashlib.sha256()
+    for path in sorted(path for path in root.iterdir() if path.suffix in _MODEL_FILES):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for number in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE) * number // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
+                if size <= _SAMPLE:
+                    break
+    return digest.hexdigest()
 
 
 def load_tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:

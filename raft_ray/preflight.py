@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raft_ray import models
-from raft_ray.config import Config, Method, Target
-from raft_ray.data import BadRow, Row, check_rows, read_rows, write_bad_rows
+from raft_ray.config import Config, Method, ModelConfig, Target
+from raft_ray.data import Row, check_rows, length_check, read_rows, write_bad_rows
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.prompts import EncodedRow, PromptEncoder, show_row
 from raft_ray.settings import distils, for_method
+from raft_ray.slices import Scan, scan
 from raft_ray.templates import load_prompt
 
 if TYPE_CHECKING:
@@ -31,19 +32,22 @@ class Prepared:
     teacher: str
     context: int
     """Longest prompt + response in tokens."""
+    scan: Scan
+    """The training set: where its rows stand, and those left out (`data.on_bad_row=skip`)."""
     train: list[Row]
+    """The training rows, unless only stage 1 wants them."""
     test: list[Row] | None
-    bad: list[BadRow]
-    """Training rows left out (`data.on_bad_row=skip`)."""
 
     @property
     def refined(self) -> bool:
         """The training file brings fused answers along."""
-        return all(row.fused is not None for row in self.train)
+        return self.scan.fused == self.scan.rows
 
 
-def preflight(config: Config) -> Prepared:
+def preflight(config: Config, *, keep_rows: bool = True) -> Prepared:
     """Check model, teacher, prompt files and data of a run against each other.
+
+    The training rows are read once, one at a time; with `keep_rows` they stay in memory.
 
     Raises `ModelError`, `ConfigError` or `DataError` for the first thing that cannot work.
     """
@@ -63,15 +67,22 @@ def preflight(config: Config) -> Prepared:
     def count(messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
         return len(encoder.prompt(messages)), len(encoder.answer(messages, answer))
 
-    rows, bad = read_rows(config.data.train, config.data, split="train", count_tokens=count)
-    rows, unfit = _fitting(config, encoder, rows)
-    bad = sorted([*bad, *unfit], key=lambda b: b.line)
-    check_rows(rows, bad, config.data, f"data.train={config.data.train}")
+    rows: list[Row] = []
+    fits_limits = length_check(config.data, count)
+    found = scan(
+        config.data.train,
+        config.data,
+        split="train",
+        batch=config.refine.batch,
+        check=lambda row: fits_limits(row) or _unfit(encoder, row),
+        visit=rows.append if keep_rows else None,
+    )
+    check_rows(found, found.bad, config.data, f"data.train={config.data.train}")
     test = None
     if config.data.test is not None and config.eval.enabled:
         test, bad_test = read_rows(config.data.test, config.data, split="test", count_tokens=count)
         check_rows(test, bad_test, config.data, f"data.test={config.data.test}")
-    return Prepared(folder, teacher, context, rows, test, bad)
+    return Prepared(folder, teacher, context, found, rows, test)
 
 
 def make_encoder(config: Config, folder: str) -> PromptEncoder:
@@ -131,21 +142,26 @@ def show_prompts(config: Config, row: int, console: Console) -> None:
 
 def write_bad(prepared: Prepared, run_dir: Path) -> None:
     """List the rows that were left out in `RUN/bad_rows.jsonl`."""
-    write_bad_rows(prepared.bad, run_dir / "bad_rows.jsonl")
+    write_bad_rows(prepared.scan.bad, run_dir / "bad_rows.jsonl")
 
 
-def _fitting(config: Config, encoder: PromptEncoder, rows: list[Row]) -> tuple[list[Row], list[BadRow]]:
-    """Rows that fit the context together with their response and, for RAFT, in the teacher's prompt."""
-    good: list[Row] = []
-    bad: list[BadRow] = []
-    for row in rows:
-        try:
-            encoder.row(row.index, row.messages, row.fused or row.answer, row.fused or row.answer, "row")
-        except DataError as error:
-            bad.append(BadRow(row.line, str(error).removeprefix("row: ")))
-        else:
-            good.append(replace(row, index=len(good)))
-    return good, bad
+def _unfit(encoder: PromptEncoder, row: Row) -> str | None:
+    """Why a row does not fit the context together with its response or, for RAFT, in the teacher's prompt."""
+    try:
+        encoder.row(row.index, row.messages, row.fused or row.answer, row.fused or row.answer, "row")
+    except DataError as error:
+        return str(error).removeprefix("row: ")
+    return None
+
+
+def _check_refine_model(key: str, model: ModelConfig) -> None:
+    """A local model of stage 1 has weights, tokenizer, chat template and the context asked for."""
+    try:
+        folder = models.resolve(model.path)
+        models.load_tokenizer(folder, model)
+        models.model_context(folder, model)
+    except ModelError as error:
+        raise ModelError(str(error).replace("model.", f"{key}.", 1)) from error
 
 
 def _check_same_vocabulary(config: Config, folder: str, teacher: str) -> None:
@@ -165,8 +181,12 @@ def _check_judged(config: Config) -> None:
     """Stage 1 and evaluation find their prompt files and packages; baselines find their templates."""
     if config.refine.enabled:
         from raft_ray.refine import check_refine
+        from raft_ray.refine.roles import SELF, local_models, model_config
 
         check_refine(config)
+        for name in local_models(config.refine):
+            if name != SELF:
+                _check_refine_model(f"refine.models.{name}", model_config(config, name))
     if config.eval.enabled and config.eval.ifeval_rows != 0:
         from raft_ray.evaluate.ifeval import check
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from raft_ray.refine.filter import semantic_filter
 from raft_ray.refine.generation import Generation
 from raft_ray.refine.key_facts import key_facts, missing_facts
-from raft_ray.refine.refiner import Refiner, check_refine, make_refiner, unrefined
+from raft_ray.refine.refiner import Refiner, check_refine, unrefined
 from raft_ray.refine.schema import read_refined, read_summary
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Refiner",
     "check_refine",
     "key_facts",
-    "make_refiner",
     "missing_facts",
     "read_refined",
     "read_summary",

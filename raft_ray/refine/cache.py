@@ -1,8 +1,10 @@
-"""What models have written before, kept by what made it, so that nothing is generated twice.
+"""What models wrote for stage 1, kept under the hash of everything that decides it.
 
-A text is kept under the hash of everything that it depends on: the model, the chat (and so the row and the prompt
-file), which sample of it, the sampling, the run's seed. Another τ or another judge that is a rule finds all of them
-again; another prompt or temperature finds those that do not depend on it. Knows nothing about Ray or stages.
+    asks ── keys ──> store: known texts
+                └──> the missing ones, in one call ──> model ──> store, in one transaction ──> texts
+
+So a run that goes on generates nothing again, and a changed setting only what it decides. One SQLite file, one writer.
+Knows nothing about rows, stages or who the model is.
 """
 
 from __future__ import annotations
@@ -10,61 +12,100 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from raft_ray.refine.generation import Ask, Generate, Generation
 
-Find = Callable[[list[str]], dict[str, Generation]]
-Keep = Callable[[dict[str, Generation]], None]
-_AT_ONCE = 500  # SQLite takes only so many values in one query
+Counts = dict[tuple[str, str], float]
+"""(whose, what) -> how much: `rewriter self` and `misses`, for example."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS generations (key BLOB PRIMARY KEY, generation TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counts (whose TEXT, what TEXT, amount REAL, PRIMARY KEY (whose, what)) WITHOUT ROWID;
+"""
+_AT_ONCE = 500
+"""Keys a query; SQLite has a limit."""
 
 
-class Cache:
-    """Generations by key in an SQLite file, which a death at any moment leaves whole."""
+class Store(Protocol):
+    """Where generations are kept; `GenerationStore`, or an actor that has one."""
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
+        """Those of `keys` that are known."""
+        ...
+
+    def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
+        """Keep all of them, or none if the process dies meanwhile; add to the counts."""
+        ...
+
+
+class GenerationStore:
+    """Generations in a SQLite file, which survives the death of its process at any moment.
+
+    Args:
+        path: of the file; made if it is not there. One process may have it open.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = sqlite3.connect(path, check_same_thread=False)
-        self._file.execute("PRAGMA journal_mode=WAL")
-        self._file.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, generation TEXT) WITHOUT ROWID")
+        # The process of a run that was killed may hold the file a moment longer.
+        self._base = sqlite3.connect(path, timeout=60, check_same_thread=False)
+        # Locked by one process, the write-ahead log needs no shared memory, which network file systems do not have.
+        self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
+        self._base.execute("PRAGMA journal_mode=WAL")
+        self._base.executescript(_TABLES)
 
-    def find(self, keys: list[str]) -> dict[str, Generation]:
-        """Those of `keys` that are there."""
-        found: dict[str, Generation] = {}
-        for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE]
-            query = f"SELECT key, generation FROM kept WHERE key IN ({','.join('?' * len(some))})"
-            found |= {key: Generation(**json.loads(text)) for key, text in self._file.execute(query, some)}
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
+        found: dict[bytes, Generation] = {}
+        for i in range(0, len(keys), _AT_ONCE):
+            some = keys[i : i + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            rows = self._base.execute(f"SELECT key, generation FROM generations WHERE key IN ({marks})", some)
+            found |= {key: Generation(**json.loads(text)) for key, text in rows}
         return found
 
-    def keep(self, made: dict[str, Generation]) -> None:
-        """Keep all of `made`, or, if this process dies meanwhile, none."""
-        rows = [(key, json.dumps(asdict(generation), ensure_ascii=False)) for key, generation in made.items()]
-        with self._file:
-            self._file.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?)", rows)
+    def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
+        rows = [(key, json.dumps(asdict(one))) for key, one in generations.items()]
+        with self._base:
+            self._base.executemany("INSERT OR REPLACE INTO generations VALUES (?, ?)", rows)
+            self._base.executemany(
+                "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET amount = amount + excluded.amount",
+                [(whose, what, amount) for (whose, what), amount in counts.items()],
+            )
+
+    def counts(self) -> Counts:
+        """All that was counted since the file was made."""
+        return {(whose, what): amount for whose, what, amount in self._base.execute("SELECT * FROM counts")}
 
     def close(self) -> None:
-        self._file.close()
+        self._base.close()
 
 
 class CachedGenerate:
-    """A `Generate` that asks a model only for what is not kept yet.
+    """A model that is asked only for what the store does not know.
+
+    What is missing of a call is generated in one call, whose seed comes from its asks: neither depends on who makes
+    it or when. Equal asks of a call are one. What failed is not kept, and so tried again another time.
 
     Args:
         generate: the model.
-        run_seed: `run.seed`.
-        find, keep: as those of `Cache`, which may live in another process.
+        store: where its texts are kept.
+        whose: for the counts: `hits`, `misses` and `failed` (asks), `input_tokens`, `output_tokens` (of what was
+            generated), `seconds` (waited for the model).
+        scope: asks of different scopes are independent: a text of one never turns up in another, whose result would
+            then depend on which was first.
     """
 
-    def __init__(self, generate: Generate, run_seed: int, find: Find, keep: Keep) -> None:
+    def __init__(self, generate: Generate, store: Store, whose: str, scope: str) -> None:
         self.identity = generate.identity
         self._generate = generate
-        self._run_seed = run_seed
-        self._find = find
-        self._keep = keep
+        self._store = store
+        self._whose = whose
+        self._scope = scope
 
     def __call__(
         self,
@@ -75,26 +116,41 @@ class CachedGenerate:
         seed: int,
         schema: dict[str, Any] | None = None,
     ) -> list[Generation]:
-        common = [self.identity, self._run_seed, temperature, max_new_tokens, schema]
-        keys = [key_of(ask, common) for ask in asks]
-        found = self._find(list(dict.fromkeys(keys)))
-        missing = {key: ask for key, ask in zip(keys, asks, strict=True) if key not in found}
+        """As `Generate`; `seed` is the run's."""
+        common = [self.identity, self._scope, temperature, max_new_tokens, seed, schema]
+        keys = [_key([*common, ask.chat, ask.draw]) for ask in asks]
+        wanted = dict(zip(keys, asks, strict=True))
+        known = self._store.get(list(wanted))
+        missing = {key: ask for key, ask in wanted.items() if key not in known}
+        amounts: dict[str, float] = {"hits": len(known), "misses": len(missing)}
+        made: dict[bytes, Generation] = {}
         if missing:
-            made = self._generate(
+            start = time.monotonic()
+            generations = self._generate(
                 list(missing.values()),
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,
-                seed=seed,
+                seed=_seed(missing),
                 schema=schema,
             )
-            new = dict(zip(missing, made, strict=True))
-            # What failed may succeed the next time.
-            self._keep({key: generation for key, generation in new.items() if generation.failed is None})
-            found |= new
-        return [found[key] for key in keys]
+            made = dict(zip(missing, generations, strict=True))
+            amounts |= {
+                "failed": sum(one.failed is not None for one in generations),
+                "input_tokens": sum(one.input_tokens for one in generations),
+                "output_tokens": sum(one.output_tokens for one in generations),
+                "seconds": time.monotonic() - start,
+            }
+        counts = {(self._whose, what): amount for what, amount in amounts.items() if amount}
+        self._store.put({key: one for key, one in made.items() if one.failed is None}, counts)
+        all_of_them = known | made
+        return [all_of_them[key] for key in keys]
 
 
-def key_of(ask: Ask, common: list[Any]) -> str:
-    """SHA-256 of an ask and what it has in common with the others of its call, in hex."""
-    text = json.dumps([ask.chat, ask.draw, common], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _key(parts: list[Any]) -> bytes:
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _seed(keys: Mapping[bytes, Ask]) -> int:
+    """In [0, 2³¹), from all keys in order; those hold the run's seed."""
+    return int.from_bytes(hashlib.sha256(b"".join(keys)).digest()[:4]) % 2**31

@@ -6,7 +6,6 @@ Rules on text only; knows nothing about embeddings, judges or models. A guard is
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -23,29 +22,8 @@ _LABEL = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _LEAK_AT_START = 3
+_LEAK_ANYWHERE = 4
 _CIRCLES = 3
-_THOUGHTS = re.compile(
-    r"<(think|thinking|reasoning|thought|reflection)>.*?(?:</\1>|\Z)|\A.*?</(?:think|thinking|reasoning|thought)>",
-    re.DOTALL | re.IGNORECASE,
-)
-_FOREIGN_LETTERS = 3
-"""So many letters of a script that nobody used before are no stray symbol (a formula's Δ, say)."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Thresholds of the guards (`refine.max_repetition`, `refine.leak_words`)."""
-
-    repetition: float = 0.33
-    leak_words: int = 4
-
-
-def without_thoughts(text: str) -> str:
-    """`text` without what a reasoning model wrote before its answer: `<think>...</think>` and the like.
-
-    A block that is never closed goes to the end; one of which only the end is there begins with the text.
-    """
-    return _THOUGHTS.sub("", text).strip()
 
 
 @dataclass(frozen=True)
@@ -66,7 +44,6 @@ class Draft:
     """Nothing was generated: the prompt left no room in the model's context."""
     template: str = ""
     """The prompt file that asked for it, fields unfilled."""
-    limits: Limits = Limits()
 
 
 def too_long(draft: Draft) -> bool:
@@ -88,8 +65,7 @@ def leak(draft: Draft) -> bool:
     """Shows the prompt that asked for it: a label (`Reference answer:`), or words of the template.
 
     Short pieces of a template are ordinary language: one counts from three words on where the text begins with it
-    (`The answer is`), from `Limits.leak_words` on anywhere. What stands in the row itself (question or gold
-    answer) is no leak.
+    (`The answer is`), from four on anywhere. What stands in the row itself (question or gold answer) is no leak.
     """
     own = _spaced(f"{draft.prompt}\n{draft.answer}")
     if any(_spaced(match.group()) not in own for match in _LABEL.finditer(draft.text)):
@@ -97,7 +73,7 @@ def leak(draft: Draft) -> bool:
     text = _spaced(draft.text)
     for piece in map(_spaced, literals(draft.template, TEMPLATE_FIELDS)):
         words = len(piece.split())
-        shown = text.startswith(piece) if words < draft.limits.leak_words else piece in text
+        shown = text.startswith(piece) if words < _LEAK_ANYWHERE else piece in text
         if words >= _LEAK_AT_START and shown and piece not in own:
             return True
     return False
@@ -115,19 +91,10 @@ def unchanged(draft: Draft) -> bool:
 
 
 def repetition(draft: Draft) -> bool:
-    """Goes round in circles: one pair of words makes up too much of it, three times at least."""
+    """Goes round in circles: one pair of words makes up a third of it or more, three times at least."""
     words = normalise(draft.text).split()
     pairs = Counter(pairwise(words))
-    return any(count >= _CIRCLES and 2 * count > draft.limits.repetition * len(words) for count in pairs.values())
-
-
-def foreign(draft: Draft) -> bool:
-    """Written in a script that neither the chat nor the gold answer uses.
-
-    Scripts, not languages: a text of a dozen words is too short to tell languages apart without false alarms.
-    """
-    known = _scripts(f"{draft.context}\n{draft.prompt}\n{draft.answer}")
-    return any(count >= _FOREIGN_LETTERS for script, count in _scripts(draft.text).items() if script not in known)
+    return any(count >= _CIRCLES and 2 * count * 3 >= len(words) for count in pairs.values())
 
 
 def key_facts(draft: Draft) -> bool:
@@ -142,7 +109,7 @@ def invented(draft: Draft) -> bool:
 
 GUARDS: dict[str, Callable[[Draft], bool]] = {
     guard.__name__: guard
-    for guard in (too_long, truncated, empty, leak, echo, unchanged, repetition, foreign, key_facts, invented)
+    for guard in (too_long, truncated, empty, leak, echo, unchanged, repetition, key_facts, invented)
 }
 """In order; the first that fires gives the reason."""
 
@@ -150,11 +117,6 @@ GUARDS: dict[str, Callable[[Draft], bool]] = {
 def refusal(draft: Draft, *, off: Collection[str] = ()) -> str | None:
     """Why `draft` cannot be used: the name of the first guard that fires, those in `off` left out; none if it can."""
     return next((name for name, fires in GUARDS.items() if name not in off and fires(draft)), None)
-
-
-def _scripts(text: str) -> Counter[str]:
-    """Letters by script: the first word of a letter's Unicode name (LATIN, CYRILLIC, CJK, ...)."""
-    return Counter(unicodedata.name(char, "?").split()[0] for char in text if char.isalpha())
 
 
 def _spaced(text: str) -> str:

@@ -1,7 +1,6 @@
 """Judges: score candidate answers in [0, 1] against the gold answer (Eq. 4's multi-judge selection).
 
-The judges here are rules; `raft_ray.refine.llm_judge` has those that are models. Another judge is another class with
-`name` and `score`. Knows nothing about rounds, rows or who wrote a candidate.
+Another judge is another class with `name` and `score`. Knows nothing about rounds, rows or who wrote a candidate.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ class Judge(Protocol):
 
     name: str
 
-    def score(self, cases: Sequence[Case]) -> Sequence[float | None]:
-        """A score in [0, 1] for each case, in order; 1 is best. None where the judge failed or answered nonsense."""
+    def score(self, cases: Sequence[Case]) -> list[float | None]:
+        """A score in [0, 1] for each case, in order; 1 is best. None where this judge failed or answered nonsense."""
         ...
 
 
@@ -46,7 +45,7 @@ class EmbeddingJudge:
         self._embedder = embedder
         self._on = similarity_on
 
-    def score(self, cases: Sequence[Case]) -> list[float]:
+    def score(self, cases: Sequence[Case]) -> list[float | None]:
         if not cases:
             return []
         gold_ND, candidate_ND = (
@@ -62,7 +61,7 @@ class KeyFactsJudge:
 
     name = "key_facts"
 
-    def score(self, cases: Sequence[Case]) -> list[float]:
+    def score(self, cases: Sequence[Case]) -> list[float | None]:
         return [self._one(case) for case in cases]
 
     def _one(self, case: Case) -> float:
@@ -75,22 +74,21 @@ class ExactJudge:
 
     name = "exact"
 
-    def score(self, cases: Sequence[Case]) -> list[float]:
+    def score(self, cases: Sequence[Case]) -> list[float | None]:
         return [float(normalise(case.candidate) == normalise(case.gold)) for case in cases]
 
 
-RULES = (EmbeddingJudge.name, KeyFactsJudge.name, ExactJudge.name)
-"""The judges that are no models."""
+JUDGES = (EmbeddingJudge.name, KeyFactsJudge.name, ExactJudge.name)
 
 
-def make_rule(name: str, embedder: Embedder, similarity_on: SimilarityOn = SimilarityOn.answer) -> Judge:
-    """The judge of `RULES` that is called `name`."""
+def make_judges(names: list[str], embedder: Embedder, similarity_on: SimilarityOn = SimilarityOn.answer) -> list[Judge]:
+    """The judges of these names, each one of `JUDGES`, in order."""
     made: dict[str, Judge] = {
         EmbeddingJudge.name: EmbeddingJudge(embedder, similarity_on),
         KeyFactsJudge.name: KeyFactsJudge(),
         ExactJudge.name: ExactJudge(),
     }
-    return made[name]
+    return [made[name] for name in names]
 
 
 def embedded_text(question: str, answer: str, on: SimilarityOn) -> str:

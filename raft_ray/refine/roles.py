@@ -1,84 +1,112 @@
-"""Who does what in stage 1: the names in `refine.rewriter`, `refine.fuser` and `refine.judges`, and what they mean.
+"""Who plays which role in stage 1: `refine.rewriter`, `refine.fuser` and `refine.judges`, each a name.
 
-A role is played by `self` (the original model), by one of `refine.models`, and a judge's also by a rule
-(`raft_ray.refine.judges.RULES`). Knows nothing about engines, endpoints or prompts.
+| name | who |
+|---|---|
+| `self` | the original model, `model.path`, on engines of this run |
+| a key of `refine.models` | a model on engines of this run (`path`), or behind an endpoint (`base_url`) |
+| `embedding`, `key_facts`, `exact` | a judge that is no model |
+| `none` | nobody: no fusion |
+
+Knows nothing about engines, endpoints or rows.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from raft_ray.config import RefineConfig, RefineModelConfig
+from raft_ray.config import Config, ModelConfig, RefineConfig, RefineModelConfig
 from raft_ray.errors import ConfigError
-from raft_ray.refine.judges import RULES
+from raft_ray.refine.embed import Embedder
+from raft_ray.refine.generation import Generate
+from raft_ray.refine.judges import JUDGES, Judge, make_judges
 
 SELF = "self"
 NONE = "none"
 
 
-def role_models(config: RefineConfig) -> dict[str, RefineModelConfig]:
-    """The models besides the original one that play a role, by name.
+def check_roles(refine: RefineConfig) -> None:
+    """Raises `ConfigError`, with the nearest name, for a role that names nothing, and for a model that is unclear."""
+    for name, model in refine.models.items():
+        _check_model(name, model)
+    models = [SELF, *refine.models]
+    _check_name("refine.rewriter", refine.rewriter, models)
+    _check_name("refine.fuser", refine.fuser, [*models, NONE])
+    for judge in refine.judges:
+        _check_name("refine.judges", judge, [*JUDGES, *models])
+    if not refine.judges and refine.fuser != NONE:
+        raise ConfigError(f"refine.judges: none named; take one or more of {', '.join([*JUDGES, *models])}")
+    if len(set(refine.judges)) < len(refine.judges):
+        raise ConfigError(f"refine.judges={refine.judges}: a judge is named twice; each name counts once")
 
-    Raises `ConfigError` for a role that names nobody, a model that is described wrongly, and judges named twice.
+
+def models_used(refine: RefineConfig) -> list[str]:
+    """Names of the models that have a role, each once."""
+    judges = [] if refine.fuser == NONE else [name for name in refine.judges if name not in JUDGES]
+    fuser = [] if refine.fuser == NONE else [refine.fuser]
+    return list(dict.fromkeys([refine.rewriter, *fuser, *judges]))
+
+
+def local_models(refine: RefineConfig) -> list[str]:
+    """Of those, the models on engines of this run."""
+    return [name for name in models_used(refine) if name == SELF or refine.models[name].path is not None]
+
+
+def model_config(config: Config, name: str) -> ModelConfig:
+    """How a local model is loaded. What the original model is trusted with, another one is not."""
+    if name == SELF:
+        return config.model
+    model = config.refine.models[name]
+    assert model.path is not None
+    return ModelConfig(path=model.path, dtype=config.model.dtype, context=model.context)
+
+
+def judges_of(
+    refine: RefineConfig, embedder: Embedder, template: str, generate: Callable[[str], Generate]
+) -> Sequence[Judge]:
+    """The judges that `refine.judges` names, in order.
+
+    Args:
+        template: text of the prompt file of judges that are models.
+        generate: the model of a name.
     """
-    described = {name: _described(name, given) for name, given in config.models.items()}
-    playing: dict[str, RefineModelConfig] = {}
-    judges = list(config.judges) if config.fuser != NONE else []
-    for key, name, others in [
-        ("refine.rewriter", config.rewriter, [SELF]),
-        ("refine.fuser", config.fuser, [SELF, NONE]),
-        *(("refine.judges", judge, [SELF, *RULES]) for judge in judges),
-    ]:
-        if name in described:
-            playing[name] = described[name]
-        elif name not in others:
-            nearest = difflib.get_close_matches(name, [*others, *described], n=1, cutoff=0.0)
-            known = ", ".join([*others, *described])
-            raise ConfigError(f"{key}={name}: nobody is called so; did you mean {nearest[0]!r}? There are {known}")
-    if not judges and config.fuser != NONE:
-        raise ConfigError(f"refine.judges: none named; take one or more of {', '.join([*RULES, SELF, *described])}")
-    if len(set(judges)) < len(judges):
-        raise ConfigError(f"refine.judges={judges}: a judge is named twice; each name counts once")
-    return playing
+
+    def by_model(name: str) -> Judge:
+        from raft_ray.refine.llm_judge import LlmJudge
+
+        return LlmJudge(name, generate(name), template)
+
+    return [
+        make_judges([name], embedder, refine.similarity_on)[0] if name in JUDGES else by_model(name)
+        for name in refine.judges
+    ]
 
 
-def model_roles(config: RefineConfig) -> list[str]:
-    """The names of the models that stage 1 asks, `self` included, each once."""
-    named = [config.rewriter, *([config.fuser, *config.judges] if config.fuser != NONE else [])]
-    return list(dict.fromkeys(name for name in named if name not in RULES))
+def _check_model(name: str, model: RefineModelConfig) -> None:
+    key = f"refine.models.{name}"
+    if name in (SELF, NONE, *JUDGES):
+        raise ConfigError(f"{key}: the name {name} is taken; choose another")
+    if (model.path is None) == (model.base_url is None):
+        both = "both are set" if model.path is not None else "neither is set"
+        raise ConfigError(f"{key}: needs path (engines of this run) or base_url (an endpoint), and {both}")
+    if model.base_url is not None and model.model is None:
+        raise ConfigError(f"{key}.model is missing: the name of the model at {model.base_url}")
+    if model.base_url is not None and not model.base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"{key}.base_url={model.base_url}: must begin with http:// or https://")
+    if model.path is not None and (model.model is not None or model.api_key_env is not None):
+        extra = "model" if model.model is not None else "api_key_env"
+        raise ConfigError(f"{key}.{extra}: is for endpoints, and the model runs here (path); leave it out")
+    if model.tensor_parallel > 1 and model.num_gpus < model.tensor_parallel:
+        raise ConfigError(
+            f"{key}.tensor_parallel={model.tensor_parallel}: needs as many GPUs an engine; "
+            f"set {key}.num_gpus={model.tensor_parallel}"
+        )
 
 
-def _described(name: str, given: Any) -> RefineModelConfig:
-    """One of `refine.models`. Raises `ConfigError` naming the key."""
-    where = f"refine.models.{name}"
-    if name in (SELF, NONE, *RULES):
-        raise ConfigError(f"{where}: this name has a meaning of its own; choose another")
-    known = [each.name for each in fields(RefineModelConfig)]
-    if not isinstance(given, dict):
-        raise ConfigError(f"{where}: takes a mapping with keys such as {', '.join(known[:4])}")
-    for key in given:
-        if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"unknown key {where}.{key}; did you mean {nearest}?")
-    try:
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RefineModelConfig), given))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}.{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}") from error
-    assert isinstance(made, RefineModelConfig)
-    if (made.path is None) == (made.base_url is None):
-        both = "both path and base_url" if made.path else "neither path nor base_url"
-        raise ConfigError(f"{where} has {both}; a local model has path, an endpoint base_url and model")
-    if made.base_url is not None and made.model is None:
-        raise ConfigError(f"{where}.model is missing: what the endpoint calls its model")
-    for key in ("actors", "tensor_parallel", "concurrency", "timeout"):
-        if getattr(made, key) <= 0:
-            raise ConfigError(f"{where}.{key}={getattr(made, key)}: must be greater than 0")
-    for key in ("num_cpus", "num_gpus", "retries", "input_cost", "output_cost"):
-        if getattr(made, key) < 0:
-            raise ConfigError(f"{where}.{key}={getattr(made, key)}: must be at least 0")
-    return made
+def _check_name(key: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ConfigError(
+            f"{key}={name}: nobody of that name; did you mean {nearest}? There are {', '.join(known)}; "
+            "a model of your own is named in refine.models"
+        )

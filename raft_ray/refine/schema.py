@@ -1,4 +1,4 @@
-"""A refined row: its columns, how Parquet stores them, and the counts over a set of them.
+"""A refined row: its columns, how Parquet stores them, and the summary beside them.
 
 Knows nothing about how rows are refined. `docs/design.md` ("A refined row") says what each column means.
 """
@@ -6,9 +6,6 @@ Knows nothing about how rows are refined. `docs/design.md` ("A refined row") say
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raft_ray.errors import DataError
-from raft_ray.refine.generation import Message
 
 OFF = "off"
 """`refused` of rows that were never refined (`refine.enabled=false`)."""
+FAILED = "failed"
+"""`refused` of rows whose rewriter gave no text although all retries were used up; a resumed run tries them again."""
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _SCORES = pa.list_(pa.struct([("judge", pa.string()), ("score", pa.float64())]))
@@ -60,14 +58,19 @@ REFINED_SCHEMA = pa.schema(
 )
 
 
+Message = dict[str, str]
+"""`role` and `content`."""
+
+
 class Score(TypedDict):
     judge: str
     score: float | None
-    """None where the judge failed or answered nonsense; it is left out of the mean."""
+    """None where the judge failed or answered nonsense: it is left out of the mean."""
 
 
 class Candidate(TypedDict):
-    """A candidate of the fusion. One that a guard refused has no `scores` and `score` 0, and is never chosen."""
+    """A candidate of the fusion. One that a guard refused has no `scores`; it, and one that no judge could score, has
+    `score` 0 and is never chosen."""
 
     text: str
     source: str
@@ -76,7 +79,7 @@ class Candidate(TypedDict):
     """0 for those there from the start, 1 and up for fusion's."""
     scores: list[Score]
     score: float
-    """Mean of the `scores` that there are."""
+    """Mean of `scores`, those that are None left out."""
 
 
 class RefinedRow(TypedDict):
@@ -106,76 +109,16 @@ def part_files(folder: Path) -> list[Path]:
 
 def read_refined(folder: Path) -> list[RefinedRow]:
     """All rows of a refined folder, ordered by `row`. Raises `DataError` where there are none, or other files."""
-    return sorted(iterate_refined(folder), key=lambda row: row["row"])
-
-
-def iterate_refined(folder: Path) -> Iterator[RefinedRow]:
-    """The rows of a refined folder, file by file, in the order of the files. Raises as `read_refined`."""
     files = part_files(folder)
     if not files:
         raise DataError(f"{folder}: no refined rows there (part-*.parquet); run `raft-ray refine` first")
+    tables = []
     for file in files:
         table = pq.read_table(file)
         if missing := [name for name in REFINED_SCHEMA.names if name not in table.column_names]:
             raise DataError(f"{file}: not a file of refined rows, it lacks the columns {', '.join(missing)}")
-        yield from table.select(REFINED_SCHEMA.names).cast(REFINED_SCHEMA).to_pylist()
-
-
-@dataclass
-class _Mean:
-    total: float = 0.0
-    count: int = 0
-
-    def add(self, value: float) -> None:
-        self.total += value
-        self.count += 1
-
-    @property
-    def value(self) -> float | None:
-        return self.total / self.count if self.count else None
-
-
-def summarise(rows: Iterable[RefinedRow], seconds: float) -> dict[str, Any]:
-    """Counts over refined rows, which are read once: how many were accepted, why others were not, who wrote what
-    training uses, how often each judge had no score.
-
-    `seconds` is what stage 1 took. Means are null over no rows.
-    """
-    count = 0
-    refused: Counter[str] = Counter()
-    sources: Counter[str] = Counter()
-    failures: Counter[str] = Counter()
-    accepted, similarity, score, rounds, answer, fused = (_Mean() for _ in range(6))
-    for row in rows:
-        count += 1
-        sources[_source(row)] += 1
-        accepted.add(float(row["accepted"]))
-        answer.add(len(row["answer"].split()))
-        fused.add(len(row["fused"].split()))
-        if row["refused"] is not None:
-            refused[row["refused"]] += 1
-        if row["similarity"] is not None:
-            similarity.add(row["similarity"])
-        if row["accepted"]:
-            rounds.add(row["rounds"])
-            if row["candidates"]:
-                score.add(max(candidate["score"] for candidate in row["candidates"]))
-        for candidate in row["candidates"]:
-            failures.update(score["judge"] for score in candidate["scores"] if score["score"] is None)
-    return {
-        "rows": count,
-        "accepted": round(accepted.total),
-        "acceptance": accepted.value,
-        "refused": dict(refused.most_common()),
-        "sources": dict(sources.most_common()),
-        "similarity_mean": similarity.value,
-        "score_mean": score.value,
-        "rounds_mean": rounds.value,
-        "answer_words_mean": answer.value,
-        "fused_words_mean": fused.value,
-        "judge_failures": dict(failures.most_common()),
-        "seconds": round(seconds, 3),
-    }
+        tables.append(table.select(REFINED_SCHEMA.names).cast(REFINED_SCHEMA))
+    return pa.concat_tables(tables).sort_by("row").to_pylist()
 
 
 SUMMARY = "_summary.json"
@@ -192,11 +135,3 @@ def read_summary(folder: Path) -> dict[str, Any]:
         return json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no {SUMMARY} there, stage 1 did not finish; run it again ({error})") from error
-
-
-def _source(row: RefinedRow) -> str:
-    """Who wrote the text that training uses."""
-    if not row["accepted"]:
-        return "gold"
-    chosen = (candidate["source"] for candidate in row["candidates"] if candidate["text"] == row["fused"])
-    return next(chosen, "rewrite")

@@ -42,9 +42,9 @@ RANGES: dict[str, _Range] = {
     "refine.temperature": _NOT_NEGATIVE,
     "refine.fuse_temperature": _NOT_NEGATIVE,
     "refine.max_new_tokens": _FROM_ONE,
-    "refine.max_repetition": _SHARE,
-    "refine.leak_words": _FROM_ONE,
     "refine.actors": _FROM_ONE,
+    "refine.workers": _FROM_ONE,
+    "refine.max_workers": _FROM_ONE,
     "refine.batch": _FROM_ONE,
     "rollout.actors": _FROM_ONE,
     "rollout.min_actors": _FROM_ONE,
@@ -105,6 +105,20 @@ RANGES: dict[str, _Range] = {
     "eval.samples": _NOT_NEGATIVE,
 }
 """Dotted key -> the range of its number, in words and as a test. A key that is none is not tested."""
+
+REFINE_MODEL_RANGES: dict[str, _Range] = {
+    "actors": _FROM_ONE,
+    "num_cpus": _UNITS,
+    "num_gpus": _UNITS,
+    "tensor_parallel": _FROM_ONE,
+    "context": _FROM_ONE,
+    "concurrency": _FROM_ONE,
+    "timeout": _POSITIVE,
+    "retries": _NOT_NEGATIVE,
+    "input_cost": _NOT_NEGATIVE,
+    "output_cost": _NOT_NEGATIVE,
+}
+"""The same for the keys of each of `refine.models`."""
 
 STORAGE_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Of the file systems that pyarrow opens by URI."""
@@ -192,7 +206,12 @@ def _resources(config: Config) -> tuple[float, float]:
 
 def _check_ranges(config: Config, where: str) -> None:
     values = reading.flatten(config)
-    for key, (words, holds) in RANGES.items():
+    ranges = dict(RANGES)
+    for name, model in config.refine.models.items():
+        for inner, limits in REFINE_MODEL_RANGES.items():
+            ranges[f"refine.models.{name}.{inner}"] = limits
+            values[f"refine.models.{name}.{inner}"] = getattr(model, inner)
+    for key, (words, holds) in ranges.items():
         value = values[key]
         if value is not None and not (math.isfinite(value) and holds(value)):
             raise ConfigError(f"{where}{key}={value}: must be {words}")
@@ -236,9 +255,14 @@ def _check_storage(config: Config) -> None:
 def _check_refine(config: Config) -> None:
     from raft_ray.refine import check_refine
 
-    if config.refine.enabled:
+    refine = config.refine
+    if refine.max_workers is not None and refine.max_workers < refine.workers:
+        raise ConfigError(
+            f"refine.max_workers={refine.max_workers}: below refine.workers={refine.workers}; raise it, or leave it out"
+        )
+    if refine.enabled:
         check_refine(config)
-        _check_fits(config, "refine.max_new_tokens", config.refine.max_new_tokens)
+        _check_fits(config, "refine.max_new_tokens", refine.max_new_tokens)
 
 
 def _check_eval(config: Config) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from dataclasses import fields
 from enum import Enum
 from functools import cache
+from itertools import takewhile
+from operator import attrgetter
 
 from omegaconf import OmegaConf
 
@@ -20,22 +23,24 @@ _WIDTH = 110
 def explained(config: Config) -> str:
     """`to_yaml(config)` with comments; `load` reads it back to the same config."""
     lines: list[str] = []
-    section = ""
+    open_sections: list[str] = []
     for key, value in reading.flatten(config).items():
-        owner, name = key.split(".")
-        if owner != section:
-            lines += ["", f"{owner}:"] if section else [f"{owner}:"]
-            section = owner
-        for comment in _comments(owner, name, reading.keys()[key]):
-            lines += [f"  # {line}" for line in textwrap.wrap(comment, _WIDTH)]
+        *sections, name = key.split(".")
+        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(open_sections, sections, strict=False))))
+        for depth in range(shared, len(sections)):
+            lines += ["", f"{sections[0]}:"] if depth == 0 and lines else [f"{'  ' * depth}{sections[depth]}:"]
+        open_sections = sections
+        indent = "  " * len(sections)
+        for comment in _comments(sections, name, reading.keys()[key]):
+            lines += [f"{indent}# {line}" for line in textwrap.wrap(comment, _WIDTH)]
         entry = OmegaConf.to_yaml(OmegaConf.create({name: value}))
-        lines.append(textwrap.indent(entry.rstrip("\n"), "  "))
+        lines.append(textwrap.indent(entry.rstrip("\n"), indent))
     return "\n".join(lines) + "\n"
 
 
-def _comments(section: str, name: str, kind: object) -> list[str]:
-    """The key's docstring, and for an enum each value with its own."""
-    owner = type(getattr(Config(), section)).__name__
+def _comments(sections: list[str], name: str, kind: object) -> list[str]:
+    """The key's docstring, and for an enum each value with its own, for a mapping of sections each of their keys."""
+    owner = type(attrgetter(".".join(sections))(Config())).__name__
     comments = [text] if (text := _docs().get((owner, name))) else []
     if isinstance(kind, type) and issubclass(kind, Enum):
         meanings = {member.name: _docs().get((kind.__name__, member.name)) for member in kind}
@@ -43,6 +48,11 @@ def _comments(section: str, name: str, kind: object) -> list[str]:
             comments += [f"{value}: {meaning}" if meaning else value for value, meaning in meanings.items()]
         else:
             comments.append(f"One of {', '.join(meanings)}.")
+    if entry := reading.entry_type(kind):
+        comments += [
+            f"NAME.{each.name}: {_docs().get((entry.__name__, each.name), f'default {each.default}')}"
+            for each in fields(entry)
+        ]
     return comments
 
 

@@ -8,10 +8,12 @@ its key, what the key takes, and the nearest key there is. Whether the values ma
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -26,6 +28,8 @@ from raft_ray.errors import ConfigError
 
 MISSING = "???"
 """The value of a key that has none yet (`data.train`)."""
+
+_ENTRY_NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 
 def configs_dir() -> Path:
@@ -191,6 +195,34 @@ def _apply(config: DictConfig, values: dict[str, Any], where: str, prefix: str =
 
 def _set(config: DictConfig, key: str, value: Any, where: str) -> None:
     kind = keys()[key]
+    if entry := entry_type(kind):
+        _set_entries(config, key, entry, value, where)
+    else:
+        _set_value(config, key, kind, value, where)
+
+
+def _set_entries(config: DictConfig, key: str, entry: type, value: Any, where: str) -> None:
+    """Set keys inside a mapping of names to sections of one kind, such as `refine.models`; others stay."""
+    kinds = dict(_leaves(entry, ""))
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}{key}={value}: takes {_takes(keys()[key])}")
+    for name, section in value.items():
+        inside = f"{key}.{name}"
+        if not _ENTRY_NAME.fullmatch(str(name)):
+            raise ConfigError(f"{where}{inside}: a name has letters, digits, - and _ only, and begins with no digit")
+        if not isinstance(section, dict):
+            raise ConfigError(f"{where}{inside}={section}: takes keys, such as {{{next(iter(kinds))}: ...}}")
+        parent = OmegaConf.select(config, key)
+        if name not in parent:
+            parent[name] = entry()
+        for inner, each in section.items():
+            if inner not in kinds:
+                hint = nearest(str(inner), list(kinds)) or f"; there are {', '.join(kinds)}"
+                raise ConfigError(f"{where}unknown key {inside}.{inner}{hint}")
+            _set_value(config, f"{inside}.{inner}", kinds[inner], each, where)
+
+
+def _set_value(config: DictConfig, key: str, kind: Any, value: Any, where: str) -> None:
     if isinstance(value, dict) and kind != dict[str, Any]:
         inner = next(iter(value), "")
         raise ConfigError(f"{where}unknown key {key}.{inner}; {key} takes {_takes(kind)}")
@@ -219,19 +251,24 @@ def _resolve(config: DictConfig) -> Config:
         raise ConfigError(f"{getattr(error, 'full_key', '')}: {_first_line(error)}") from error
     assert isinstance(made, Config)
     for key in missing:
-        section, name = key.split(".")
-        setattr(getattr(made, section), name, MISSING)
+        section, _, name = key.rpartition(".")
+        setattr(_value(made, section), name, MISSING)
     return made
 
 
 def _parent(config: DictConfig, key: str) -> tuple[Any, str]:
-    section, name = key.split(".")
-    return config[section], name
+    section, _, name = key.rpartition(".")
+    return OmegaConf.select(config, section), name
 
 
 def _value(config: Config, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
+    return attrgetter(key)(config)
+
+
+def entry_type(kind: Any) -> type | None:
+    """Of a key that maps names to sections of one kind: that kind. None for every other key."""
+    inner = get_args(kind)[1] if get_origin(kind) is dict else None
+    return inner if isinstance(inner, type) and is_dataclass(inner) else None
 
 
 def _leaves(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -269,6 +306,8 @@ def _takes(kind: Any) -> str:
         return f"one of {', '.join(allowed)}"
     if get_origin(kind) is list:
         return "a list, such as [a, b]"
+    if entry := entry_type(kind):
+        return f"a mapping from names to sections, such as {{mine: {{{next(iter(dict(_leaves(entry, ''))))}: ...}}}}"
     if get_origin(kind) is dict:
         return "a mapping, such as {sft: {learner: {lr: 1e-4}}}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]

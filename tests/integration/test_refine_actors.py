@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from refine_runs import TINY_REFINE, make_config, refine, refined_folder, summary, tiny_rows
 
-from raft_ray.config import Config, Dtype, ModelConfig, RefineConfig, RolloutConfig, RunConfig, SimilarityOn
-from raft_ray.data import Row
+from raft_ray.config import Config, RefineModelConfig, RunConfig, SimilarityOn
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.models import EMBEDDED, TINY
-from raft_ray.refine import missing_facts, read_refined, read_summary
-from raft_ray.refine.schema import REFINED_SCHEMA, part_files
+from raft_ray.refine import missing_facts
+from raft_ray.refine.generation import Ask
+from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, part_files
 
 FACTS = [
     ("What is the chemical symbol of silver?", "Ag"),
@@ -34,30 +36,27 @@ def ray() -> Iterator[None]:
         yield
 
 
-def rows(count: int = len(FACTS)) -> list[Row]:
-    return [
-        Row(index=i, line=i + 1, messages=[{"role": "user", "content": prompt}], answer=answer, answers=[answer])
-        for i, (prompt, answer) in enumerate(FACTS[:count])
-    ]
-
-
-def config(folder: Path, model: str = TINY, **refine: object) -> Config:
-    return Config(
-        run=RunConfig(dir=str(folder)),
-        model=ModelConfig(path=model, dtype=Dtype.bfloat16 if model == EMBEDDED else Dtype.float32),
-        refine=RefineConfig(**({"batch": 3, "max_new_tokens": 32} | refine)),  # type: ignore[arg-type]
-        rollout=RolloutConfig(kv_cache_gib=1.0, timeout=120.0),
-    )
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[RefinedRow]]:
+    """Eleven rows, one engine, one worker."""
+    config = make_config(tmp_path_factory.mktemp("plain") / "run", tiny_rows(11), workers=1, **TINY_REFINE)
+    return config, refine(config)
 
 
 def test_the_embedded_model_refines_facts_without_losing_them(tmp_path: Path) -> None:
-    from actors.refine import refine
-
-    settings = config(tmp_path, EMBEDDED, similarity_on=SimilarityOn.question_answer, attempts=3, rounds=1)
+    config = make_config(
+        tmp_path / "run",
+        FACTS,
+        EMBEDDED,
+        batch=3,
+        max_new_tokens=32,
+        similarity_on=SimilarityOn.question_answer,
+        attempts=3,
+        rounds=1,
+    )
     done: list[tuple[int, int]] = []
-    folder = refine(rows(), settings, tmp_path / "refined", lambda *count: done.append(count))
+    refined = refine(config, lambda *count: done.append(count))
 
-    refined = read_refined(folder)
     assert [row["row"] for row in refined] == list(range(len(FACTS)))
     assert [(row["prompt"], row["answer"]) for row in refined] == FACTS
     accepted = [row for row in refined if row["accepted"]]
@@ -65,105 +64,133 @@ def test_the_embedded_model_refines_facts_without_losing_them(tmp_path: Path) ->
     for row in accepted:
         assert missing_facts(row["answer"], row["fused"]) == []
         assert row["similarity"] is not None
-        assert row["similarity"] >= settings.refine.tau
+        assert row["similarity"] >= config.refine.tau
         assert row["fused"] == max(row["candidates"], key=lambda candidate: candidate["score"])["text"]
         assert row["rounds"] == 1
     for row in refined:
         assert row["accepted"] or (row["refused"] and row["fused"] == row["answer"])
 
-    assert [file.name[:13] for file in part_files(folder)] == [f"part-{first:08d}" for first in (0, 3, 6)]
+    folder = refined_folder(config)
+    assert [file.stem for file in part_files(folder)] == [f"part-{first:08d}" for first in (0, 3, 6)]
     assert pq.read_table(folder).schema.remove_metadata().equals(REFINED_SCHEMA)
-    assert read_summary(folder)["accepted"] == len(accepted)
-    assert done[-1] == (len(FACTS), len(FACTS))
+    assert (done[0], done[-1]) == ((0, len(FACTS)), (len(FACTS), len(FACTS)))
+    found = summary(config)
+    assert found["accepted"] == len(accepted)
+    assert found["stages"]["rewrite"]["rows"] == found["stages"]["fuse"]["rows"] == len(FACTS)
+    assert found["models"]["self"]["asks"] == found["cache"]["misses"]
+    assert found["models"]["self"]["input_tokens"] > 10 * len(FACTS)
+    assert {name: len(text) for name, text in found["prompts"].items()} == {"rewrite": 64, "fuse": 64}
 
 
-def test_the_result_depends_neither_on_the_actors_nor_on_being_cut_off(tmp_path: Path) -> None:
-    from actors.refine import refine
+def test_the_rows_do_not_depend_on_the_number_of_engines_and_workers(
+    plain: tuple[Config, list[RefinedRow]], tmp_path: Path
+) -> None:
+    config, rows = plain
+    assert any(row["candidates"] for row in rows)
+    assert any(row["refused"] for row in rows)
+    many = make_config(tmp_path / "run", tiny_rows(11), **(TINY_REFINE | {"actors": 2, "workers": 2, "max_workers": 3}))
+    assert refine(many) == rows
+    assert summary(many)["sources"] == summary(config)["sources"]
 
-    settings = config(tmp_path, EMBEDDED, actors=2, similarity_on=SimilarityOn.question_answer, stop_score=1.0)
-    folder = refine(rows(), settings, tmp_path / "refined")
-    whole = read_refined(folder)
-    assert {row["rounds"] for row in whole if row["accepted"]} == {2}
 
-    # As after a death in the middle: one file missing, one cut off.
-    first, second, third = part_files(folder)
-    untouched = first.stat().st_mtime_ns
-    second.unlink()
-    third.write_bytes(third.read_bytes()[:100])
+def test_another_tau_rewrites_nothing_anew_and_ends_as_if_it_had_been_the_first(
+    plain: tuple[Config, list[RefinedRow]], tmp_path: Path
+) -> None:
+    def config(tau: float, run: str) -> Config:
+        return make_config(tmp_path / run, tiny_rows(11), **(TINY_REFINE | {"tau": tau, "attempts": 1}))
+
+    low = config(-1.0, "one")
+    before = refine(low)
     with pytest.raises(ConfigError, match=r"run\.resume=true"):
-        refine(rows(), settings, folder)
-    settings.run.resume = True
-    settings.refine.actors = 1
-    assert read_refined(refine(rows(), settings, folder)) == whole
-    assert first.stat().st_mtime_ns == untouched
-    # What had been generated for the two files is there: it is kept apart from them.
-    assert generated(folder) == 0
-
-    # Another τ asks the models for nothing; another temperature of the fusion for fused candidates only.
-    settings.refine.tau = 0.99
-    strict = read_refined(refine(rows(), settings, folder))
-    assert generated(folder) == 0
-    assert [row["rewrite"] for row in strict][:1] == [row["rewrite"] for row in whole][:1]
-    assert all(row["similarity"] >= 0.99 for row in strict if row["accepted"])
-    settings.refine.tau = 0.8
-    settings.refine.fuse_temperature = 0.1
-    cooler = read_refined(refine(rows(), settings, folder))
-    assert [row["rewrite"] for row in cooler] == [row["rewrite"] for row in whole]
-    accepted = sum(row["accepted"] for row in whole)
-    assert generated(folder) == sum(row["rounds"] for row in cooler) * settings.refine.candidates
-    assert accepted > 0
-    with pytest.raises(DataError, match="holds other rows"):
-        refine(rows(4), settings, folder)
+        refine(low)
+    high = config(0.2, "one")
+    high.run.resume = True
+    after = refine(high)
+    assert [row["rewrite"] for row in after] == [row["rewrite"] for row in before]
+    assert [row["accepted"] for row in after] != [row["accepted"] for row in before]
+    roles = summary(high)["roles"]
+    assert roles["rewriter self"]["asks"] == len({json.dumps(row["messages"]) + str(row["row"] // 3) for row in after})
+    assert refine(config(0.2, "two")) == after
+    # Finished parts are not touched again.
+    times = [file.stat().st_mtime_ns for file in part_files(refined_folder(high))]
+    assert refine(high) == after
+    assert [file.stat().st_mtime_ns for file in part_files(refined_folder(high))] == times
+    assert summary(high)["cache"] == {"hits": 0, "misses": 0}
 
 
-def generated(folder: Path) -> int:
-    """Texts that the models were asked for by the last call of `refine`."""
-    return int(sum(counts.get("generated", 0) for counts in read_summary(folder)["counts"].values()))
+def test_rows_added_to_the_file_are_the_only_ones_generated(tmp_path: Path) -> None:
+    first = make_config(tmp_path / "run", tiny_rows(7), **(TINY_REFINE | {"fuser": "none", "attempts": 1}))
+    before = refine(first)
+    more = make_config(tmp_path / "run", tiny_rows(9), **(TINY_REFINE | {"fuser": "none", "attempts": 1}))
+    more.run.resume = True
+    after = refine(more)
+    assert after[:6] == before[:6]
+    assert [row["row"] for row in after] == list(range(9))
+    assert summary(more)["cache"] == {"hits": 1, "misses": 2}
 
 
-def test_models_by_role_share_engines_and_a_model_may_judge(tmp_path: Path) -> None:
-    """The original model rewrites and judges on one engine; another one, on its own, fuses."""
-    from actors.refine import refine
+def test_roles_may_be_played_by_models_of_their_own(tmp_path: Path) -> None:
+    from ray.util.state import list_actors
 
-    settings = config(
-        tmp_path,
-        EMBEDDED,
-        models={"second": {"path": TINY}},
-        fuser="second",
-        judges=["embedding", "self"],
-        tau=0.0,
-        candidates=1,
-        rounds=1,
+    config = make_config(tmp_path / "run", tiny_rows(3), **(TINY_REFINE | {"fuser": "other", "rounds": 1}))
+    config.refine.models = {"other": RefineModelConfig(path=TINY, context=256)}
+    rows = refine(config)
+    assert any(row["rounds"] for row in rows)
+    found = summary(config)
+    assert set(found["models"]) == {"self", "other"}
+    assert set(found["roles"]) == {"rewriter self", "fuser other"}
+    names = {actor.name for actor in list_actors(filters=[("class_name", "=", "RefineEngine")], limit=1000)}
+    assert {"refine-self-0", "refine-other-0"} <= names
+
+
+def test_an_engine_follows_a_schema(tmp_path: Path) -> None:
+    """Guided decoding: even a random model answers in JSON."""
+    import ray
+
+    from actors.refine_engine import RefineEngine, plan_pool
+
+    config = make_config(tmp_path / "run", [])
+    engine = ray.remote(RefineEngine).options(num_cpus=1).remote(plan_pool(config, "self"), "e", config.run.dir)
+    schema = {
+        "type": "object",
+        "properties": {"good": {"type": "boolean"}, "score": {"enum": [0, 0.5, 1]}},
+        "required": ["good", "score"],
+        "additionalProperties": False,
+    }
+    asks = [Ask([{"role": "user", "content": text}]) for text in ("a", "b")]
+    options = {"temperature": 1.0, "max_new_tokens": 60, "seed": 0}
+    free, bound, again = ray.get(
+        [engine.generate.remote(asks, schema=each, **options) for each in (None, schema, None)]
     )
-    folder = refine(rows(4), settings, tmp_path / "refined")
-    refined = read_refined(folder)
-    accepted = sum(row["accepted"] for row in refined)
-    assert accepted > 0
-    counts = read_summary(folder)["counts"]
-    assert counts["second"]["generated"] == accepted
-    assert counts["self"]["generated"] > 4
-    assert counts["self"]["output_tokens"] > 0
-    assert counts["seconds"]["self"] > 0
-    judged = [c for row in refined for c in row["candidates"] if c["scores"]]
-    assert all([score["judge"] for score in c["scores"]] == ["embedding", "self"] for c in judged)
-    assert any(score["score"] is not None for c in judged for score in c["scores"] if score["judge"] == "self")
-    assert set(read_summary(folder)["prompts"]) == {"rewrite", "fuse", "judge"}
+    for one in bound:
+        assert set(json.loads(one.text)) == {"good", "score"}
+    assert free == again
+    ray.kill(engine)
 
 
 def test_without_refinement_rows_pass_as_they_are(tmp_path: Path) -> None:
-    from actors.refine import refine
-
-    refined = read_refined(refine(rows(), config(tmp_path, enabled=False), tmp_path / "refined"))
+    config = make_config(tmp_path / "run", FACTS, enabled=False, batch=2)
+    refined = refine(config)
     assert [row["fused"] for row in refined] == [answer for _, answer in FACTS]
     assert {row["rewrite"] for row in refined} == {None}
+    assert len(part_files(refined_folder(config))) == 4
 
 
-def test_an_actor_that_cannot_start_ends_stage_1_with_its_own_words(tmp_path: Path) -> None:
-    from actors.refine import refine
-
+def test_what_cannot_start_ends_stage_1_with_its_own_words(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelError, match="no tokenizer there"):
-        refine(rows(), config(tmp_path, str(tmp_path / "model")), tmp_path / "refined")
-    with pytest.raises(ConfigError, match=r"refine\.actors=99: .*need 99 CPUs"):
-        refine(rows(), config(tmp_path, actors=99), tmp_path / "refined")
+        refine(make_config(tmp_path / "run", FACTS, str(tmp_path / "model")))
+    with pytest.raises(ConfigError, match=r"refine\.actors=99"):
+        refine(make_config(tmp_path / "run", FACTS, actors=99))
+
+
+def test_an_engine_or_a_source_that_fails_is_named(tmp_path: Path) -> None:
+    from actors.refine import refine as refine_rows
+    from raft_ray.slices import scan
+
+    config = make_config(tmp_path / "run", FACTS, enabled=False, batch=2)
+    found = scan(config.data.train, config.data, split="train", batch=2)
+    Path(config.data.train).write_text("{}\n" * 9)
+    with pytest.raises(DataError, match=r"rows 0 to 1 are not what they were|rows \d to \d are not"):
+        refine_rows(found, config, refined_folder(config))

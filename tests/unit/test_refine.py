@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +10,27 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raft_ray.config import Config, RefineConfig
+from raft_ray.config import Config, Dtype, ModelConfig, RefineConfig, RefineModelConfig
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, DataError
 from raft_ray.refine import Generation, Refiner, check_refine, read_refined, read_summary, unrefined
 from raft_ray.refine.generation import Ask
 from raft_ray.refine.judges import Case
-from raft_ray.refine.refiner import derive_seed
-from raft_ray.refine.roles import model_roles, role_models
-from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, refined_table, summarise, write_summary
+from raft_ray.refine.prompts import RefinePrompts, load_prompts
+from raft_ray.refine.roles import local_models, model_config, models_used
+from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, refined_table, write_summary
+from raft_ray.refine.summary import Summary
 
 REWRITE = "{prompt} The answer is {answer}.\nRepeat this answer as one complete sentence."
 FUSE = "FUSE {prompt}|{answer}|{rewrite}"
+REMOTE = RefineModelConfig(base_url="http://127.0.0.1:1/v1", model="m")
 Reply = Callable[[str, int], "str | Generation"]
 
 
 class Model:
     """A model that replies by a function of the last message and of how many chats it has read; keeps its calls."""
 
-    identity = "a model of the tests"
+    identity = "invented"
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
@@ -36,7 +38,7 @@ class Model:
         self.read = 0
 
     def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
-        self.calls.append({"chats": [a.chat for a in asks], "draws": [a.draw for a in asks], **options})
+        self.calls.append({"chats": [ask.chat for ask in asks], "draws": [ask.draw for ask in asks], **options})
         replies = []
         for ask in asks:
             reply = self.reply(ask.chat[-1]["content"], self.read)
@@ -55,12 +57,12 @@ class Letters:
 class Table:
     """A judge that looks its scores up, and keeps what it was asked."""
 
-    def __init__(self, name: str, scores: Mapping[str, float | None]) -> None:
+    def __init__(self, name: str, scores: dict[str, float | None]) -> None:
         self.name = name
         self.scores = scores
         self.asked: list[list[str]] = []
 
-    def score(self, cases: Sequence[Case]) -> Sequence[float | None]:
+    def score(self, cases: Sequence[Case]) -> list[float | None]:
         self.asked.append([case.candidate for case in cases])
         return [self.scores[case.candidate] for case in cases]
 
@@ -70,26 +72,25 @@ def row(index: int = 0, prompt: str = "What is the symbol of gold?", answer: str
     return Row(index=index, line=index + 1, messages=messages, answer=answer, answers=[answer])
 
 
-def refiner(model: Model, judges: Any = (), seed: int = 0, **changes: Any) -> Refiner:
+def refiner(model: Model, judges: Any = (), seed: int = 0, fuser: Model | None = None, **changes: Any) -> Refiner:
     config = RefineConfig(**({"tau": -1.0, "fuser": "none"} | changes))
     return Refiner(
         config,
         seed=seed,
         rewriter=model,
-        fuser=None if config.fuser == "none" else model,
+        fuser=fuser or (None if config.fuser == "none" else model),
         embedder=Letters(),
         judges=judges,
-        rewrite_template=REWRITE,
-        fuse_template=FUSE,
+        prompts=RefinePrompts(REWRITE, FUSE),
     )
 
 
-def fusing(scores: Mapping[str, float | None], replies: list[str], **changes: Any) -> tuple[RefinedRow, Model, Table]:
+def fusing(scores: dict[str, float | None], replies: list[str], **changes: Any) -> tuple[RefinedRow, Model, Table]:
     """One row whose rewrite is `The symbol is Au.` and whose fused candidates are `replies`."""
     queue = iter(replies)
     model = Model(lambda text, _: next(queue) if text.startswith("FUSE") else "The symbol is Au.")
     judge = Table("table", scores)
-    refined = refiner(model, [judge], **({"fuser": "self"} | changes)).refine([row()])
+    refined = refiner(model, [judge], fuser=model, **changes).refine([row()])
     return refined[0], model, judge
 
 
@@ -133,7 +134,8 @@ def test_a_rewrite_below_tau_is_dropped_and_the_row_keeps_gold() -> None:
     ],
 )
 def test_a_rewrite_that_a_guard_refuses_is_never_trained_on(generation: Generation, reason: str) -> None:
-    refined = refiner(Model(lambda *_: generation), [Table("table", {})], fuser="self").refine([row()])[0]
+    model = Model(lambda *_: generation)
+    refined = refiner(model, [Table("table", {})], fuser=model).refine([row()])[0]
     assert (refined["refused"], refined["accepted"], refined["fused"]) == (reason, False, "Au")
     assert (refined["candidates"], refined["rounds"]) == ([], 0)
 
@@ -149,7 +151,7 @@ def test_refused_rows_alone_are_rewritten_again() -> None:
     rows = [row(0, prompt="aurum?"), row(1), row(2, prompt="aurum?")]
     refined = refiner(model, attempts=3).refine(rows)
     assert [len(call["chats"]) for call in model.calls] == [3, 1]
-    assert len({call["seed"] for call in model.calls}) == 2
+    assert [call["draws"] for call in model.calls] == [[0, 0, 0], [1]]
     assert [one["fused"] for one in refined] == ["It is Au."] * 3
 
 
@@ -188,7 +190,7 @@ def test_rows_leave_the_rounds_one_by_one() -> None:
         )
     )
     scores = {"It is Au.": 0.0, "It's Au!": 1.0} | {f"Au k{letter}.": 0.5 for letter in "abcdefgh"}
-    refined = refiner(model, [Table("table", scores)], fuser="self", candidates=1, rounds=3).refine(
+    refined = refiner(model, [Table("table", scores)], fuser=model, candidates=1, rounds=3).refine(
         [row(0), row(1, prompt="aurum?")]
     )
     assert [one["rounds"] for one in refined] == [1, 3]
@@ -210,7 +212,7 @@ def test_a_score_is_the_mean_over_judges_and_the_trail_has_each() -> None:
         Table("x", {"The symbol is Au.": 0.2, "Au ka.": 1.0}),
         Table("y", {"The symbol is Au.": 0.9, "Au ka.": 0.5}),
     ]
-    refined = refiner(model, judges, fuser="self", candidates=1, rounds=1).refine([row()])[0]
+    refined = refiner(model, judges, fuser=model, candidates=1, rounds=1).refine([row()])[0]
     assert refined["candidates"][1]["scores"] == [{"judge": "x", "score": 1.0}, {"judge": "y", "score": 0.5}]
     assert [candidate["score"] for candidate in refined["candidates"]] == [pytest.approx(0.55), 0.75]
     assert refined["fused"] == "Au ka."
@@ -230,17 +232,56 @@ def test_if_every_candidate_is_refused_the_accepted_rewrite_is_used() -> None:
     assert (refined["fused"], refined["rounds"]) == ("The symbol is Au.", 2)
 
 
-def test_seeds_come_from_run_seed_rows_and_round_alone() -> None:
-    def seeds(seed: int, first: int) -> list[int]:
-        model = Model(lambda *_: "The symbol is Au.")
-        judge = Table("table", {"The symbol is Au.": 0.0})
-        options = {"fuser": "self", "rounds": 2, "candidates": 1}
-        refiner(model, [judge], seed=seed, **options).refine([row(first), row(first + 1)])
-        return [call["seed"] for call in model.calls]
+def test_a_judge_that_fails_is_left_out_of_the_mean_and_kept_in_the_trail() -> None:
+    model = Model(lambda text, _: "Au ka." if text.startswith("FUSE") else "The symbol is Au.")
+    judges = [
+        Table("x", {"The symbol is Au.": 0.2, "Au ka.": None}),
+        Table("y", {"The symbol is Au.": 0.6, "Au ka.": 0.5}),
+    ]
+    refined = refiner(model, judges, fuser=model, candidates=1, rounds=1).refine([row()])[0]
+    assert refined["candidates"][1]["scores"] == [{"judge": "x", "score": None}, {"judge": "y", "score": 0.5}]
+    assert [candidate["score"] for candidate in refined["candidates"]] == [pytest.approx(0.4), 0.5]
+    assert refined["fused"] == "Au ka."
+    summary = Summary()
+    summary.add([refined])
+    assert summary.result()["judge_failures"] == {"x": 1}
 
-    assert seeds(0, 0) == seeds(0, 0)
-    assert len({*seeds(0, 0), *seeds(1, 0), *seeds(0, 64)}) == 9
-    assert all(0 <= derive_seed(seed, 1, 10**9, 3) < 2**31 for seed in (-1, 0, 2**40))
+
+def test_a_candidate_that_no_judge_could_score_cannot_win_nor_end_the_rounds() -> None:
+    scores: dict[str, float | None] = {"The symbol is Au.": 0.0, "Au ka.": None, "Au kb.": None}
+    refined, _, _ = fusing(scores, ["Au ka.", "Au kb."], candidates=1, rounds=2, stop_score=0.0, candidate_gold=False)
+    assert (refined["fused"], refined["rounds"]) == ("The symbol is Au.", 1)
+    refined, _, _ = fusing(scores, ["Au ka.", "Au kb."], candidates=1, rounds=2, candidate_rewrite=False, stop_score=0)
+    # Nobody judged anything: the rewrite, which passed the filter, stays.
+    assert (refined["fused"], refined["rounds"]) == ("The symbol is Au.", 2)
+
+
+def test_rewriter_and_fuser_can_be_different_models() -> None:
+    rewriter, fuser = Model(lambda *_: "The symbol is Au."), Model(lambda *_: "Au ka.")
+    judge = Table("table", {"The symbol is Au.": 0.1, "Au ka.": 0.3})
+    refined = refiner(rewriter, [judge], fuser=fuser, candidates=2, rounds=2).refine([row()])[0]
+    assert (refined["rewrite"], refined["fused"]) == ("The symbol is Au.", "Au ka.")
+    assert (len(rewriter.calls), [call["draws"] for call in fuser.calls]) == (1, [[2, 3], [4, 5]])
+
+
+def test_a_rewriter_that_failed_costs_its_row_the_rewrite_and_says_so() -> None:
+    refined = refiner(Model(lambda *_: Generation("", failed="429"))).refine([row()])[0]
+    assert (refined["refused"], refined["fused"]) == ("failed", "Au")
+
+
+def test_a_fuser_that_failed_is_a_candidate_that_was_never_judged() -> None:
+    broken = Model(lambda *_: Generation("", failed="500"))
+    judge = Table("table", {"The symbol is Au.": 0.1})
+    refined = refiner(Model(lambda *_: "The symbol is Au."), [judge], fuser=broken, rounds=1).refine([row()])[0]
+    assert judge.asked == [["The symbol is Au."]]
+    assert refined["fused"] == "The symbol is Au."
+
+
+def test_every_call_has_the_seed_of_the_run() -> None:
+    model = Model(lambda *_: "The symbol is Au.")
+    judge = Table("table", {"The symbol is Au.": 0.0})
+    refiner(model, [judge], seed=5, fuser=model, rounds=2, candidates=1).refine([row(7), row(8)])
+    assert [call["seed"] for call in model.calls] == [5, 5, 5]
 
 
 def test_no_rows_are_no_work() -> None:
@@ -255,15 +296,17 @@ def test_refined_rows_survive_parquet_and_come_back_in_order(tmp_path: Path) -> 
     plain = unrefined(row(1))
     pq.write_table(refined_table([plain]), tmp_path / "part-00000001.parquet")
     pq.write_table(refined_table([rich]), tmp_path / "part-00000000.parquet")
-    write_summary(tmp_path, summarise([rich, plain], 1.5))
+    summary = Summary()
+    summary.add([rich, plain])
+    write_summary(tmp_path, summary.result())
     assert read_refined(tmp_path) == [rich, plain]
     assert pq.read_table(tmp_path).schema.equals(
         REFINED_SCHEMA
     )  # the summary does not disturb whoever reads the folder
-    summary = read_summary(tmp_path)
-    assert (summary["rows"], summary["accepted"], summary["acceptance"]) == (2, 1, 0.5)
-    assert (summary["refused"], summary["sources"]) == ({"off": 1}, {"fuse": 1, "gold": 1})
-    assert summary["score_mean"] == 0.4
+    found = read_summary(tmp_path)
+    assert (found["rows"], found["accepted"], found["acceptance"]) == (2, 1, 0.5)
+    assert (found["refused"], found["sources"]) == ({"off": 1}, {"fuse": 1, "gold": 1})
+    assert found["score_mean"] == pytest.approx(0.4)
 
 
 def test_a_folder_without_refined_rows_is_an_error(tmp_path: Path) -> None:
@@ -276,22 +319,24 @@ def test_a_folder_without_refined_rows_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"rewriter": "other"}, r"refine\.rewriter=other: nobody"),
-        ({"rewriter": "embedding"}, r"refine\.rewriter=embedding: nobody"),
-        ({"fuser": "nome"}, r"refine\.fuser=nome: nobody is called so; did you mean 'none'"),
-        ({"judges": ["exat"]}, r"refine\.judges.*'exact'"),
+        ({"rewriter": "none"}, r"refine\.rewriter=none: nobody of that name"),
+        ({"fuser": "slf"}, r"refine\.fuser=slf: .*did you mean self\?"),
+        ({"judges": ["exat"]}, r"refine\.judges=exat: .*did you mean exact\?"),
         ({"judges": []}, r"refine\.judges: none named"),
         ({"judges": ["exact", "exact"]}, r"refine\.judges=.*twice"),
         ({"rewrite_prompt": "nope"}, r"refine\.rewrite_prompt=nope"),
-        ({"judge_prompt": "rewrite"}, r"refine\.judge_prompt=rewrite: .*lacks \{candidate\}"),
-        ({"models": {"q": {"pth": "x"}}}, r"unknown key refine\.models\.q\.pth; did you mean path"),
-        ({"models": {"q": {}}, "fuser": "q"}, r"refine\.models\.q has neither path nor base_url"),
-        ({"models": {"q": {"path": "x", "base_url": "y"}}}, r"refine\.models\.q has both path and base_url"),
-        ({"models": {"q": {"base_url": "http://h"}}}, r"refine\.models\.q\.model is missing"),
-        ({"models": {"q": {"path": "x", "actors": 0}}}, r"refine\.models\.q\.actors=0: must be greater than 0"),
-        ({"models": {"q": {"path": "x", "actors": "many"}}}, r"refine\.models\.q\.actors"),
-        ({"models": {"self": {"path": "x"}}}, r"refine\.models\.self: this name has a meaning of its own"),
-        ({"models": {"q": "x"}}, r"refine\.models\.q: takes a mapping"),
+        ({"judges": ["self"], "judge_prompt": "rewrite"}, r"refine\.judge_prompt=rewrite: .*lacks \{candidate\}"),
+        ({"rewriter": "bgi", "models": {"big": REMOTE}}, r"refine\.rewriter=bgi: .*did you mean big\?"),
+        ({"models": {"big": RefineModelConfig()}}, r"refine\.models\.big: .*neither is set"),
+        (
+            {"models": {"big": RefineModelConfig(path="p", base_url="http://x", model="m")}},
+            r"refine\.models\.big: .*both are set",
+        ),
+        ({"models": {"big": RefineModelConfig(base_url="http://x")}}, r"refine\.models\.big\.model is missing"),
+        ({"models": {"big": RefineModelConfig(base_url="x:1", model="m")}}, r"big\.base_url=x:1: must begin with http"),
+        ({"models": {"big": RefineModelConfig(path="p", api_key_env="K")}}, r"big\.api_key_env: is for endpoints"),
+        ({"models": {"exact": REMOTE}}, r"refine\.models\.exact: the name exact is taken"),
+        ({"models": {"big": RefineModelConfig(path="p", tensor_parallel=2)}}, r"set refine\.models\.big\.num_gpus=2"),
     ],
 )
 def test_settings_that_cannot_work_are_named_before_anything_starts(changes: dict[str, Any], key: str) -> None:
@@ -299,55 +344,27 @@ def test_settings_that_cannot_work_are_named_before_anything_starts(changes: dic
         check_refine(Config(refine=RefineConfig(**changes)))
 
 
-def test_without_a_fuser_no_judge_is_needed() -> None:
-    check_refine(Config(refine=RefineConfig(fuser="none", judges=[])))
+def test_models_in_use_are_those_with_a_role() -> None:
+    models = {"big": REMOTE, "small": RefineModelConfig(path="p"), "idle": REMOTE}
+    refine = RefineConfig(rewriter="small", fuser="big", judges=["exact", "self", "big"], models=models)
+    check_refine(Config(refine=RefineConfig(rewriter="small", fuser="big", models=models)))
+    assert models_used(refine) == ["small", "big", "self"]
+    assert local_models(refine) == ["small", "self"]
+    refine.fuser = "none"  # nobody fuses, so nobody judges
+    assert models_used(refine) == ["small"]
 
 
-def test_roles_name_the_original_model_described_models_and_rules() -> None:
-    models = {
-        "big": {"path": "some/model", "num_gpus": 2},
-        "far": {"base_url": "http://h/v1", "model": "m"},
-        "idle": {"path": "x"},
-    }
-    refine = RefineConfig(models=models, fuser="big", judges=["embedding", "far", "self"])
-    assert {name: model.path for name, model in role_models(refine).items()} == {"big": "some/model", "far": None}
-    assert role_models(refine)["big"].num_gpus == 2
-    assert model_roles(refine) == ["self", "big", "far"]
+def test_only_the_prompts_of_roles_in_play_are_recorded() -> None:
+    all_three = {"rewrite": 64, "fuse": 64}
+    assert {name: len(text) for name, text in load_prompts(RefineConfig()).hashes().items()} == all_three
+    assert list(load_prompts(RefineConfig(fuser="none")).hashes()) == ["rewrite"]
 
 
-def test_a_judge_that_fails_is_left_out_of_the_mean_and_counted() -> None:
-    model = Model(lambda text, _: "Au ka." if text.startswith("FUSE") else "The symbol is Au.")
-    judges = [
-        Table("x", {"The symbol is Au.": None, "Au ka.": 0.5}),
-        Table("y", {"The symbol is Au.": 0.9, "Au ka.": 0.6}),
-    ]
-    refined = refiner(model, judges, fuser="self", candidates=1, rounds=1, stop_score=1.0).refine([row()])[0]
-    assert [candidate["score"] for candidate in refined["candidates"]] == [0.9, pytest.approx(0.55)]
-    assert refined["candidates"][0]["scores"] == [{"judge": "x", "score": None}, {"judge": "y", "score": 0.9}]
-    assert refined["fused"] == "The symbol is Au."
-    assert summarise([refined], 1.0)["judge_failures"] == {"x": 1}
-
-
-def test_a_candidate_that_no_judge_scored_is_never_chosen() -> None:
-    refined, _, _ = fusing({"The symbol is Au.": 0.1, "Au ka.": None}, ["Au ka."], candidates=1, rounds=1)
-    assert refined["fused"] == "The symbol is Au."
-    refined, _, _ = fusing({"The symbol is Au.": None, "Au ka.": None}, ["Au ka."], candidates=1, rounds=1)
-    assert refined["fused"] == "The symbol is Au."
-
-
-def test_what_a_reasoning_model_thinks_is_no_part_of_its_answer() -> None:
-    refined = refiner(Model(lambda *_: "<think>Is it Ag? No.</think>\n\nThe symbol is Au.")).refine([row()])[0]
-    assert (refined["rewrite"], refined["accepted"]) == ("The symbol is Au.", True)
-    refined = refiner(Model(lambda *_: "<think>The symbol is Au")).refine([row()])[0]
-    assert (refined["rewrite"], refined["refused"]) == ("", "empty")
-
-
-def test_a_text_that_never_came_is_refused_as_failed() -> None:
-    refined = refiner(Model(lambda *_: Generation("", failed="no answer"))).refine([row()])[0]
-    assert (refined["refused"], refined["fused"]) == ("failed", "Au")
-
-
-def test_every_sample_of_a_row_has_a_number_of_its_own() -> None:
-    fused, model, _ = fusing({"The symbol is Au.": 0.0, "Au k.": 0.0}, ["Au k."] * 4, candidates=2, rounds=2)
-    assert [call["draws"] for call in model.calls] == [[0], [0, 1], [2, 3]]
-    assert fused["rounds"] == 2
+def test_a_local_model_is_trusted_only_where_it_is_named() -> None:
+    config = Config(model=ModelConfig(trust_remote_code=True, allow_pickle=True, dtype=Dtype.float32))
+    config.refine.models = {"big": RefineModelConfig(path="p", context=99)}
+    assert model_config(config, "self") is config.model
+    big = model_config(config, "big")
+    assert (big.path, big.context, big.dtype) == ("p", 99, Dtype.float32)
+    assert not big.trust_remote_code
+    assert not big.allow_pickle

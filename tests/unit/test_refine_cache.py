@@ -1,8 +1,7 @@
-"""Nothing is generated twice, and everything that a text depends on is part of its key."""
+"""The cache of generations: what decides a text is in its key, and a death loses nothing that was answered."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,87 +11,152 @@ from typing import Any
 
 import pytest
 
-from raft_ray.refine.cache import Cache, CachedGenerate
+from raft_ray.refine.cache import CachedGenerate, GenerationStore
 from raft_ray.refine.generation import Ask, Generation
 
 
-class Writer:
-    """Writes what it was asked and how often it has written; counts."""
+class Model:
+    """Writes what it was asked and how often it has been called; keeps its calls."""
 
-    def __init__(self, identity: str = "m", fails: Sequence[str] = ()) -> None:
+    def __init__(self, identity: str = "m", failing: Sequence[str] = ()) -> None:
         self.identity = identity
-        self.fails = fails
-        self.asked: list[str] = []
+        self.failing = failing
+        self.calls: list[tuple[list[str], dict[str, Any]]] = []
 
     def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
-        made = []
-        for ask in asks:
-            text = ask.chat[-1]["content"]
-            self.asked.append(text)
-            failed = "down" if text in self.fails else None
-            made.append(Generation(f"{text}!", failed=failed, input_tokens=2, output_tokens=3))
-        return made
+        self.calls.append(([ask.chat[-1]["content"] for ask in asks], options))
+        return [self._one(ask.chat[-1]["content"]) for ask in asks]
+
+    def _one(self, text: str) -> Generation:
+        if text in self.failing:
+            return Generation("", failed="503")
+        return Generation(f"{text} {len(self.calls)}", input_tokens=3, output_tokens=2)
 
 
-def chat(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+def ask(text: str, draw: int = 0) -> Ask:
+    return Ask([{"role": "user", "content": text}], draw)
 
 
-def ask(cache: Cache, writer: Writer, *texts: str, run_seed: int = 0, draw: int = 0, **options: Any) -> list[str]:
-    generate = CachedGenerate(writer, run_seed, cache.find, cache.keep)
-    common: dict[str, Any] = {"temperature": 0.3, "max_new_tokens": 8, "seed": 1} | options
-    return [generation.text for generation in generate([Ask(chat(text), draw) for text in texts], **common)]
+OPTIONS: dict[str, Any] = {"temperature": 0.5, "max_new_tokens": 8, "seed": 1}
 
 
-def test_what_was_written_before_is_not_asked_for_again_also_by_another_process(tmp_path: Path) -> None:
-    writer = Writer()
-    assert ask(Cache(tmp_path / "kept"), writer, "a", "b", "a") == ["a!", "b!", "a!"]
-    assert writer.asked == ["a", "b"]
-    assert ask(Cache(tmp_path / "kept"), writer, "b", "c", seed=2) == ["b!", "c!"]
-    assert writer.asked == ["a", "b", "c"]
+def texts(generations: list[Generation]) -> list[str]:
+    return [one.text for one in generations]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> GenerationStore:
+    return GenerationStore(tmp_path / "cache.sqlite")
+
+
+def cached(model: Model, store: GenerationStore, scope: str = "0") -> CachedGenerate:
+    return CachedGenerate(model, store, "rewriter m", scope)
+
+
+def test_a_text_is_generated_once_and_the_missing_ones_of_a_call_together(store: GenerationStore) -> None:
+    model = Model()
+    generate = cached(model, store)
+    assert texts(generate([ask("a"), ask("b")], **OPTIONS)) == ["a 1", "b 1"]
+    assert texts(generate([ask("c"), ask("b"), ask("d"), ask("a")], **OPTIONS)) == ["c 2", "b 1", "d 2", "a 1"]
+    assert [call for call, _ in model.calls] == [["a", "b"], ["c", "d"]]
+    assert store.counts() == {
+        ("rewriter m", "hits"): 2.0,
+        ("rewriter m", "misses"): 4.0,
+        ("rewriter m", "input_tokens"): 12.0,
+        ("rewriter m", "output_tokens"): 8.0,
+        ("rewriter m", "seconds"): pytest.approx(0.0, abs=5.0),
+    }
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"temperature": 0.4}, {"max_new_tokens": 9}, {"run_seed": 1}, {"draw": 1}, {"schema": {"type": "object"}}],
+    "other",
+    [
+        {"temperature": 0.6},
+        {"max_new_tokens": 9},
+        {"seed": 2},
+        {"schema": {"type": "object"}},
+        {"draw": 1},
+        {"scope": "64"},
+        {"identity": "n"},
+        {"text": "b"},
+    ],
 )
-def test_what_a_text_depends_on_makes_it_another(tmp_path: Path, changes: dict[str, Any]) -> None:
-    cache, writer = Cache(tmp_path / "kept"), Writer()
-    ask(cache, writer, "a")
-    ask(cache, writer, "a", **changes)
-    assert writer.asked == ["a", "a"]
+def test_whatever_decides_a_text_tells_it_apart(store: GenerationStore, other: dict[str, Any]) -> None:
+    cached(Model(), store)([ask("a")], **OPTIONS)
+    model = Model(identity=other.pop("identity", "m"))
+    asked = ask(other.pop("text", "a"), other.pop("draw", 0))
+    cached(model, store, other.pop("scope", "0"))([asked], **(OPTIONS | other))
+    assert len(model.calls) == 1
 
 
-def test_another_model_writes_anew(tmp_path: Path) -> None:
-    cache, first, second = Cache(tmp_path / "kept"), Writer("m"), Writer("n")
-    ask(cache, first, "a")
-    ask(cache, second, "a")
-    assert (first.asked, second.asked) == (["a"], ["a"])
+def test_the_seed_of_a_call_comes_from_what_is_asked_alone(tmp_path: Path) -> None:
+    def seeds(name: str, *calls: list[Ask], seed: int = 1) -> list[int]:
+        model = Model()
+        generate = cached(model, GenerationStore(tmp_path / name))
+        for asks in calls:
+            generate(asks, **(OPTIONS | {"seed": seed}))
+        return [options["seed"] for _, options in model.calls]
+
+    first, second = seeds("one", [ask("a"), ask("b")], [ask("a", 1)])
+    assert seeds("two", [ask("a", 1)], [ask("a"), ask("b")]) == [second, first]
+    others = [*seeds("three", [ask("a")]), *seeds("four", [ask("b"), ask("a")]), *seeds("five", [ask("a")], seed=2)]
+    assert len({first, second, *others}) == 5
+    assert all(0 <= seed < 2**31 for seed in [first, second, *others])
 
 
-def test_what_failed_is_asked_for_again(tmp_path: Path) -> None:
-    cache, writer = Cache(tmp_path / "kept"), Writer(fails=["b"])
-    ask(cache, writer, "a", "b")
-    writer.fails = ()
-    assert ask(cache, writer, "a", "b") == ["a!", "b!"]
-    assert writer.asked == ["a", "b", "b"]
+def test_equal_asks_of_a_call_are_one(store: GenerationStore) -> None:
+    model = Model()
+    assert texts(cached(model, store)([ask("a"), ask("b"), ask("a")], **OPTIONS)) == ["a 1", "b 1", "a 1"]
+    assert model.calls[0][0] == ["a", "b"]
 
 
-def test_more_keys_than_one_query_takes(tmp_path: Path) -> None:
-    cache, writer = Cache(tmp_path / "kept"), Writer()
-    texts = [str(number) for number in range(1300)]
-    assert ask(cache, writer, *texts) == ask(cache, writer, *texts)
-    assert len(writer.asked) == 1300
+def test_what_failed_is_not_kept(store: GenerationStore) -> None:
+    model = Model(failing=["b"])
+    generate = cached(model, store)
+    assert [one.failed for one in generate([ask("a"), ask("b")], **OPTIONS)] == [None, "503"]
+    model.failing = []
+    assert texts(generate([ask("a"), ask("b")], **OPTIONS)) == ["a 1", "b 2"]
+    assert store.counts()["rewriter m", "failed"] == 1
 
 
-def test_a_process_that_is_killed_leaves_what_it_had_kept(tmp_path: Path) -> None:
-    code = (
-        "import os, signal; from pathlib import Path; from raft_ray.refine.cache import Cache;"
-        "from raft_ray.refine.generation import Generation;"
-        f"cache = Cache(Path({str(tmp_path / 'kept')!r}));"
-        "cache.keep({'k': Generation('text', truncated=True)});"
-        "os.kill(os.getpid(), signal.SIGKILL)"
+def test_all_of_a_generation_comes_back_also_from_the_file(tmp_path: Path) -> None:
+    odd = Generation("ž\ud800\x00\n", truncated=True, too_long=True, input_tokens=7, output_tokens=9)
+    first = GenerationStore(tmp_path / "cache.sqlite")
+    first.put({bytes([i]) * 32: odd for i in range(256)}, {("a", "b"): 1.5})
+    first.put({}, {("a", "b"): 1.0, ("a", "c"): 2.0})
+    first.close()
+    second = GenerationStore(tmp_path / "cache.sqlite")
+    keys = [bytes([i % 256]) * 32 for i in range(1200)]
+    assert second.get(keys) == dict.fromkeys(keys, odd)
+    assert second.get([b"x" * 31]) == {}
+    assert second.counts() == {("a", "b"): 2.5, ("a", "c"): 2.0}
+
+
+def test_a_sigkill_loses_nothing_that_was_kept(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    program = f"""
+from pathlib import Path
+from raft_ray.refine.cache import GenerationStore
+from raft_ray.refine.generation import Generation
+store = GenerationStore(Path({str(path)!r}))
+for number in range(1000000):
+    store.put({{b"%d a" % number: Generation("a"), b"%d b" % number: Generation("b")}}, {{("x", "calls"): 1}})
+    print(number, flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = -1
+    for line in process.stdout:
+        said = int(line)
+        if said >= 20:
+            break
+    process.send_signal(signal.SIGKILL)
+    said = max(
+        [said, *(int(line) for line in process.stdout.read().splitlines() if line.endswith(tuple("0123456789")))]
     )
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert Cache(tmp_path / "kept").find(["k", "l"]) == {"k": Generation("text", truncated=True)}
+    process.wait()
+    process.stdout.close()
+    store = GenerationStore(path)
+    calls = int(store.counts()["x", "calls"])
+    assert calls > said
+    assert len(store.get([b"%d %s" % (n, end) for n in range(calls + 5) for end in (b"a", b"b")])) == 2 * calls

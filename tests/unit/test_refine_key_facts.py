@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from raft_ray.config import SimilarityOn
 from raft_ray.errors import ConfigError
 from raft_ray.refine import key_facts, missing_facts
-from raft_ray.refine.embed import embed_windows, make_embedder
-from raft_ray.refine.guards import Draft, Limits, refusal, without_thoughts
-from raft_ray.refine.judges import RULES, Case, make_rule
+from raft_ray.refine.embed import make_embedder
+from raft_ray.refine.guards import Draft, refusal
+from raft_ray.refine.judges import Case, make_judges
 from raft_ray.refine.key_facts import invented_facts
 
 
@@ -154,7 +154,7 @@ class Letters:
 
 
 def test_judges_score_by_meaning_facts_and_identity() -> None:
-    judges = [make_rule(name, Letters()) for name in RULES]
+    judges = make_judges(["embedding", "key_facts", "exact"], Letters())
     assert [judge.name for judge in judges] == ["embedding", "key_facts", "exact"]
     cases = [Case("Who?", "Pierre and Marie Curie", text) for text in ("Pierre and Marie Curie.", "Pierre", "zzz")]
     embedding, facts, exact = (judge.score(cases) for judge in judges)
@@ -165,13 +165,13 @@ def test_judges_score_by_meaning_facts_and_identity() -> None:
 
 
 def test_a_gold_answer_without_key_facts_loses_none() -> None:
-    judge = make_rule("key_facts", Letters())
+    (judge,) = make_judges(["key_facts"], Letters())
     assert judge.score([Case("Why?", "because the light is bent by the drops of water in it", "x")]) == [1.0]
 
 
 def test_where_a_row_names_short_answers_one_of_them_is_the_fact() -> None:
     gold, right = "Radium was discovered by Pierre and Marie Curie.", ("Pierre and Marie Curie", "Curie")
-    judge = make_rule("key_facts", Letters())
+    (judge,) = make_judges(["key_facts"], Letters())
     texts = ("Marie Curie found radium.", "Radium was discovered in France.")
     assert judge.score([Case("Who?", gold, text, right) for text in texts]) == [1.0, 0.0]
     assert refusal(draft(answer=gold, text=texts[0], prompt="Who?", right=right)) is None
@@ -180,59 +180,10 @@ def test_where_a_row_names_short_answers_one_of_them_is_the_fact() -> None:
 
 
 def test_the_embedding_judge_reads_the_question_too_where_configured() -> None:
-    alone = make_rule("embedding", Letters(), SimilarityOn.answer)
-    both = make_rule("embedding", Letters(), SimilarityOn.question_answer)
+    (alone,) = make_judges(["embedding"], Letters(), SimilarityOn.answer)
+    (both,) = make_judges(["embedding"], Letters(), SimilarityOn.question_answer)
     assert alone.score([Case("bcd", "a", "x")]) == [0.0]
     assert both.score([Case("bcd", "a", "x")]) == [pytest.approx(0.75)]
-
-
-@pytest.mark.parametrize(
-    ("text", "left"),
-    [
-        ("<think>Hm.</think>Au", "Au"),
-        ("<THINKING>a\nb</THINKING>\n\nAu", "Au"),
-        ("a</think>Au", "Au"),
-        ("Au<think>and so on", "Au"),
-        ("<think>", ""),
-        ("<reasoning>x</reasoning>Au <think>y</think>ag", "Au ag"),
-        ("1 < 2 and think > feel", "1 < 2 and think > feel"),
-    ],
-)
-def test_thoughts_are_cut_out(text: str, left: str) -> None:
-    assert without_thoughts(text) == left
-
-
-def test_another_script_is_refused_unless_the_row_uses_it() -> None:
-    assert refusal(draft(text="The symbol of gold is Au, то есть золото.")) == "foreign"
-    assert refusal(draft(text="The symbol of gold is Au, то есть золото."), off=["foreign"]) is None
-    assert refusal(draft(text="The symbol of gold is Au, то есть золото.", context="Привет!")) is None
-    assert refusal(draft(text="The symbol of gold is Au (Δ)."), off=["invented"]) is None
-
-
-def test_thresholds_are_the_callers() -> None:
-    twice = "Au is Au is Au is Au, so gold has the symbol Au and no other symbol at all."
-    assert refusal(draft(text=twice, limits=Limits(repetition=0.1))) == "repetition"
-    assert refusal(draft(text=twice, limits=Limits(repetition=1.0))) is None
-    leaky = "Please repeat this answer as one complete sentence, that is Au."
-    assert refusal(draft(text=leaky)) == "leak"
-    assert refusal(draft(text=leaky, limits=Limits(leak_words=40))) is None
-
-
-def test_long_texts_are_embedded_in_windows_so_that_their_end_counts() -> None:
-    read: list[str] = []
-
-    def embed(texts: list[str]) -> np.ndarray:
-        """Reads eight words and drops the rest, as models do."""
-        read.extend(texts)
-        return Letters().embed([" ".join(text.split()[:8]) for text in texts])
-
-    short, long = "a b c", " ".join(["a"] * 20 + ["z"])
-    vectors = embed_windows([short, long, ""], embed, words=8)
-    assert vectors.shape == (3, 26)
-    assert vectors[0].tolist() == Letters().embed([short])[0].tolist()
-    assert vectors[1][25] > 0
-    assert not vectors[2].any()
-    assert all(len(text.split()) <= 8 for text in read)
 
 
 def test_the_shipped_embedder_knows_like_from_unlike() -> None:

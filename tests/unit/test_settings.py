@@ -3,15 +3,16 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from raft_ray import settings
-from raft_ray.config import Config, Method, Target
+from raft_ray.config import Config, Method, RefineModelConfig, Target
 from raft_ray.errors import ConfigError
-from raft_ray.settings.checks import RANGES
+from raft_ray.settings.checks import RANGES, REFINE_MODEL_RANGES
 
 PRESETS = ["cluster", "demo", "opd", "raft", "sdft", "sft", "single_gpu", "smoke"]
 NUMBERS = [key for key, kind in settings.keys().items() if "int" in str(kind) or "float" in str(kind)]
@@ -345,3 +346,47 @@ def test_importing_it_loads_no_heavy_package(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_models_of_stage_1_are_named_in_files_and_overrides(workspace: Path) -> None:
+    Path("mine.yaml").write_text(
+        "extends: raft\nrefine:\n  fuser: big\n  models:\n    big:\n      base_url: http://localhost:8000/v1\n"
+        "      model: qwen\n"
+    )
+    config = settings.load(
+        "mine.yaml",
+        ["refine.models.big.concurrency=4", "refine.models.small={path: random:tiny, actors: 2}", "data.train=x.jsonl"],
+    )
+    assert config.refine.models["big"] == RefineModelConfig(
+        base_url="http://localhost:8000/v1", model="qwen", concurrency=4
+    )
+    assert config.refine.models["small"] == RefineModelConfig(path="random:tiny", actors=2)
+    settings.check(config)
+    for text in (settings.to_yaml(config), settings.explained(config)):
+        Path("again.yaml").write_text(text)
+        assert settings.load("again.yaml") == config
+    assert "# NAME.api_key_env: The environment variable that holds the endpoint's key" in settings.explained(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("refine.models.big.bse_url=x", "unknown key refine.models.big.bse_url; did you mean base_url?"),
+        ("refine.models.big.zzz=x", "unknown key refine.models.big.zzz; there are path, actors"),
+        ("refine.models.big.actors=many", "refine.models.big.actors=many: takes a whole number"),
+        ("refine.models.big.path.x=1", "unknown key refine.models.big.path.x"),
+        ("refine.models.big=qwen", "refine.models.big=qwen: takes keys, such as {path: ...}"),
+        ("refine.models=qwen", "refine.models=qwen: takes a mapping from names to sections"),
+        ("refine.models.4b.path=x", "refine.models.4b: a name has letters"),
+        ("refine.models.big={path: x, retries: -1}", "refine.models.big.retries=-1: must be at least 0"),
+        ("refine.models.big={path: x, actors: 0}", "refine.models.big.actors=0: must be at least 1"),
+        ("refine.max_workers=1", "refine.max_workers=1: below refine.workers=2"),
+    ],
+)
+def test_a_model_of_stage_1_that_is_amiss_is_told_by_its_key(override: str, message: str) -> None:
+    assert message in refused(override)
+
+
+def test_every_number_of_a_stage_1_model_has_a_range() -> None:
+    numbers = {each.name for each in fields(RefineModelConfig) if "int" in str(each.type) or "float" in str(each.type)}
+    assert set(REFINE_MODEL_RANGES) == numbers

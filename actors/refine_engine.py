@@ -1,0 +1,227 @@
+"""Stage 1's local models: pools of vLLM engines, one pool a model, which all workers of all roles share.
+
+    worker ── asks ──> EnginePool ──> RefineEngine refine-NAME-0     one call at a time an engine, so that a call's
+    worker ── asks ──>  (a queue)  └> RefineEngine refine-NAME-1     texts depend on its asks and its seed alone
+
+Engines start with the first call: where the cache knows everything, none is needed. One that dies is started again by
+Ray, and its call repeated. Knows nothing about rows or prompts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.cluster import actor_options, here, log_to_file
+from actors.remote import within
+from raft_ray.announce import announce
+from raft_ray.config import Config, ModelConfig
+from raft_ray.errors import RaftError
+from raft_ray.models import load_tokenizer, model_context, model_identity, resolve
+from raft_ray.prompts import PromptEncoder
+from raft_ray.refine.generation import Ask, Generation
+from raft_ray.refine.roles import SELF, local_models, model_config, models_used
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """What the engines of one local model are, and what they take."""
+
+    name: str
+    """`self`, or a key of `refine.models`."""
+    model: ModelConfig
+    engines: int
+    num_cpus: float
+    num_gpus: float
+    tensor_parallel: int
+    kv_cache_gib: float
+    threads: int | None
+    gpu_memory_utilization: float
+    timeout: float
+    """Longest wait for a call, or for an engine's start."""
+    max_restarts: int
+    tries: int
+    """Engines that may die on a call."""
+
+    @property
+    def key(self) -> str:
+        """The config key of the number of engines."""
+        return "refine.actors" if self.name == SELF else f"refine.models.{self.name}.actors"
+
+
+def plan_pool(config: Config, name: str) -> PoolPlan:
+    """The engines of a local model as the config describes them."""
+    rollout = config.rollout
+    section = rollout if name == SELF else config.refine.models[name]
+    return PoolPlan(
+        name=name,
+        model=model_config(config, name),
+        engines=config.refine.actors if name == SELF else config.refine.models[name].actors,
+        num_cpus=section.num_cpus,
+        num_gpus=section.num_gpus,
+        tensor_parallel=section.tensor_parallel,
+        kv_cache_gib=rollout.kv_cache_gib,
+        threads=rollout.threads,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        timeout=rollout.timeout,
+        max_restarts=rollout.max_restarts,
+        tries=rollout.tries,
+    )
+
+
+class RefineEngine:
+    """An actor: one engine, with the tokenizer and chat template of its model."""
+
+    def __init__(self, plan: PoolPlan, name: str, run_dir: str) -> None:
+        log_to_file(Path(run_dir), name)
+        self._name = name
+        from actors.engine import Engine
+
+        folder = resolve(plan.model.path)
+        self._context = model_context(folder, plan.model)
+        self._tokenizer = load_tokenizer(folder, plan.model)
+        self._encoder = PromptEncoder(self._tokenizer, self._context)
+        self._engine = Engine(
+            folder,
+            dtype=plan.model.dtype,
+            context=self._context,
+            kv_cache_gib=plan.kv_cache_gib,
+            threads=plan.threads,
+            tensor_parallel=plan.tensor_parallel,
+            gpu_memory_utilization=plan.gpu_memory_utilization,
+            trust_remote_code=plan.model.trust_remote_code,
+            allow_pickle=plan.model.allow_pickle,
+        )
+
+    def ready(self) -> str:
+        """Its host."""
+        return here()
+
+    def generate(
+        self,
+        asks: Sequence[Ask],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+        schema: dict[str, Any] | None = None,
+    ) -> list[Generation]:
+        """A text for each ask, special tokens left out; see `raft_ray.refine.generation.Generate`."""
+        announce(self._name, "generating", asks=len(asks))
+        prompts = [self._encoder.prompt(ask.chat) for ask in asks]
+        fitting = [ids for ids in prompts if len(ids) + max_new_tokens <= self._context]
+        # What the prefix cache holds depends on earlier calls, and what it gives differs in the last bits.
+        self._engine.llm.reset_prefix_cache()
+        completions = iter(
+            self._engine.generate(
+                fitting, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, schema=schema
+            )
+            if fitting
+            else []
+        )
+        generations = []
+        for ids in prompts:
+            if len(ids) + max_new_tokens > self._context:
+                generations.append(Generation("", too_long=True))
+                continue
+            completion = next(completions)
+            text = str(self._tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+            generations.append(
+                Generation(
+                    text,
+                    truncated=completion.truncated,
+                    input_tokens=len(ids),
+                    output_tokens=len(completion.token_ids),
+                )
+            )
+        return generations
+
+
+@dataclass
+class _Engine:
+    name: str
+    handle: Any
+    node: str = "a node unknown"
+    trouble: RaftError | None = None
+    """Why it never started."""
+
+    @property
+    def who(self) -> str:
+        return f"RefineEngine {self.name} on {self.node}"
+
+
+class EnginePool:
+    """An asyncio actor: hands calls to whichever engine is free."""
+
+    def __init__(self, plan: PoolPlan, run_dir: str, overlapped: bool) -> None:
+        self._plan = plan
+        self._run_dir = run_dir
+        self._overlapped = overlapped
+        self._free: asyncio.Queue[_Engine] = asyncio.Queue()
+        self._starting: list[asyncio.Task[None]] = []
+
+    async def generate(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
+        """As `RefineEngine.generate`. Raises `RaftError` naming engine, node and cause when no retry helped."""
+        if not self._starting:
+            self._starting = [asyncio.create_task(self._start(number)) for number in range(self._plan.engines)]
+        engine = await self._free.get()
+        try:
+            if engine.trouble:
+                raise engine.trouble
+            call = engine.handle.generate.remote(asks, **options)
+            generations: list[Generation] = await within(call, self._plan.timeout, engine.who, "generating")
+            return generations
+        finally:
+            self._free.put_nowait(engine)
+
+    async def _start(self, number: int) -> None:
+        plan = self._plan
+        options = actor_options(
+            role="refine",
+            num_cpus=plan.num_cpus,
+            num_gpus=plan.num_gpus,
+            threads=plan.threads,
+            overlapped=self._overlapped,
+        )
+        name = f"refine-{plan.name}-{number}"
+        actor = ray.remote(RefineEngine).options(
+            name=name, max_restarts=plan.max_restarts, max_task_retries=plan.tries, **options
+        )
+        engine = _Engine(name, actor.remote(plan, name, self._run_dir))
+        try:
+            engine.node = await within(engine.handle.ready.remote(), plan.timeout, engine.who, "starting")
+        except RaftError as error:
+            engine.trouble = error
+        self._free.put_nowait(engine)
+
+
+class PooledGenerate:
+    """A pool of engines as a `Generate`, in the process of a worker."""
+
+    def __init__(self, pool: Any, identity: str) -> None:
+        self.identity = identity
+        self._pool = pool
+
+    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
+        generations: list[Generation] = ray.get(self._pool.generate.remote(asks, **options))
+        return generations
+
+
+def identities(config: Config) -> dict[str, str]:
+    """Of the models that have a role, by name: what their texts depend on."""
+    local = local_models(config.refine)
+    found = {}
+    for name in models_used(config.refine):
+        if name in local:
+            model = model_config(config, name)
+            folder = resolve(model.path)
+            found[name] = f"{model_identity(folder)} {model.dtype.value} {model_context(folder, model)}"
+        else:
+            remote = config.refine.models[name]
+            found[name] = f"{remote.base_url} {remote.model}"
+    return found

@@ -1,0 +1,45 @@
+"""The prompt files of stage 1: what the models of each role are asked. A run records them with their hashes.
+
+Knows nothing about rows or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from raft_ray.config import RefineConfig
+from raft_ray.refine.judges import JUDGES
+from raft_ray.refine.roles import NONE
+from raft_ray.templates import load_prompt
+
+REWRITE_FIELDS = ("prompt", "answer")
+FUSE_FIELDS = ("prompt", "answer", "rewrite")
+JUDGE_FIELDS = ("prompt", "answer", "candidate")
+
+
+@dataclass(frozen=True)
+class RefinePrompts:
+    """Texts of the prompt files, fields unfilled."""
+
+    rewrite: str
+    fuse: str = ""
+    """Empty without a fuser."""
+    judge: str = ""
+    """Empty where no judge is a model."""
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each text that is used, in hex."""
+        texts = {"rewrite": self.rewrite, "fuse": self.fuse, "judge": self.judge}
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items() if text}
+
+
+def load_prompts(refine: RefineConfig) -> RefinePrompts:
+    """The prompt files that the roles of `refine` need. Raises `ConfigError` naming the key of one that is amiss."""
+    fuses = refine.fuser != NONE
+    model_judges = fuses and any(name not in JUDGES for name in refine.judges)
+    return RefinePrompts(
+        load_prompt(refine.rewrite_prompt, REWRITE_FIELDS, "refine.rewrite_prompt"),
+        load_prompt(refine.fuse_prompt, FUSE_FIELDS, "refine.fuse_prompt") if fuses else "",
+        load_prompt(refine.judge_prompt, JUDGE_FIELDS, "refine.judge_prompt") if model_judges else "",
+    )

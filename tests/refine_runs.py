@@ -1,0 +1,61 @@
+"""What the tests of stage 1 on the cluster share: rows in a file, a config, and the refining of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from raft_ray.config import Config, DataConfig, Dtype, ModelConfig, RefineConfig, RolloutConfig, RunConfig
+from raft_ray.models import EMBEDDED, TINY
+from raft_ray.refine import read_refined, read_summary
+from raft_ray.refine.schema import RefinedRow
+from raft_ray.slices import scan
+
+Row = tuple[str, str]
+
+TINY_REFINE: dict[str, Any] = {
+    # What two random layers write passes no guard on facts, but it must go through all of stage 1.
+    "batch": 3,
+    "max_new_tokens": 12,
+    "tau": 0.0,
+    "require_key_facts": False,
+    "refuse_invented": False,
+    "candidates": 2,
+    "rounds": 2,
+    "attempts": 2,
+}
+
+
+def tiny_rows(count: int) -> list[Row]:
+    """Terse answers, which the tiny model's letters resemble now and then; every fifth row is the same."""
+    return [("What comes next?" if n % 5 == 4 else f"What is {n} and {n}?", f"a{n % 5} b c") for n in range(count)]
+
+
+def make_config(folder: Path, rows: list[Row], model: str = TINY, **refine: Any) -> Config:
+    """A config for `refine`; its rows are in a file beside the run folder."""
+    path = folder.parent / f"{folder.name}.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in rows))
+    return Config(
+        run=RunConfig(dir=str(folder), local_cpus=4),
+        model=ModelConfig(path=model, dtype=Dtype.bfloat16 if model == EMBEDDED else Dtype.float32),
+        data=DataConfig(train=str(path)),
+        refine=RefineConfig(**refine),
+        rollout=RolloutConfig(kv_cache_gib=1.0, timeout=240.0, threads=1),
+    )
+
+
+def refine(config: Config, progress: Any = None) -> list[RefinedRow]:
+    """Stage 1 in the run folder; Ray must be running."""
+    from actors.refine import refine as refine_rows
+
+    found = scan(config.data.train, config.data, split="train", batch=config.refine.batch)
+    return read_refined(refine_rows(found, config, refined_folder(config), progress))
+
+
+def refined_folder(config: Config) -> Path:
+    return Path(config.run.dir) / "refined"
+
+
+def summary(config: Config) -> dict[str, Any]:
+    return read_summary(refined_folder(config))
