@@ -6,6 +6,7 @@ what a user's row contains (braces, other field names) is never read as a templa
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def literals(template: str, fields: tuple[str, ...]) -> list[str]:
     """The template's own words: its lines cut at the fields, stripped, empty pieces left out."""
     pieces = re.split("{(?:" + "|".join(map(re.escape, fields)) + ")}|\n", template)
     return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def prompt_hash(text: str) -> str:
+    """Tells prompts apart in a record of what made a file: the first 12 hexadecimal digits of the text's SHA-256."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
 
 
 def _find(name_or_path: str, key: str) -> Path:
