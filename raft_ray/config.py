@@ -198,6 +198,36 @@ class RefineModelConfig:
 
 
 @dataclass
+class RefineGuardsConfig:
+    """From where on stage 1 refuses a rewrite or a fused answer, whatever its cosine to the gold answer."""
+
+    repetition: float = 0.25
+    """Share of words that may stand in a passage of four which the text had before, on top of the gold answer's own."""
+    shortest: float = 0.2
+    """Least length, as a share of the gold answer's words; of gold answers of 20 words and more."""
+    longest: float = 5.0
+    """Greatest length, in the gold answer's words, or in 20 words where it has fewer."""
+    leaks: list[str] = field(
+        default_factory=lambda: [
+            "reference answer",
+            "reference knowledge",
+            "gold answer",
+            "provided answer",
+            "original answer",
+            "rewritten answer",
+            "in my own words",
+            "in your own words",
+            "as an AI language model",
+        ]
+    )
+    """Phrases that talk of the task instead of answering, unless the row itself has them; beside the prompt's own."""
+    language: float = 0.02
+    """A text whose words make the language of question and gold answer less likely than this is in another one."""
+    script: float = 0.3
+    """Share of letters that may be of a script of which neither question nor gold answer has any."""
+
+
+@dataclass
 class RefineConfig:
     enabled: bool = True
     """Off: the data already holds the answers to train on."""

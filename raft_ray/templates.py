@@ -55,6 +55,11 @@ def literals(template: str, fields: tuple[str, ...]) -> list[str]:
     return [piece.strip() for piece in pieces if piece.strip()]
 
 
+def prompt_hash(text: str) -> str:
+    """Tells prompts apart in a record of what made a file: the first 12 hexadecimal digits of the text's SHA-256."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+
+
 def _find(name_or_path: str, key: str) -> Path:
     """The file that `name_or_path` means."""
     if "/" in name_or_path or "\\" in name_or_path or name_or_path.endswith(".txt"):

@@ -1,6 +1,7 @@
 """Guards: what makes a rewrite or a fused answer unusable, whatever its cosine to the gold answer.
 
-Rules on text only; knows nothing about embeddings, judges or models. A guard is one function in `GUARDS`.
+Rules on text only; knows nothing about embeddings, judges or models. A guard is one function in `GUARDS`: of the
+draft, and of the limits that the config sets.
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from raft_ray.config import RefineGuardsConfig
 from raft_ray.refine.key_facts import TERSE_WORDS, invented_facts, missing_facts, normalise, tokens
+from raft_ray.refine.language import foreign_letters, in_another_language
+from raft_ray.refine.thinking import without_thinking
 from raft_ray.templates import literals
 
 TEMPLATE_FIELDS = ("prompt", "answer", "rewrite")
@@ -21,9 +25,18 @@ _LABEL = re.compile(
     r"|^\W*(?:the )?(?:correct |short )?answer to (?:this|the|that|your) (?:question|puzzle|riddle)",
     re.IGNORECASE | re.MULTILINE,
 )
+# `Sure! Here is the rewritten answer:`
+_PREAMBLE = re.compile(
+    r"\A\W*(?:(?:sure|certainly|of course|ok(?:ay)?)\b\W*)?(?:here(?:'s|’s| is| are)|below is)\b[^\n:]{0,80}"
+    r"\b(?:answer|sentence|version|rewrite|rewriting|response|paraphrase|statement)\b[^\n:]{0,40}:",
+    re.IGNORECASE,
+)
 _LEAK_AT_START = 3
 _LEAK_ANYWHERE = 4
 _CIRCLES = 3
+_PASSAGE = 4
+_STUTTER = re.compile(r"([^\W\d_]{1,4}?)\1{11,}")
+_LENGTH_WORDS = 20
 
 
 @dataclass(frozen=True)
@@ -46,31 +59,35 @@ class Draft:
     """The prompt file that asked for it, fields unfilled."""
 
 
-def too_long(draft: Draft) -> bool:
+def too_long(draft: Draft, _: RefineGuardsConfig) -> bool:
     """The prompt did not fit the model's context."""
     return draft.too_long
 
 
-def truncated(draft: Draft) -> bool:
+def truncated(draft: Draft, _: RefineGuardsConfig) -> bool:
     """Cut off by the token limit: it may end in the middle of a fact."""
     return draft.truncated
 
 
-def empty(draft: Draft) -> bool:
+def empty(draft: Draft, _: RefineGuardsConfig) -> bool:
     """Says nothing: no letter or digit."""
     return not any(map(str.isalnum, draft.text))
 
 
-def leak(draft: Draft) -> bool:
-    """Shows the prompt that asked for it: a label (`Reference answer:`), or words of the template.
+def leak(draft: Draft, limits: RefineGuardsConfig) -> bool:
+    """Shows the prompt that asked for it: a label (`Reference answer:`), an announcement (`Here is the rewritten
+    answer:`), one of the phrases that `refine.guards.leaks` names, or words of the template.
 
     Short pieces of a template are ordinary language: one counts from three words on where the text begins with it
     (`The answer is`), from four on anywhere. What stands in the row itself (question or gold answer) is no leak.
     """
     own = _spaced(f"{draft.prompt}\n{draft.answer}")
-    if any(_spaced(match.group()) not in own for match in _LABEL.finditer(draft.text)):
-        return True
+    for pattern in (_LABEL, _PREAMBLE):
+        if any(_spaced(match.group()) not in own for match in pattern.finditer(draft.text)):
+            return True
     text = _spaced(draft.text)
+    if any(phrase in text and phrase not in own for phrase in map(_spaced, limits.leaks)):
+        return True
     for piece in map(_spaced, literals(draft.template, TEMPLATE_FIELDS)):
         words = len(piece.split())
         shown = text.startswith(piece) if words < _LEAK_ANYWHERE else piece in text
@@ -79,44 +96,95 @@ def leak(draft: Draft) -> bool:
     return False
 
 
-def echo(draft: Draft) -> bool:
+def echo(draft: Draft, _: RefineGuardsConfig) -> bool:
     """Asks the question again, word for word."""
     return draft.prompt.rstrip().endswith("?") and _spaced(draft.prompt) in _spaced(draft.text)
 
 
-def unchanged(draft: Draft) -> bool:
+def unchanged(draft: Draft, _: RefineGuardsConfig) -> bool:
     """A terse gold answer said again, without a sentence around it."""
     gold = normalise(draft.answer)
     return not draft.right and len(gold.split()) <= TERSE_WORDS and normalise(draft.text) == gold
 
 
-def repetition(draft: Draft) -> bool:
-    """Goes round in circles: one pair of words makes up a third of it or more, three times at least."""
+def repetition(draft: Draft, limits: RefineGuardsConfig) -> bool:
+    """Goes round in circles: says passages again, much more than the gold answer does; makes a third of itself or more
+    of one pair of words, three times at least; or stutters (`hahaha`).
+    """
     words = normalise(draft.text).split()
     pairs = Counter(pairwise(words))
-    return any(count >= _CIRCLES and 2 * count * 3 >= len(words) for count in pairs.values())
+    if any(count >= _CIRCLES and 2 * count * 3 >= len(words) for count in pairs.values()):
+        return True
+    if _repeated(words) > limits.repetition + _repeated(normalise(draft.answer).split()):
+        return True
+    return any(match.group() not in draft.answer for match in _STUTTER.finditer(draft.text))
 
 
-def key_facts(draft: Draft) -> bool:
+def language(draft: Draft, limits: RefineGuardsConfig) -> bool:
+    """Is in a language, or in letters of a script, that neither question nor gold answer is in."""
+    known = (draft.prompt, draft.answer)
+    return foreign_letters(draft.text, draft.context, *known) > limits.script or in_another_language(
+        draft.text, *known, least=limits.language
+    )
+
+
+def length(draft: Draft, limits: RefineGuardsConfig) -> bool:
+    """Is much shorter than a gold answer of some length, or much longer than any gold answer."""
+    words, gold = len(tokens(draft.text)), len(tokens(draft.answer))
+    too_short = gold >= _LENGTH_WORDS and words < limits.shortest * gold
+    return too_short or words > limits.longest * max(gold, _LENGTH_WORDS)
+
+
+def key_facts(draft: Draft, _: RefineGuardsConfig) -> bool:
     """Lost a key fact of the gold answer."""
     return bool(missing_facts(draft.answer, draft.text, draft.right))
 
 
-def invented(draft: Draft) -> bool:
+def invented(draft: Draft, _: RefineGuardsConfig) -> bool:
     """Has numbers or names that stand neither in the chat nor in the gold answer."""
     return bool(invented_facts(f"{draft.context}\n{draft.prompt}\n{draft.answer}", draft.text))
 
 
-GUARDS: dict[str, Callable[[Draft], bool]] = {
+GUARDS: dict[str, Callable[[Draft, RefineGuardsConfig], bool]] = {
     guard.__name__: guard
-    for guard in (too_long, truncated, empty, leak, echo, unchanged, repetition, key_facts, invented)
+    for guard in (
+        too_long,
+        truncated,
+        empty,
+        leak,
+        echo,
+        unchanged,
+        repetition,
+        language,
+        length,
+        key_facts,
+        invented,
+    )
 }
 """In order; the first that fires gives the reason."""
 
 
-def refusal(draft: Draft, *, off: Collection[str] = ()) -> str | None:
-    """Why `draft` cannot be used: the name of the first guard that fires, those in `off` left out; none if it can."""
-    return next((name for name, fires in GUARDS.items() if name not in off and fires(draft)), None)
+def refusal(draft: Draft, *, off: Collection[str] = (), limits: RefineGuardsConfig | None = None) -> str | None:
+    """Why `draft` cannot be used: the name of the first guard that fires, those in `off` left out; none if it can.
+
+    Thinking in the text is not looked at: what is nothing else is `empty`. `limits` is `refine.guards`; none takes
+    its defaults.
+    """
+    draft = replace(draft, text=without_thinking(draft.text))
+    limits = limits or RefineGuardsConfig()
+    return next((name for name, fires in GUARDS.items() if name not in off and fires(draft, limits)), None)
+
+
+def _repeated(words: list[str]) -> float:
+    """The share of `words` that stand in a passage (four words) which was there before."""
+    seen: set[tuple[str, ...]] = set()
+    again = [False] * len(words)
+    for i in range(len(words) - _PASSAGE + 1):
+        passage = tuple(words[i : i + _PASSAGE])
+        if passage in seen:
+            again[i : i + _PASSAGE] = [True] * _PASSAGE
+        seen.add(passage)
+    return sum(again) / max(1, len(words))
 
 
 def _spaced(text: str) -> str:

@@ -19,11 +19,18 @@ _QUOTED = re.compile(r'"([^"\n]+)"|“([^”\n]+)”|«([^»\n]+)»|(?<!\w)\'([^
 _NUMBER = r"(?:(?<![\w)])[-+])?\d+(?:,\d{3})+(?:\.\d+)?(?!\w)|(?:(?<![\w)])[-+])?\d+(?:\.\d+)?(?!\w)"
 _CJK = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 _TOKEN = re.compile(rf"(?P<number>{_NUMBER})|{_CJK}|(?:(?!{_CJK})[^\W_])+(?:'(?:(?!{_CJK})[^\W_])+)*[+#]*")
-_WORD = re.compile(r"[^\s]+")
-_LIST = re.compile(r"\s*(?:;|,(?!\d)|\n|\band\b|&)\s*")
+_GAP = "\0"  # stands where a fact was taken out: what is on its two sides does not belong together
+_WORD = re.compile(rf"[^\s{_GAP}]+")
+_LIST = re.compile(rf"\s*(?:;|,(?!\d)|\n|\band\b|&|{_GAP}+)\s*")
 _PUNCTUATION = " \t\n.,;:!?\"'“”«»*"
 _OUTER = _PUNCTUATION + "()[]{}"
+# Of a multiple-choice answer: `(B) Paris`, `B. Paris`, `The answer is B`, `option (B)`.
+_CHOICE = re.compile(
+    r"\A\s*(?:\(([A-J])\)|([A-J])[.):])(?=\s)|\b(?i:answer|option|choice)(?:\s+is)?:?\s+\(?([A-J])\b(?!\s+[a-z])\)?"
+)
+_CHOICE_WORDS = frozenset({"answer", "choice", "correct", "option", "right"})
 _SENTENCE_END = tuple(".!?:")
+_LETTER_A = re.compile(r"(?<![\w'’])A(?![\w'’])")
 _ARTICLES = frozenset({"a", "an", "the"})
 _FUNCTION_WORDS = _ARTICLES.union(
     re.findall(
@@ -54,14 +61,18 @@ def key_facts(answer: str) -> list[str]:
     """The facts of `answer`, as they are written there, in order, without repeats.
 
     A terse answer (see `TERSE_WORDS`) gives its content, cut at list separators; a longer one its code, quoted
-    strings, numbers and names. A long answer without any of these has no key facts.
+    strings, numbers and names. The letter of a multiple-choice answer is a fact of its own. A long answer without
+    any of these has no key facts.
     """
-    words = _WORD.findall(answer)
-    if 0 < len(words) <= 3 or (len(words) <= TERSE_WORDS and not re.search(r"\d", answer)):
-        return _unique(piece.strip(_PUNCTUATION) for piece in _LIST.split(answer) if tokens(piece))
     found: list[tuple[int, str]] = []
-    # What was taken as code or quotation is blanked out, so that its numbers and names do not count twice.
-    rest = _take(_CODE, answer, found)
+    # What was taken leaves a gap, so that its numbers and names do not count twice.
+    rest = _take(_CHOICE, answer, found)
+    words = _WORD.findall(rest)
+    if 0 < len(words) <= 3 or (len(words) <= TERSE_WORDS and not re.search(r"\d", rest)):
+        idle = _FUNCTION_WORDS | _CHOICE_WORDS if found else frozenset[str]()
+        terse = [piece.strip(_PUNCTUATION) for piece in _LIST.split(rest) if {*map(str.lower, tokens(piece))} - idle]
+        return _unique([*(letter for _, letter in found), *terse])
+    rest = _take(_CODE, rest, found)
     rest = _take(_QUOTED, rest, found)
     found += _numbers_and_names(rest)
     return _unique(fact for _, fact in sorted(found, key=lambda item: item[0]))
@@ -97,9 +108,18 @@ def invented_facts(known: str, text: str) -> list[str]:
 def states(text: str, fact: str) -> bool:
     """Whether `text` contains `fact`, by the rules of `missing_facts`."""
     wanted = tokens(fact)
+    if wanted == ["A"]:
+        return any(map(_is_letter, _LETTER_A.finditer(_plain(text))))
     if all(token.casefold() in _FUNCTION_WORDS for token in wanted):
         return _contains(tokens(text), wanted)
     return _contains(_canonical(text), _canonical(fact))
+
+
+def _is_letter(match: re.Match[str]) -> bool:
+    """Whether a lone `A` is a letter, not the article that opens a sentence."""
+    before = match.string[: match.start()].rstrip(" \t\"'“«*")
+    opens = not before or before.endswith(("\n", *_SENTENCE_END))
+    return not opens or not re.match(r"[ \t]+(?!is\b|was\b|and\b|or\b)[a-z]", match.string[match.end() :])
 
 
 def tokens(text: str) -> list[str]:
@@ -149,15 +169,15 @@ def _value(number: str) -> str:
 
 
 def _take(pattern: re.Pattern[str], text: str, found: list[tuple[int, str]]) -> str:
-    """Add the pattern's groups to `found` with their places; the text with the matches blanked out."""
+    """Add the pattern's groups to `found` with their places; the text with gaps, as long as they, for the matches."""
 
-    def blank(match: re.Match[str]) -> str:
+    def gap(match: re.Match[str]) -> str:
         content = next(group for group in match.groups() if group is not None).strip()
         if tokens(content):
             found.append((match.start(), content))
-        return " " * len(match.group())
+        return _GAP * len(match.group())
 
-    return pattern.sub(blank, text)
+    return pattern.sub(gap, text)
 
 
 @dataclass(frozen=True)
@@ -200,6 +220,9 @@ def _numbers_and_names(text: str) -> list[tuple[int, str]]:
     facts: list[tuple[int, str]] = []
     run: list[_Word] = []
     for word in _words(text):
+        if run and _GAP in text[run[-1].start : word.start]:
+            facts += _name(run)
+            run = []
         if word.has_digit:
             facts += _name(run)
             run = []

@@ -33,6 +33,16 @@ from raft_ray.refine.key_facts import invented_facts
             ["foo(1)", "press any key", "NaCl", "H2O"],
         ),
         ("a soft silvery metal that is quickly oxidised by air and water", []),
+        ("B", ["B"]),
+        ("(B) Paris", ["B", "Paris"]),
+        ("B. Paris", ["B", "Paris"]),
+        ("The correct answer is C.", ["C"]),
+        ("Option D: the Bahamas", ["D", "the Bahamas"]),
+        (
+            "The answer is (A), as the light is bent by the drops of water that are in it.",
+            ["A"],
+        ),
+        ("The answer is A metal that is found in nature and used for coins.", []),
         ("", []),
         ("...", []),
     ],
@@ -52,6 +62,9 @@ def test_key_facts_are_numbers_names_code_quotations_and_all_of_a_terse_answer(a
         ("Alkali metals", "Sodium is an alkali metal."),
         ("He", "The symbol of helium is He."),
         ("A", "The right choice is A."),
+        ("A", "A is right."),
+        ("A", "It is (A) that is right."),
+        ("(A) Paris", "It is Paris, choice A."),
         ("H₂O", "Water is H2O."),
         ("C++", "It is written in C++."),
         ("北京", "首都是北京。"),
@@ -73,14 +86,21 @@ def test_a_fact_is_kept_whatever_its_spelling(answer: str, text: str) -> None:
         ("Lead", "It is misleading.", ["Lead"]),
         ("Pierre and Marie Curie", "Pierre did.", ["Marie Curie"]),
         ("Au", "", ["Au"]),
+        ("A", "A metal is what it is.", ["A"]),
+        ("(B) Paris", "It is Paris, choice C.", ["B"]),
+        ("The answer is C.", "It is option D.", ["C"]),
     ],
 )
 def test_a_lost_fact_is_named(answer: str, text: str, missing: list[str]) -> None:
     assert missing_facts(answer, text) == missing
 
 
-@given(st.text(max_size=200))
-@settings(deadline=None)
+PIECES = """A B (A) B. answer Option `x=1` "So" Paris of the He it 3 a . , and : 1,538 It metal is"""
+pieces = st.lists(st.sampled_from([*PIECES.split(), "\n", "answer is", '"So it is"']), max_size=20)
+
+
+@given(st.one_of(st.text(max_size=200), pieces.map(" ".join)))
+@settings(deadline=None, max_examples=500)
 def test_a_text_never_misses_its_own_facts(text: str) -> None:
     assert missing_facts(text, text) == []
 
