@@ -271,6 +271,7 @@ class RefineConfig:
     """A prompt file. Fields: `{prompt}` `{answer}` `{rewrite}`."""
     judge_prompt: str = "judge"
     """A prompt file, for judges that are models. Fields: `{prompt}` `{answer}` `{candidate}`."""
+    guards: RefineGuardsConfig = field(default_factory=RefineGuardsConfig)
     gap: bool = True
     """Measure how likely the original model finds gold, rewritten and fused answers, for the report; a forward pass
     over each, by actors as section `teacher` describes them."""

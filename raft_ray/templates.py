@@ -36,11 +36,6 @@ def load_prompt(name_or_path: str, fields: tuple[str, ...], key: str) -> str:
     return text
 
 
-def prompt_hash(text: str) -> str:
-    """Tells the texts of prompt files apart: 12 hex digits of SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def fill(template: str, **values: str) -> str:
     """`template` with every `{name}` of `values` replaced by its value; all other text stays as it is."""
     if not values:

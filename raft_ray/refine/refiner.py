@@ -21,6 +21,7 @@ from raft_ray.refine.judges import Case, Judge, embedded_text
 from raft_ray.refine.prompts import RefinePrompts, load_prompts
 from raft_ray.refine.roles import check_roles
 from raft_ray.refine.schema import FAILED, OFF, Candidate, Message, RefinedRow
+from raft_ray.refine.thinking import without_thinking
 from raft_ray.templates import fill
 
 
@@ -102,7 +103,7 @@ class Refiner:
             max_new_tokens=self._config.max_new_tokens,
             seed=self._seed,
         )
-        texts = [generation.text.strip() for generation in generations]
+        texts = [without_thinking(generation.text) for generation in generations]
         on = self._config.similarity_on
         gold_ND = self._embedder.embed([embedded_text(row["prompt"], row["answer"], on) for row in rows])
         rewrite_ND = self._embedder.embed(
@@ -153,7 +154,7 @@ class Refiner:
         for i, row in enumerate(rows):
             row["rounds"] = number
             for generation in generations[i * count : (i + 1) * count]:
-                candidate = _candidate(generation.text.strip(), "fuse", number)
+                candidate = _candidate(without_thinking(generation.text), "fuse", number)
                 row["candidates"].append(candidate)
                 if self._refusal(row, generation, self._prompts.fuse) is None:
                     usable.append((row, candidate))
@@ -192,7 +193,7 @@ class Refiner:
             too_long=generation.too_long,
             template=template,
         )
-        return refusal(draft, off=self._guards_off)
+        return refusal(draft, off=self._guards_off, limits=self._config.guards)
 
 
 def check_refine(config: Config) -> None:
