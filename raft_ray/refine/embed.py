@@ -1,11 +1,13 @@
 """Sentence embeddings φ: the static vectors that a package ships, or any sentence-transformers model.
 
-Knows nothing about rows or the filter. The libraries are imported when an embedder is made.
+A text that is longer than a model reads is embedded in windows, and none of it is left out. Knows nothing about rows
+or the filter. The libraries are imported when an embedder is made.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +16,12 @@ import numpy.typing as npt
 from raft_ray.errors import ConfigError
 
 WORDLLAMA = "wordllama"
+
+Spans = list[tuple[int, int]]
+"""The tokens of a text, as places of their first character and after their last one."""
+
+_WORDLLAMA_WINDOW = 512  # it has no limit, but pads a batch to the longest text, 2 KiB a token
+_SPARE = 2  # tokens that a window may have more than its part of the text had: it begins where no text began
 
 
 class Embedder(Protocol):
@@ -29,11 +37,68 @@ def make_embedder(name: str) -> Embedder:
 
     Raises `ConfigError` where the package is missing or the model cannot be loaded.
     """
-    return WordLlamaEmbedder() if name == WORDLLAMA else SentenceTransformerEmbedder(name)
+    embedder = WordLlamaEmbedder() if name == WORDLLAMA else SentenceTransformerEmbedder(name)
+    if embedder.limit is None:
+        return embedder
+    # Static vectors know no context, and are their text's mean exactly without an overlap.
+    overlap = 0 if name == WORDLLAMA else embedder.limit // 4
+    return WindowEmbedder(embedder, embedder.spans, limit=embedder.limit, overlap=overlap)
+
+
+class WindowEmbedder:
+    """Embeds a long text as the mean of its windows' vectors, weighted by their lengths; a short one as it is.
+
+    Args:
+        embedder: embeds the windows.
+        spans: the tokens of a text.
+        limit: tokens that a window has at most, at least 1.
+        overlap: tokens that a window shares with the one before it, at most half of `limit`.
+    """
+
+    def __init__(self, embedder: Embedder, spans: Callable[[str], Spans], *, limit: int, overlap: int = 0) -> None:
+        self._embedder = embedder
+        self._spans = spans
+        self._limit = limit
+        self._overlap = min(overlap, limit // 2)
+
+    def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        if not texts:
+            return self._embedder.embed([])
+        windows = [self._windows(text) for text in texts]
+        vectors = self._embedder.embed([piece for pieces in windows for piece, _ in pieces])
+        rows, first = [], 0
+        for pieces in windows:
+            mine = vectors[first : first + len(pieces)]
+            lengths = [tokens for _, tokens in pieces]
+            rows.append(mine[0] if len(pieces) == 1 else np.average(mine, axis=0, weights=lengths))
+            first += len(pieces)
+        return np.asarray(rows, dtype=np.float32)
+
+    def _windows(self, text: str) -> list[tuple[str, int]]:
+        """Parts of `text`, all of it together, with their numbers of tokens; cut between words where possible.
+
+        None but the first begins with white space, which some tokenizers would read as one more token.
+        """
+        spans = self._spans(text)
+        if len(spans) <= self._limit:
+            return [(text, len(spans))]
+        # The first begins with the text, so that nothing before its first token is lost.
+        starts = [0, *(start for start, _ in spans[1:])]
+        opens = [i for i in range(1, len(spans)) if any(map(str.isspace, text[spans[i - 1][1] : starts[i] + 1]))]
+        pieces, begin = [], 0
+        while begin + self._limit < len(spans):
+            last = begin + self._limit
+            end = max((i for i in opens if last - self._limit // 2 < i <= last), default=last)
+            pieces.append((text[starts[begin] : starts[end]], end - begin))
+            begin = min((i for i in opens if end - self._overlap <= i <= end), default=end - self._overlap)
+        (head, tokens), *rest = [*pieces, (text[starts[begin] :], len(spans) - begin)]
+        return [(head, tokens), *((piece.lstrip(), tokens) for piece, tokens in rest)]
 
 
 class WordLlamaEmbedder:
     """Static 256-dimensional word vectors, averaged; 16 MB that ship with the package `wordllama`. No network."""
+
+    limit: int | None = _WORDLLAMA_WINDOW
 
     def __init__(self) -> None:
         try:
@@ -50,9 +115,16 @@ class WordLlamaEmbedder:
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
         return np.asarray(self._model.embed(texts), dtype=np.float32)
 
+    def spans(self, text: str) -> Spans:
+        return list(self._model.tokenizer.encode(text, add_special_tokens=False).offsets)
+
 
 class SentenceTransformerEmbedder:
-    """A sentence-transformers model, by hub name or folder."""
+    """A sentence-transformers model, by hub name or folder.
+
+    Attributes:
+        limit: tokens of a text that the model reads; none where it reads all. It leaves out what comes after them.
+    """
 
     def __init__(self, name: str) -> None:
         try:
@@ -67,7 +139,25 @@ class SentenceTransformerEmbedder:
         except (OSError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ConfigError(f"refine.embedder={name}: no such model could be loaded ({reason})") from error
+        self.limit = self._limit(name)
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
         vectors = self._model.encode(texts, convert_to_numpy=True, show_progress_bar=False)
-        return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1)
+        return np.asarray(vectors, dtype=np.float32).reshape(len(texts), -1 if texts else 0)
+
+    def spans(self, text: str) -> Spans:
+        encoded = self._model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [(start, end) for start, end in encoded["offset_mapping"]]
+
+    def _limit(self, name: str) -> int | None:
+        longest = self._model.max_seq_length
+        if longest is None:
+            return None
+        if not self._model.tokenizer.is_fast:
+            raise ConfigError(
+                f"refine.embedder={name}: reads {longest} tokens, and its tokenizer does not say where they are in a "
+                f"text, so that long answers cannot be cut in windows; set another embedder, such as {WORDLLAMA}"
+            )
+        instruction = self._model.prompts.get(self._model.default_prompt_name or "", "")
+        own = self._model.tokenizer.num_special_tokens_to_add() + len(self.spans(instruction))
+        return max(1, int(longest) - own - _SPARE)
