@@ -30,7 +30,6 @@ _CHOICE = re.compile(
 )
 _CHOICE_WORDS = frozenset({"answer", "choice", "correct", "option", "right"})
 _SENTENCE_END = tuple(".!?:")
-_LETTER_A = re.compile(r"(?<![\w'’])A(?![\w'’])")
 _ARTICLES = frozenset({"a", "an", "the"})
 _FUNCTION_WORDS = _ARTICLES.union(
     re.findall(
@@ -109,7 +108,7 @@ def states(text: str, fact: str) -> bool:
     """Whether `text` contains `fact`, by the rules of `missing_facts`."""
     wanted = tokens(fact)
     if wanted == ["A"]:
-        return any(map(_is_letter, _LETTER_A.finditer(_plain(text))))
+        return any(match.group() == "A" and _is_letter(match) for match in _TOKEN.finditer(_plain(text)))
     if all(token.casefold() in _FUNCTION_WORDS for token in wanted):
         return _contains(tokens(text), wanted)
     return _contains(_canonical(text), _canonical(fact))
@@ -117,7 +116,7 @@ def states(text: str, fact: str) -> bool:
 
 def _is_letter(match: re.Match[str]) -> bool:
     """Whether a lone `A` is a letter, not the article that opens a sentence."""
-    before = match.string[: match.start()].rstrip(" \t\"'“«*")
+    before = match.string[: match.start()].rstrip(" \t\"'“«*_")
     opens = not before or before.endswith(("\n", *_SENTENCE_END))
     return not opens or not re.match(r"[ \t]+(?!is\b|was\b|and\b|or\b)[a-z]", match.string[match.end() :])
 

@@ -1,0 +1,131 @@
+"""The endpoint and a judge against a real vLLM server on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from http_status import status_of
+
+from raft_ray.config import RefineModelConfig
+from raft_ray.errors import ConfigError
+from raft_ray.refine.endpoint import Endpoint
+from raft_ray.refine.generation import Ask, Generation
+from raft_ray.refine.judges import Case
+from raft_ray.refine.llm_judge import SCORES, LlmJudge
+
+LONGEST_START = 300.0
+CASES = [
+    Case(f"What is the symbol of {name}?", symbol, f"The symbol of {name} is {symbol}.")
+    for name, symbol in [("gold", "Au"), ("iron", "Fe"), ("tin", "Sn"), ("neon", "Ne"), ("zinc", "Zn"), ("lead", "Pb")]
+]
+
+
+@pytest.fixture(scope="module")
+def base_url(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    options = {"model": tiny_model, "served-model-name": "tiny", "host": "127.0.0.1", "port": port, "dtype": "float32"}
+    # `vllm serve` by its module: the command looks for a package of another name than the CPU build has.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--max-num-seqs", "8"]
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [*command, *(str(word) for name, value in options.items() for word in (f"--{name}", value))],
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", server, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        # Its engine is a process of its own, in the same group.
+        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait(30)
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + LONGEST_START
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            if status_of(url, None) == 200:
+                return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"the server did not start:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+def endpoint(base_url: str, **changes: Any) -> Endpoint:
+    values = {"base_url": base_url, "model": "tiny", "retries": 1, "timeout": 120.0}
+    return Endpoint("tiny", RefineModelConfig(**(values | changes)))
+
+
+def asks(*texts: str, draw: int = 0) -> list[Ask]:
+    return [Ask([{"role": "user", "content": text}], draw) for text in texts]
+
+
+def test_a_model_that_is_held_to_the_schema_gives_scores_and_one_that_is_not_does_not(base_url: str) -> None:
+    model = endpoint(base_url)
+    judge = LlmJudge("tiny", model, "{prompt} {answer} {candidate}", max_new_tokens=400)
+    scores = judge.score(CASES)
+    given = [score for score in scores if score is not None]
+    assert given
+    assert set(given) <= set(SCORES)
+    assert judge.failures == ({"truncated": len(CASES) - len(given)} if len(given) < len(CASES) else {})
+    usage = model.usage()
+    assert (usage["requests"], usage["retries"], usage["failures"]) == (len(CASES), 0, 0)
+    assert usage["input_tokens"] > 0 < usage["output_tokens"]
+
+    def free(asked: Any, **options: Any) -> list[Generation]:
+        return model(asked, **(options | {"schema": None}))
+
+    free.identity = "tiny"  # type: ignore[attr-defined]
+    unheld = LlmJudge("tiny", free, "{prompt} {answer} {candidate}", max_new_tokens=30)  # type: ignore[arg-type]
+    assert unheld.score(CASES) == [None] * len(CASES)
+
+
+def test_the_same_asks_and_seed_give_the_same_texts(base_url: str) -> None:
+    model = endpoint(base_url, concurrency=1)
+
+    def sample(seed: int, draw: int = 0) -> list[str]:
+        options = {"temperature": 1.0, "max_new_tokens": 8, "seed": seed}
+        return [generation.text for generation in model(asks("gold", "iron", draw=draw), **options)]
+
+    first = sample(1)
+    assert sample(1) == first
+    assert sample(2) != first
+    assert sample(1, draw=1) != first
+
+
+def test_limits_of_tokens_and_context_are_told(base_url: str) -> None:
+    model = endpoint(base_url)
+    short, long = model(asks("gold", "gold " * 600), temperature=0.0, max_new_tokens=5, seed=0)
+    assert (short.truncated, short.output_tokens, short.too_long) == (True, 5, False)
+    assert long == Generation("", too_long=True)
+
+
+def test_an_unknown_model_is_refused_in_the_servers_words(base_url: str) -> None:
+    with pytest.raises(ConfigError, match=r"refine\.models\.tiny\.model: .*HTTP 404: The model `other` does not exist"):
+        endpoint(base_url, model="other")(asks("gold"), temperature=0.0, max_new_tokens=5, seed=0)
