@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class Row:
     """The gold answer y."""
     answers: list[str]
     """Every answer that counts as right, the gold answer first."""
+    choices: list[str] | None = None
+    """The choices of a test question, the gold answer among them; none where the row names none."""
     rewrite: str | None = None
     """The accepted rewrite ỹ of a refined file (Eqs. 1-3); none elsewhere, and where the gold answer stays."""
     fused: str | None = None
@@ -91,6 +93,8 @@ def read_rows(
             if isinstance(record, _Unusable):
                 raise record
             row = _row(record, config, index=len(rows), line=line)
+            if split == "test":
+                row = replace(row, choices=_choices(record, config.choices_field, row.answer))
             if count_tokens is not None:
                 _check_length(row, config, count_tokens)
             rows.append(row)
@@ -296,6 +300,20 @@ def _answers(record: dict[str, Any], field: str, answer: str) -> list[str]:
         raise _Unusable(f"field '{field}' is not a list of texts")
     others = [_checked(item, f"item {number} of '{field}'") for number, item in enumerate(value, start=1)]
     return list(dict.fromkeys([answer, *others]))
+
+
+def _choices(record: dict[str, Any], field: str, answer: str) -> list[str] | None:
+    value = record.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) < 2:
+        raise _Unusable(f"field '{field}' is not a list of two or more texts")
+    choices = [_checked(item, f"item {number} of '{field}'") for number, item in enumerate(value, start=1)]
+    if len(set(choices)) < len(choices):
+        raise _Unusable(f"field '{field}' names a choice twice")
+    if answer not in choices:
+        raise _Unusable(f"the answer is none of the texts in '{field}'")
+    return choices
 
 
 def _text(record: dict[str, Any], field: str) -> str:
