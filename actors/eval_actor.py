@@ -1,7 +1,7 @@
 """The evaluation's engine: one vLLM engine that answers the same questions as one model after the other.
 
-Knows the questions, their chunks and how answers are scored; which models are evaluated, and what is done with the
-scores, is `actors.evaluate`'s.
+Knows the questions, their chunks and how answers are scored; what is read off probabilities instead is
+`actors.score_actor`'s; which models are evaluated, and what is done with the scores, is `actors.evaluate`'s.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.evaluate import domain, ifeval
 from raft_ray.evaluate.length import length
+from raft_ray.evaluate.mmlu import Mmlu, load_mmlu
 from raft_ray.general import general_prompts
 from raft_ray.prompts import PromptEncoder
 
@@ -36,6 +37,17 @@ class Questions:
     domain: list[Row]
     ifeval: list[ifeval.IfevalPrompt]
     general: list[str]
+    mmlu: Mmlu | None = None
+
+    @property
+    def choices(self) -> bool:
+        """Every domain question names choices."""
+        return bool(self.domain) and all(row.choices is not None for row in self.domain)
+
+    @property
+    def generated(self) -> bool:
+        """Some of it is answered in writing."""
+        return bool(self.domain or self.ifeval or self.general)
 
     def chats(self, config: Config) -> list[tuple[str, int, list[dict[str, str]], int]]:
         """`(kind, place within the kind, messages, token limit)`, long answers first so that chunks are alike."""
@@ -48,9 +60,12 @@ class Questions:
 
 def questions(config: Config, test_rows: list[Row] | None) -> Questions:
     """The seeded subsets that `eval.*` asks for. Raises `ConfigError` or `DataError` before anything starts."""
-    rows = _subset(test_rows or [], config.eval.domain_rows, config.run.seed)
-    general = _subset(general_prompts(config.eval.general), config.eval.general_rows, config.run.seed)
-    return Questions(rows, ifeval.load_prompts(config.eval.ifeval_rows, config.run.seed), general)
+    rows = subset(test_rows or [], config.eval.domain_rows, config.run.seed)
+    general = subset(general_prompts(config.eval.general), config.eval.general_rows, config.run.seed)
+    mmlu = None
+    if config.eval.mmlu is not None:
+        mmlu = load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
+    return Questions(rows, ifeval.load_prompts(config.eval.ifeval_rows, config.run.seed), general, mmlu)
 
 
 class EvalActor:
@@ -121,7 +136,8 @@ class EvalActor:
             self.answers[place] = (str(text), completion.token_ids, completion.truncated)
 
     def measure(self) -> dict[str, Any]:
-        """The model's part of `eval.json` that its answers tell."""
+        """The model's part of `eval.json` that its answers tell; `domain` holds a verdict on each question, by
+        measure."""
         start = time.perf_counter()
         asked = self.asked
         domain_texts, ifeval_texts, general_texts = (
@@ -129,8 +145,12 @@ class EvalActor:
         )
         result: dict[str, Any] = {"domain": None, "ifeval": None, "length": None, "answers": [], "general_answers": []}
         if asked.domain:
-            share, correct = domain.accuracy(domain_texts, [row.answers for row in asked.domain])
-            result["domain"] = {"accuracy": share, "n": len(correct), "correct": correct}
+            _, correct = domain.accuracy(domain_texts, [row.answers for row in asked.domain])
+            pairs = zip(domain_texts, asked.domain, strict=True)
+            result["domain"] = {
+                "contains": correct,
+                "exact": [domain.exact(text, row.answers) for text, row in pairs],
+            }
             result["answers"] = [
                 {"prompt": row.prompt, "gold": row.answer, "answer": text, "correct": right}
                 for row, text, right in self._shown(list(zip(asked.domain, domain_texts, correct, strict=True)))
@@ -163,7 +183,7 @@ class EvalActor:
 
     def _shown(self, answers: list[Any]) -> list[Any]:
         """Those that the report shows: the same questions for every model."""
-        return _subset(answers, self.config.eval.samples, self.config.run.seed)
+        return subset(answers, self.config.eval.samples, self.config.run.seed)
 
     def _places(self, kind: str) -> list[int]:
         """Where a kind's questions lie among `chats`, in the kind's own order."""
@@ -171,7 +191,7 @@ class EvalActor:
         return [places[index] for index in sorted(places)]
 
 
-def _subset(items: list[Any], count: int | None, seed: int) -> list[Any]:
+def subset(items: list[Any], count: int | None, seed: int) -> list[Any]:
     """At most `count` items, drawn with `seed`, in their own order."""
     if count is None or count >= len(items):
         return list(items)

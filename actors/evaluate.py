@@ -1,14 +1,15 @@
 """Evaluation on the cluster: every model answers the same prompts, and the answers are measured.
 
 ```
-driver                EvalActor (one vLLM engine, weights swapped per model)      DriftActor (transformers)
+driver                EvalActor (one vLLM engine, weights swapped per model)      ScoreActor (transformers)
   weight distances ─> (Ray tasks, first: they tell a folder that does not fit)
   per model: load ──> chunks of prompts ──> scores, texts
                       base only: general answers' token ids ───────ref─────────> base's hidden states, once
                       ends                                                        per tuned model: KL
+                                                                                  per model: MMLU, domain choices
 ```
 
-The engine's process has ended before the drift actor starts, so the two are never in memory together. Nothing heavy
+The engine's process has ended before the score actor starts, so the two are never in memory together. Nothing heavy
 runs in the driver; token ids go from actor to actor by reference.
 """
 
@@ -17,18 +18,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.cluster import actor_options, here, log_to_file
-from actors.eval_actor import EvalActor, Questions, questions
+from actors.cluster import actor_options
+from actors.eval_actor import EvalActor, Questions, questions, subset
+from actors.score_actor import ScoreActor
 from raft_ray import models as sources
 from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, RaftError
+from raft_ray.evaluate import domain
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,48 +53,21 @@ def evaluate(
     `ModelError` when a model does not fit its base, `ConfigError` when there is nothing to measure.
     """
     asked = questions(config, test_rows)
-    if not models or not (asked.domain or asked.ifeval or asked.general):
+    if not models or not (asked.generated or asked.mmlu):
         raise ConfigError("nothing to evaluate: no model, or eval.*_rows and data.test leave no question")
     report = progress or (lambda stage, done, total: None)
     models = {name: models[name] for name in sorted(models, key=lambda name: name != "base")}
-    measured: dict[str, dict[str, Any]] = {name: {"model": folder} for name, folder in models.items()}
+    measured: dict[str, dict[str, Any]] = {
+        name: {"model": folder, "domain": None, "ifeval": None, "length": None, "seconds": {}, "too_long": {}}
+        | {"answers": [], "general_answers": []}
+        for name, folder in models.items()
+    }
     _weight_distances(models, config, measured, report)
-    pairs = _answer(models, config, asked, measured, report)
-    _drifts(models, config, pairs, measured, report)
+    pairs = _answer(models, config, asked, measured, report) if asked.generated else None
+    _scored(models, config, asked, pairs, measured, report)
+    for block in measured.values():
+        _summarise(block, config)
     return measured
-
-
-class DriftActor:
-    """Forwards the base once and every tuned model after it over the base's answers."""
-
-    def __init__(self, folder: str, config: Config) -> None:
-        self.folder, self.config = folder, config
-
-    def where(self) -> str:
-        """This process, for messages."""
-        return f"DriftActor on node {here()} (pid {os.getpid()})"
-
-    def start(self, pairs: list[tuple[list[int], list[int]]]) -> dict[str, float | int]:
-        """Read the base's answers with the base. Returns its drift from itself: 0 over so many tokens and rows."""
-        from raft_ray.evaluate.drift import Drift, Reference
-
-        log_to_file(Path(self.config.run.dir), "evaluate")
-        self.reference = Reference(self._model(self.folder), pairs, tokens=self.config.teacher.tokens)
-        return asdict(Drift(0.0, 1.0, len(self.reference.hidden_nD), len(self.reference.sequences)))
-
-    def drift(self, folder: str) -> dict[str, float | int]:
-        """The drift of the model in `folder`."""
-        return asdict(self.reference.compare(self._model(folder)))
-
-    def stop(self) -> None:
-        """End this process, and the models with it."""
-        ray.actor.exit_actor()
-
-    def _model(self, folder: str) -> Any:
-        import torch
-
-        model = sources.load_model(sources.resolve(folder), self.config.model).eval()
-        return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def _weight_distances(
@@ -172,33 +147,61 @@ def _answer(
         _end(actor, rollout.timeout)
 
 
-def _drifts(
+def _scored(
     models: dict[str, str],
     config: Config,
+    asked: Questions,
     pairs: ray.ObjectRef | None,
     measured: dict[str, dict[str, Any]],
     report: Progress,
 ) -> None:
+    """Fill in what every model's probabilities tell: drift on the base's answers `pairs`, and its choices."""
     for block in measured.values():
-        block["drift"] = None
-    if pairs is None:
+        block.update(drift=None, mmlu=None)
+    if pairs is None and not asked.choices and asked.mmlu is None:
         return
     teacher = config.teacher
     options = actor_options(
         role="evaluate", num_cpus=teacher.num_cpus, num_gpus=teacher.num_gpus, threads=teacher.threads
     )
-    actor: Any = ray.remote(DriftActor).options(**options).remote(models["base"], config)
+    actor: Any = ray.remote(ScoreActor).options(**options).remote(next(iter(models.values())), config, asked)
     try:
-        who = _where(actor, "DriftActor", teacher.timeout, options)
+        who = _where(actor, "ScoreActor", teacher.timeout, options)
+        chunks = _get(actor.start.remote(), teacher.timeout, who)
         for done, (name, folder) in enumerate(models.items()):
-            report("drift", done, len(models))
             start = time.perf_counter()
-            call = actor.start.remote(pairs) if name == "base" else actor.drift.remote(folder)
-            measured[name]["drift"] = _get(call, teacher.timeout, who)
-            measured[name]["seconds"]["drift"] = time.perf_counter() - start
-        report("drift", len(models), len(models))
+            _get(actor.load.remote(folder), teacher.timeout, who)
+            block = measured[name]
+            if pairs is not None:
+                report("drift", done, len(models))
+                call = actor.refer.remote(pairs) if name == "base" else actor.drift.remote()
+                block["drift"] = _get(call, teacher.timeout, who)
+                block["seconds"]["drift"] = time.perf_counter() - start
+                start = time.perf_counter()
+            for chunk in range(len(chunks)):
+                report(f"choices of {name}", sum(chunks[:chunk]), sum(chunks))
+                _get(actor.choose.remote(chunk), teacher.timeout, who)
+            if chunks:
+                report(f"choices of {name}", sum(chunks), sum(chunks))
+                block["seconds"]["choices"] = time.perf_counter() - start
+            result = _get(actor.measure.remote(), teacher.timeout, who)
+            block["mmlu"] = result["mmlu"]
+            if block["domain"] is not None:
+                block["domain"].update(result["domain"])
+        if pairs is not None:
+            report("drift", len(models), len(models))
     finally:
         _end(actor, teacher.timeout)
+
+
+def _summarise(block: dict[str, Any], config: Config) -> None:
+    """Turn the verdicts on the domain's questions into accuracies, and mark the answers shown by the measure chosen."""
+    if block["domain"] is None:
+        return
+    block["domain"] = domain.summary(block["domain"], config.eval.domain_metric)
+    shown = subset(block["domain"]["correct"], config.eval.samples, config.run.seed)
+    for answer, correct in zip(block["answers"], shown, strict=True):
+        answer["correct"] = correct
 
 
 def _where(actor: Any, name: str, timeout: float, options: dict[str, Any]) -> str:

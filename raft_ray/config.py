@@ -106,6 +106,21 @@ class SimilarityOn(StrEnum):
     """Question and answer together: needed for terse gold answers, whose own embedding says little."""
 
 
+class DomainMetric(StrEnum):
+    """Which measure is called domain accuracy (`eval.domain_metric`); all that apply are in `eval.json`."""
+
+    auto = "auto"
+    """`choice` where every test row names choices, else `contains`."""
+    contains = "contains"
+    """The response contains one of the right answers."""
+    exact = "exact"
+    """The response is one of the right answers, apart from case, punctuation and articles."""
+    choice = "choice"
+    """The right choice is the most likely response."""
+    letter = "letter"
+    """The letter of the right choice is the most likely response to the question with lettered choices."""
+
+
 @dataclass
 class RunConfig:
     dir: str = "runs/raft"
@@ -152,6 +167,8 @@ class DataConfig:
     answer_field: str = "answer"
     answers_field: str = "answers"
     """Optional list of answers that all count as right in the evaluation."""
+    choices_field: str = "choices"
+    """Optional list of choices of a test question, the answer among them."""
     messages_field: str = "messages"
     """Rows with this field are chats: the last assistant message is the answer, what precedes it the prompt."""
     train_split: str = "train"
@@ -408,9 +425,16 @@ class EvalConfig:
     domain_rows: int | None = None
     """Test questions at most (a seeded subset); none takes all."""
     domain_max_new_tokens: int = 64
+    domain_metric: DomainMetric = DomainMetric.auto
     ifeval_rows: int | None = None
     """IFEval prompts (a seeded subset); none takes all 541, 0 leaves IFEval out."""
     ifeval_max_new_tokens: int = 512
+    mmlu: str | None = None
+    """Folder with MMLU's questions, `test*` and `dev*` files in JSONL or Parquet; none leaves MMLU out."""
+    mmlu_rows: int | None = None
+    """MMLU questions (a seeded subset); none takes all."""
+    mmlu_shots: list[int] = field(default_factory=lambda: [0, 5])
+    """Examples in the prompt; each number is a measurement of its own."""
     general: str | None = None
     """Prompts for response length and drift: a file with `prompt` fields; none takes the 60 that are shipped."""
     general_rows: int | None = None

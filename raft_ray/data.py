@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Row:
     """The gold answer y; in a file with `prompt` and `fused` alone, the fused answer."""
     answers: list[str]
     """Every answer that counts as right, the gold answer first."""
+    choices: list[str] | None = None
+    """The choices of a test question, the gold answer among them; none where the row names none."""
     rewrite: str | None = None
     """The accepted rewrite ỹ of a refined file (Eqs. 1-3); none elsewhere, and where the gold answer stays."""
     fused: str | None = None
@@ -147,6 +149,8 @@ def iterate(
             if isinstance(record, Unusable):
                 raise record
             row = _row(record, config, index=index, line=place.line)
+            if split == "test":
+                row = replace(row, choices=_choices(record, config.choices_field, row.answer))
             if check and (reason := check(row)):
                 raise Unusable(reason)
             yield place, row
@@ -258,6 +262,20 @@ def _answers(record: dict[str, Any], field: str, answer: str) -> list[str]:
         raise Unusable(f"field '{field}' is not a list of texts")
     others = [_checked(item, f"item {number} of '{field}'") for number, item in enumerate(value, start=1)]
     return list(dict.fromkeys([answer, *others]))
+
+
+def _choices(record: dict[str, Any], field: str, answer: str) -> list[str] | None:
+    value = record.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) < 2:
+        raise Unusable(f"field '{field}' is not a list of two or more texts")
+    choices = [_checked(item, f"item {number} of '{field}'") for number, item in enumerate(value, start=1)]
+    if len(set(choices)) < len(choices):
+        raise Unusable(f"field '{field}' names a choice twice")
+    if answer not in choices:
+        raise Unusable(f"the answer is none of the texts in '{field}'")
+    return choices
 
 
 def _text(record: dict[str, Any], field: str) -> str:

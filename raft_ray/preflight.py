@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raft_ray import models
-from raft_ray.config import Config, Method, ModelConfig, Target
+from raft_ray.config import Config, DomainMetric, Method, ModelConfig, Target
 from raft_ray.data import Row, check_rows, length_check, read_rows, write_bad_rows
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.prompts import EncodedRow, PromptEncoder, show_row
@@ -82,6 +82,7 @@ def preflight(config: Config, *, keep_rows: bool = True) -> Prepared:
     if config.data.test is not None and config.eval.enabled:
         test, bad_test = read_rows(config.data.test, config.data, split="test", count_tokens=count)
         check_rows(test, bad_test, config.data, f"data.test={config.data.test}")
+        _check_choices(config, test)
     return Prepared(folder, teacher, context, found, rows, test)
 
 
@@ -177,6 +178,17 @@ def _check_same_vocabulary(config: Config, folder: str, teacher: str) -> None:
         )
 
 
+def _check_choices(config: Config, test: list[Row]) -> None:
+    """The domain's measure can be taken on every test row."""
+    metric = config.eval.domain_metric
+    line = next((row.line for row in test if row.choices is None), None)
+    if metric in (DomainMetric.choice, DomainMetric.letter) and line is not None:
+        raise ConfigError(
+            f"eval.domain_metric={metric.value}: row {line} of data.test={config.data.test} names no choices "
+            f"(data.choices_field={config.data.choices_field}); every test row must, or set eval.domain_metric=contains"
+        )
+
+
 def _check_judged(config: Config) -> None:
     """Stage 1 and evaluation find their prompt files and packages; baselines find their templates."""
     if config.refine.enabled:
@@ -191,6 +203,10 @@ def _check_judged(config: Config) -> None:
         from raft_ray.evaluate.ifeval import check
 
         check()
+    if config.eval.enabled and config.eval.mmlu is not None:
+        from raft_ray.evaluate.mmlu import load_mmlu
+
+        load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
     for name in config.run.baselines:
         if Method(name) is Method.raft:
             load_prompt(for_method(config, name).teacher.template, ("prompt", "answer"), "teacher.template")

@@ -6,18 +6,16 @@ in a layer's parameter names (`model.layers.3.mlp...`).
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import ModelError
+from raft_ray.weight_files import matched_files
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in)\.weight$")
-_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
 
 
 def weight_distance(base_folder: str, tuned_folder: str) -> dict[str, Any]:
@@ -30,13 +28,7 @@ def weight_distance(base_folder: str, tuned_folder: str) -> dict[str, Any]:
     import torch
     from safetensors import safe_open
 
-    base, tuned = _files(base_folder), _files(tuned_folder)
-    _drop_tied_head(base_folder, base, tuned)
-    if base.keys() != tuned.keys():
-        odd = sorted(base.keys() ^ tuned.keys())
-        raise ModelError(
-            f"{tuned_folder}: its parameters are not those of {base_folder}; {len(odd)} differ, such as {odd[0]}"
-        )
+    base, tuned = matched_files(base_folder, tuned_folder)
     moved: defaultdict[str, float] = defaultdict(float)
     size: defaultdict[str, float] = defaultdict(float)
     with torch.inference_mode():
@@ -56,41 +48,6 @@ def weight_distance(base_folder: str, tuned_folder: str) -> dict[str, Any]:
         "total": _ratio(sum(moved.values()), sum(size.values())),
         "layers": {layer: _ratio(moved[layer], size[layer]) for layer in order},
     }
-
-
-def _files(folder: str) -> dict[str, str]:
-    """The file of each parameter."""
-    from safetensors import SafetensorError, safe_open
-
-    root = Path(folder)
-    index = root / "model.safetensors.index.json"
-    if index.is_file():
-        names: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        absent = sorted({file for file in names.values() if not (root / file).is_file()})
-        if absent:
-            raise ModelError(f"{folder}: {absent[0]}, which {index.name} names, is missing")
-        return {name: str(root / file) for name, file in names.items()}
-    files = sorted(root.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{folder}: no *.safetensors weights there to measure the distance of")
-    found = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as weights:
-                found.update({name: str(file) for name in weights.keys()})  # noqa: SIM118
-        except SafetensorError as error:
-            raise ModelError(f"{file}: not a readable safetensors file ({error})") from error
-    return found
-
-
-def _drop_tied_head(base_folder: str, base: dict[str, str], tuned: dict[str, str]) -> None:
-    """Forget a stored copy of tied embeddings: saving may or may not write it, and it is no parameter of its own."""
-    config = Path(base_folder) / "config.json"
-    settings = json.loads(config.read_text()) if config.is_file() else {}
-    tied = settings.get("tie_word_embeddings", settings.get("text_config", {}).get("tie_word_embeddings", False))
-    for files in (base, tuned):
-        for name in [name for name in files if tied and _HEAD.search(name)]:
-            del files[name]
 
 
 def _layer(name: str) -> str:

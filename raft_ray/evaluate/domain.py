@@ -1,4 +1,7 @@
-"""Domain accuracy: does a response contain one of the answers that count as right?
+"""Domain accuracy: is a response right? By default, if it contains one of the answers that count as right.
+
+A stricter measure is that the response is such an answer and nothing else (`exact`). Where rows name choices, the
+model's choice can be read off its log-likelihoods instead (`raft_ray.evaluate.likelihood`); `summary` joins them.
 
 Response and answer are normalised (Unicode NFKC, lower case, punctuation and articles removed) and cut into
 words; the answer's words must occur in the response side by side. Four things need more care than that:
@@ -15,10 +18,12 @@ Knows nothing about models, prompts or files: texts only.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import regex
 
+from raft_ray.config import DomainMetric
 from raft_ray.errors import DataError
 
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*"
@@ -36,6 +41,42 @@ def contains(response: str, answers: Sequence[str]) -> bool:
     """Whether any of `answers` occurs in `response`, by the rules above. Raises `DataError` on a blank answer."""
     text = _unify(response)
     return any(_contains(text, answer) for answer in answers)
+
+
+def exact(response: str, answers: Sequence[str]) -> bool:
+    """Whether `response` is one of `answers` and nothing else, by the same rules.
+
+    Raises `DataError` on a blank answer.
+    """
+    text = _unify(response)
+    return any(
+        _contains(text, answer) and _words(text, answer=True) == _words(_unify(answer), answer=True)
+        for answer in answers
+    )
+
+
+def summary(verdicts: Mapping[str, Sequence[bool]], metric: DomainMetric) -> dict[str, Any]:
+    """The `domain` part of `eval.json`: every measure that was taken, and the one that counts.
+
+    Args:
+        verdicts: for each measure (`contains`, `exact`, `choice`, `choice_norm`, `letter`), whether each question was
+            answered right.
+        metric: the measure that `accuracy` and `correct` are of; `auto` takes `choice` where it was taken, else
+            `contains`.
+
+    Returns `{"accuracy", "n", "correct", "metric", "metrics": {measure: {"accuracy", "correct"}}}`. Raises
+    `ValueError` where the measures differ in length or nothing was asked.
+    """
+    counts = {len(rights) for rights in verdicts.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"domain measures over {sorted(counts)} questions")
+    chosen = metric.value
+    if metric is DomainMetric.auto:
+        chosen = "choice" if "choice" in verdicts else "contains"
+    metrics = {
+        name: {"accuracy": sum(rights) / len(rights), "correct": list(rights)} for name, rights in verdicts.items()
+    }
+    return {**metrics[chosen], "n": counts.pop(), "metric": chosen, "metrics": metrics}
 
 
 def accuracy(responses: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[float, list[bool]]:

@@ -60,10 +60,11 @@ def load_prompts(rows: int | None, seed: int) -> list[IfevalPrompt]:
     return [prompts[index] for index in sorted(random.Random(seed).sample(range(len(prompts)), rows))]
 
 
-def score(prompts: Sequence[IfevalPrompt], responses: Sequence[str]) -> dict[str, float | int]:
+def score(prompts: Sequence[IfevalPrompt], responses: Sequence[str]) -> dict[str, Any]:
     """IFEval's four accuracies: of whole prompts and of single instructions, strict and loose.
 
-    Returns `prompt_strict`, `prompt_loose`, `instruction_strict`, `instruction_loose` (shares) and `n` (prompts).
+    Returns `prompt_strict`, `prompt_loose`, `instruction_strict`, `instruction_loose` (shares), `n` (prompts) and
+    `correct`, whether each prompt was followed strictly.
     Raises `ValueError` where the lengths differ or there is no prompt, `ConfigError` where a package is missing.
     """
     if len(prompts) != len(responses) or not prompts:
@@ -79,12 +80,12 @@ def score(prompts: Sequence[IfevalPrompt], responses: Sequence[str]) -> dict[str
                 # Seeded for each of the two, so that both judge by the same random letter.
                 random.seed(prompt.key)
                 followed[kind].append(verify(prompt, response).follow_instruction_list)
-    result: dict[str, float | int] = {}
+    result: dict[str, Any] = {}
     for kind, rows in followed.items():
         single = [one for row in rows for one in row]
         result[f"prompt_{kind}"] = sum(map(all, rows)) / len(rows)
         result[f"instruction_{kind}"] = sum(single) / len(single)
-    return {**result, "n": len(prompts)}
+    return {**result, "n": len(prompts), "correct": [all(row) for row in followed["strict"]]}
 
 
 def check() -> None:

@@ -14,17 +14,21 @@ _NONE = "-"
 
 
 def summary_table(evaluation: dict[str, Any]) -> Table:
-    """`Method | domain accuracy | drift | IFEval strict/loose | words | weight distance`.
+    """`Method | domain accuracy | drift | IFEval strict/loose | MMLU | words | weight distance`.
 
     Args:
-        evaluation: the content of `eval.json`, or its `methods` part. IFEval's strict score and the words carry their
-            share of the base's in brackets (retention). The run's main method is bold; what was not measured is `-`.
+        evaluation: the content of `eval.json`, or its `methods` part. IFEval's strict score, MMLU and the words carry
+            their share of the base's in brackets (retention). The run's main method is bold; what was not measured is
+            `-`, and MMLU has no column if no method has it.
     """
     methods: dict[str, dict[str, Any]] = evaluation.get("methods", evaluation)
     base = methods.get("base", {})
     table = Table()
     table.add_column("Method")
-    for name in ("Domain accuracy", "Drift (KL)", "IFEval strict / loose", "Words (general)", "Weight distance"):
+    # One column a number of examples in the prompt.
+    shots = list(dict.fromkeys(name for method in methods.values() for name in method.get("mmlu") or {}))
+    columns = ["Domain accuracy", "Drift (KL)", "IFEval strict / loose", *(f"MMLU {name}" for name in shots)]
+    for name in (*columns, "Words (general)", "Weight distance"):
         table.add_column(name, justify="right")
     for name, method in methods.items():
         is_base = name == "base"
@@ -33,6 +37,7 @@ def summary_table(evaluation: dict[str, Any]) -> Table:
             _percent(_value(method, "domain", "accuracy")),
             _number(_value(method, "drift", "kl"), ".4f"),
             _ifeval(method, None if is_base else base),
+            *(_mmlu(method, None if is_base else base, name) for name in shots),
             _words(method, None if is_base else base),
             _number(_value(method, "weight_distance", "total"), ".4f"),
         )
@@ -46,6 +51,11 @@ def _ifeval(method: dict[str, Any], base: dict[str, Any] | None) -> str:
     return f"{_percent(strict)} / {_percent(_value(method, 'ifeval', 'prompt_loose'))}" + _retention(
         strict, _value(base, "ifeval", "prompt_strict")
     )
+
+
+def _mmlu(method: dict[str, Any], base: dict[str, Any] | None, shots: str) -> str:
+    accuracy, own = (_value((one or {}).get("mmlu"), shots, "accuracy") for one in (method, base))
+    return _percent(accuracy) + _retention(accuracy, own)
 
 
 def _words(method: dict[str, Any], base: dict[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from raft_ray.evaluate.drift import Head, Pair, response_hidden
+from raft_ray.evaluate.hidden import Head, Pair, response_hidden
 from raft_ray.prompts import PromptEncoder
 from raft_ray.teacher import micro_batches
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+from raft_ray.compare.statistics import mcnemar
 from raft_ray.report.words import about, method_label, short, times
 
 SIGNIFICANT = 0.05
@@ -71,8 +72,7 @@ def better_accuracy(a: Result, b: Result) -> tuple[int, float] | None:
     if right and other and len(right) == len(other):
         only_a = sum(x and not y for x, y in zip(right, other, strict=True))
         only_b = sum(y and not x for x, y in zip(right, other, strict=True))
-        n = only_a + only_b
-        p = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
+        p = mcnemar(only_a, only_b)
     else:
         n_a, n_b = first.get("n") or 0, second.get("n") or 0
         pooled = (first["accuracy"] * n_a + second["accuracy"] * n_b) / max(1, n_a + n_b)

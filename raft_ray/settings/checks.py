@@ -104,6 +104,7 @@ RANGES: dict[str, _Range] = {
     "eval.domain_max_new_tokens": _FROM_ONE,
     "eval.ifeval_rows": _NOT_NEGATIVE,
     "eval.ifeval_max_new_tokens": _FROM_ONE,
+    "eval.mmlu_rows": _FROM_ONE,
     "eval.general_rows": _FROM_ONE,
     "eval.general_max_new_tokens": _FROM_ONE,
     "eval.temperature": _NOT_NEGATIVE,
@@ -278,6 +279,9 @@ def _check_eval(config: Config) -> None:
     if config.eval.ifeval_rows != 0:
         _check_fits(config, "eval.ifeval_max_new_tokens", config.eval.ifeval_max_new_tokens)
     _check_fits(config, "eval.general_max_new_tokens", config.eval.general_max_new_tokens)
+    shots = config.eval.mmlu_shots
+    if config.eval.mmlu is not None and (not shots or min(shots) < 0 or len(set(shots)) < len(shots)):
+        raise ConfigError(f"eval.mmlu_shots={shots}: must be different numbers from 0 on, such as [0, 5]")
 
 
 def _check_training(config: Config, where: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +91,16 @@ def test_every_model_is_measured_against_the_base(started: None, tmp_path: Path)
         assert block["model"] == folders[name]
         assert block["domain"]["n"] == len(block["domain"]["correct"]) == QUESTIONS
         assert block["domain"]["accuracy"] == sum(block["domain"]["correct"]) / QUESTIONS
-        assert set(block["ifeval"]) == {"prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose", "n"}
+        kinds = {"prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"}
+        assert set(block["ifeval"]) == {*kinds, "n", "correct"}
         assert block["ifeval"]["n"] == 3
         assert set(block["length"]) == {"words_mean", "words_median", "tokens_mean", "truncated", "n"}
         assert 0 < block["length"]["tokens_mean"] <= 16
         assert set(block["drift"]) == {"kl", "top1_agreement", "tokens", "rows"}
         assert block["drift"]["rows"] == block["length"]["n"] == 5
         assert block["drift"]["tokens"] == result["base"]["length"]["tokens_mean"] * 5
+        assert set(block["domain"]["metrics"]) == {"contains", "exact"}
+        assert block["mmlu"] is None
         assert set(block["weight_distance"]["layers"]) == {"0", "1", "embed", "other"}
         assert [set(answer) for answer in block["answers"]] == [{"prompt", "gold", "answer", "correct"}] * 2
         assert [set(answer) for answer in block["general_answers"]] == [{"prompt", "answer"}] * 2
@@ -123,6 +128,80 @@ def test_every_model_is_measured_against_the_base(started: None, tmp_path: Path)
         steps = [(done, total) for name, done, total in seen if name == stage]
         assert [done for done, _ in steps] == sorted(done for done, _ in steps)
         assert len({total for _, total in steps}) == 1
+
+
+def test_choices_and_mmlu_are_measured_by_likelihood(started: None, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    base = models.resolve(models.TINY)
+    tuned = _perturbed(base, tmp_path / "tuned", config)
+    rows = [replace(row, choices=["red", "green", "blue and yellow"]) for row in _rows(["red", "green"] * 4)]
+    _write_mmlu(tmp_path / "mmlu")
+    config.eval.mmlu = str(tmp_path / "mmlu")
+    config.eval.mmlu_shots = [0, 2]
+    config.eval.ifeval_rows = 0
+    config.eval.general_rows = 2
+    seen: list[str] = []
+    result = evaluate({"tuned": tuned, "base": base}, config, rows, lambda stage, *_: seen.append(stage))
+
+    for name, folder in (("base", base), ("tuned", tuned)):
+        domain = result[name]["domain"]
+        assert domain["metric"] == "choice"
+        assert set(domain["metrics"]) == {"contains", "exact", "choice", "choice_norm", "letter"}
+        assert domain["correct"] == domain["metrics"]["choice"]["correct"]
+        expected = [_most_likely(folder, config, row.prompt, row.choices or []) == row.answer for row in rows]
+        assert domain["correct"] == expected
+        assert all(answer["correct"] in (True, False) for answer in result[name]["answers"])
+        assert set(result[name]["mmlu"]) == {"0-shot", "2-shot"}
+        for block in result[name]["mmlu"].values():
+            assert block["n"] == len(block["correct"]) == 6
+            assert block["shortened"] == 0
+            assert set(block["subjects"]) == {"counting", "naming"}
+    assert result["tuned"]["drift"]["kl"] > 0
+    assert {"choices of base", "choices of tuned"} <= set(seen)
+
+
+def test_mmlu_alone_needs_no_engine(started: None, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    _write_mmlu(tmp_path / "mmlu")
+    config.eval.mmlu = str(tmp_path / "mmlu")
+    config.eval.mmlu_shots = [1]
+    config.eval.ifeval_rows = config.eval.general_rows = 0
+    seen: list[str] = []
+    result = evaluate({"tuned": models.resolve(models.TINY)}, config, None, lambda stage, *_: seen.append(stage))
+    assert result["tuned"]["mmlu"]["1-shot"]["n"] == 6
+    assert result["tuned"]["domain"] is None
+    assert set(seen) == {"choices of tuned"}
+
+
+def _write_mmlu(folder: Path) -> None:
+    folder.mkdir()
+    for split, count in (("dev", 2), ("test", 3)):
+        rows = [
+            {
+                "question": f"{split} {number}?",
+                "choices": ["one", "two", "three"],
+                "answer": number % 3,
+                "subject": name,
+            }
+            for name in ("counting", "naming")
+            for number in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _most_likely(folder: str, config: Config, prompt: str, choices: list[str]) -> str:
+    """By one forward a choice, in transformers."""
+    model, tokenizer = models.load_model(folder, config.model), models.load_tokenizer(folder, config.model)
+    chat = [{"role": "user", "content": prompt}]
+    start = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+
+    def likelihood(choice: str) -> float:
+        ids = tokenizer.encode(choice, add_special_tokens=False)
+        with torch.no_grad():
+            logprobs = model(torch.tensor([start + ids])).logits[0].log_softmax(-1)
+        return float(sum(logprobs[len(start) + place - 1, token] for place, token in enumerate(ids)))
+
+    return max(choices, key=likelihood)
 
 
 def test_a_model_of_another_shape_is_refused_before_the_engine_starts(started: None, tmp_path: Path) -> None:

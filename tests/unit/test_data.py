@@ -101,6 +101,36 @@ def test_a_chat_may_leave_its_answer_to_the_answer_field(tmp_path: Path) -> None
     assert (row.messages, row.answer) == (CHAT[:-1], "4")
 
 
+def test_a_test_question_may_name_choices(tmp_path: Path) -> None:
+    row = {"prompt": "Which?", "answer": "b", "choices": ["a", "b"]}
+    path = write_jsonl(tmp_path / "t.jsonl", row, {"prompt": "What?", "answer": "c"})
+    rows, bad = read_rows(path, DataConfig(), split="test")
+    assert [one.choices for one in rows] == [["a", "b"], None]
+    assert bad == []
+    # Training has no use for them, whatever they look like.
+    rows, bad = read_rows(
+        write_jsonl(tmp_path / "u.jsonl", {**row, "choices": {"text": []}}), DataConfig(), split="train"
+    )
+    assert ([one.choices for one in rows], bad) == ([None], [])
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        (["a"], "not a list of two or more texts"),
+        ("ab", "not a list of two or more texts"),
+        (["a", 1], "item 2 of 'choices' is not text"),
+        (["b", "a", "b"], "names a choice twice"),
+        (["a", "c"], "the answer is none of the texts in 'choices'"),
+    ],
+)
+def test_choices_that_cannot_be_used_are_told(tmp_path: Path, choices: Any, reason: str) -> None:
+    good = {"prompt": "What?", "answer": "c"}
+    path = write_jsonl(tmp_path / "t.jsonl", good, {"prompt": "Which?", "answer": "b", "choices": choices})
+    _, bad = read_rows(path, DataConfig(), split="test")
+    assert [(row.line, reason in row.reason) for row in bad] == [(2, True)]
+
+
 def test_a_fused_field_made_elsewhere_is_kept(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", {**GOOD, "fused": "It is 4.", "rewrite": "Four."}, GOOD)
     rows, _ = read_rows(source, DataConfig(), split="train")

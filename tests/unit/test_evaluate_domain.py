@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from raft_ray.config import DomainMetric
 from raft_ray.errors import DataError
-from raft_ray.evaluate.domain import accuracy, contains
+from raft_ray.evaluate.domain import accuracy, contains, exact, summary
 
 
 @pytest.mark.parametrize(
@@ -134,3 +135,56 @@ def test_responses_and_questions_must_be_as_many() -> None:
         accuracy(["a"], [["a"], ["b"]])
     with pytest.raises(ValueError, match="0 responses"):
         accuracy([], [])
+
+
+@pytest.mark.parametrize(
+    ("response", "answers", "right"),
+    [
+        ("Paris", ["Paris"], True),
+        ("  the paris. ", ["Paris"], True),
+        ("It is Paris.", ["Paris"], False),
+        ("Paris", ["Rome", "Paris"], True),
+        ("1,000", ["1000"], True),
+        ("1000 m", ["1000"], False),
+        ("Au", ["Au"], True),
+        ("au", ["Au"], False),
+        ("Au!", ["Au"], True),
+        ("Yes.", ["yes"], True),
+        ("No, yes", ["yes"], False),
+        ("", ["Paris"], False),
+        ("A", ["the"], False),
+    ],
+)
+def test_exact_is_the_answer_and_nothing_else(response: str, answers: list[str], right: bool) -> None:
+    assert exact(response, answers) is right
+
+
+def test_a_blank_answer_matches_nothing_exactly() -> None:
+    with pytest.raises(DataError, match="blank"):
+        exact("", [" "])
+
+
+@pytest.mark.parametrize(
+    ("metric", "taken", "chosen"),
+    [
+        ("auto", ("contains", "exact"), "contains"),
+        ("auto", ("contains", "exact", "choice", "letter"), "choice"),
+        ("contains", ("contains", "choice"), "contains"),
+        ("exact", ("contains", "exact"), "exact"),
+        ("letter", ("contains", "choice", "letter"), "letter"),
+    ],
+)
+def test_every_measure_is_kept_and_one_counts(metric: str, taken: tuple[str, ...], chosen: str) -> None:
+    verdicts = {name: [True] * place + [False] * (4 - place) for place, name in enumerate(taken)}
+    result = summary(verdicts, DomainMetric(metric))
+    assert (result["metric"], result["n"]) == (chosen, 4)
+    assert result["accuracy"] == taken.index(chosen) / 4
+    assert result["correct"] == verdicts[chosen]
+    assert {name: one["correct"] for name, one in result["metrics"].items()} == verdicts
+
+
+def test_measures_over_other_questions_are_not_joined() -> None:
+    with pytest.raises(ValueError, match="1, 2"):
+        summary({"contains": [True], "choice": [True, False]}, DomainMetric.auto)
+    with pytest.raises(ValueError, match="0"):
+        summary({"contains": []}, DomainMetric.auto)

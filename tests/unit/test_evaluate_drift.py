@@ -10,8 +10,8 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from raft_ray.errors import ModelError
-from raft_ray.evaluate import drift as module
-from raft_ray.evaluate.drift import Pair, Reference, drift
+from raft_ray.evaluate.drift import Reference, drift
+from raft_ray.evaluate.hidden import Head, Pair
 
 
 def _llama(seed: int = 0, vocabulary: int = 61, tied: bool = True) -> PreTrainedModel:
@@ -122,16 +122,16 @@ def test_one_reference_serves_many_models() -> None:
 def test_no_logits_of_more_than_a_chunk_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     base = _llama()
     seen: list[int] = []
-    own = module.Head.__call__
+    own = Head.__call__
 
-    def watch(head: module.Head, hidden: torch.Tensor) -> torch.Tensor:
+    def watch(head: Head, hidden: torch.Tensor) -> torch.Tensor:
         seen.append(len(hidden))
         return own(head, hidden)
 
     reference = Reference(base, _pairs())
     tuned = _perturbed(base)
-    monkeypatch.setattr(module.Head, "__call__", watch)
-    monkeypatch.setattr(module.Head, "_check", lambda head, model: None)
+    monkeypatch.setattr(Head, "__call__", watch)
+    monkeypatch.setattr(Head, "_check", lambda head, model: None)
     # The models' own heads must not run at all.
     monkeypatch.setattr(torch.nn.Linear, "forward", _refuse_vocabulary(torch.nn.Linear.forward))
     reference.compare(tuned, chunk=5)

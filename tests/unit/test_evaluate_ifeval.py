@@ -60,6 +60,7 @@ def test_a_hand_worked_score() -> None:
         "instruction_strict": pytest.approx(1 / 4),
         "instruction_loose": pytest.approx(2 / 4),
         "n": 3,
+        "correct": [False, False, False],
     }
 
 

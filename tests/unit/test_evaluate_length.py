@@ -65,3 +65,10 @@ def test_the_table_shows_retention_and_marks_what_is_missing() -> None:
 def test_a_base_of_zero_gives_no_retention() -> None:
     zero = {"ifeval": {"prompt_strict": 0.0, "prompt_loose": 0.0}}
     assert _rows({"base": zero, "raft": zero})[1][3] == "0.0 / 0.0"
+
+
+def test_mmlu_has_a_column_for_each_number_of_examples() -> None:
+    base = {"mmlu": {"0-shot": {"accuracy": 0.3}, "5-shot": {"accuracy": 0.4}}}
+    tuned = {"mmlu": {"0-shot": {"accuracy": 0.27}, "5-shot": {"accuracy": 0.4}}}
+    rows = _rows({"base": base, "sft": tuned, "opd": {"mmlu": None}})
+    assert [row[4:6] for row in rows] == [["30.0", "40.0"], ["27.0 (90%)", "40.0 (100%)"], ["-", "-"]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -15,7 +16,7 @@ from raft_ray.errors import ConfigError
 from raft_ray.settings.checks import RANGES, REFINE_MODEL_RANGES
 
 PRESETS = ["cluster", "demo", "opd", "raft", "sdft", "sft", "single_gpu", "smoke"]
-NUMBERS = [key for key, kind in settings.keys().items() if "int" in str(kind) or "float" in str(kind)]
+NUMBERS = [key for key, kind in settings.keys().items() if re.match(r"(?!list).*(int|float)", str(kind))]
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers")
 OWN_DATA = ["data.train=train.jsonl", "data.test=test.jsonl"]
 
@@ -162,9 +163,7 @@ def test_the_explained_config_is_the_same_config_with_a_comment_for_each_documen
     assert "opd: On-policy distillation: as `raft`, but the teacher does not see the answer." in text
 
 
-@pytest.mark.parametrize(
-    "key", [key for key, kind in settings.keys().items() if "int" in str(kind) or "float" in str(kind)]
-)
+@pytest.mark.parametrize("key", NUMBERS)
 def test_every_number_has_a_range_and_nan_is_in_none(key: str) -> None:
     words, holds = RANGES[key]
 
@@ -222,6 +221,9 @@ def test_the_ends_of_a_range_belong_to_it(override: str) -> None:
         (["run.baselines=[sftt]"], "there is no method sftt; did you mean sft?"),
         (["run.baselines=[sft,sft]"], "sft is named twice"),
         (["run.baselines=[raft]"], "raft is distill.method already"),
+        (["eval.mmlu=folder", "eval.mmlu_shots=[]"], "eval.mmlu_shots=[]: must be different numbers from 0 on"),
+        (["eval.mmlu=folder", "eval.mmlu_shots=[5,5]"], "eval.mmlu_shots=[5, 5]: must be different"),
+        (["eval.mmlu=folder", "eval.mmlu_shots=[-1]"], "eval.mmlu_shots=[-1]: must be different"),
         (["run.overrides.sft.learner.lr=1"], "run.overrides.sft: no such baseline"),
         (
             ["run.baselines=[sft]", "run.overrides.sft.learner.lrr=1"],

@@ -1,0 +1,128 @@
+"""Intervals and paired tests over the same questions, with one or several seeds a method.
+
+A method's answers are a list of verdicts (0 or 1, or any score) for each seed, on the same questions in the same order.
+The bootstrap draws questions, and, where there are several, seeds: questions differ in difficulty and training runs in
+luck, and an interval that ignores either is too narrow. (Of two or three seeds little can be drawn: their part of the
+interval is a lower bound.) Everything is seeded: the same numbers give the same interval.
+
+Shapes: S seeds, Q questions, R bootstrap draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+DRAWS = 4_000
+CONFIDENCE = 0.95
+
+Verdicts = Sequence[Sequence[float]]
+"""[S][Q]: for each seed, the score of each question."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    """Ends of the interval; none where there is nothing to tell its width from."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The difference of two methods over the same questions."""
+
+    difference: Estimate
+    """Mean of a - b with its bootstrap interval."""
+    p: float
+    """Two-sided: McNemar's exact test for one seed each of right and wrong answers, else from the bootstrap."""
+    only_a: int
+    """Questions that a alone got right in more than half of its seeds; `only_b` likewise."""
+    only_b: int
+
+
+def estimate(verdicts: Verdicts, *, draws: int = DRAWS, confidence: float = CONFIDENCE, seed: int = 0) -> Estimate:
+    """The mean over seeds and questions, and its percentile bootstrap interval.
+
+    Raises `ValueError` where seeds have different numbers of questions or there is nothing.
+    """
+    table_SQ = _table(verdicts)
+    return _estimate(float(table_SQ.mean()), _means(table_SQ, draws, seed), confidence)
+
+
+def estimate_of(values: Sequence[float], *, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """The mean of one number a seed, such as a drift, with its interval over seeds; one seed has no interval."""
+    if len(values) == 1:
+        return Estimate(float(values[0]), None, None)
+    return estimate([[value] for value in values], draws=draws, seed=seed)
+
+
+def paired(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, confidence: float = CONFIDENCE, seed: int = 0) -> Paired:
+    """Whether a is better than b on the same questions.
+
+    Seeds are matched in their order where both have the same number; otherwise each side's are averaged first, and
+    chance between its seeds does not enter. Raises `ValueError` where the questions differ in number.
+    """
+    first_SQ, second_SQ = _table(a), _table(b)
+    if first_SQ.shape[1] != second_SQ.shape[1]:
+        raise ValueError(f"{first_SQ.shape[1]} and {second_SQ.shape[1]} questions: a paired test needs the same ones")
+    wins = first_SQ.mean(0) > 0.5, second_SQ.mean(0) > 0.5
+    only_a, only_b = int((wins[0] & ~wins[1]).sum()), int((wins[1] & ~wins[0]).sum())
+    if len(first_SQ) == len(second_SQ):
+        difference_SQ = first_SQ - second_SQ
+    else:
+        difference_SQ = first_SQ.mean(0, keepdims=True) - second_SQ.mean(0, keepdims=True)
+    means_R = _means(difference_SQ, draws, seed)
+    single = len(first_SQ) == len(second_SQ) == 1
+    binary = all(np.isin(table, (0.0, 1.0)).all() for table in (first_SQ, second_SQ))
+    p = mcnemar(only_a, only_b) if single and binary else _bootstrap_p(means_R)
+    return Paired(_estimate(float(difference_SQ.mean()), means_R, confidence), p, only_a, only_b)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """McNemar's exact two-sided p: could a fair coin have decided the questions that only one side got right?
+
+    `2 · P(X ≤ min(only_a, only_b))` with X binomial over both at 1/2, at most 1.
+    """
+    count = only_a + only_b
+    tail = sum(comb(count, k) for k in range(min(only_a, only_b) + 1))
+    # Integers throughout: a float cannot hold 2 ** count for many questions.
+    return min(1.0, 2 * tail / 2**count)
+
+
+def _table(verdicts: Verdicts) -> np.ndarray:
+    """[S, Q] float64."""
+    lengths = {len(one) for one in verdicts}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"seeds over {sorted(lengths)} questions: each must have the same ones, and at least one")
+    return np.asarray(verdicts, dtype=np.float64)
+
+
+def _means(table_SQ: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """[R] means of seeds and questions drawn with replacement."""
+    random = np.random.default_rng(seed)
+    seeds, questions = table_SQ.shape
+    means = np.empty(draws)
+    for draw in range(draws):
+        # How often each seed and each question was drawn: the mean is a product, and no drawn table is built.
+        weight_S = random.multinomial(seeds, np.full(seeds, 1 / seeds)) / seeds
+        weight_Q = random.multinomial(questions, np.full(questions, 1 / questions)) / questions
+        means[draw] = weight_S @ table_SQ @ weight_Q
+    return means
+
+
+def _estimate(mean: float, means_R: np.ndarray, confidence: float) -> Estimate:
+    low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(mean, float(low), float(high))
+
+
+def _bootstrap_p(means_R: np.ndarray) -> float:
+    """Twice the share of draws on the rarer side of 0; draws at 0 count on both, and one more on each (never 0)."""
+    draws = len(means_R)
+    sides = ((means_R <= 0).sum() + 1) / (draws + 1), ((means_R >= 0).sum() + 1) / (draws + 1)
+    return float(min(1.0, 2 * min(sides)))

@@ -1,0 +1,123 @@
+"""The comparison in plain words: what each method gained and kept, and whether RAFT kept its promise on this data.
+
+Says no more than the numbers hold: a difference counts only where the paired test finds it, and what was not measured
+is named as such.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raft_ray.report.verdict import SAME_DRIFT, SIGNIFICANT
+from raft_ray.report.words import about, method_label, short, times
+
+MAIN = "raft"
+BASE = "base"
+
+
+def verdict(comparison: dict[str, Any], failed: dict[str, str] | None = None) -> list[str]:
+    """Sentences: the promise first, then a line a method, then what failed (`{method: reason}`)."""
+    methods = comparison["methods"]
+    lines = [promise(comparison)]
+    lines += [_line(name, comparison) for name in methods if name != BASE]
+    lines += [f"{method_label(name)} failed: {reason}" for name, reason in (failed or {}).items()]
+    return lines
+
+
+def promise(comparison: dict[str, Any], main: str = MAIN) -> str:
+    """Whether `main` reached at least the reference's domain accuracy while staying closer to the base."""
+    methods, reference = comparison["methods"], comparison["reference"]
+    name, other = method_label(main), method_label(reference)
+    if main not in methods or reference not in methods:
+        missing = name if main not in methods else other
+        return f"Nothing can be said of {name}'s promise: {missing} was not evaluated."
+    against = (methods[main]["scores"].get("domain") or {}).get("against")
+    moved = _moved(methods[main]["drift"], methods[reference]["drift"])
+    if against is None or moved is None:
+        what = "domain accuracy" if against is None else "drift"
+        return f"Nothing can be said of {name}'s promise: {what} was not measured for it and {other}."
+    learned = _sign(against)
+    accuracy = {1: f"more accurate than {other}", 0: f"as accurate as {other} within chance", -1: "less accurate"}[
+        learned
+    ]
+    drift = {-1: "with less drift", 0: "with about the same drift", 1: "with more drift"}[moved]
+    if learned < 0:
+        accuracy += f" than {other}"
+    better = {name for name in methods[main]["dominated_by"] or [] if name != BASE}
+    if learned >= 0 and moved < 0 and not better:
+        return f"{name} kept its promise on this data: {accuracy}, {drift}."
+    if learned >= 0 and moved < 0:
+        rivals = " and ".join(sorted(map(method_label, better)))
+        return (
+            f"{name} kept its promise against {other} ({accuracy}, {drift}), but {rivals} did at least as well in both."
+        )
+    if learned < 0 and moved < 0:
+        return f"{name} kept half of its promise on this data: {accuracy}, though {drift}."
+    return f"{name} did not keep its promise on this data: {accuracy}, {drift}."
+
+
+def _line(name: str, comparison: dict[str, Any]) -> str:
+    """`RAFT: domain accuracy 41% (+25 points on the base; ...), keeps 97% of IFEval, ...`."""
+    methods, reference = comparison["methods"], comparison["reference"]
+    result = methods[name]
+    parts = [_domain(name, comparison)]
+    for score, values in result["scores"].items():
+        if score != "domain" and values and values["base"] is not None:
+            kept, label = values["retention"], _score_label(score)
+            none = f"{label} {about(values['mean'])}, of which the base had none"
+            parts.append(none if kept is None else f"keeps {kept:.0%} of {label}")
+    if result["drift"]:
+        text = f"drift {short(result['drift']['mean'], 2)} nats a token"
+        rival = (methods.get(reference) or {}).get("drift")
+        if name != reference and rival and min(rival["mean"], result["drift"]["mean"]) > 0:
+            sign = _moved(result["drift"], rival)
+            ratio = result["drift"]["mean"] / rival["mean"]
+            text += {
+                0: f", about {method_label(reference)}'s",
+                -1: f", {times(1 / ratio)} less than {method_label(reference)}",
+                1: f", {times(ratio)} more than {method_label(reference)}",
+            }[sign or 0]
+        parts.append(text)
+    seeds = f" ({result['seeds']} seeds)" if result["seeds"] > 1 else ""
+    return f"{method_label(name)}{seeds}: {'; '.join(part for part in parts if part)}."
+
+
+def _domain(name: str, comparison: dict[str, Any]) -> str:
+    domain = comparison["methods"][name]["scores"].get("domain")
+    if not domain:
+        return "domain accuracy not measured"
+    text = f"domain accuracy {about(domain['mean'])}"
+    if domain["low"] is not None:
+        text += f" [{about(domain['low'])} to {about(domain['high'])}]"
+    if domain["base"] is not None:
+        text += f", {_points(domain['mean'] - domain['base'])} on the base"
+    if domain["against"]:
+        gap, p = domain["against"]["difference"]["mean"], domain["against"]["p"]
+        chance = "" if _sign(domain["against"]) else ", within chance"
+        certainty = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+        text += f", {_points(gap)} on {method_label(comparison['reference'])} ({certainty}{chance})"
+    return text
+
+
+def _sign(against: dict[str, Any]) -> int:
+    """1 or -1 for a significant difference, else 0."""
+    gap = against["difference"]["mean"]
+    return 0 if against["p"] >= SIGNIFICANT or gap == 0 else (1 if gap > 0 else -1)
+
+
+def _moved(drift: dict[str, Any] | None, other: dict[str, Any] | None) -> int | None:
+    """1 if the first drifted further, -1 if less far, 0 within `SAME_DRIFT`; none where one was not measured."""
+    if not drift or not other:
+        return None
+    first, second = max(0.0, drift["mean"]), max(0.0, other["mean"])
+    if first > second * SAME_DRIFT:
+        return 1
+    return -1 if second > first * SAME_DRIFT else 0
+
+
+def _score_label(score: str) -> str:
+    return {"ifeval": "IFEval (prompt-strict)"}.get(score, score.replace("mmlu", "MMLU"))
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f} points"

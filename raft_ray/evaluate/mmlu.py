@@ -1,0 +1,179 @@
+"""MMLU: multiple-choice questions about 57 subjects (arXiv 2009.03300), asked as lm-eval asks them.
+
+The project ships no questions: `eval.mmlu` names a folder. In it, or in folders of it, lie JSONL or Parquet files
+whose names begin with `test` (the questions) and `dev` (the examples of a few-shot prompt), as the data set has them
+that lm-eval reads (`question`, `choices`, `answer` as an index, `subject`, or one folder a subject), or with `answer`
+as a letter or as the text of the right choice, beside which a `label` with its letter may stand.
+
+Knows nothing about models: prompts out, as text.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raft_ray.errors import ConfigError, DataError
+
+LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True)
+class MmluQuestion:
+    """One question."""
+
+    subject: str
+    question: str
+    choices: list[str]
+    right: int
+    """Index of the right choice."""
+
+
+@dataclass(frozen=True)
+class Mmlu:
+    """A test set and its examples."""
+
+    test: list[MmluQuestion]
+    examples: dict[str, list[MmluQuestion]]
+    """By subject, in the files' order."""
+
+    def prompt(self, question: MmluQuestion, shots: int) -> str:
+        """What a model reads before the letter: lm-eval's `mmlu`, with the subject's first `shots` examples."""
+        subject = question.subject.replace("_", " ")
+        parts = [f"The following are multiple choice questions (with answers) about {subject}.\n\n"]
+        parts += [f"{_asked(one)} {LETTERS[one.right]}\n\n" for one in self.examples.get(question.subject, [])[:shots]]
+        return "".join([*parts, _asked(question)])
+
+
+def load_mmlu(folder: str, rows: int | None, seed: int, shots: Sequence[int]) -> Mmlu:
+    """The questions under `folder`: all, or a subset of `rows` drawn with `seed`, in the files' order.
+
+    Raises `ConfigError` for a folder without test files, for more rows than there are and for a subject with fewer
+    examples than `shots` asks for, `DataError`, naming file and line, for a row that is no question.
+    """
+    root = Path(folder).expanduser()
+    where = f"eval.mmlu={folder}"
+    if not root.is_dir():
+        raise ConfigError(f"{where}: no such folder; name one with test*.jsonl or test*.parquet files")
+    found: dict[str, list[MmluQuestion]] = {}
+    for split in ("test", "dev"):
+        files = sorted(path for kind in ("jsonl", "parquet") for path in root.rglob(f"{split}*.{kind}"))
+        found[split] = [question for file in files for question in _questions(file, root)]
+    test = found["test"]
+    if not test:
+        raise ConfigError(f"{where}: no questions in test*.jsonl or test*.parquet files there")
+    if rows is not None:
+        if rows > len(test):
+            raise ConfigError(
+                f"eval.mmlu_rows={rows}: {folder} has {len(test)} questions; leave the key out for all of them"
+            )
+        test = [test[place] for place in sorted(random.Random(seed).sample(range(len(test)), rows))]
+    examples: defaultdict[str, list[MmluQuestion]] = defaultdict(list)
+    for question in found["dev"]:
+        examples[question.subject].append(question)
+    for subject in dict.fromkeys(question.subject for question in test):
+        if len(examples[subject]) < max(shots, default=0):
+            raise ConfigError(
+                f"eval.mmlu_shots={list(shots)}: {folder} has {len(examples[subject])} examples of {subject} "
+                "(dev*.jsonl or dev*.parquet); lower it"
+            )
+    return Mmlu(test, dict(examples))
+
+
+def scores(questions: Sequence[MmluQuestion], chosen: Sequence[int]) -> dict[str, Any]:
+    """Accuracy over all questions, as lm-eval averages its subjects (by their size), and of each subject.
+
+    Returns `{"accuracy", "n", "correct": [bool], "subjects": {name: accuracy}}`. Raises `ValueError` where the
+    lengths differ or nothing was asked.
+    """
+    if len(questions) != len(chosen) or not questions:
+        raise ValueError(f"{len(chosen)} answers to {len(questions)} MMLU questions")
+    correct = [question.right == choice for question, choice in zip(questions, chosen, strict=True)]
+    subjects: defaultdict[str, list[bool]] = defaultdict(list)
+    for question, right in zip(questions, correct, strict=True):
+        subjects[question.subject].append(right)
+    return {
+        "accuracy": sum(correct) / len(correct),
+        "n": len(correct),
+        "correct": correct,
+        "subjects": {name: sum(rights) / len(rights) for name, rights in sorted(subjects.items())},
+    }
+
+
+def lettered(question: str, choices: Sequence[str]) -> str:
+    """The question with its choices, a line each, behind letters."""
+    return "\n".join([question, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))])
+
+
+def _asked(question: MmluQuestion) -> str:
+    return f"{lettered(question.question.strip(), question.choices)}\nAnswer:"
+
+
+def _questions(file: Path, root: Path) -> Iterator[MmluQuestion]:
+    for number, record in _records(file):
+        try:
+            yield _question(record, file, root)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"eval.mmlu: {file}, row {number}: {error.args[0] if error.args else error}; a row needs question, "
+                "choices (2 to 10 texts), answer, and subject unless its folder names it"
+            ) from error
+
+
+def _records(file: Path) -> Iterator[tuple[int, Any]]:
+    if file.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            yield from enumerate(pq.read_table(file).to_pylist(), start=1)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"eval.mmlu: {file} cannot be read as Parquet") from error
+        return
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"eval.mmlu: {file}, line {number}: not JSON ({error.msg})") from error
+
+
+def _question(record: Any, file: Path, root: Path) -> MmluQuestion:
+    if not isinstance(record, dict):
+        raise ValueError("not an object")
+    for key in ("question", "choices", "answer"):
+        if record.get(key) is None:
+            raise ValueError(f"{key} is missing")
+    choices = record["choices"]
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
+        raise ValueError("choices is no list of 2 to 10 texts")
+    subject = record.get("subject") or (file.parent.name if file.parent != root else None)
+    if subject is None:
+        raise ValueError("subject is missing")
+    return MmluQuestion(str(subject), str(record["question"]), [str(choice) for choice in choices], _right(record))
+
+
+def _right(record: dict[str, Any]) -> int:
+    """The index of the right choice."""
+    label, answer, choices = record.get("label"), record["answer"], record["choices"]
+    if label is not None:
+        place = _letter(label)
+    elif isinstance(answer, int) and not isinstance(answer, bool):
+        place = answer
+    else:
+        place = choices.index(answer) if answer in choices else _letter(answer)
+    if not 0 <= place < len(choices):
+        raise ValueError(f"answer {answer!r} is neither an index, a letter nor one of the choices")
+    return place
+
+
+def _letter(text: Any) -> int:
+    """The index that a letter names, or -1."""
+    return LETTERS.find(text) if isinstance(text, str) and len(text) == 1 else -1

@@ -1,0 +1,45 @@
+"""A measure that needs choices is refused before anything starts where a test row names none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raft_ray import settings
+from raft_ray.config import Config
+from raft_ray.errors import ConfigError, DataError
+from raft_ray.preflight import preflight
+
+QUESTION = {"prompt": "Which colour has grass?", "answer": "green", "choices": ["red", "green"]}
+
+
+def _config(folder: Path, *overrides: str) -> Config:
+    (folder / "train.jsonl").write_text(json.dumps({"prompt": "What?", "answer": "This."}) + "\n")
+    files = [f"data.train={folder}/train.jsonl", f"data.test={folder}/test.jsonl"]
+    return settings.load("smoke", [*files, "refine.enabled=false", "distill.target=gold", *overrides])
+
+
+def test_choices_reach_the_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    test = preflight(_config(tmp_path, "eval.domain_metric=letter")).test
+    assert test is not None
+    assert test[0].choices == ["red", "green"]
+
+
+@pytest.mark.parametrize("metric", ["choice", "letter"])
+def test_a_row_without_choices_is_named(tmp_path: Path, metric: str) -> None:
+    rows = [QUESTION, {"prompt": "What?", "answer": "This."}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=rf"eval\.domain_metric={metric}: row 2 of .* names no choices"):
+        preflight(_config(tmp_path, f"eval.domain_metric={metric}"))
+    assert preflight(_config(tmp_path, "eval.domain_metric=exact")).test is not None
+
+
+def test_mmlu_files_are_read_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    (tmp_path / "mmlu").mkdir()
+    (tmp_path / "mmlu" / "test.jsonl").write_text('{"question": "?"}\n')
+    with pytest.raises(DataError, match=r"row 1: choices is missing"):
+        preflight(_config(tmp_path, f"eval.mmlu={tmp_path}/mmlu"))
