@@ -14,11 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raft_ray.errors import ConfigError
 from raft_ray.refine.generation import Ask, Generate, Generation
 from raft_ray.refine.judges import Case
 from raft_ray.refine.thinking import without_thinking
-from raft_ray.templates import fill, load_prompt, prompt_hash
+from raft_ray.templates import fill, prompt_hash
 
 JUDGE_FIELDS = ("prompt", "answer", "candidate")
 
@@ -129,19 +128,3 @@ _REASONS = {
     "finite_number": "out_of_range",
 }
 """By pydantic's type of error; the others mean that there is no number where the score should be."""
-
-
-def judge_template(name_or_path: str, key: str) -> str:
-    """The text of a judge's prompt file. Raises `ConfigError` as `load_prompt` does."""
-    return load_prompt(name_or_path, JUDGE_FIELDS, key)
-
-
-def split_judge(entry: str) -> tuple[str, str | None]:
-    """A model and, after a colon, the prompt file of an entry of `refine.judges`: `big:strict` is (`big`, `strict`).
-
-    Raises `ConfigError` where either side of the colon is empty.
-    """
-    model, colon, prompt = entry.partition(":")
-    if not model or (colon and not prompt):
-        raise ConfigError(f"refine.judges: {entry!r} must be a judge, a model, or model:prompt")
-    return model, prompt or None

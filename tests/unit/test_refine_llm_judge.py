@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft_ray.errors import ConfigError
 from raft_ray.refine.generation import Ask, Generation
 from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import (
-    VERDICT_SCHEMA,
-    LlmJudge,
-    NoVerdictError,
-    judge_template,
-    read_verdict,
-    split_judge,
-)
+from raft_ray.refine.llm_judge import JUDGE_FIELDS, VERDICT_SCHEMA, LlmJudge, NoVerdictError, Verdict, read_verdict
 from raft_ray.refine.thinking import without_thinking
-from raft_ray.templates import prompt_hash
+from raft_ray.templates import load_prompt, prompt_hash
 
 TEMPLATE = "Q {prompt}\nR {answer}\nC {candidate}"
 
@@ -129,20 +120,16 @@ def test_no_text_breaks_the_reading(text: str) -> None:
     assert score is None or 0 <= score <= 1
 
 
-def test_the_shipped_prompt_has_its_fields_and_others_can_be_named(tmp_path: Path) -> None:
-    assert "{candidate}" in judge_template("judge", "refine.judge_prompt")
-    mine = tmp_path / "mine.txt"
-    mine.write_text("{prompt} {answer}")
-    with pytest.raises(ConfigError, match=r"refine\.judge_prompt=.*lacks \{candidate\}"):
-        judge_template(str(mine), "refine.judge_prompt")
+def test_the_shipped_prompt_has_its_fields_and_asks_for_what_is_read() -> None:
+    template = load_prompt("judge", JUDGE_FIELDS, "refine.judge_prompt")
+    for name in VERDICT_SCHEMA["required"]:
+        assert f'"{name}"' in template
 
 
-def test_an_entry_may_name_a_model_and_its_prompt() -> None:
-    assert split_judge("big") == ("big", None)
-    assert split_judge("big:strict") == ("big", "strict")
-    for entry in (":strict", "big:", ""):
-        with pytest.raises(ConfigError, match=r"refine\.judges"):
-            split_judge(entry)
+def test_the_schema_asks_for_what_is_read() -> None:
+    assert set(VERDICT_SCHEMA["required"]) == set(Verdict.model_fields)
+    for score in VERDICT_SCHEMA["properties"]["score"]["enum"]:
+        assert read_verdict(verdict(score)).score == score
 
 
 def test_a_prompt_is_told_by_its_text() -> None:
