@@ -31,7 +31,7 @@ from ray.data.exceptions import UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import actor_options
-from actors.refine_engine import EnginePool, PoolPlan, identities, plan_pool
+from actors.refine_engine import EnginePool, PoolPlan, engine_options, identities, plan_pool
 from actors.refine_store import CacheActor
 from actors.refine_workers import FuseWorker, RewriteWorker, Setup, pass_on, read, write
 from raft_ray import errors
@@ -111,8 +111,8 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
     """Refine the slices `pending` into part files; yields the rows of each when it is written."""
     config = setup.config
     most = config.refine.max_workers or config.refine.workers
-    # On this node, where the training set and the run folder are; without CPUs, which engines may hold all of.
-    here: dict[str, Any] = {"num_cpus": 0, "label_selector": {"ray.io/node-id": _node()}}
+    # On this node, where the training set and the run folder are.
+    here: dict[str, Any] = {**_light(), "label_selector": {"ray.io/node-id": _node()}}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     with _data_context(config):
         data = ray.data.read_datasource(
@@ -126,9 +126,8 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
                     stage,
                     fn_constructor_args=(setup,),
                     compute=ActorPoolStrategy(min_size=config.refine.workers, max_size=most),
-                    scheduling_strategy="SPREAD",
                     **whole,
-                    **actor_options(role="refine", num_cpus=0, num_gpus=0, threads=1),
+                    **_light(),
                 )
         arguments = {"slices": {part.first: part for part in pending}, "settings": settings, "folder": str(out)}
         written = data.map_batches(write, fn_kwargs=arguments, **whole, **here)
@@ -164,7 +163,7 @@ class _Slices(Datasource):
 
 @contextmanager
 def _cache(run_dir: Path) -> Iterator[Any]:
-    actor = ray.remote(CacheActor).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, **_here())
+    actor = ray.remote(CacheActor).options(max_restarts=-1, max_task_retries=-1, **_light(), **_here())
     handle: Any = actor.remote(str(run_dir))
     try:
         yield handle
@@ -176,8 +175,8 @@ def _cache(run_dir: Path) -> Iterator[Any]:
 def _pools(plans: list[PoolPlan], run_dir: str) -> Iterator[dict[str, Any]]:
     """By name, each model's pool; pools end with the block, and their engines with them."""
     overlapped = sum(plan.engines for plan in plans) > 1
-    actor: Any = ray.remote(EnginePool).options(num_cpus=0, **_here())
-    pools = {plan.name: actor.remote(plan, run_dir, overlapped) for plan in plans}
+    actor: Any = ray.remote(EnginePool).options(**_light(), **_here())
+    pools = {plan.name: actor.remote(plan, engine_options(plan, overlapped), run_dir) for plan in plans}
     try:
         yield pools
     finally:
@@ -208,6 +207,11 @@ def _data_context(config: Config) -> Iterator[None]:
 
 def _node() -> str:
     return str(ray.get_runtime_context().get_node_id())
+
+
+def _light() -> dict[str, Any]:
+    """Options of what holds no model: no CPU of its own, since engines may hold all."""
+    return actor_options(role="refine", num_cpus=0, num_gpus=0, threads=1)
 
 
 def _here() -> dict[str, Any]:

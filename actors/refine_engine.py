@@ -54,6 +54,17 @@ class PoolPlan:
         return "refine.actors" if self.name == SELF else f"refine.models.{self.name}.actors"
 
 
+def engine_options(plan: PoolPlan, overlapped: bool) -> dict[str, Any]:
+    """Resources and process environment of a pool's engines."""
+    return actor_options(
+        role="refine",
+        num_cpus=plan.num_cpus,
+        num_gpus=plan.num_gpus,
+        threads=plan.threads,
+        overlapped=overlapped,
+    )
+
+
 def plan_pool(config: Config, name: str) -> PoolPlan:
     """The engines of a local model as the config describes them."""
     rollout = config.rollout
@@ -156,12 +167,16 @@ class _Engine:
 
 
 class EnginePool:
-    """An asyncio actor: hands calls to whichever engine is free."""
+    """An asyncio actor: hands calls to whichever engine is free.
 
-    def __init__(self, plan: PoolPlan, run_dir: str, overlapped: bool) -> None:
+    Args:
+        options: of each engine's actor, made where the run's environment is known.
+    """
+
+    def __init__(self, plan: PoolPlan, options: dict[str, Any], run_dir: str) -> None:
         self._plan = plan
+        self._options = options
         self._run_dir = run_dir
-        self._overlapped = overlapped
         self._free: asyncio.Queue[_Engine] = asyncio.Queue()
         self._starting: list[asyncio.Task[None]] = []
 
@@ -181,16 +196,9 @@ class EnginePool:
 
     async def _start(self, number: int) -> None:
         plan = self._plan
-        options = actor_options(
-            role="refine",
-            num_cpus=plan.num_cpus,
-            num_gpus=plan.num_gpus,
-            threads=plan.threads,
-            overlapped=self._overlapped,
-        )
         name = f"refine-{plan.name}-{number}"
         actor = ray.remote(RefineEngine).options(
-            name=name, max_restarts=plan.max_restarts, max_task_retries=plan.tries, **options
+            name=name, max_restarts=plan.max_restarts, max_task_retries=plan.tries, **self._options
         )
         engine = _Engine(name, actor.remote(plan, name, self._run_dir))
         try:

@@ -6,7 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raft_ray.config import Config, DataConfig, Dtype, ModelConfig, RefineConfig, RolloutConfig, RunConfig
+from raft_ray.config import (
+    Config,
+    DataConfig,
+    Dtype,
+    ModelConfig,
+    RefineConfig,
+    RefineGuardsConfig,
+    RolloutConfig,
+    RunConfig,
+    SimilarityOn,
+)
 from raft_ray.models import EMBEDDED, TINY
 from raft_ray.refine import read_refined, read_summary
 from raft_ray.refine.schema import RefinedRow
@@ -17,13 +27,15 @@ Row = tuple[str, str]
 TINY_REFINE: dict[str, Any] = {
     # What two random layers write passes no guard on facts, but it must go through all of stage 1.
     "batch": 3,
-    "max_new_tokens": 12,
-    "tau": 0.0,
+    "max_new_tokens": 40,
+    "tau": 0.1,
+    "similarity_on": SimilarityOn.question_answer,
     "require_key_facts": False,
     "refuse_invented": False,
+    "guards": RefineGuardsConfig(repetition=1.0, shortest=0.0, longest=1000.0, leaks=[], language=0.0, script=1.0),
     "candidates": 2,
     "rounds": 2,
-    "attempts": 2,
+    "attempts": 3,
 }
 
 
