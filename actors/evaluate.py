@@ -92,17 +92,21 @@ def _distance(base: str, tuned: str, allow_pickle: bool) -> dict[str, Any] | Non
 
     folders = []
     for name in (base, tuned):
-        folder = sources.resolve(name)
-        if not os.path.isdir(folder):
-            from huggingface_hub import snapshot_download
-
-            folder = snapshot_download(
-                folder, allow_patterns=["*.safetensors", "*.safetensors.index.json", "config.json"]
-            )
+        folder = weights_folder(name)
         if allow_pickle and not any(Path(folder).glob("*.safetensors")):
             return None
         folders.append(folder)
     return weight_distance(*folders)
+
+
+def weights_folder(name: str) -> str:
+    """The local folder with a model's safetensors weights, fetched from the hub if it lies there."""
+    folder = sources.resolve(name)
+    if os.path.isdir(folder):
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return str(snapshot_download(folder, allow_patterns=["*.safetensors", "*.safetensors.index.json", "config.json"]))
 
 
 def _answer(

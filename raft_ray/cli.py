@@ -182,6 +182,26 @@ def train(
     _say("model", train_model(ready))
 
 
+@app.command()
+def compare(
+    config: ConfigArgument = "demo", overrides: Overrides = None, resume: Resume = False, run_dir: RunDir = None
+) -> None:
+    r"""Train every method on the same data, evaluate all, and say what each gained and kept. Writes RUN/compare.html.
+
+    [bold]Examples[/bold]
+
+      raft-ray compare demo --run-dir runs/comparison
+
+      raft-ray compare demo compare.methods=\[sft,raft] compare.seeds=\[0,1,2]
+
+      raft-ray compare runs/comparison --resume
+    """
+    ready = _ready(config, overrides, resume, run_dir)
+    from actors.compare import compare as compare_methods
+
+    _say("comparison", compare_methods(ready))
+
+
 @app.command(name="eval")
 def evaluate(
     config: ConfigArgument = "demo",

@@ -445,6 +445,20 @@ class EvalConfig:
 
 
 @dataclass
+class CompareConfig:
+    """`raft-ray compare`: what is trained on the same data, and evaluated on the same questions."""
+
+    methods: list[str] = field(default_factory=lambda: ["sft", "sdft", "opd", "fapm", "raft"])
+    """Rows of the comparison: methods, `fapm` (which prunes `sft`), and names that `compare.overrides` describes."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """`run.seed` of each training; stage 1 and the evaluation keep the run's own."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Keys by row: `{sft: {learner: {lr: 1e-4}}, fixed: {distill: {method: raft, balance: fixed}}}`."""
+    sparsity: float = 0.9
+    """Share of the fine-tuned weights that FAPM puts back to the original's."""
+
+
+@dataclass
 class Config:
     """All of a run. `raft-ray show-config PRESET` prints it with a preset's values."""
 
@@ -458,3 +472,4 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)

@@ -109,6 +109,7 @@ RANGES: dict[str, _Range] = {
     "eval.general_max_new_tokens": _FROM_ONE,
     "eval.temperature": _NOT_NEGATIVE,
     "eval.samples": _NOT_NEGATIVE,
+    "compare.sparsity": _SHARE,
 }
 """Dotted key -> the range of its number, in words and as a test. A key that is none is not tested."""
 
@@ -130,7 +131,7 @@ STORAGE_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Of the file systems that pyarrow opens by URI."""
 
 # Sections that belong to the run as a whole, so that all its methods are compared on the same ground.
-_SHARED = ("run", "model", "data", "refine", "eval")
+SHARED = ("run", "model", "data", "refine", "eval")
 
 # A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
 _FIXED_ON_RESUME = (
@@ -381,7 +382,7 @@ def _check_baselines(config: Config) -> None:
         if not isinstance(overrides, dict):
             raise ConfigError(f"run.overrides.{name}: must hold sections, such as {{learner: {{lr: 1e-4}}}}")
         for section, values in overrides.items():
-            if section in _SHARED or (section == "distill" and "method" in (values or {})):
+            if section in SHARED or (section == "distill" and "method" in (values or {})):
                 key = "distill.method" if section == "distill" else section
                 raise ConfigError(f"run.overrides.{name}.{key}: cannot differ; all methods of a run share it")
     for name in config.run.baselines:

@@ -1,0 +1,71 @@
+"""The whole comparison on a tiny model: every method, one that fails, and a resumed run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from actors.compare import compare
+from raft_ray.config import Config
+from raft_ray.prune import fapm
+
+
+def _state(folder: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.timeout(1800)
+def test_all_methods_are_compared_and_a_failed_one_loses_none(
+    ray_cluster: None, make_config: Callable[..., Config], tmp_path: Path, tiny_model: Path
+) -> None:
+    import torch
+
+    test = tmp_path / "test.jsonl"
+    test.write_text("".join(json.dumps({"prompt": f"What is {n}?", "answer": "x"}) + "\n" for n in range(6)))
+    run = tmp_path / "run"
+    keys = [
+        f"data.test={test}",
+        "eval.enabled=true",
+        "eval.ifeval_rows=2",
+        "eval.general_rows=2",
+        "refine.enabled=true",
+        "distill.target=auto",
+        "learner.max_steps=2",
+        "compare.methods=[sft,sdft,opd,fapm,raft,broken]",
+        # Such a teacher prompt file does not exist where this row's training looks for it.
+        "compare.overrides={broken: {distill: {method: raft}, teacher: {template: absent.txt}}}",
+    ]
+    page = compare(make_config(run, *keys))
+
+    result = json.loads((run / "compare.json").read_text())
+    assert list(result["methods"]) == ["base", "sft", "sdft", "opd", "raft", "fapm"]
+    assert list(result["failed"]) == ["broken/seed0"]
+    assert "absent.txt" in result["failed"]["broken/seed0"]
+    assert any("broken/seed0 failed: " in line for line in result["verdict"])
+    assert page.is_file()
+    for name, method in result["methods"].items():
+        assert method["seeds"] == 1
+        assert method["scores"]["domain"] is not None
+        assert method["drift"]["mean"] > 0 or name == "base"
+
+    models = {name: run / "methods" / name / "seed0" / "model" for name in ("sft", "fapm")}
+    expected = fapm(_state(tiny_model), _state(models["sft"]), 0.9)
+    pruned = _state(models["fapm"])
+    assert all(torch.equal(pruned[name], expected[name]) for name in expected)
+    assert not torch.equal(pruned["model.norm.weight"], _state(models["sft"])["model.norm.weight"])
+
+    # What is done is taken as it is: only the row that failed is tried again.
+    before = {path: path.stat().st_mtime_ns for path in run.glob("methods/*/seed0/model/model.safetensors")}
+    keys[-1] = "compare.overrides={broken: {distill: {method: sft}}}"
+    compare(make_config(run, *keys, "run.resume=true"))
+    again = json.loads((run / "compare.json").read_text())
+    assert again["failed"] == {}
+    assert set(again["methods"]) == {*result["methods"], "broken"}
+    for name, method in result["methods"].items():
+        assert again["methods"][name]["scores"] == method["scores"]
+    assert all(path.stat().st_mtime_ns == written for path, written in before.items())

@@ -1,0 +1,68 @@
+"""The comparison's evaluation: once for all models, one at a time where one cannot be evaluated, and only what is
+missing when it is resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from actors import compare as module
+from actors.progress import Bars
+from raft_ray.config import Config
+from raft_ray.errors import ModelError
+from raft_ray.preflight import Prepared
+
+FOLDERS = {"base": "b", "sft/seed0": "s", "raft/seed0": "r"}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The models of each evaluation that was asked for; one named `bad` cannot be evaluated."""
+    calls: list[list[str]] = []
+
+    def evaluate(models: dict[str, str], *rest: Any) -> dict[str, Any]:
+        calls.append(list(models))
+        if "bad" in models.values():
+            raise ModelError("bad: its parameters are not those of b")
+        return {name: {"model": folder} for name, folder in models.items()}
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    return calls
+
+
+def _evaluate(folders: dict[str, str], run_dir: Path, resume: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
+    config = Config()
+    config.run.resume = resume
+    failed: dict[str, str] = {}
+    prepared = Prepared.__new__(Prepared)
+    object.__setattr__(prepared, "test", None)
+    with Bars(Console(quiet=True)) as bars:
+        return module._evaluate(folders, config, prepared, bars, run_dir, failed), failed
+
+
+def test_all_models_are_evaluated_together(asked: list[list[str]], tmp_path: Path) -> None:
+    blocks, failed = _evaluate(FOLDERS, tmp_path)
+    assert asked == [list(FOLDERS)]
+    assert list(blocks) == list(FOLDERS)
+    assert failed == {}
+    assert json.loads((tmp_path / "eval.json").read_text())["methods"] == blocks
+
+
+def test_a_model_that_cannot_be_evaluated_loses_none_of_the_others(asked: list[list[str]], tmp_path: Path) -> None:
+    blocks, failed = _evaluate({**FOLDERS, "opd/seed0": "bad"}, tmp_path)
+    assert set(blocks) == set(FOLDERS)
+    assert failed == {"opd/seed0": "bad: its parameters are not those of b"}
+
+
+def test_a_resumed_comparison_evaluates_what_is_missing(asked: list[list[str]], tmp_path: Path) -> None:
+    before, _ = _evaluate(FOLDERS, tmp_path)
+    blocks, _ = _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path, resume=True)
+    assert asked[1:] == [["base", "opd/seed0"]]
+    assert {name: blocks[name] for name in before} == before
+    assert "opd/seed0" in blocks
+    _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path, resume=True)
+    assert len(asked) == 2

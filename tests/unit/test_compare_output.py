@@ -1,0 +1,53 @@
+"""The comparison's files say the same numbers, and no text from outside becomes markup."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from raft_ray.compare.output import write_comparison
+from raft_ray.compare.summary import compare
+
+
+def _block(right: int, drift: float) -> dict[str, Any]:
+    return {
+        "domain": {"correct": [place < right for place in range(100)]},
+        "ifeval": {"correct": [place < 20 for place in range(50)]},
+        "mmlu": None,
+        "length": {"words_mean": 80.0},
+        "drift": {"kl": drift, "top1_agreement": 0.9},
+        "weight_distance": None,
+    }
+
+
+def test_four_files_with_the_same_numbers(tmp_path: Path) -> None:
+    methods = {"base": [_block(10, 0.0)], "sft": [_block(50, 0.5)], "raft": [_block(60, 0.1), _block(50, 0.2)]}
+    comparison = compare(methods)
+    page = write_comparison(tmp_path, comparison, {"opd/seed0": "<b>out | of memory</b>"}, {"model": "<i>tiny</i>"})
+    assert page == tmp_path / "compare.html"
+
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert content["methods"]["raft"]["scores"]["domain"]["mean"] == 0.55
+    assert content["failed"] == {"opd/seed0": "<b>out | of memory</b>"}
+    assert content["verdict"][0].startswith("RAFT kept its promise")
+
+    rows = list(csv.DictReader((tmp_path / "compare.csv").open()))
+    found = {(row["method"], row["measure"]): row for row in rows}
+    assert float(found["raft", "domain"]["mean"]) == 0.55
+    assert float(found["raft", "domain"]["retention"]) == 5.5
+    assert found["base", "drift"]["low"] == ""
+    assert ("raft", "weight_distance") not in found
+
+    text = (tmp_path / "compare.md").read_text()
+    assert "| RAFT | 2 | 55% [" in text
+    assert "(550% of base)" in text
+    assert r"out \| of memory" in text
+
+    html = page.read_text()
+    assert "<td>2</td>" in html
+    assert "&lt;i&gt;tiny&lt;/i&gt;" in html
+    assert "<b>out" not in html
+    assert html.count("<svg") == 2
+    assert "http" not in html.replace("http://www.w3.org/2000/svg", "")

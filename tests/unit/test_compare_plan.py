@@ -1,0 +1,78 @@
+"""Which trainings a comparison consists of, and what it refuses before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raft_ray import settings
+from raft_ray.compare.plan import plan
+from raft_ray.config import Config, Method, Target
+from raft_ray.errors import ConfigError
+
+RUN = Path("runs/all")
+
+
+def _config(*overrides: str) -> Config:
+    return settings.load("raft", ["data.train=train.jsonl", "data.test=test.jsonl", *overrides])
+
+
+def test_every_method_with_every_seed_and_fapm_after_what_it_prunes() -> None:
+    trainings = plan(_config("compare.methods=[fapm,sft,raft]", "compare.seeds=[3,4]"), RUN)
+    assert [one.name for one in trainings] == [
+        "sft/seed3",
+        "raft/seed3",
+        "fapm/seed3",
+        "sft/seed4",
+        "raft/seed4",
+        "fapm/seed4",
+    ]
+    assert trainings[1].folder == RUN / "methods" / "raft" / "seed3"
+    made = trainings[1].config
+    assert made is not None
+    assert (made.distill.method, made.run.seed, made.run.dir) == (Method.raft, 3, str(trainings[1].folder))
+    assert trainings[2].config is None
+
+
+def test_a_row_may_be_a_method_with_other_settings() -> None:
+    config = _config(
+        "compare.methods=[sft,refined,fixed]",
+        "compare.overrides={sft: {learner: {lr: 1e-4}}, refined: {distill: {method: sft, target: fused}}, "
+        "fixed: {distill: {method: raft, balance: fixed, fixed_lambda: 0.1}}}",
+    )
+    sft, refined, fixed = (one.config for one in plan(config, RUN))
+    assert sft is not None
+    assert refined is not None
+    assert fixed is not None
+    assert (sft.distill.method, sft.learner.lr, sft.distill.target) == (Method.sft, 1e-4, Target.auto)
+    assert (refined.distill.method, refined.distill.target, refined.learner.lr) == (Method.sft, Target.fused, 5e-6)
+    assert (fixed.distill.balance.value, fixed.distill.fixed_lambda) == ("fixed", 0.1)
+    # The plan leaves the config as it was, so that it can be made again.
+    assert plan(config, RUN) == plan(config, RUN)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compare.methods=[]"], "compare.methods is empty"),
+        (["compare.seeds=[]"], "compare.seeds is empty"),
+        (["compare.seeds=[1,1]"], "compare.seeds=[1, 1]: names one twice"),
+        (["compare.seeds=[-1]"], "must be at least 0"),
+        (["compare.methods=[fapm,raft]"], "fapm prunes the model of sft; name sft as well"),
+        (["eval.enabled=false"], "eval.enabled=false: there is nothing to compare"),
+        (["compare.methods=[sft,raftt]"], "raftt is no method (sft, sdft, opd, raft, fapm); say what it trains"),
+        (["compare.overrides={opt: {}}"], "compare.overrides.opt: no such row"),
+        (["compare.overrides={fapm: {learner: {lr: 1}}}"], "FAPM trains nothing; set compare.sparsity"),
+        (["compare.overrides={sft: 3}"], "compare.overrides.sft: must hold sections"),
+        (["compare.overrides={sft: {data: {limit: 3}}}"], "compare.overrides.sft.data: cannot differ"),
+        (["compare.overrides={sft: {learner: {lrr: 1}}}"], "compare.overrides.sft: unknown key learner.lrr"),
+        (["compare.overrides={sft: {learner: {lr: -1}}}"], "compare.overrides.sft: learner.lr=-1.0: must be"),
+        (["compare.overrides={sft: {distill: {method: raft}}}"], "give the row another name than that of a method"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(_config(*overrides), RUN)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
