@@ -16,13 +16,15 @@ LOCK := requirements/cpu.lock
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 
-.PHONY: help demo test unit integration resume-test chaos-test chaos lint types format env lock browser clean
+.PHONY: help demo test unit integration resume-test stage1-test compare-test chaos-test chaos lint types format env lock browser clean
 
 help:
 	@echo 'make demo         fine-tune the embedded 135M model on chemistry facts with RAFT and SFT, and write the report'
 	@echo 'make test         unit and integration tests'
 	@echo 'make unit         unit tests only (seconds)'
 	@echo 'make resume-test  checkpoints, and runs that go on from them'
+	@echo 'make stage1-test  stage 1 on engines, behind a server, killed and resumed'
+	@echo 'make compare-test the comparison of all methods, and our numbers against those of lm-eval'
 	@echo 'make chaos-test   processes and a node killed at chosen states'
 	@echo 'make chaos        50 random kills in one long run; SEED=1 for others'
 	@echo 'make lint types   ruff and mypy'
@@ -44,6 +46,12 @@ integration: env browser
 
 resume-test: env
 	$(BIN)/python -m pytest tests/resume $(ARGS)
+
+stage1-test: env
+	$(BIN)/python -m pytest tests/stage1 $(ARGS)
+
+compare-test: env
+	$(BIN)/python -m pytest tests/comparison $(ARGS)
 
 chaos-test: env
 	$(BIN)/python -m pytest tests/chaos $(ARGS)
