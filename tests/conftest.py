@@ -92,3 +92,11 @@ def make_config(train_file: Path) -> Callable[..., Config]:
         )
 
     return make
+
+
+@pytest.fixture
+def socket_path() -> Iterator[Path]:
+    """For a listener. A socket's path must be short."""
+    path = Path(f"/tmp/raft-listener-{os.getpid()}.sock")
+    yield path
+    path.unlink(missing_ok=True)
