@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from http_status import status_of
+from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -59,6 +60,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             f"--port={port}",
             "--node-ip-address=127.0.0.1",
             f"--dashboard-port={dashboard}",
+            # Another cluster on this machine may have the default one, and without its agent no job starts.
+            f"--dashboard-agent-listen-port={free_port()}",
             "--num-cpus=8",
             f"--temp-dir={session}",
             "--disable-usage-stats",
@@ -98,6 +101,17 @@ def test_the_dashboard_answers_nobody_without_the_token(head: Head) -> None:
         assert status_of(head.dashboard + path, head.token) == 200
 
 
+def no_agent_yet(result: subprocess.CompletedProcess[str]) -> bool:
+    """The dashboard answers before the process that starts jobs is there."""
+    return result.returncode != 0 and "No available agent to submit job" in result.stdout + result.stderr
+
+
+@retry(
+    retry=retry_if_result(no_agent_yet),
+    wait=wait_fixed(2),
+    stop=stop_after_delay(120),
+    retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+)
 def submit(head: Head, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
     """`ray job submit` of `raft-ray run smoke` with further arguments, followed to its end."""
     return subprocess.run(
