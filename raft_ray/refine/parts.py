@@ -25,7 +25,16 @@ from raft_ray.refine.schema import FAILED, REFINED_SCHEMA, part_files
 from raft_ray.slices import Slice
 
 _SETTINGS, _DIGEST, _FAILED = b"raft_ray.settings", b"raft_ray.digest", b"raft_ray.failed"
-_NOT_IN_THE_ROWS = ("actors", "workers", "max_workers", "models", "rewrite_prompt", "fuse_prompt", "judge_prompt")
+_NOT_IN_THE_ROWS = (
+    "actors",
+    "workers",
+    "max_workers",
+    "gap",
+    "models",
+    "rewrite_prompt",
+    "fuse_prompt",
+    "judge_prompt",
+)
 """Keys of `refine` that change no row, or that the fingerprint has in another form."""
 
 
