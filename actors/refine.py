@@ -31,6 +31,7 @@ from ray.data.exceptions import UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import actor_options
+from actors.data_context import quiet_data
 from actors.refine_engine import EnginePool, PoolPlan, engine_options, identities, plan_pool
 from actors.refine_store import CacheActor
 from actors.refine_workers import FuseWorker, RewriteWorker, Setup, pass_on, read, write
@@ -114,7 +115,10 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
     # On this node, where the training set and the run folder are.
     here: dict[str, Any] = {**_light(), "label_selector": {"ray.io/node-id": _node()}}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    with _data_context(config):
+    with quiet_data(start_timeout=config.rollout.timeout) as context:
+        context.target_max_block_size = None  # slices stay whole
+        # A slice may take hours; each call of a model has its own time limit.
+        context.execution_no_progress_timeout_s = -1
         data = ray.data.read_datasource(
             _Slices(scan, pending), override_num_blocks=len(pending), concurrency=most + 1, **here
         )
@@ -182,27 +186,6 @@ def _pools(plans: list[PoolPlan], run_dir: str) -> Iterator[dict[str, Any]]:
     finally:
         for handle in pools.values():
             ray.kill(handle)
-
-
-@contextmanager
-def _data_context(config: Config) -> Iterator[None]:
-    """Ray Data's settings for the block: quiet, slices whole, and failing where nothing moves any more."""
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.enable_operator_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = None
-    # A slice may take hours; each call of a model has its own time limit.
-    context.execution_no_progress_timeout_s = -1
-    context.wait_for_min_actors_s = int(config.rollout.timeout)
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns that its progress bars are off, among the like
-    try:
-        with DataContext.current(context):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _node() -> str:

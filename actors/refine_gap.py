@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +103,8 @@ def _values(config: Config, folder: Path, files: list[Path]) -> Iterator[pa.Tabl
     import ray
     from ray.data.exceptions import UserCodeException
 
+    from actors.data_context import quiet_data
+
     teacher = config.teacher
     options = actor_options(
         role="gap",
@@ -115,7 +115,10 @@ def _values(config: Config, folder: Path, files: list[Path]) -> Iterator[pa.Tabl
     )
     # On this node, where the run folder is; without a CPU of its own, since the actors may hold them all.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    with _data_context(config):
+    with quiet_data(start_timeout=teacher.timeout) as context:
+        context.execution_options.preserve_order = True
+        # It fails where nothing moves any more.
+        context.execution_no_progress_timeout_s = int(2 * teacher.timeout)
         rows = ray.data.read_parquet(
             [str(file) for file in files],
             partitioning=None,
@@ -139,28 +142,6 @@ def _values(config: Config, folder: Path, files: list[Path]) -> Iterator[pa.Tabl
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = lines[-1] if lines else type(error).__name__
             raise RaftError(f"compatibility gap: {reason}; see {folder.parent / 'logs'}/gap-*.log") from error
-
-
-@contextmanager
-def _data_context(config: Config) -> Iterator[None]:
-    """Ray Data's settings for the block: quiet, in order, and failing where nothing moves any more."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.enable_operator_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    context.execution_no_progress_timeout_s = int(2 * config.teacher.timeout)
-    context.wait_for_min_actors_s = int(config.teacher.timeout)
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with DataContext.current(context):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _fingerprint(config: Config, files: list[Path]) -> str:

@@ -62,16 +62,6 @@ def resolve(path: str) -> str:
     return path
 
 
-def fingerprint(path: str) -> str:
-    """Which weights `path` names: a hub name itself; of a folder the name, and size and time of its weight files."""
-    folder = Path(resolve(path))
-    if not folder.is_dir():
-        return path
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt"))
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return f"{path} {hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}"
-
-
 def check_folder(folder: str, config: ModelConfig) -> None:
     """Refuse a local folder that cannot be used, naming what is missing. Hub names pass: loading tells.
 

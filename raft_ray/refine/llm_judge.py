@@ -19,8 +19,6 @@ from raft_ray.refine.judges import Case
 from raft_ray.refine.thinking import without_thinking
 from raft_ray.templates import fill, prompt_hash
 
-JUDGE_FIELDS = ("prompt", "answer", "candidate")
-
 SCORES = tuple(tenth / 10 for tenth in range(11))
 VERDICT_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -50,7 +48,7 @@ class LlmJudge:
     Args:
         name: how `refine.judges` names it; its scores carry it.
         generate: the model.
-        template: text of its prompt file, with `JUDGE_FIELDS`.
+        template: text of its prompt file, with `raft_ray.refine.prompts.JUDGE_FIELDS`.
         max_new_tokens: limit of a verdict, its reason (and any thinking) included.
         seed: of models that sample although told not to.
 

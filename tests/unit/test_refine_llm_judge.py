@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from raft_ray.refine.generation import Ask, Generation
 from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import JUDGE_FIELDS, VERDICT_SCHEMA, LlmJudge, NoVerdictError, Verdict, read_verdict
+from raft_ray.refine.llm_judge import VERDICT_SCHEMA, LlmJudge, NoVerdictError, Verdict, read_verdict
+from raft_ray.refine.prompts import JUDGE_FIELDS
 from raft_ray.refine.thinking import without_thinking
 from raft_ray.templates import load_prompt, prompt_hash
 
