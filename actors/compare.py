@@ -1,19 +1,20 @@
 """The comparison: every method on the same data and seeds, evaluated on the same questions. Runs in the driver.
 
 ```
-stage 1, once ──> for each seed: sft, sdft, opd, raft, ... (trained one after the other), fapm (prunes sft's model)
-                  ──> evaluation, once: the base and every model ──> compare.json, .csv, .md, .html
+stage 1, once ──> for each seed, for each point of the grid: sft, sdft, opd, raft, ..., then fapm (prunes sft's model)
+                  ──> evaluation: the base and every model ──> compare.json, .csv, .md, .html
 ```
 
-A training that fails is put down and the others go on; a resumed comparison tries it again, and takes finished
-trainings and evaluations as they are.
+A row that changes stage 1 refines anew, with what models wrote before out of the same cache. A training that fails is
+put down and the others go on; a resumed comparison tries it again, and takes finished trainings and evaluations as
+they are.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,23 @@ import ray
 from actors.cluster import actor_options
 from actors.evaluate import _get, evaluate, weights_folder
 from actors.progress import Bars
-from actors.run import _refined, _root, _running, _trained, console
+from actors.run import console, refined_rows, root_cause, running, trained
 from raft_ray import settings
+from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import write_comparison
 from raft_ray.compare.plan import FAPM, PRUNED, Training, plan
 from raft_ray.compare.summary import BASE
 from raft_ray.compare.summary import compare as summarise
+from raft_ray.compare.tuning import ONLY, Tuned, split, tune
 from raft_ray.compare.verdict import verdict
 from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import RaftError
 from raft_ray.preflight import Prepared, preflight
+from raft_ray.report.files import Run, read_metrics
+
+TOGETHER = 8
+"""Models that are evaluated together."""
 
 
 def compare(config: Config) -> Path:
@@ -44,39 +51,69 @@ def compare(config: Config) -> Path:
     run_dir = Path(config.run.dir).absolute()
     trainings = plan(config, run_dir)
     prepared = preflight(config)
+    asked = _asked(config, prepared)
+    if len({training.point for training in trainings}) > 1:
+        split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
     if config.run.ray_address is None and config.run.local_cpus is None:
         needs = [settings.required_resources(training.config)[0] for training in trainings if training.config]
         config.run.local_cpus = math.ceil(max(needs))
     failed: dict[str, str] = {}
-    with _running(config, prepared) as (bars, run_dir):
-        rows = _refined(config, prepared, bars, run_dir)
+    with running(config, prepared) as (bars, run_dir):
+        rows = refined_rows(config, prepared, bars, run_dir)
+        rows_of: dict[str, list[Row] | None] = {}
         folders = {BASE: prepared.folder}
         for training in trainings:
-            folder = _tried(training.name, failed, partial(_train, training, config, prepared, rows, bars))
+            if training.row not in rows_of:
+                own = partial(_own_rows, training, prepared, bars, run_dir)
+                rows_of[training.row] = _tried(training.row, failed, own) if training.refines else rows
+            if (found := rows_of[training.row]) is None:
+                continue
+            folder = _tried(training.name, failed, partial(_train, training, config, prepared, found, bars))
             if folder is not None:
                 folders[training.name] = folder
         blocks = _evaluate(folders, config, prepared, bars, run_dir, failed)
-    methods: dict[str, list[dict[str, Any]]] = {BASE: [blocks[BASE]]} if BASE in blocks else {}
+    grid: dict[str, dict[str, list[dict[str, Any]]]] = {BASE: {ONLY: [blocks[BASE]]}} if BASE in blocks else {}
     for training in trainings:
         if training.name in blocks:
-            methods.setdefault(training.row, []).append(blocks[training.name])
-    if not methods.keys() - {BASE}:
+            grid.setdefault(training.row, {}).setdefault(training.point, []).append(blocks[training.name])
+    if not grid.keys() - {BASE}:
         raise RaftError(f"no method could be compared: {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
-    comparison = summarise(methods, seed=config.run.seed)
-    page = write_comparison(run_dir, comparison, failed, _facts(config, prepared))
+    tuned = tune(grid, config.compare.validation, config.run.seed)
+    comparison = summarise(tuned, seed=config.run.seed)
+    traces = _traces(trainings, tuned, run_dir)
+    page = write_comparison(run_dir, comparison, failed, _facts(config, asked, tuned), traces)
     for line in verdict(comparison, failed):
         console.print(line, highlight=False)
     return page
 
 
+def _own_rows(training: Training, prepared: Prepared, bars: Bars, run_dir: Path) -> list[Row]:
+    """The rows of a training that changes stage 1, refined beside the comparison's own so as to share their cache."""
+    assert training.config is not None, "FAPM has no overrides"
+    return refined_rows(training.config, prepared, bars, run_dir, f"refined-{training.row}")
+
+
+def _traces(trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
+    """Of each method the metrics of its first seed at its point, and its evaluation."""
+    metrics: dict[str, list[dict[str, Any]]] = {}
+    for training in trainings:
+        shown = tuned.chosen.get(training.row, training.point) == training.point
+        path = training.folder / "metrics.jsonl"
+        if shown and training.row not in metrics and path.exists():
+            metrics[training.row] = read_metrics(path)
+    run = Run(run_dir, "raft", None, metrics)
+    return Traces(run, {name: blocks[0] for name, blocks in tuned.methods.items()})
+
+
 def _train(training: Training, config: Config, prepared: Prepared, rows: list[Row], bars: Bars) -> str:
     """The folder of one training's model."""
     if training.config is not None:
-        return _trained(training.config, prepared, rows, bars, training.folder)
+        return trained(training.config, prepared, rows, bars, training.folder)
     out = training.folder / "model"
     if out.exists():
         return str(out)
-    tuned = training.folder.parents[1] / PRUNED / training.folder.name / "model"
+    methods = Path(config.run.dir).absolute() / "methods"
+    tuned = methods / PRUNED / training.point / training.folder.name / "model"
     if not tuned.is_dir():
         raise RaftError(f"{FAPM} prunes the model of {PRUNED}, which failed")
     bars.update(f"{training.name}: prune", 0, 1)
@@ -98,7 +135,7 @@ def _prune(base: str, tuned: str, out: str, sparsity: float) -> None:
 def _evaluate(
     folders: dict[str, str], config: Config, prepared: Prepared, bars: Bars, run_dir: Path, failed: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Each model's part of `eval.json`: all at once, and one at a time if one of them cannot be evaluated."""
+    """Each model's part of `eval.json`: some at once, and one at a time where one of them cannot be evaluated."""
     path = run_dir / "eval.json"
     done: dict[str, Any] = json.loads(path.read_text())["methods"] if config.run.resume and path.exists() else {}
     blocks = {name: block for name, block in done.items() if name in folders}
@@ -113,17 +150,24 @@ def _evaluate(
             lambda what, part, total: bars.update(f"Evaluate: {what}", part, total),
         )
 
-    if missing:
+    for models in _batches(missing):
         problems: dict[str, str] = {}
-        found = _tried("evaluation", problems, partial(measure, missing))
+        found = _tried("evaluation", problems, partial(measure, models))
         if found is not None:
             blocks.update(found)
         else:
-            console.print(f"[yellow]{problems['evaluation']}[/]: the models are evaluated one at a time")
-            for name, folder in missing.items():
+            console.print(f"[yellow]{problems['evaluation']}[/]: these models are evaluated one at a time")
+            for name, folder in models.items():
                 blocks.update(_tried(name, failed, partial(measure, {name: folder})) or {})
-    path.write_text(json.dumps({"main": "raft", "methods": blocks}, indent=1, ensure_ascii=False))
+        path.write_text(json.dumps({"main": "raft", "methods": blocks}, indent=1, ensure_ascii=False))
     return blocks
+
+
+def _batches(folders: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Models to evaluate with one start of the engines; what is done by then outlives an interruption."""
+    names = list(folders)
+    for start in range(0, len(names), TOGETHER):
+        yield {name: folders[name] for name in names[start : start + TOGETHER]}
 
 
 def _tried(name: str, failed: dict[str, str], work: Callable[[], Any]) -> Any:
@@ -132,15 +176,25 @@ def _tried(name: str, failed: dict[str, str], work: Callable[[], Any]) -> Any:
         return work()
     # Whatever stops one method must not lose the hours that went into the others.
     except Exception as error:
-        failed[name] = _root(error)
+        failed[name] = root_cause(error)
         console.print(f"[red]{name} failed[/]: {failed[name]}", highlight=False)
         return None
 
 
-def _facts(config: Config, prepared: Prepared) -> dict[str, str]:
-    return {
+def _asked(config: Config, prepared: Prepared) -> int:
+    """How many test questions each model is asked."""
+    questions = len(prepared.test or [])
+    return questions if config.eval.domain_rows is None else min(questions, config.eval.domain_rows)
+
+
+def _facts(config: Config, asked: int, tuned: Tuned) -> dict[str, str]:
+    facts = {
         "model": config.model.path,
         "data": config.data.train,
-        "test questions": str(len(prepared.test or [])),
+        "test questions": str(asked - tuned.questions),
         "seeds": ", ".join(map(str, config.compare.seeds)),
     }
+    if config.compare.grid:
+        facts["grid"] = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in config.compare.grid.items())
+        facts["validation questions"] = str(tuned.questions)
+    return facts

@@ -52,14 +52,14 @@ def run(config: Config) -> Path:
         raise ConfigError(
             f"data.train={config.data.train}: its rows are refined already; set refine.enabled=false to train on them"
         )
-    with _running(config, prepared) as (bars, run_dir):
-        rows = _refined(config, prepared, bars, run_dir)
+    with running(config, prepared) as (bars, run_dir):
+        rows = refined_rows(config, prepared, bars, run_dir)
         main = config.distill.method.value
         folders = {"base": prepared.folder}
         for name in config.run.baselines:
             baseline = settings.for_method(config, name)
-            folders[name] = _trained(baseline, prepared, rows, bars, run_dir / "methods" / name)
-        folders[main] = _trained(config, prepared, rows, bars, run_dir)
+            folders[name] = trained(baseline, prepared, rows, bars, run_dir / "methods" / name)
+        folders[main] = trained(config, prepared, rows, bars, run_dir)
         if config.eval.enabled:
             _evaluated(config, prepared, folders, bars, run_dir)
     report = write_report(run_dir)
@@ -70,9 +70,9 @@ def run(config: Config) -> Path:
 def refine(config: Config) -> Path:
     """Stage 1 alone. Returns the folder of refined rows."""
     prepared = preflight(config, keep_rows=False)
-    with _running(config, prepared) as (bars, run_dir):
+    with running(config, prepared) as (bars, run_dir):
         refine_rows(prepared.scan, config, run_dir / "refined", bars.track("Stage 1: refine"))
-        _measure(config, bars, run_dir)
+        _measure(config, bars, run_dir / "refined")
     if config.refine.enabled:
         console.print(f"Report: {write_refine_report(run_dir)}", highlight=False, soft_wrap=True)
     return run_dir / "refined"
@@ -81,39 +81,47 @@ def refine(config: Config) -> Path:
 def train(config: Config) -> Path:
     """Stage 2 alone, on rows as they are (refined ones for RAFT). Returns the folder of the trained model."""
     prepared = preflight(config)
-    with _running(config, prepared) as (bars, run_dir):
-        folder = _trained(config, prepared, prepared.train, bars, run_dir)
+    with running(config, prepared) as (bars, run_dir):
+        folder = trained(config, prepared, prepared.train, bars, run_dir)
     return Path(folder)
 
 
-def evaluate(config: Config, model: str) -> dict[str, Any]:
-    """Evaluate one model beside the base. Writes `eval.json` in the run folder and returns its content."""
+def evaluate(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
+    """Evaluate one model, beside the base that it came from where there is one.
+
+    Args:
+        base: what drift, weight distance and retention are measured against; none leaves them out.
+
+    Writes `eval.json` in the run folder and returns its content.
+    """
     from raft_ray.models import resolve
 
-    prepared = preflight(config)
-    with _running(config, prepared) as (bars, run_dir):
-        folders = {"base": prepared.folder}
-        if (folder := resolve(model)) != prepared.folder:
-            folders["model"] = folder
+    prepared = preflight(config, trains=False)
+    named = {"base": base, "model": model}
+    folders = {name: resolve(path) for name, path in named.items() if path is not None}
+    if folders["model"] == folders.get("base"):
+        del folders["model"]
+    with running(config, prepared, f"[bold]evaluation[/] of {model}") as (bars, run_dir):
         result = _evaluated(config, prepared, folders, bars, run_dir)
     console.print(summary_table(result))
     return result
 
 
 @contextmanager
-def _running(config: Config, prepared: Prepared) -> Iterator[tuple[Bars, Path]]:
-    """The run folder with its config, Ray, and the bars."""
+def running(config: Config, prepared: Prepared, what: str | None = None) -> Iterator[tuple[Bars, Path]]:
+    """The run folder with its config, Ray, and the bars.
+
+    Args:
+        what: goes on, for the first line; none says what is trained.
+    """
     run_dir = Path(config.run.dir).absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     settings.save(config, run_dir / "config.yaml")
     write_bad(prepared, run_dir)
     if prepared.scan.bad:
         console.print(f"[yellow]{len(prepared.scan.bad)} rows left out[/], listed in {run_dir / 'bad_rows.jsonl'}")
-    console.print(
-        f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {config.data.train}, "
-        f"model {config.model.path}, run folder {run_dir}",
-        highlight=False,
-    )
+    training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {config.data.train}"
+    console.print(f"{what or training}, model {config.model.path}, run folder {run_dir}", highlight=False)
     with Bars(console) as bars:
         bars.update("Ray starts", 0, 1)
         with cluster(config):
@@ -121,24 +129,26 @@ def _running(config: Config, prepared: Prepared) -> Iterator[tuple[Bars, Path]]:
             yield bars, run_dir
 
 
-def _refined(config: Config, prepared: Prepared, bars: Bars, run_dir: Path) -> list[data.Row]:
-    """The training rows with their rewrites and fused answers."""
+def refined_rows(
+    config: Config, prepared: Prepared, bars: Bars, run_dir: Path, name: str = "refined"
+) -> list[data.Row]:
+    """The training rows with their rewrites and fused answers, which are left in `run_dir/name`."""
     if not config.refine.enabled:
         return prepared.train
-    out = run_dir / "refined"
-    refine_rows(prepared.scan, config, out, bars.track("Stage 1: refine"))
-    _measure(config, bars, run_dir)
+    out = run_dir / name
+    refine_rows(prepared.scan, config, out, bars.track(f"Stage 1: {name.replace('refined', 'refine')}"))
+    _measure(config, bars, out)
     rows, _ = data.read_rows(str(out), config.data, split="train")
     return rows
 
 
-def _measure(config: Config, bars: Bars, run_dir: Path) -> None:
+def _measure(config: Config, bars: Bars, refined: Path) -> None:
     """The compatibility gap of the refined rows, for the report."""
     if config.refine.enabled and config.refine.gap:
-        measure_gap(config, run_dir / "refined", bars.track("Stage 1: compatibility gap"))
+        measure_gap(config, refined, bars.track("Stage 1: compatibility gap"))
 
 
-def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars, run_dir: Path) -> str:
+def trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars, run_dir: Path) -> str:
     """Train one method in `run_dir`; returns the folder of its model."""
     folder = run_dir / "model"
     learner, distils = config.learner, settings.distils(config)
@@ -196,7 +206,7 @@ def _trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bar
             raise RaftError(f"{phase}: {error}; see {run_dir / 'logs'}")
         ray.get(pipeline.finish.remote(), timeout=60)
     except ray.exceptions.RayError as error:
-        raise RaftError(f"{phase}: {_root(error)}; see {run_dir / 'logs'}") from error
+        raise RaftError(f"{phase}: {root_cause(error)}; see {run_dir / 'logs'}") from error
     finally:
         # Rollout and teacher actors belong to the pipeline actor and end with it.
         ray.kill(pipeline)
@@ -279,7 +289,7 @@ def _evaluated(
     result = {
         "main": list(folders)[-1],
         "data": {
-            "train": config.data.train,
+            "train": config.data.train if prepared.scan.rows else None,
             "test": config.data.test,
             "rows": prepared.scan.rows,
             "test_rows": len(prepared.test or []),
@@ -299,12 +309,12 @@ def _print_result(run_dir: Path, report: Path) -> None:
     console.print(f"Model:  {run_dir / 'model'}", highlight=False, soft_wrap=True)
 
 
-def _root(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The innermost message of a chain of Ray's errors, in one line."""
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
-        return _root(error.cause)
+        return root_cause(error.cause)
     failures = getattr(error, "worker_failures", None)
     if failures:
-        return _root(next(iter(failures.values())))
+        return root_cause(next(iter(failures.values())))
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[-1].strip()

@@ -1,6 +1,6 @@
 """Throughput of stage 1's rewriting against a bare vLLM loop on the same prompts.
 
-    PYTHONPATH=tests/chaos python benchmarks/refine.py ROWS.jsonl --rows 300 --json refine.json
+    PYTHONPATH=tests python benchmarks/refine.py ROWS.jsonl --rows 300 --json refine.json
 
 The same prompts (chat template and rewriting prompt filled in), the same batches and sampling, the same model. Measured
 in turn in one run: bare, stage 1, bare, stage 1, .. "Bare" is `vllm.LLM.generate` in a loop over the batches, in a

@@ -453,7 +453,13 @@ class CompareConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     """`run.seed` of each training; stage 1 and the evaluation keep the run's own."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Keys by row: `{sft: {learner: {lr: 1e-4}}, fixed: {distill: {method: raft, balance: fixed}}}`."""
+    """Keys by row: `{sft: {learner: {lr: 1e-4}}, fixed: {distill: {method: raft, balance: fixed}}}`. A row with keys of
+    `refine` gets refined rows of its own; what models wrote before is not asked for again."""
+    grid: dict[str, Any] = field(default_factory=dict)
+    """Values that every row is trained with in turn, `{learner.lr: [1e-4, 2e-4]}`: all are shown, and the one that does
+    best on validation questions stands for the row."""
+    validation: float = 0.5
+    """Share of the test questions that the grid's values are chosen on; the others are reported. All without a grid."""
     sparsity: float = 0.9
     """Share of the fine-tuned weights that FAPM puts back to the original's."""
 

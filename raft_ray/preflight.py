@@ -33,7 +33,7 @@ class Prepared:
     context: int
     """Longest prompt + response in tokens."""
     scan: Scan
-    """The training set: where its rows stand, and those left out (`data.on_bad_row=skip`)."""
+    """The training set: where its rows stand, and those left out (`data.on_bad_row=skip`); empty if nothing trains."""
     train: list[Row]
     """The training rows, unless only stage 1 wants them."""
     test: list[Row] | None
@@ -44,10 +44,11 @@ class Prepared:
         return self.scan.fused == self.scan.rows
 
 
-def preflight(config: Config, *, keep_rows: bool = True) -> Prepared:
+def preflight(config: Config, *, trains: bool = True, keep_rows: bool = True) -> Prepared:
     """Check model, teacher, prompt files and data of a run against each other.
 
-    The training rows are read once, one at a time; with `keep_rows` they stay in memory.
+    The training rows are read once, one at a time; with `keep_rows` they stay in memory. An evaluation, which
+    `trains` nothing, does without them.
 
     Raises `ModelError`, `ConfigError` or `DataError` for the first thing that cannot work.
     """
@@ -62,22 +63,24 @@ def preflight(config: Config, *, keep_rows: bool = True) -> Prepared:
             f"{context}"
         )
     encoder = make_encoder(config, folder)
-    _check_judged(config)
+    _check_judged(config, trains)
 
     def count(messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
         return len(encoder.prompt(messages)), len(encoder.answer(messages, answer))
 
     rows: list[Row] = []
-    fits_limits = length_check(config.data, count)
-    found = scan(
-        config.data.train,
-        config.data,
-        split="train",
-        batch=config.refine.batch,
-        check=lambda row: fits_limits(row) or _unfit(encoder, row),
-        visit=rows.append if keep_rows else None,
-    )
-    check_rows(found, found.bad, config.data, f"data.train={config.data.train}")
+    found = Scan(config.data.train, config.data, "train")
+    if trains:
+        fits_limits = length_check(config.data, count)
+        found = scan(
+            config.data.train,
+            config.data,
+            split="train",
+            batch=config.refine.batch,
+            check=lambda row: fits_limits(row) or _unfit(encoder, row),
+            visit=rows.append if keep_rows else None,
+        )
+        check_rows(found, found.bad, config.data, f"data.train={config.data.train}")
     test = None
     if config.data.test is not None and config.eval.enabled:
         test, bad_test = read_rows(config.data.test, config.data, split="test", count_tokens=count)
@@ -189,9 +192,9 @@ def _check_choices(config: Config, test: list[Row]) -> None:
         )
 
 
-def _check_judged(config: Config) -> None:
+def _check_judged(config: Config, trains: bool) -> None:
     """Stage 1 and evaluation find their prompt files and packages; baselines find their templates."""
-    if config.refine.enabled:
+    if trains and config.refine.enabled:
         from raft_ray.refine import check_refine
         from raft_ray.refine.roles import SELF, local_models, model_config
 
@@ -207,6 +210,6 @@ def _check_judged(config: Config) -> None:
         from raft_ray.evaluate.mmlu import load_mmlu
 
         load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
-    for name in config.run.baselines:
+    for name in config.run.baselines if trains else ():
         if Method(name) is Method.raft:
             load_prompt(for_method(config, name).teacher.template, ("prompt", "answer"), "teacher.template")

@@ -11,7 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from raft_ray.compare.charts import Traces, course_figures, gain_figures
 from raft_ray.compare.verdict import verdict
+from raft_ray.report.svg import Format
 from raft_ray.report.words import about, method_label, short
 
 _NUMBERS = {
@@ -22,12 +24,19 @@ _NUMBERS = {
 }
 
 
-def write_comparison(folder: Path, comparison: dict[str, Any], failed: dict[str, str], facts: dict[str, str]) -> Path:
+def write_comparison(
+    folder: Path,
+    comparison: dict[str, Any],
+    failed: dict[str, str],
+    facts: dict[str, str],
+    traces: Traces | None = None,
+) -> Path:
     """Write all four files into `folder`; returns the path of the page.
 
     Args:
         failed: reason by training that failed.
         facts: what was compared (model, data, steps), in the order shown.
+        traces: for the curves on the page.
     """
     lines = verdict(comparison, failed)
     content = {"facts": facts, "verdict": lines, "failed": failed, **comparison}
@@ -35,7 +44,7 @@ def write_comparison(folder: Path, comparison: dict[str, Any], failed: dict[str,
         "json": json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False),
         "csv": _csv(comparison),
         "md": _markdown(comparison, lines, facts),
-        "html": _html(comparison, lines, facts),
+        "html": _html(comparison, lines, facts, traces),
     }
     for kind, text in texts.items():
         (folder / f"compare.{kind}").write_text(text, encoding="utf-8", errors="replace")
@@ -49,10 +58,25 @@ def table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns = ["Method", "Seeds", *(_label(score) for score in scores), *_NUMBERS.values(), "Front"]
     rows = []
     for name, result in methods.items():
-        cells = [method_label(name), str(result["seeds"])]
+        point = comparison["chosen"].get(name)
+        cells = [method_label(name) + (f" ({point})" if point else ""), str(result["seeds"])]
         cells += [_score_cell(result["scores"][score], name) for score in scores]
         cells += [_number_cell(result[key]) for key in _NUMBERS]
         rows.append([*cells, "yes" if name in comparison["front"] else ""])
+    return columns, rows
+
+
+def points_table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Column names, and a row of cells for each point of the grid; no rows without a grid."""
+    points = comparison["points"]
+    scores = list(dict.fromkeys(score for point in points for score in point["scores"]))
+    columns = ["Method", "Point", *(_label(score) for score in scores), *_NUMBERS.values(), "Chosen", "Front"]
+    rows = []
+    for point in points:
+        cells = [method_label(point["method"]), point["point"] or "-"]
+        cells += [_number_cell(point["scores"][score], about) for score in scores]
+        cells += [_number_cell(point[key]) for key in _NUMBERS]
+        rows.append([*cells, "yes" if point["chosen"] else "", "yes" if point["front"] else ""])
     return columns, rows
 
 
@@ -66,11 +90,11 @@ def _score_cell(score: dict[str, Any] | None, name: str) -> str:
     return text
 
 
-def _number_cell(number: dict[str, Any] | None) -> str:
+def _number_cell(number: dict[str, Any] | None, form: Format = short) -> str:
     if number is None:
         return "-"
-    text = short(number["mean"])
-    return text if number["low"] is None else f"{text} [{short(number['low'])}, {short(number['high'])}]"
+    text = form(number["mean"])
+    return text if number["low"] is None else f"{text} [{form(number['low'])}, {form(number['high'])}]"
 
 
 def _label(score: str) -> str:
@@ -78,75 +102,65 @@ def _label(score: str) -> str:
 
 
 def _csv(comparison: dict[str, Any]) -> str:
-    """A line a method and measure: easy to filter, and the same columns whatever was measured."""
+    """A line a method and measure, then one a point and measure: the same columns whatever was measured."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "seeds", "measure", "mean", "low", "high", "retention", "difference", "p"])
+    writer.writerow(["method", "point", "seeds", "measure", "mean", "low", "high", "retention", "difference", "p"])
     for name, result in comparison["methods"].items():
-        measures = {**result["scores"], **{key: result[key] for key in _NUMBERS}}
-        for measure, value in measures.items():
-            if value is None:
-                continue
+        for measure, value in _measures(result):
             against = value.get("against") or {}
             gap = against.get("difference", {}).get("mean")
             numbers = [value["mean"], value["low"], value["high"], value.get("retention"), gap, against.get("p")]
-            writer.writerow([name, result["seeds"], measure, *numbers])
+            writer.writerow([name, comparison["chosen"].get(name, ""), result["seeds"], measure, *numbers])
+    for point in comparison["points"]:
+        if not point["chosen"]:
+            for measure, value in _measures(point):
+                numbers = [value["mean"], value["low"], value["high"]]
+                writer.writerow([point["method"], point["point"], "", measure, *numbers, "", "", ""])
     return text.getvalue()
 
 
+def _measures(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    found = {**result["scores"], **{key: result[key] for key in _NUMBERS}}
+    return [(measure, value) for measure, value in found.items() if value is not None]
+
+
 def _markdown(comparison: dict[str, Any], lines: list[str], facts: dict[str, str]) -> str:
-    columns, rows = table(comparison)
-    grid = [columns, ["---"] * len(columns), *rows]
     parts = [
         "# Comparison",
         "\n".join(f"- {name}: {_escaped(value)}" for name, value in facts.items()),
         "\n".join(f"- {_escaped(line)}" for line in lines),
-        "\n".join(f"| {' | '.join(map(_escaped, row))} |" for row in grid),
+        _grid(*table(comparison)),
     ]
+    if comparison["points"]:
+        parts += ["## All points", _grid(*points_table(comparison))]
     return "\n\n".join(parts) + "\n"
+
+
+def _grid(columns: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(map(_escaped, row))} |" for row in [columns, ["---"] * len(columns), *rows])
 
 
 def _escaped(text: str) -> str:
     return " ".join(text.replace("|", r"\|").split())
 
 
-def _html(comparison: dict[str, Any], lines: list[str], facts: dict[str, str]) -> str:
+def _html(comparison: dict[str, Any], lines: list[str], facts: dict[str, str], traces: Traces | None) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from raft_ray.report.figures import method_css
 
     environment = Environment(loader=PackageLoader("raft_ray", "."), autoescape=True, undefined=StrictUndefined)
     columns, rows = table(comparison)
-    names = list(comparison["methods"])
+    point_columns, points = points_table(comparison)
+    scores = [score for result in comparison["methods"].values() for score in result["scores"]]
     return environment.get_template("compare/compare.html.j2").render(
         facts=facts,
         verdict=lines,
         columns=columns,
-        rows=[(method_css(name), cells) for name, cells in zip(names, rows, strict=True)],
-        charts=_charts(comparison),
+        rows=[(method_css(name), cells) for name, cells in zip(comparison["methods"], rows, strict=True)],
+        point_columns=point_columns,
+        points=[(method_css(one["method"]), cells) for one, cells in zip(comparison["points"], points, strict=True)],
+        gains=gain_figures(comparison, {score: _label(score) for score in scores}),
+        courses=course_figures(traces) if traces else [],
     )
-
-
-def _charts(comparison: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Domain accuracy against drift and against what is left of each general score."""
-    from raft_ray.report.figures import method_css
-    from raft_ray.report.svg import Point, scatter
-
-    methods = comparison["methods"]
-    scores = list(dict.fromkeys(score for result in methods.values() for score in result["scores"]))
-    axes = [("drift", "drift, nats a token"), *((score, _label(score)) for score in scores if score != "domain")]
-    charts = []
-    for key, x_label in axes:
-        points = []
-        for name, result in methods.items():
-            domain, value = result["scores"].get("domain"), result[key] if key == "drift" else result["scores"].get(key)
-            if domain and value:
-                label = method_label(name)
-                points.append(
-                    Point(label, method_css(name), value["mean"], domain["mean"], domain["low"], domain["high"])
-                )
-        if points:
-            form = short if key == "drift" else about
-            title = f"Domain accuracy against {x_label}"
-            charts.append((title, scatter(points, label=title, x_label=x_label, x_form=form, y_form=about)))
-    return charts

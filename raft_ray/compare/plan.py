@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from raft_ray import settings
+from raft_ray.compare.tuning import ONLY
 from raft_ray.config import Config, Method
 from raft_ray.errors import ConfigError
 from raft_ray.settings.checks import SHARED
@@ -20,21 +22,29 @@ PRUNED = Method.sft.value
 """The row that FAPM prunes."""
 
 
+_SHARED = tuple(section for section in SHARED if section != "refine")
+"""Sections in which rows cannot differ. Stage 1 may: a row that changes it gets refined rows of its own."""
+
+
 @dataclass(frozen=True)
 class Training:
-    """One row of the comparison with one seed."""
+    """One row of the comparison, at one point of the grid, with one seed."""
 
     row: str
+    point: str
+    """`lr=0.0001,max_steps=64`: the values of `compare.grid`; blank without a grid."""
     seed: int
     folder: Path
     """Its run folder; the model lies in `model/` of it."""
     config: Config | None
     """None for FAPM, which trains nothing."""
+    refines: bool = False
+    """Stage 1 is not the comparison's own."""
 
     @property
     def name(self) -> str:
-        """For messages and for `compare.json`."""
-        return f"{self.row}/seed{self.seed}"
+        """For messages and for `eval.json`."""
+        return "/".join(filter(None, [self.row, self.point, f"seed{self.seed}"]))
 
 
 def plan(config: Config, run_dir: Path) -> list[Training]:
@@ -59,16 +69,43 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
     if unknown := next((name for name in wanted.overrides if name not in rows), None):
         raise ConfigError(f"compare.overrides.{unknown}: no such row in compare.methods={rows}")
     ordered = sorted(rows, key=lambda row: row == FAPM)
-    configs = {row: _row_config(config, row) for row in ordered}
+    points = grid_points(wanted.grid)
+    configs = {(row, point): _row_config(config, row, values) for point, values in points.items() for row in ordered}
     return [
-        Training(row, seed, folder, _seeded(made, seed, folder) if made else None)
+        Training(
+            row,
+            point,
+            seed,
+            folder,
+            _seeded(made, seed, folder) if made else None,
+            "refine" in (wanted.overrides.get(row) or {}),
+        )
         for seed in wanted.seeds
-        for row, made in configs.items()
-        for folder in [run_dir / "methods" / row / f"seed{seed}"]
+        for (row, point), made in configs.items()
+        for folder in [run_dir / "methods" / row / point / f"seed{seed}"]
     ]
 
 
-def _row_config(config: Config, row: str) -> Config | None:
+def grid_points(grid: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every combination of the grid's values, by the name of its point. Raises `ConfigError`."""
+    for key, values in grid.items():
+        where = f"compare.grid.{key}"
+        if key.count(".") != 1 or key.split(".")[0] in (*SHARED, "compare"):
+            raise ConfigError(f"{where}: name a key that methods are trained with, such as learner.lr")
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{where}={values}: must be a list of values, such as [1e-4, 2e-4]")
+        if len({_shown(value) for value in values}) < len(values):
+            raise ConfigError(f"{where}={values}: names one twice")
+    combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    names = [",".join(f"{key.split('.')[1]}={_shown(value)}" for key, value in one.items()) for one in combinations]
+    return dict(zip(names, combinations, strict=True)) if grid else {ONLY: {}}
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _row_config(config: Config, row: str, point: dict[str, Any]) -> Config | None:
     overrides = copy.deepcopy(config.compare.overrides.get(row) or {})
     where = f"compare.overrides.{row}"
     if row == FAPM:
@@ -78,8 +115,12 @@ def _row_config(config: Config, row: str) -> Config | None:
     if not isinstance(overrides, dict) or not all(isinstance(values, dict) for values in overrides.values()):
         raise ConfigError(f"{where}: must hold sections, such as {{learner: {{lr: 1e-4}}}}")
     for section in overrides:
-        if section in (*SHARED, "compare"):
+        if section in (*_SHARED, "compare"):
             raise ConfigError(f"{where}.{section}: cannot differ; all rows of a comparison share it")
+    for section, key, value in ((*name.split("."), value) for name, value in point.items()):
+        if key in overrides.setdefault(section, {}):
+            raise ConfigError(f"{where}.{section}.{key}: compare.grid names its values; leave one of them out")
+        overrides[section][key] = value
     method = _method(row, overrides, where)
     own = replace(config, run=replace(config.run, baselines=[], overrides={method: overrides}))
     try:

@@ -12,22 +12,26 @@ from typing import Any
 
 from raft_ray.compare.front import Place, dominated_by, pareto_front
 from raft_ray.compare.statistics import estimate, estimate_of, paired
+from raft_ray.compare.tuning import Tuned
 
 Block = dict[str, Any]
 BASE = "base"
 
 
-def compare(methods: Mapping[str, Sequence[Block]], *, reference: str = "sft", seed: int = 0) -> dict[str, Any]:
-    """The comparison of `methods`, each with its evaluation of every seed.
+def compare(tuned: Tuned, *, reference: str = "sft", seed: int = 0) -> dict[str, Any]:
+    """The comparison of methods, each with its evaluation of every seed.
 
     Args:
-        methods: blocks by method; `base` (one block) is what retention is measured against.
+        tuned: blocks by method; `base` (one block) is what retention is measured against.
         reference: the method that the others are tested against on the same questions.
 
     Returns `{"reference", "methods": {name: {"seeds", "scores": {score: S}, "drift": E, "words": E,
-    "agreement": E, "weight_distance": E, "dominated_by": [name]}}, "front": [name]}` with E a mean and its interval, or
-    none, and S such an interval with `retention`, `base` and `against` (difference, p) to the reference.
+    "agreement": E, "weight_distance": E, "dominated_by": [name]}}, "front": [name], "chosen": {name: point},
+    "validation_questions": n, "points": [{"method", "point", "chosen", "scores": {score: E}, "drift": E, "words": E,
+    "front": bool}]}` with E a mean and its interval, or none, and S such an interval with `retention`, `base` and
+    `against` (difference, p) to the reference. `points` are all that were trained, and empty without a grid.
     """
+    methods = tuned.methods
     if not methods or not all(methods.values()):
         raise ValueError("a comparison needs methods, and each at least one evaluation")
     names = list(dict.fromkeys(score for blocks in methods.values() for score in _verdicts(blocks[0])))
@@ -39,14 +43,49 @@ def compare(methods: Mapping[str, Sequence[Block]], *, reference: str = "sft", s
         }
         for name, blocks in methods.items()
     }
-    places = {
+    places = _places(results)
+    for name, result in results.items():
+        result["dominated_by"] = dominated_by(name, places) if name in places else None
+    return {
+        "reference": reference,
+        "methods": results,
+        "front": pareto_front(places),
+        "chosen": tuned.chosen,
+        "validation_questions": tuned.questions,
+        "points": _points(tuned, names, seed),
+    }
+
+
+def _points(tuned: Tuned, scores: list[str], seed: int) -> list[dict[str, Any]]:
+    """Every point of every method, the base's included, and which of them no other beats."""
+    found = {
+        f"{name}/{point}": {
+            "method": name,
+            "point": point,
+            "chosen": tuned.chosen.get(name, point) == point,
+            "scores": {score: _mean(blocks, score, seed) for score in scores},
+            **{key: _number(blocks, part, value) for key, part, value in _NUMBERS},
+        }
+        for name, points in tuned.points.items()
+        for point, blocks in points.items()
+    }
+    front = pareto_front(_places(found))
+    return [{**point, "front": name in front} for name, point in found.items()]
+
+
+def _places(results: Mapping[str, dict[str, Any]]) -> dict[str, Place]:
+    """Where each stands that has both domain accuracy and drift."""
+    return {
         name: Place(result["scores"]["domain"]["mean"], result["drift"]["mean"])
         for name, result in results.items()
         if result["scores"].get("domain") and result["drift"]
     }
-    for name, result in results.items():
-        result["dominated_by"] = dominated_by(name, places) if name in places else None
-    return {"reference": reference, "methods": results, "front": pareto_front(places)}
+
+
+def _mean(blocks: Sequence[Block], score: str, seed: int) -> dict[str, Any] | None:
+    """A score's mean and interval over all seeds; none where one of them has no such score."""
+    tables = [verdicts[score] for verdicts in map(_verdicts, blocks) if score in verdicts]
+    return asdict(estimate(tables, seed=seed)) if len(tables) == len(blocks) else None
 
 
 _NUMBERS = (

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from raft_ray.compare.front import Place, gain_at_loss
 from raft_ray.report.verdict import SAME_DRIFT, SIGNIFICANT
 from raft_ray.report.words import about, method_label, short, times
 
 MAIN = "raft"
 BASE = "base"
+OPD = "opd"
 
 
 def verdict(comparison: dict[str, Any], failed: dict[str, str] | None = None) -> list[str]:
-    """Sentences: the promise first, then a line a method, then what failed (`{method: reason}`)."""
+    """Sentences: the promise, the grid's points, a line a method, what failed (`{method: reason}`)."""
     methods = comparison["methods"]
-    lines = [promise(comparison)]
+    lines = [promise(comparison), *frontier(comparison)]
     lines += [_line(name, comparison) for name in methods if name != BASE]
     lines += [f"{method_label(name)} failed: {reason}" for name, reason in (failed or {}).items()]
     return lines
@@ -56,6 +58,36 @@ def promise(comparison: dict[str, Any], main: str = MAIN) -> str:
     return f"{name} did not keep its promise on this data: {accuracy}, {drift}."
 
 
+def frontier(comparison: dict[str, Any], main: str = MAIN) -> list[str]:
+    """What all points of the grid say: `main` at half of the reference's best point's drift, and at OPD's drifts.
+
+    Empty without a grid, or where `main` was not evaluated.
+    """
+    places: dict[str, dict[str, Place]] = {}
+    for point in comparison["points"]:
+        if point["scores"].get("domain") and point["drift"]:
+            place = Place(point["scores"]["domain"]["mean"], point["drift"]["mean"])
+            places.setdefault(point["method"], {})[point["point"]] = place
+    ours, name = places.get(main), method_label(main)
+    if not ours:
+        return []
+    lines = []
+    if rivals := places.get(comparison["reference"]):
+        other = method_label(comparison["reference"])
+        best, place = max(rivals.items(), key=lambda entry: entry[1].gain)
+        reached = gain_at_loss(ours, place.loss / 2)
+        said = "no point of the grid drifts so little" if reached is None else f"{about(reached)} domain accuracy"
+        lines.append(
+            f"{name} with at most half the drift of {other}'s best point ({best}: {about(place.gain)}, drift "
+            f"{short(place.loss, 2)}): {said}."
+        )
+    if main != OPD and (rivals := places.get(OPD)):
+        reached_at = [(gain_at_loss(ours, place.loss), place.gain) for place in rivals.values()]
+        won = sum(reached is not None and reached > gain for reached, gain in reached_at)
+        lines.append(f"At the drift of {method_label(OPD)}'s points {name} is more accurate in {won} of {len(rivals)}.")
+    return lines
+
+
 def _line(name: str, comparison: dict[str, Any]) -> str:
     """`RAFT: domain accuracy 41% (+25 points on the base; ...), keeps 97% of IFEval, ...`."""
     methods, reference = comparison["methods"], comparison["reference"]
@@ -79,7 +111,9 @@ def _line(name: str, comparison: dict[str, Any]) -> str:
             }[sign or 0]
         parts.append(text)
     seeds = f" ({result['seeds']} seeds)" if result["seeds"] > 1 else ""
-    return f"{method_label(name)}{seeds}: {'; '.join(part for part in parts if part)}."
+    point = comparison["chosen"].get(name)
+    at = f" at {point}, chosen on {comparison['validation_questions']} other questions" if point else ""
+    return f"{method_label(name)}{at}{seeds}: {'; '.join(part for part in parts if part)}."
 
 
 def _domain(name: str, comparison: dict[str, Any]) -> str:

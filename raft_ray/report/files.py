@@ -83,7 +83,7 @@ def read_run(folder: Path) -> Run:
     traces: dict[str, list[Row]] = {}
     for name, place in [(main, folder), *((path.name, path) for path in sorted(folder.glob("methods/*/")))]:
         if (place / "metrics.jsonl").exists():
-            metrics[name] = _read_metrics(place / "metrics.jsonl")
+            metrics[name] = read_metrics(place / "metrics.jsonl")
         if (place / "trace.jsonl").exists():
             traces[name] = _read_trace(place / "trace.jsonl")
     parts = part_files(folder / "refined")
@@ -175,7 +175,7 @@ def _require(row: Row, key: str, where: str) -> None:
         raise RaftError(f"{where}: `{key}` must be a whole number, found {row.get(key)!r}")
 
 
-def _read_metrics(path: Path) -> list[Row]:
+def read_metrics(path: Path) -> list[Row]:
     """A row a step in the order of steps. A resumed run may repeat a step: its last line counts."""
     steps: dict[int, Row] = {}
     for where, row in _json_lines(path):

@@ -125,8 +125,19 @@ def line_chart(
     return markup(root)
 
 
-def scatter(points: Sequence[Point], *, label: str, x_label: str, x_form: Format, y_form: Format) -> Markup:
-    """Labelled points with error bars; both axes start at zero."""
+def scatter(
+    points: Sequence[Point],
+    *,
+    label: str,
+    x_label: str,
+    x_form: Format,
+    y_form: Format,
+    front: Sequence[tuple[float, float]] = (),
+) -> Markup:
+    """Points with error bars, smaller ones where a point has no label; both axes start at zero.
+
+    `front` is a dashed line through these places.
+    """
     x_scale = Scale(0, max(point.x for point in points) * 1.05, LEFT, RIGHT, count=5)
     y_scale = Scale(0, max(max(point.y, point.high or 0) for point in points), BOTTOM, TOP)
     root = canvas(label)
@@ -136,12 +147,17 @@ def scatter(points: Sequence[Point], *, label: str, x_label: str, x_form: Format
     for point, (x, _) in zip(points, spots, strict=True):
         if point.low is not None and point.high is not None:
             boxes.append((x - 2, y_scale(point.high), x + 2, y_scale(point.low)))
+    if len(front) > 1:
+        path = "L".join(f"{x_scale(x):.1f} {y_scale(y):.1f}" for x, y in front)
+        add(root, "path", "front", d=f"M{path}")
     for point, (x, y) in zip(points, spots, strict=True):
         group = add(root, "g", f"point {point.css}")
         add(group, "title", text=point.note or f"{point.label}: {x_form(point.x)}, {y_form(point.y)}")
         if point.low is not None and point.high is not None:
             add(group, "line", "whisker", x1=x, x2=x, y1=y_scale(point.low), y2=y_scale(point.high))
-        add(group, "circle", "dot", cx=x, cy=y, r=5)
+        add(group, "circle", "dot", cx=x, cy=y, r=5 if point.label else 3)
+        if not point.label:
+            continue
         text_x, text_y, anchor, box = _free_place(point.label, x, y, boxes)
         boxes.append(box)
         add(group, "text", "name", text=point.label, x=text_x, y=text_y, **{"text-anchor": anchor})

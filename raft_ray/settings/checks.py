@@ -110,6 +110,7 @@ RANGES: dict[str, _Range] = {
     "eval.temperature": _NOT_NEGATIVE,
     "eval.samples": _NOT_NEGATIVE,
     "compare.sparsity": _SHARE,
+    "compare.validation": ("greater than 0 and less than 1", lambda value: 0 < value < 1),
 }
 """Dotted key -> the range of its number, in words and as a test. A key that is none is not tested."""
 
@@ -147,10 +148,14 @@ _FIXED_ON_RESUME = (
 )
 
 
-def check(config: Config) -> None:
-    """Refuse values out of range and keys that contradict each other. Raises `ConfigError`."""
+def check(config: Config, *, trains: bool = True) -> None:
+    """Refuse values out of range and keys that contradict each other. Raises `ConfigError`.
+
+    Args:
+        trains: the training set is needed; an evaluation goes without.
+    """
     _check_ranges(config, "")
-    _check_data(config)
+    _check_data(config, trains)
     _check_storage(config)
     _check_refine(config)
     _check_eval(config)
@@ -224,9 +229,9 @@ def _check_ranges(config: Config, where: str) -> None:
             raise ConfigError(f"{where}{key}={value}: must be {words}")
 
 
-def _check_data(config: Config) -> None:
+def _check_data(config: Config, trains: bool) -> None:
     data = config.data
-    if data.train in (reading.MISSING, ""):
+    if trains and data.train in (reading.MISSING, ""):
         raise ConfigError(
             "data.train is missing: set data.train=FILE (.jsonl or .parquet), a Hugging Face dataset name, "
             "or domain:chemistry"

@@ -11,6 +11,10 @@ import pytest
 from actors.compare import compare
 from raft_ray.config import Config
 from raft_ray.prune import fapm
+from raft_ray.refine.schema import read_summary
+
+STRICT = "strict: {distill: {method: sft, target: fused}, refine: {tau: 1.0}}"
+"""A row whose stage 1 accepts no rewrite."""
 
 
 def _state(folder: Path) -> dict:
@@ -36,14 +40,14 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
         "refine.enabled=true",
         "distill.target=auto",
         "learner.max_steps=2",
-        "compare.methods=[sft,sdft,opd,fapm,raft,broken]",
-        # Such a teacher prompt file does not exist where this row's training looks for it.
-        "compare.overrides={broken: {distill: {method: raft}, teacher: {template: absent.txt}}}",
+        "compare.methods=[sft,sdft,opd,fapm,raft,strict,broken]",
+        # A row with refined rows of its own; and such a teacher prompt file does not exist where its training looks.
+        f"compare.overrides={{{STRICT}, broken: {{distill: {{method: raft}}, teacher: {{template: absent.txt}}}}}}",
     ]
     page = compare(make_config(run, *keys))
 
     result = json.loads((run / "compare.json").read_text())
-    assert list(result["methods"]) == ["base", "sft", "sdft", "opd", "raft", "fapm"]
+    assert list(result["methods"]) == ["base", "sft", "sdft", "opd", "raft", "strict", "fapm"]
     assert list(result["failed"]) == ["broken/seed0"]
     assert "absent.txt" in result["failed"]["broken/seed0"]
     assert any("broken/seed0 failed: " in line for line in result["verdict"])
@@ -53,6 +57,12 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
         assert method["scores"]["domain"] is not None
         assert method["drift"]["mean"] > 0 or name == "base"
 
+    assert read_summary(run / "refined-strict")["accepted"] == 0
+    assert read_summary(run / "refined-strict")["models"]["self"]["requests"] == 0
+    html = page.read_text()
+    assert "CE/KL ratio" in html
+    assert "Weight distance by layer" in html
+
     models = {name: run / "methods" / name / "seed0" / "model" for name in ("sft", "fapm")}
     expected = fapm(_state(tiny_model), _state(models["sft"]), 0.9)
     pruned = _state(models["fapm"])
@@ -61,7 +71,7 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
 
     # What is done is taken as it is: only the row that failed is tried again.
     before = {path: path.stat().st_mtime_ns for path in run.glob("methods/*/seed0/model/model.safetensors")}
-    keys[-1] = "compare.overrides={broken: {distill: {method: sft}}}"
+    keys[-1] = f"compare.overrides={{{STRICT}, broken: {{distill: {{method: sft}}}}}}"
     compare(make_config(run, *keys, "run.resume=true"))
     again = json.loads((run / "compare.json").read_text())
     assert again["failed"] == {}
@@ -69,3 +79,32 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
     for name, method in result["methods"].items():
         assert again["methods"][name]["scores"] == method["scores"]
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+
+
+@pytest.mark.timeout(900)
+def test_a_grid_is_trained_and_each_method_gets_its_point(
+    ray_cluster: None, make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    test = tmp_path / "test.jsonl"
+    test.write_text("".join(json.dumps({"prompt": f"What is {n}?", "answer": "x"}) + "\n" for n in range(6)))
+    run = tmp_path / "run"
+    compare(
+        make_config(
+            run,
+            f"data.test={test}",
+            "eval.enabled=true",
+            "eval.ifeval_rows=0",
+            "eval.general_rows=2",
+            "learner.max_steps=2",
+            "compare.methods=[sft,fapm]",
+            "compare.grid={learner.lr: [1e-4, 1e-2]}",
+        )
+    )
+    result = json.loads((run / "compare.json").read_text())
+    assert set(result["chosen"]) == {"sft", "fapm"}
+    assert result["validation_questions"] == 3
+    drifts = {(one["method"], one["point"]): one["drift"]["mean"] for one in result["points"]}
+    assert drifts["sft", "lr=0.01"] > drifts["sft", "lr=0.0001"] > 0
+    assert drifts["sft", "lr=0.01"] > drifts["fapm", "lr=0.01"] > 0
+    evaluated = json.loads((run / "eval.json").read_text())["methods"]
+    assert set(evaluated) == {"base", *(f"{row}/lr={lr}/seed0" for row in ("sft", "fapm") for lr in ("0.0001", "0.01"))}

@@ -338,14 +338,55 @@ def test_eval_measures_the_model_of_the_run_folder_it_is_given_and_writes_beside
     workspace: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = []
-    monkeypatch.setattr("actors.run.evaluate", lambda config, model: measured.append((config.run.dir, model)))
+    monkeypatch.setattr(
+        "actors.run.evaluate", lambda config, model, base: measured.append((config.run.dir, model, base))
+    )
     shutil.copytree(tiny_model, "run/model")
     settings.save(settings.load("smoke", ["run.dir=elsewhere"]), "run/config.yaml")
 
     for arguments in (["run"], ["smoke"], ["smoke", "--model", "./run/model", "--run-dir", "mine"]):
         assert raft_ray("eval", *arguments).exit_code == 0
 
-    assert measured == [("run-eval", "run/model"), ("runs/smoke-eval", "random:tiny"), ("mine", "./run/model")]
+    assert measured == [
+        ("run-eval", "run/model", "random:tiny"),
+        ("runs/smoke-eval", "random:tiny", "random:tiny"),
+        ("mine", "./run/model", "random:tiny"),
+    ]
+
+
+def test_eval_measures_a_model_alone_or_beside_its_base(
+    workspace: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    monkeypatch.setattr(
+        "actors.run.evaluate",
+        lambda config, model, base: measured.append((config.run.dir, model, base, config.model.path)),
+    )
+    shutil.copytree(tiny_model, "tuned")
+
+    for arguments in (["./tuned"], ["random:tiny", "--run-dir", "mine"], ["./tuned", "--base", "random:tiny"]):
+        result = raft_ray("eval", *arguments)
+        assert result.exit_code == 0, result.output
+
+    assert measured == [
+        ("runs/eval-tuned", "./tuned", None, "./tuned"),
+        ("mine", "random:tiny", None, "random:tiny"),
+        ("runs/eval-tuned", "./tuned", "random:tiny", "random:tiny"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smoke", "--base", "random:tiny"], "--base random:tiny: goes with a model, and smoke is a config"),
+        (["random:tiny", "--model", "./tuned"], "--model ./tuned: goes with a config, and random:tiny is a model"),
+        (["random:small"], "model.path=random:small: unknown built-in model"),
+    ],
+)
+def test_eval_refuses_what_does_not_go_together(workspace: Path, arguments: list[str], message: str) -> None:
+    result = raft_ray("eval", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 def test_doctor_finds_this_environment_fit_and_a_bad_model_folder_not(files: Path) -> None:

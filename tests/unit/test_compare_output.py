@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from plain_comparison import compare
+
 from raft_ray.compare.output import write_comparison
-from raft_ray.compare.summary import compare
 
 
 def _block(right: int, drift: float) -> dict[str, Any]:

@@ -52,6 +52,36 @@ def test_a_row_may_be_a_method_with_other_settings() -> None:
     assert plan(config, RUN) == plan(config, RUN)
 
 
+def test_a_grid_trains_every_row_at_every_point() -> None:
+    config = _config(
+        "compare.methods=[sft,fapm]",
+        "compare.seeds=[0,1]",
+        "compare.grid={learner.lr: [1e-4, 0.0002], learner.max_steps: [5, 10]}",
+    )
+    trainings = plan(config, RUN)
+    assert len(trainings) == 2 * 4 * 2
+    first = trainings[0]
+    assert first.name == "sft/lr=0.0001,max_steps=5/seed0"
+    assert first.folder == RUN / "methods" / "sft" / "lr=0.0001,max_steps=5" / "seed0"
+    assert first.config is not None
+    assert (first.config.learner.lr, first.config.learner.max_steps) == (1e-4, 5)
+    points = [one.point for one in trainings if one.row == "fapm" and one.seed == 1]
+    assert points == [f"lr={lr},max_steps={steps}" for lr in ("0.0001", "0.0002") for steps in (5, 10)]
+    for place, one in enumerate(trainings):
+        if one.row == "fapm":
+            assert ("sft", one.point, one.seed) in [(t.row, t.point, t.seed) for t in trainings[:place]]
+
+
+def test_a_row_may_change_stage_1() -> None:
+    config = _config(
+        "compare.methods=[raft,strict]", "compare.overrides={strict: {refine: {tau: 0.9}, distill: {method: raft}}}"
+    )
+    plain, strict = plan(config, RUN)
+    assert (plain.refines, strict.refines) == (False, True)
+    assert strict.config is not None
+    assert (strict.config.refine.tau, config.refine.tau) == (0.9, 0.8)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -69,6 +99,17 @@ def test_a_row_may_be_a_method_with_other_settings() -> None:
         (["compare.overrides={sft: {learner: {lrr: 1}}}"], "compare.overrides.sft: unknown key learner.lrr"),
         (["compare.overrides={sft: {learner: {lr: -1}}}"], "compare.overrides.sft: learner.lr=-1.0: must be"),
         (["compare.overrides={sft: {distill: {method: raft}}}"], "give the row another name than that of a method"),
+        (["compare.grid={lr: [1]}"], "compare.grid.lr: name a key that methods are trained with, such as learner.lr"),
+        (["compare.grid={run.seed: [1]}"], "compare.grid.run.seed: name a key"),
+        (["compare.grid={learner.lr: 1e-4}"], "compare.grid.learner.lr=0.0001: must be a list of values"),
+        (["compare.grid={learner.lr: []}"], "must be a list of values"),
+        (["compare.grid={learner.lr: [1, 1.0]}"], "compare.grid.learner.lr=[1, 1.0]: names one twice"),
+        (["compare.grid={learner.lrr: [1]}"], "unknown key learner.lrr"),
+        (["compare.grid={learner.lr: [-1]}"], "learner.lr=-1.0: must be greater than 0"),
+        (
+            ["compare.grid={learner.lr: [1]}", "compare.overrides={sft: {learner: {lr: 1}}}"],
+            "compare.overrides.sft.learner.lr: compare.grid names its values",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(overrides: list[str], message: str) -> None:

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from plain_comparison import compare
 
-from raft_ray.compare.summary import compare
 from raft_ray.compare.verdict import promise, verdict
 
 QUESTIONS = 200

@@ -37,7 +37,7 @@ def test_the_wheel_holds_code_presets_prompts_and_templates_and_no_tests(wheel: 
     names = zipfile.ZipFile(wheel).namelist()
 
     for name in [
-        "raft_ray/cli.py",
+        "raft_ray/cli/app.py",
         "actors/run.py",
         "raft_ray/general_prompts.jsonl",
         "raft_ray/report/report.html.j2",

@@ -1,0 +1,100 @@
+"""The program that commands are added to, and what they share: arguments, loading of configs, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from raft_ray import __version__, settings
+from raft_ray.config import Config
+from raft_ray.errors import ConfigError, RaftError
+
+INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Turns the errors that a user meets into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("interrupted; go on with --resume", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            # Ray wraps what an actor raised, and keeps the original as `cause`.
+            cause = getattr(error, "cause", None)
+            known = cause if isinstance(cause, RaftError) else error
+            if not isinstance(known, RaftError):
+                raise
+            print(f"error: {_one_line(known)}", file=sys.stderr)
+            raise typer.Exit(known.exit_code) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help=(
+        "Fine-tune an instruction model on a domain without making it forget everything else (RAFT).\n\n"
+        "[bold]Begin with[/bold]\n\n"
+        "  raft-ray doctor       is everything installed that a run needs?\n\n"
+        "  raft-ray run smoke    every part once, in about a minute\n\n"
+        "  raft-ray run demo     a real model, a real domain, and a report\n\n"
+        "[bold]Configs[/bold] are presets or YAML files; any key can be overridden behind them as key=value: "
+        "raft-ray run raft data.train=train.jsonl learner.lr=1e-5. All keys: raft-ray show-config."
+    ),
+)
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="[CONFIG]", help="Preset, YAML file, or the folder of a run.", show_default=True)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to override, such as learner.lr=1e-5.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run folder.")]
+RunDir = Annotated[str | None, typer.Option("--run-dir", metavar="DIR", help="The run folder (run.dir).")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"raft-ray {__version__}")
+        raise typer.Exit
+
+
+def load(config: str, overrides: list[str] | None, resume: bool = False, run_dir: str | None = None) -> Config:
+    if "=" in config and not Path(config).exists():
+        raise ConfigError(f"{config}: name a preset or YAML file before the overrides, such as demo {config}")
+    keys = list(overrides or [])
+    if (Path(config) / "config.yaml").is_file():
+        # A run may have been moved or copied, and resumed, since its config was written.
+        keys = [f"run.dir={json.dumps(config)}", "run.resume=false", *keys]
+    if run_dir is not None:
+        keys.append(f"run.dir={json.dumps(run_dir)}")
+    if resume:
+        keys.append("run.resume=true")
+    return settings.load(config, keys)
+
+
+def ready(config: str, overrides: list[str] | None, resume: bool, run_dir: str | None) -> Config:
+    """The config of a run that passed all checks which need neither data, model nor cluster."""
+    loaded = load(config, overrides, resume, run_dir)
+    settings.check(loaded)
+    settings.check_run_dir(loaded)
+    return loaded
+
+
+def say(what: str, path: Path) -> None:
+    print(f"{what}: {path}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,64 @@
+"""Commands for a run that is going on: what it does, and more or fewer rollout actors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raft_ray.cli.app import app
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that is going on.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="HOST:PORT", help="Its Ray cluster, if not the one on record in the folder."),
+]
+
+
+@app.command()
+def status(
+    run: RunFolder,
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a run is doing: actors, versions, queue, rates, and which role holds the others up.
+
+    [bold]Examples[/bold]
+
+      raft-ray status runs/demo
+
+      watch raft-ray status runs/demo
+    """
+    from actors.attach import status as ask
+
+    found = ask(run.absolute(), address)
+    if as_json:
+        print(json.dumps(found))
+        return
+    from raft_ray.status import status_view
+
+    Console().print(status_view(found))
+
+
+@app.command()
+def scale(
+    run: RunFolder,
+    rollouts: Annotated[int, typer.Option("--rollouts", metavar="N", min=1, help="Rollout actors from now on.")],
+    address: Address = None,
+) -> None:
+    """Add or remove rollout actors of a run while it goes on; its learners do not pause.
+
+    New actors start where the cluster has room, also on nodes that have just joined; superfluous ones leave after the
+    chunk that they are on. The policy of rollout.min_actors and rollout.max_actors is switched off by it.
+
+    [bold]Example[/bold]
+
+      raft-ray scale runs/demo --rollouts 4
+    """
+    from actors.attach import scale as resize
+
+    before = resize(run.absolute(), rollouts, address)
+    print(f"rollout actors: {before} -> {rollouts}")

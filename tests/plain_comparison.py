@@ -1,0 +1,13 @@
+"""Comparisons without a grid, for the tests of what is made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raft_ray.compare.summary import compare as summarise
+from raft_ray.compare.tuning import ONLY, tune
+
+
+def compare(methods: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The comparison of these evaluations by method."""
+    return summarise(tune({name: {ONLY: blocks} for name, blocks in methods.items()}, 0.5, 0))
