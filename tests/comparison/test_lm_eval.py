@@ -1,4 +1,4 @@
-"""MMLU's numbers are those of lm-eval's own run of the same model on the same questions, item by item."""
+"""IFEval's and MMLU's numbers are those of lm-eval's own run of the same model on the same questions, item by item."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from raft_ray import models
 from raft_ray.config import Dtype, ModelConfig
+from raft_ray.evaluate.ifeval import load_prompts, score
 from raft_ray.evaluate.likelihood import Choices, choose, encode_pair
 from raft_ray.evaluate.mmlu import LETTERS, load_mmlu, scores
+from raft_ray.prompts import PromptEncoder
 
 REFERENCE = Path(__file__).parents[1] / "lm_eval_reference.py"
 SUBJECT = "elementary_mathematics"
@@ -46,28 +50,48 @@ def _write_questions(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize("shots", [0, 5])
-def test_every_item_is_scored_as_by_lm_eval(tmp_path: Path, shots: int) -> None:
-    _write_questions(tmp_path)
-    folder = models.resolve(models.EMBEDDED)
+def _lm_eval(cache: Path, *arguments: str) -> dict[str, Any]:
     done = subprocess.run(
-        [
-            sys.executable,
-            str(REFERENCE),
-            folder,
-            str(tmp_path / "test.jsonl"),
-            str(tmp_path / "dev.jsonl"),
-            SUBJECT,
-            str(shots),
-        ],
+        [sys.executable, str(REFERENCE), *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=500,
-        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        env={**os.environ, "HF_DATASETS_CACHE": str(cache)},
     )
     assert done.returncode == 0, done.stderr
-    theirs = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_ifeval_is_asked_and_scored_as_by_lm_eval(tmp_path: Path) -> None:
+    # Two prompts have a letter drawn by chance, which lm-eval does not seed.
+    prompts = [prompt for prompt in load_prompts(None, seed=0) if prompt.key not in (1129, 1122)][::12]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(asdict(prompt)) + "\n" for prompt in prompts))
+    folder = models.resolve(models.EMBEDDED)
+    theirs = _lm_eval(tmp_path / "cache", "ifeval", folder, str(file), "24")
+
+    config = ModelConfig(path=models.EMBEDDED)
+    tokenizer = models.load_tokenizer(folder, config)
+    encoder = PromptEncoder(tokenizer, models.model_context(folder, config))
+    for prompt, context in zip(prompts, theirs["contexts"], strict=True):
+        asked = encoder.prompt([{"role": "user", "content": prompt.prompt}])
+        assert asked == tokenizer(context, add_special_tokens=False)["input_ids"]
+    ours = score(prompts, theirs["responses"])
+    assert ours["correct"] == theirs["correct"]
+    for kind in ("strict", "loose"):
+        assert ours[f"prompt_{kind}"] == theirs[f"prompt_level_{kind}_acc"]
+        assert ours[f"instruction_{kind}"] == theirs[f"inst_level_{kind}_acc"]
+    assert 0 < ours["prompt_strict"] <= ours["prompt_loose"] < ours["instruction_loose"] < 1
+
+
+@pytest.mark.parametrize("shots", [0, 5])
+def test_every_item_is_scored_as_by_lm_eval(tmp_path: Path, shots: int) -> None:
+    _write_questions(tmp_path)
+    folder = models.resolve(models.EMBEDDED)
+    files = str(tmp_path / "test.jsonl"), str(tmp_path / "dev.jsonl")
+    theirs = _lm_eval(tmp_path / "cache", "mmlu", folder, *files, SUBJECT, str(shots))
 
     config = ModelConfig(path=models.EMBEDDED, dtype=Dtype.float32)
     model, tokenizer = models.load_model(folder, config, torch.float32).eval(), models.load_tokenizer(folder, config)
