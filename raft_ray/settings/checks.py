@@ -284,9 +284,9 @@ def _check_eval(config: Config) -> None:
     if config.eval.ifeval_rows != 0:
         _check_fits(config, "eval.ifeval_max_new_tokens", config.eval.ifeval_max_new_tokens)
     _check_fits(config, "eval.general_max_new_tokens", config.eval.general_max_new_tokens)
+    check_judges(config)
     if config.eval.open is not None:
         _check_fits(config, "eval.open_max_new_tokens", config.eval.open_max_new_tokens)
-    check_judges(config)
     shots = config.eval.mmlu_shots
     if config.eval.mmlu is not None and (not shots or min(shots) < 0 or len(set(shots)) < len(shots)):
         raise ConfigError(f"eval.mmlu_shots={shots}: must be different numbers from 0 on, such as [0, 5]")
