@@ -117,7 +117,8 @@ class EvalActor:
         needed = [len(ids) + chat[3] for ids, chat in zip(self.prompts, self.chats, strict=True)]
         for place in self.second:
             chat = chat_of(self.asked.open[place], [""])
-            needed.append(len(self.encoder.prompt(chat)) + 2 * self.config.eval.open_max_new_tokens)
+            # The first answer, decoded and read again, may have more tokens than it was written in: twice as much room.
+            needed.append(len(self.encoder.prompt(chat)) + 3 * self.config.eval.open_max_new_tokens)
         self.context = context = min(limit, max(needed))
         self.limits = [min(chat[3], context - len(ids)) for ids, chat in zip(self.prompts, self.chats, strict=True)]
         rollout = self.config.rollout
