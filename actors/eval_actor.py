@@ -1,5 +1,7 @@
 """The evaluation's engine: one vLLM engine that answers the same questions as one model after the other.
 
+The second turns of open questions come last, since the chat before them holds the model's own first answers.
+
 Knows the questions, their chunks and how answers are scored; what is read off probabilities instead is
 `actors.score_actor`'s; which models are evaluated, and what is done with the scores, is `actors.evaluate`'s.
 """
@@ -10,7 +12,7 @@ import math
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,19 @@ from raft_ray import models as sources
 from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.evaluate import domain, ifeval
+from raft_ray.evaluate.judged import Answered, chat_of, domain_cases, open_cases
 from raft_ray.evaluate.length import length
 from raft_ray.evaluate.mmlu import Mmlu, load_mmlu
+from raft_ray.evaluate.open_questions import OpenQuestion, load_open_questions
 from raft_ray.general import general_prompts
 from raft_ray.prompts import PromptEncoder
 
 CHUNK = 64
 """About how many prompts a call of the engine gets: enough to fill a CPU's batch, few enough to show progress."""
+
+
+_Answer = tuple[str, list[int], bool]
+"""Text, its token ids, and whether the limit cut it off."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Questions:
     ifeval: list[ifeval.IfevalPrompt]
     general: list[str]
     mmlu: Mmlu | None = None
+    open: list[OpenQuestion] = field(default_factory=list)
 
     @property
     def choices(self) -> bool:
@@ -47,14 +56,18 @@ class Questions:
     @property
     def generated(self) -> bool:
         """Some of it is answered in writing."""
-        return bool(self.domain or self.ifeval or self.general)
+        return bool(self.domain or self.ifeval or self.general or self.open)
 
     def chats(self, config: Config) -> list[tuple[str, int, list[dict[str, str]], int]]:
-        """`(kind, place within the kind, messages, token limit)`, long answers first so that chunks are alike."""
+        """`(kind, place within the kind, messages, token limit)`, long answers first so that chunks are alike.
+
+        Of open questions the first turns.
+        """
         limits = config.eval
         chats = [("ifeval", i, _chat(p.prompt), limits.ifeval_max_new_tokens) for i, p in enumerate(self.ifeval)]
         chats += [("general", i, _chat(text), limits.general_max_new_tokens) for i, text in enumerate(self.general)]
         chats += [("domain", i, row.messages, limits.domain_max_new_tokens) for i, row in enumerate(self.domain)]
+        chats += [("open", i, chat_of(one, []), limits.open_max_new_tokens) for i, one in enumerate(self.open)]
         return sorted(chats, key=lambda chat: -chat[3])
 
 
@@ -65,7 +78,14 @@ def questions(config: Config, test_rows: list[Row] | None) -> Questions:
     mmlu = None
     if config.eval.mmlu is not None:
         mmlu = load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
-    return Questions(rows, ifeval.load_prompts(config.eval.ifeval_rows, config.run.seed), general, mmlu)
+    asked = load_open_questions(config.eval.open) if config.eval.open is not None else []
+    return Questions(
+        rows,
+        ifeval.load_prompts(config.eval.ifeval_rows, config.run.seed),
+        general,
+        mmlu,
+        subset(asked, config.eval.open_rows, config.run.seed),
+    )
 
 
 class EvalActor:
@@ -90,10 +110,16 @@ class EvalActor:
         self.tokenizer = sources.load_tokenizer(folder, model)
         self.chats = self.asked.chats(self.config)
         limit = sources.model_context(folder, model)
-        encoder = PromptEncoder(self.tokenizer, limit)
-        self.prompts = [encoder.prompt(messages) for _, _, messages, _ in self.chats]
+        self.encoder = PromptEncoder(self.tokenizer, limit)
+        self.prompts = [self.encoder.prompt(messages) for _, _, messages, _ in self.chats]
+        self.second = [place for place, question in enumerate(self.asked.open) if len(question.turns) > 1]
         # No longer than needed: the KV cache must hold one whole context.
-        context = min(limit, max(len(ids) + chat[3] for ids, chat in zip(self.prompts, self.chats, strict=True)))
+        needed = [len(ids) + chat[3] for ids, chat in zip(self.prompts, self.chats, strict=True)]
+        for place in self.second:
+            chat = chat_of(self.asked.open[place], [""])
+            # The first answer, decoded and read again, may have more tokens than it was written in: twice as much room.
+            needed.append(len(self.encoder.prompt(chat)) + 3 * self.config.eval.open_max_new_tokens)
+        self.context = context = min(limit, max(needed))
         self.limits = [min(chat[3], context - len(ids)) for ids, chat in zip(self.prompts, self.chats, strict=True)]
         rollout = self.config.rollout
         self.engine = Engine(
@@ -108,11 +134,9 @@ class EvalActor:
             allow_pickle=model.allow_pickle,
         )
         self.loaded = self.folder
-        readable = [place for place, room in enumerate(self.limits) if room > 0]
-        # Equal parts: a small last chunk would run at a fraction of the speed.
-        size = math.ceil(len(readable) / max(1, round(len(readable) / CHUNK)))
-        self.chunks = [readable[start : start + size] for start in range(0, len(readable), size)] if readable else []
-        return [len(chunk) for chunk in self.chunks]
+        self.chunks = _equal_parts([place for place, room in enumerate(self.limits) if room > 0])
+        self.second_chunks = _equal_parts(self.second)
+        return [len(chunk) for chunk in (*self.chunks, *self.second_chunks)]
 
     def load(self, folder: str) -> None:
         """Go on as the model in `folder`."""
@@ -120,20 +144,42 @@ class EvalActor:
             self.engine.load_weights(sources.resolve(folder))
             self.loaded = folder
         # A prompt that leaves no room in the context stays unanswered, which counts as wrong and cut off.
-        self.answers: list[tuple[str, list[int], bool]] = [("", [], True)] * len(self.chats)
+        self.answers: list[_Answer] = [("", [], True)] * len(self.chats)
+        self.second_answers: dict[int, _Answer] = dict.fromkeys(self.second, ("", [], True))
+        self.second_without_room = 0
 
     def answer(self, chunk: int) -> None:
-        """Answer one chunk of the questions."""
+        """Answer one chunk of the questions. Chunks are in order: those of second turns need the first answers."""
+        if chunk >= len(self.chunks):
+            self._answer_second(self.second_chunks[chunk - len(self.chunks)])
+            return
         places = self.chunks[chunk]
+        answers = self._generate([self.prompts[place] for place in places], [self.limits[place] for place in places])
+        for place, answer in zip(places, answers, strict=True):
+            self.answers[place] = answer
+
+    def _answer_second(self, places: list[int]) -> None:
+        first = self._places("open")
+        prompts: dict[int, list[int]] = {}
+        for place in places:
+            chat = chat_of(self.asked.open[place], [self.answers[first[place]][0]])
+            ids = self.encoder.prompt(chat)
+            if len(ids) < self.context:
+                prompts[place] = ids
+            else:
+                self.second_without_room += 1
+        if not prompts:
+            return
+        wanted = self.config.eval.open_max_new_tokens
+        limits = [min(wanted, self.context - len(ids)) for ids in prompts.values()]
+        self.second_answers.update(zip(prompts, self._generate(list(prompts.values()), limits), strict=True))
+
+    def _generate(self, prompts: list[list[int]], limits: list[int]) -> list[_Answer]:
         completions = self.engine.generate(
-            [self.prompts[place] for place in places],
-            max_new_tokens=[self.limits[place] for place in places],
-            temperature=self.config.eval.temperature,
-            seed=self.config.run.seed,
+            prompts, max_new_tokens=limits, temperature=self.config.eval.temperature, seed=self.config.run.seed
         )
-        for place, completion in zip(places, completions, strict=True):
-            text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-            self.answers[place] = (str(text), completion.token_ids, completion.truncated)
+        texts = [str(self.tokenizer.decode(one.token_ids, skip_special_tokens=True)) for one in completions]
+        return [(text, one.token_ids, one.truncated) for text, one in zip(texts, completions, strict=True)]
 
     def measure(self) -> dict[str, Any]:
         """The model's part of `eval.json` that its answers tell; `domain` holds a verdict on each question, by
@@ -168,14 +214,24 @@ class EvalActor:
             ]
         result["too_long"] = {
             kind: sum(self.limits[place] <= 0 for place in self._places(kind))
-            for kind in ("domain", "ifeval", "general")
+            for kind in ("domain", "ifeval", "general", "open")
         }
+        result["too_long"]["open"] += self.second_without_room
         result["seconds"] = {"score": time.perf_counter() - start}
         return result
 
     def general_pairs(self) -> list[tuple[list[int], list[int]]]:
         """Prompt ids and response ids of the general prompts, as sampled."""
         return [(self.prompts[place], self.answers[place][1]) for place in self._places("general")]
+
+    def answered(self) -> Answered:
+        """The answers that judges read."""
+        domain_texts, first = ([self.answers[place][0] for place in self._places(kind)] for kind in ("domain", "open"))
+        open_texts = [
+            [text, self.second_answers[place][0]] if place in self.second_answers else [text]
+            for place, text in enumerate(first)
+        ]
+        return Answered(domain_cases(self.asked.domain, domain_texts), open_cases(self.asked.open, open_texts))
 
     def stop(self) -> None:
         """End this process, and the engine with it."""
@@ -196,6 +252,12 @@ def subset(items: list[Any], count: int | None, seed: int) -> list[Any]:
     if count is None or count >= len(items):
         return list(items)
     return [items[index] for index in sorted(random.Random(seed).sample(range(len(items)), count))]
+
+
+def _equal_parts(places: list[int]) -> list[list[int]]:
+    """Chunks: a small last one would run at a fraction of the speed."""
+    size = math.ceil(len(places) / max(1, round(len(places) / CHUNK)))
+    return [places[start : start + size] for start in range(0, len(places), size)] if places else []
 
 
 def _chat(text: str) -> list[dict[str, str]]:

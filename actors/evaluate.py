@@ -5,12 +5,13 @@ driver                EvalActor (one vLLM engine, weights swapped per model)    
   weight distances ─> (Ray tasks, first: they tell a folder that does not fit)
   per model: load ──> chunks of prompts ──> scores, texts
                       base only: general answers' token ids ───────ref─────────> base's hidden states, once
-                      ends                                                        per tuned model: KL
-                                                                                  per model: MMLU, domain choices
+                      per model: answers to judge ──ref──┐                        per tuned model: KL
+                      ends                               │                        per model: MMLU, domain choices
+                                                         └──> JudgeActor, one judge after the other: scores
 ```
 
-The engine's process has ended before the score actor starts, so the two are never in memory together. Nothing heavy
-runs in the driver; token ids go from actor to actor by reference.
+An actor's process has ended before the next one starts (EvalActor, ScoreActor, each JudgeActor), so no two models are
+in memory together. Nothing heavy runs in the driver; token ids and texts go from actor to actor by reference.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ import ray
 
 from actors.cluster import actor_options
 from actors.eval_actor import EvalActor, Questions, questions, subset
+from actors.judge_actor import JudgeActor, judge_options, judge_timeout
 from actors.score_actor import ScoreActor
 from raft_ray import models as sources
 from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate import domain
+from raft_ray.evaluate.judged import Opinion, domain_part, load_judge_prompts, open_part
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,13 +61,23 @@ def evaluate(
     report = progress or (lambda stage, done, total: None)
     models = {name: models[name] for name in sorted(models, key=lambda name: name != "base")}
     measured: dict[str, dict[str, Any]] = {
-        name: {"model": folder, "domain": None, "ifeval": None, "length": None, "seconds": {}, "too_long": {}}
+        name: {
+            "model": folder,
+            "domain": None,
+            "ifeval": None,
+            "length": None,
+            "seconds": {},
+            "too_long": {},
+            "open": None,
+        }
         | {"answers": [], "general_answers": []}
         for name, folder in models.items()
     }
     _weight_distances(models, config, measured, report)
-    pairs = _answer(models, config, asked, measured, report) if asked.generated else None
+    pairs, answered = _answer(models, config, asked, measured, report) if asked.generated else (None, {})
     _scored(models, config, asked, pairs, measured, report)
+    if config.eval.judges and answered:
+        _judged(answered, config, asked, measured, report)
     for block in measured.values():
         _summarise(block, config)
     return measured
@@ -111,11 +124,17 @@ def weights_folder(name: str) -> str:
 
 def _answer(
     models: dict[str, str], config: Config, asked: Questions, measured: dict[str, dict[str, Any]], report: Progress
-) -> ray.ObjectRef | None:
-    """Let every model answer, and fill in what its answers tell. Returns the base's general answers."""
+) -> tuple[ray.ObjectRef | None, dict[str, ray.ObjectRef]]:
+    """Let every model answer, and fill in what its answers tell.
+
+    Returns the base's general answers and, by model, the answers that judges read (none without judges).
+    """
     rollout = config.rollout
     longest = max(
-        config.eval.ifeval_max_new_tokens, config.eval.general_max_new_tokens, config.eval.domain_max_new_tokens
+        config.eval.ifeval_max_new_tokens,
+        config.eval.general_max_new_tokens,
+        config.eval.domain_max_new_tokens,
+        config.eval.open_max_new_tokens if asked.open else 0,
     )
     timeout = rollout.timeout * max(1.0, longest / rollout.max_new_tokens)
     options = actor_options(
@@ -126,6 +145,7 @@ def _answer(
     )
     actor: Any = ray.remote(EvalActor).options(**options).remote(next(iter(models.values())), config, asked)
     pairs = None
+    answered: dict[str, ray.ObjectRef] = {}
     try:
         who = _where(actor, "EvalActor", rollout.timeout, options)
         report("engine", 0, 1)
@@ -143,10 +163,13 @@ def _answer(
             if name == "base" and asked.general:
                 pairs = actor.general_pairs.remote()
                 ray.wait([pairs], timeout=rollout.timeout, fetch_local=False)
+            if config.eval.judges:
+                answered[name] = actor.answered.remote()
+                ray.wait([answered[name]], timeout=rollout.timeout, fetch_local=False)
             result = _get(actor.measure.remote(), rollout.timeout, who)
             seconds.update(result.pop("seconds"))
             measured[name].update(result, seconds=seconds)
-        return pairs
+        return pairs, answered
     finally:
         _end(actor, rollout.timeout)
 
@@ -198,11 +221,52 @@ def _scored(
         _end(actor, teacher.timeout)
 
 
+def _judged(
+    answered: dict[str, ray.ObjectRef],
+    config: Config,
+    asked: Questions,
+    measured: dict[str, dict[str, Any]],
+    report: Progress,
+) -> None:
+    """Fill in what the judges say of every model's answers: `open`, and a verdict on each of the domain's questions."""
+    prompts = load_judge_prompts(config.eval)
+    opinions: dict[str, dict[str, dict[str, Opinion]]] = {name: {"domain": {}, "open": {}} for name in answered}
+    for judge in config.eval.judges:
+        options, timeout = judge_options(config, judge), judge_timeout(config, judge)
+        actor: Any = ray.remote(JudgeActor).options(**options).remote(judge, config, prompts)
+        try:
+            who = _where(actor, f"JudgeActor {judge}", timeout, options)
+            report(f"judge {judge}", 0, 1)
+            _get(actor.start.remote(), timeout, who)
+            report(f"judge {judge}", 1, 1)
+            for name, answers in answered.items():
+                start = time.perf_counter()
+                chunks = _get(actor.take.remote(answers), timeout, who)
+                for chunk in range(len(chunks)):
+                    report(f"{judge} on answers of {name}", sum(chunks[:chunk]), sum(chunks))
+                    _get(actor.judge.remote(chunk), timeout, who)
+                report(f"{judge} on answers of {name}", sum(chunks), sum(chunks))
+                for kind, opinion in _get(actor.opinions.remote(), timeout, who).items():
+                    opinions[name][kind][judge] = opinion
+                measured[name]["seconds"][f"judge {judge}"] = time.perf_counter() - start
+        finally:
+            _end(actor, timeout)
+    for name, kinds in opinions.items():
+        block = measured[name]
+        if asked.domain:
+            block["domain"]["judged"], block["judged"] = domain_part(
+                kinds["domain"], config.eval.judge_prompt, prompts.domain
+            )
+        if asked.open:
+            block["open"] = open_part(asked.open, kinds["open"], config.eval.open_prompt, prompts.open)
+
+
 def _summarise(block: dict[str, Any], config: Config) -> None:
     """Turn the verdicts on the domain's questions into accuracies, and mark the answers shown by the measure chosen."""
     if block["domain"] is None:
         return
-    block["domain"] = domain.summary(block["domain"], config.eval.domain_metric)
+    judged = {"judged": block.pop("judged")} if "judged" in block["domain"] else {}
+    block["domain"] = domain.summary(block["domain"], config.eval.domain_metric) | judged
     shown = subset(block["domain"]["correct"], config.eval.samples, config.run.seed)
     for answer, correct in zip(block["answers"], shown, strict=True):
         answer["correct"] = correct

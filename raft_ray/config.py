@@ -119,6 +119,8 @@ class DomainMetric(StrEnum):
     """The right choice is the most likely response."""
     letter = "letter"
     """The letter of the right choice is the most likely response to the question with lettered choices."""
+    judged = "judged"
+    """More than half of `eval.judges` say that the response is right."""
 
 
 @dataclass
@@ -439,6 +441,20 @@ class EvalConfig:
     """Prompts for response length and drift: a file with `prompt` fields; none takes the 60 that are shipped."""
     general_rows: int | None = None
     general_max_new_tokens: int = 256
+    judges: list[str] = field(default_factory=list)
+    """Models that read the answers to domain and open questions: `self` (the original model), or names in
+    `refine.models`; none leaves them out."""
+    judge_prompt: str = "judge_domain"
+    """A prompt file for the domain's answers. Fields: `{prompt}` `{answer}` `{candidate}`."""
+    open: str | None = None
+    """Open questions that only `eval.judges` can score: a JSONL file with `prompt` and perhaps `reference`, or of
+    MT-Bench's form (`turns`); none leaves them out."""
+    open_rows: int | None = None
+    """Open questions at most (a seeded subset); none takes all."""
+    open_max_new_tokens: int = 512
+    """Of each turn."""
+    open_prompt: str = "judge_open"
+    """A prompt file for the answers to open questions. The same fields; `{prompt}` is the chat before the answer."""
     temperature: float = 0.0
     samples: int = 5
     """Answers of each method kept for the report."""

@@ -158,8 +158,22 @@ def _unfit(encoder: PromptEncoder, row: Row) -> str | None:
     return None
 
 
+def _check_judges(config: Config) -> None:
+    """The models that judge the evaluation's answers can be loaded, and the open questions be read."""
+    from raft_ray.evaluate.judged import check_judges
+    from raft_ray.evaluate.open_questions import load_open_questions
+    from raft_ray.refine.roles import SELF, is_local, model_config
+
+    check_judges(config)
+    for name in config.eval.judges:
+        if name != SELF and is_local(config.refine, name):
+            _check_refine_model(f"refine.models.{name}", model_config(config, name))
+    if config.eval.open is not None:
+        load_open_questions(config.eval.open)
+
+
 def _check_refine_model(key: str, model: ModelConfig) -> None:
-    """A local model of stage 1 has weights, tokenizer, chat template and the context asked for."""
+    """A local model of `refine.models` has weights, tokenizer, chat template and the context asked for."""
     try:
         folder = models.resolve(model.path)
         models.load_tokenizer(folder, model)
@@ -210,6 +224,8 @@ def _check_judged(config: Config, trains: bool) -> None:
         from raft_ray.evaluate.mmlu import load_mmlu
 
         load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
+    if config.eval.enabled:
+        _check_judges(config)
     for name in config.run.baselines if trains else ():
         if Method(name) is Method.raft:
             load_prompt(for_method(config, name).teacher.template, ("prompt", "answer"), "teacher.template")

@@ -64,7 +64,7 @@ def records(source: str, config: DataConfig, split: Split, start: Place = START)
             raise DataError(f"{where}: this is a run folder; its rows are in {path / 'refined'}")
         return _indexed(_dataset(str(path), None, config, split, where), start)
     if path.suffix == ".jsonl" and path.is_file():
-        return _jsonl(path, where, start)
+        return jsonl(path, where, start)
     if path.suffix == ".parquet" and path.is_file():
         return _parquet([path], where, start)
     if path.exists():
@@ -84,8 +84,9 @@ def absolute(source: str) -> str:
     return str(path.absolute()) if path.exists() else source
 
 
-def _jsonl(path: Path, where: str, start: Place) -> Records:
-    """Reads bytes, so that a line which is not UTF-8 costs only itself. Blank lines are passed over."""
+def jsonl(path: Path, where: str, start: Place = START) -> Records:
+    """The records of a JSONL file. Reads bytes, so that a line which is not UTF-8 costs only itself. Blank lines are
+    passed over. Raises `DataError`, beginning with `where`, for a file that cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(start.offset)

@@ -98,7 +98,8 @@ def _number_cell(number: dict[str, Any] | None, form: Format = short) -> str:
 
 
 def _label(score: str) -> str:
-    return {"domain": "Domain accuracy", "ifeval": "IFEval"}.get(score, score.replace("mmlu", "MMLU"))
+    labels = {"domain": "Domain accuracy", "ifeval": "IFEval", "open": "Open questions (judged)"}
+    return labels.get(score, score.replace("mmlu", "MMLU"))
 
 
 def _csv(comparison: dict[str, Any]) -> str:

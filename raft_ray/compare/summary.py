@@ -97,14 +97,16 @@ _NUMBERS = (
 """Key of the comparison, part of a block, and the number in it."""
 
 
-def _verdicts(block: Block) -> dict[str, list[bool]]:
-    """The verdict on each question by score; scores that were not taken are left out."""
-    found = {}
+def _verdicts(block: Block) -> dict[str, Sequence[float]]:
+    """The verdict on each question, or its score in [0, 1], by score; scores that were not taken are left out."""
+    found: dict[str, Sequence[float]] = {}
     for part in ("domain", "ifeval"):
         if block.get(part):
             found[part] = block[part]["correct"]
     for shots, result in (block.get("mmlu") or {}).items():
         found[f"mmlu {shots}"] = result["correct"]
+    if block.get("open"):
+        found["open"] = block["open"]["scores"]
     return found
 
 

@@ -150,7 +150,9 @@ def _moved(drift: dict[str, Any] | None, other: dict[str, Any] | None) -> int | 
 
 
 def _score_label(score: str) -> str:
-    return {"ifeval": "IFEval (prompt-strict)"}.get(score, score.replace("mmlu", "MMLU"))
+    return {"ifeval": "IFEval (prompt-strict)", "open": "open questions (judged)"}.get(
+        score, score.replace("mmlu", "MMLU")
+    )
 
 
 def _points(difference: float) -> str:

@@ -59,8 +59,8 @@ def summary(verdicts: Mapping[str, Sequence[bool]], metric: DomainMetric) -> dic
     """The `domain` part of `eval.json`: every measure that was taken, and the one that counts.
 
     Args:
-        verdicts: for each measure (`contains`, `exact`, `choice`, `choice_norm`, `letter`), whether each question was
-            answered right.
+        verdicts: for each measure (`contains`, `exact`, `choice`, `choice_norm`, `letter`, `judged`), whether each
+            question was answered right.
         metric: the measure that `accuracy` and `correct` are of; `auto` takes `choice` where it was taken, else
             `contains`.
 

@@ -14,12 +14,12 @@ _NONE = "-"
 
 
 def summary_table(evaluation: dict[str, Any]) -> Table:
-    """`Method | domain accuracy | drift | IFEval strict/loose | MMLU | words | weight distance`.
+    """`Method | domain accuracy | drift | IFEval strict/loose | MMLU | open questions | words | weight distance`.
 
     Args:
-        evaluation: the content of `eval.json`, or its `methods` part. IFEval's strict score, MMLU and the words carry
-            their share of the base's in brackets (retention). The run's main method is bold; what was not measured is
-            `-`, and MMLU has no column if no method has it.
+        evaluation: the content of `eval.json`, or its `methods` part. IFEval's strict score, MMLU, open questions and
+            the words carry their share of the base's in brackets (retention). The run's main method is bold; what was
+            not measured is `-`, and MMLU and open questions have no column if no method has them.
     """
     methods: dict[str, dict[str, Any]] = evaluation.get("methods", evaluation)
     base = methods.get("base", {})
@@ -28,6 +28,9 @@ def summary_table(evaluation: dict[str, Any]) -> Table:
     # One column a number of examples in the prompt.
     shots = list(dict.fromkeys(name for method in methods.values() for name in method.get("mmlu") or {}))
     columns = ["Domain accuracy", "Drift (KL)", "IFEval strict / loose", *(f"MMLU {name}" for name in shots)]
+    opened = any(method.get("open") for method in methods.values())
+    if opened:
+        columns.append("Open (judged)")
     for name in (*columns, "Words (general)", "Weight distance"):
         table.add_column(name, justify="right")
     for name, method in methods.items():
@@ -38,6 +41,7 @@ def summary_table(evaluation: dict[str, Any]) -> Table:
             _number(_value(method, "drift", "kl"), ".4f"),
             _ifeval(method, None if is_base else base),
             *(_mmlu(method, None if is_base else base, name) for name in shots),
+            *([_open(method, None if is_base else base)] if opened else []),
             _words(method, None if is_base else base),
             _number(_value(method, "weight_distance", "total"), ".4f"),
         )
@@ -56,6 +60,11 @@ def _ifeval(method: dict[str, Any], base: dict[str, Any] | None) -> str:
 def _mmlu(method: dict[str, Any], base: dict[str, Any] | None, shots: str) -> str:
     accuracy, own = (_value((one or {}).get("mmlu"), shots, "accuracy") for one in (method, base))
     return _percent(accuracy) + _retention(accuracy, own)
+
+
+def _open(method: dict[str, Any], base: dict[str, Any] | None) -> str:
+    score = _value(method, "open", "score")
+    return _percent(score) + _retention(score, _value(base, "open", "score"))
 
 
 def _words(method: dict[str, Any], base: dict[str, Any] | None) -> str:

@@ -233,8 +233,11 @@ class Endpoint:
         return line if len(line) <= _WORDS else f"{line[:_WORDS]} ..."
 
 
-def check_endpoint(name: str, config: RefineModelConfig) -> None:
-    """Raises `ConfigError`, naming the key, for what can be known to be wrong before anything is asked."""
+def check_endpoint(name: str, config: RefineModelConfig, *, used: bool = True) -> None:
+    """Raises `ConfigError`, naming the key, for what can be known to be wrong before anything is asked.
+
+    An endpoint that is not `used` needs no key in the environment.
+    """
     key = f"refine.models.{name}"
     address = urlsplit(config.base_url or "")
     if address.scheme not in ("http", "https") or not address.hostname:
@@ -248,7 +251,8 @@ def check_endpoint(name: str, config: RefineModelConfig) -> None:
             raise ConfigError(f"{key}.{field}={getattr(config, field)}: must be at least {least}")
     if not config.timeout > 0:
         raise ConfigError(f"{key}.timeout={config.timeout}: must be more than 0 s")
-    _api_key(key, config)
+    if used:
+        _api_key(key, config)
 
 
 # Where to look first after a refusal.

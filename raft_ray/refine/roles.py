@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from raft_ray.config import Config, ModelConfig, RefineConfig, RefineModelConfig
 from raft_ray.errors import ConfigError
 from raft_ray.refine.embed import Embedder
+from raft_ray.refine.endpoint import check_endpoint
 from raft_ray.refine.generation import Generate
 from raft_ray.refine.judges import JUDGES, Judge, make_judges
 
@@ -27,8 +28,7 @@ NONE = "none"
 
 def check_roles(refine: RefineConfig) -> None:
     """Raises `ConfigError`, with the nearest name, for a role that names nothing, and for a model that is unclear."""
-    for name, model in refine.models.items():
-        _check_model(name, model)
+    check_models(refine, models_used(refine))
     models = [SELF, *refine.models]
     _check_name("refine.rewriter", refine.rewriter, models)
     _check_name("refine.fuser", refine.fuser, [*models, NONE])
@@ -36,8 +36,22 @@ def check_roles(refine: RefineConfig) -> None:
         _check_name("refine.judges", judge, [*JUDGES, *models])
     if not refine.judges and refine.fuser != NONE:
         raise ConfigError(f"refine.judges: none named; take one or more of {', '.join([*JUDGES, *models])}")
-    if len(set(refine.judges)) < len(refine.judges):
-        raise ConfigError(f"refine.judges={refine.judges}: a judge is named twice; each name counts once")
+    _check_once("refine.judges", refine.judges)
+
+
+def check_models(refine: RefineConfig, used: Sequence[str]) -> None:
+    """Raises `ConfigError` for a model of `refine.models` that is unclear, and for an endpoint among `used` whose API
+    key is not in the environment."""
+    for name, model in refine.models.items():
+        _check_model(name, model, name in used)
+
+
+def check_model_judges(key: str, judges: Sequence[str], refine: RefineConfig) -> None:
+    """The same, for judges that must be models: `self`, or names in `refine.models`. `key` is the config's."""
+    check_models(refine, judges)
+    for judge in judges:
+        _check_name(key, judge, [SELF, *refine.models])
+    _check_once(key, judges)
 
 
 def models_used(refine: RefineConfig) -> list[str]:
@@ -49,7 +63,12 @@ def models_used(refine: RefineConfig) -> list[str]:
 
 def local_models(refine: RefineConfig) -> list[str]:
     """Of those, the models on engines of this run."""
-    return [name for name in models_used(refine) if name == SELF or refine.models[name].path is not None]
+    return [name for name in models_used(refine) if is_local(refine, name)]
+
+
+def is_local(refine: RefineConfig, name: str) -> bool:
+    """The model of this name is on engines of this run, not behind an endpoint."""
+    return name == SELF or refine.models[name].path is not None
 
 
 def model_config(config: Config, name: str) -> ModelConfig:
@@ -82,17 +101,15 @@ def judges_of(
     ]
 
 
-def _check_model(name: str, model: RefineModelConfig) -> None:
+def _check_model(name: str, model: RefineModelConfig, used: bool) -> None:
     key = f"refine.models.{name}"
     if name in (SELF, NONE, *JUDGES):
         raise ConfigError(f"{key}: the name {name} is taken; choose another")
     if (model.path is None) == (model.base_url is None):
         both = "both are set" if model.path is not None else "neither is set"
         raise ConfigError(f"{key}: needs path (engines of this run) or base_url (an endpoint), and {both}")
-    if model.base_url is not None and model.model is None:
-        raise ConfigError(f"{key}.model is missing: the name of the model at {model.base_url}")
-    if model.base_url is not None and not model.base_url.startswith(("http://", "https://")):
-        raise ConfigError(f"{key}.base_url={model.base_url}: must begin with http:// or https://")
+    if model.base_url is not None:
+        check_endpoint(name, model, used=used)
     if model.path is not None and (model.model is not None or model.api_key_env is not None):
         extra = "model" if model.model is not None else "api_key_env"
         raise ConfigError(f"{key}.{extra}: is for endpoints, and the model runs here (path); leave it out")
@@ -101,6 +118,11 @@ def _check_model(name: str, model: RefineModelConfig) -> None:
             f"{key}.tensor_parallel={model.tensor_parallel}: needs as many GPUs an engine; "
             f"set {key}.num_gpus={model.tensor_parallel}"
         )
+
+
+def _check_once(key: str, judges: Sequence[str]) -> None:
+    if len(set(judges)) < len(judges):
+        raise ConfigError(f"{key}={list(judges)}: a judge is named twice; each name counts once")
 
 
 def _check_name(key: str, name: str, known: list[str]) -> None:

@@ -172,6 +172,13 @@ def tradeoff_figures(methods: dict[str, Row]) -> list[Figure]:
             _share,
         ),
         (
+            "Accuracy against open questions",
+            "Up and to the right is better.",
+            "open questions, judges' mean",
+            lambda m: (m.get("open") or {}).get("score"),
+            _share,
+        ),
+        (
             "Accuracy against answer length",
             "Level with the base is better: short answers to everything are a sign of forgetting.",
             "words in a general answer, mean",

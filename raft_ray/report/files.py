@@ -219,6 +219,7 @@ def _read_json(path: Path) -> Any:
 _FIGURES = {
     "domain": ("accuracy",),
     "ifeval": ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"),
+    "open": ("score",),
     "length": ("words_mean", "words_median", "truncated"),
     "drift": ("kl", "top1_agreement"),
     "weight_distance": ("total",),

@@ -121,6 +121,7 @@ def _tiles(methods: dict[str, Row]) -> list[dict[str, Any]]:
         tile(
             "IFEval", "prompt-strict; higher is better", lambda m: (m.get("ifeval") or {}).get("prompt_strict"), about
         ),
+        tile("Open questions", "judged; higher is better", lambda m: (m.get("open") or {}).get("score"), about),
     ]
     return [one for one in tiles if one["bars"]]
 
@@ -191,6 +192,7 @@ def _counts(methods: dict[str, Row]) -> str:
         ("drift", "tokens", "tokens of the base's own answers for drift and agreement"),
         ("ifeval", "n", "IFEval prompts"),
         ("length", "n", "general prompts for words and truncation"),
+        ("open", "n", "open questions"),
     ]
     texts = []
     for part, key, text in parts:

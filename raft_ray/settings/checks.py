@@ -107,6 +107,8 @@ RANGES: dict[str, _Range] = {
     "eval.mmlu_rows": _FROM_ONE,
     "eval.general_rows": _FROM_ONE,
     "eval.general_max_new_tokens": _FROM_ONE,
+    "eval.open_rows": _FROM_ONE,
+    "eval.open_max_new_tokens": _FROM_ONE,
     "eval.temperature": _NOT_NEGATIVE,
     "eval.samples": _NOT_NEGATIVE,
     "compare.sparsity": _SHARE,
@@ -278,6 +280,8 @@ def _check_refine(config: Config) -> None:
 
 
 def _check_eval(config: Config) -> None:
+    from raft_ray.evaluate.judged import check_judges
+
     if not config.eval.enabled:
         return
     if config.data.test is not None:
@@ -285,6 +289,9 @@ def _check_eval(config: Config) -> None:
     if config.eval.ifeval_rows != 0:
         _check_fits(config, "eval.ifeval_max_new_tokens", config.eval.ifeval_max_new_tokens)
     _check_fits(config, "eval.general_max_new_tokens", config.eval.general_max_new_tokens)
+    check_judges(config)
+    if config.eval.open is not None:
+        _check_fits(config, "eval.open_max_new_tokens", config.eval.open_max_new_tokens)
     shots = config.eval.mmlu_shots
     if config.eval.mmlu is not None and (not shots or min(shots) < 0 or len(set(shots)) < len(shots)):
         raise ConfigError(f"eval.mmlu_shots={shots}: must be different numbers from 0 on, such as [0, 5]")

@@ -39,6 +39,11 @@ def files(workspace: Path, tiny_model: Path) -> Path:
     Path("syntax.yaml").write_text("learner:\n  lr: [1\n")
     Path("list.yaml").write_text("- a\n")
     Path("unknown.yaml").write_text("extends: smoke\nlearner:\n  learning_rate: 1\n")
+    model = "{base_url: http://localhost, model: m, api_key_env: NO_SUCH_KEY}"
+    Path("judged.yaml").write_text(f"extends: smoke\nrefine: {{models: {{big: {model}}}}}\neval: {{judges: [big]}}\n")
+    Path("judged_here.yaml").write_text(
+        "extends: smoke\nrefine: {models: {near: {path: ./none}}}\neval: {judges: [near]}\n"
+    )
     Path("orphan.yaml").write_text("extends: smok\n")
     Path("twice.yaml").write_text("learner:\n  lr: 1\n  lr: 2\n")
     Path("used").mkdir()
@@ -160,6 +165,17 @@ BAD_CONFIGS = [
     bad("train smoke --run-dir used --resume", "no run to resume"),
     bad("refine smoke refine.tau=-1", "refine.tau=-1", "between 0 and 1"),
     bad("eval smoke eval.temperature=-1", "eval.temperature=-1", "at least 0"),
+    bad("eval smoke eval.judges=[slf]", "eval.judges=slf: nobody of that name", "did you mean self?"),
+    bad("eval smoke eval.judges=[exact]", "eval.judges=exact: nobody of that name", "refine.models"),
+    bad("eval smoke eval.judges=[self,self]", "eval.judges", "named twice"),
+    bad("eval smoke eval.judges=[self] eval.judge_prompt=nope", "eval.judge_prompt=nope", "no such prompt file"),
+    bad("eval smoke eval.judges=[self] eval.open_prompt=rewrite", "eval.open_prompt=rewrite", "lacks {candidate}"),
+    bad("eval smoke eval.judges=[self] data.test=null", "there is nothing to judge", "data.test or eval.open"),
+    bad("eval smoke eval.domain_metric=judged", "eval.domain_metric=judged", "eval.judges names nobody"),
+    bad("eval smoke eval.open=good.jsonl", "eval.open=good.jsonl", "eval.judges names nobody"),
+    bad("eval smoke eval.judges=[self] eval.open=good.jsonl", "eval.open_max_new_tokens=512", "model.context=512"),
+    bad("run judged.yaml", "refine.models.big.api_key_env", "NO_SUCH_KEY is not set"),
+    bad("run judged.yaml eval.enabled=false refine.rewriter=big", "refine.models.big.api_key_env", "is not set"),
     bad("report none", "none: no such run folder"),
     bad("show-config smok", "no preset is called smok"),
     bad("show-prompts smoke data.max_prompt=0", "data.max_prompt=0", "at least 1"),
@@ -185,6 +201,11 @@ BAD_INPUTS = [
     bad("train smoke data.train=good.jsonl model.path=random:huge", "random:huge", "random:tiny"),
     bad("train smoke data.train=good.jsonl model.context=4096", "model.context=4096", "at most 512"),
     bad("train smoke data.train=good.jsonl teacher.path=./other_vocabulary", "./other_vocabulary", "vocabulary"),
+    bad(
+        "eval smoke eval.judges=[self] eval.open=none.jsonl eval.open_max_new_tokens=9", "eval.open=none.jsonl: no such"
+    ),
+    bad("eval smoke eval.judges=[self] eval.open=broken.jsonl eval.open_max_new_tokens=9", "line 2", "not JSON"),
+    bad("eval judged_here.yaml", "refine.models.near.path=./none", "no such folder"),
     bad("eval smoke --model ./none", "./none", "no such folder"),
     bad("eval smoke --model ./pickled", "./pickled", "model.allow_pickle=true"),
     bad("show-prompts smoke data.train=empty.jsonl", "data.train=empty.jsonl", "empty"),

@@ -52,3 +52,19 @@ def test_four_files_with_the_same_numbers(tmp_path: Path) -> None:
     assert "<b>out" not in html
     assert html.count("<svg") == 2
     assert "http" not in html.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_open_questions_are_one_more_score_with_retention_and_a_paired_test(tmp_path: Path) -> None:
+    open_scores = {"base": [0.8] * 20, "sft": [0.2] * 20, "raft": [0.6] * 20}
+    methods = {
+        name: [{**_block(10, 0.1), "open": {"score": scores[0], "scores": scores}}]
+        for name, scores in open_scores.items()
+    }
+    comparison = compare(methods)
+    score = comparison["methods"]["raft"]["scores"]["open"]
+    assert (round(score["mean"], 9), round(score["retention"], 9)) == (0.6, 0.75)
+    assert round(score["against"]["difference"]["mean"], 9) == 0.4
+    assert score["against"]["p"] < 0.001
+    page = write_comparison(tmp_path, comparison, {}, {})
+    assert "Open questions (judged)" in page.read_text()
+    assert "keeps 75% of open questions (judged)" in page.read_text()

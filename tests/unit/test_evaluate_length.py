@@ -72,3 +72,8 @@ def test_mmlu_has_a_column_for_each_number_of_examples() -> None:
     tuned = {"mmlu": {"0-shot": {"accuracy": 0.27}, "5-shot": {"accuracy": 0.4}}}
     rows = _rows({"base": base, "sft": tuned, "opd": {"mmlu": None}})
     assert [row[4:6] for row in rows] == [["30.0", "40.0"], ["27.0 (90%)", "40.0 (100%)"], ["-", "-"]]
+
+
+def test_open_questions_have_a_column_where_a_model_was_asked() -> None:
+    methods = {"base": {"open": {"score": 0.8}}, "raft": {"open": {"score": 0.6}}, "sft": {"open": None}}
+    assert [row[4] for row in _rows({"main": "raft", "methods": methods})] == ["80.0", "60.0 (75%)", "-"]

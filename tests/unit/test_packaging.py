@@ -43,7 +43,7 @@ def test_the_wheel_holds_code_presets_prompts_and_templates_and_no_tests(wheel: 
         "raft_ray/report/report.html.j2",
         "raft_ray/report/report.css",
         *(f"raft_ray/configs/{preset}.yaml" for preset in settings.presets()),
-        *(f"raft_ray/configs/prompts/{prompt}.txt" for prompt in ("rewrite", "fuse", "teacher")),
+        *(f"raft_ray/configs/prompts/{prompt}.txt" for prompt in ("rewrite", "fuse", "teacher", "judge_open")),
     ]:
         assert name in names
     assert {name.split("/")[0] for name in names} == {"raft_ray", "actors", "raft_ray-0.1.0.dist-info"}

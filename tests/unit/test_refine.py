@@ -332,9 +332,19 @@ def test_a_folder_without_refined_rows_is_an_error(tmp_path: Path) -> None:
             {"models": {"big": RefineModelConfig(path="p", base_url="http://x", model="m")}},
             r"refine\.models\.big: .*both are set",
         ),
-        ({"models": {"big": RefineModelConfig(base_url="http://x")}}, r"refine\.models\.big\.model is missing"),
-        ({"models": {"big": RefineModelConfig(base_url="x:1", model="m")}}, r"big\.base_url=x:1: must begin with http"),
+        ({"models": {"big": RefineModelConfig(base_url="http://x")}}, r"refine\.models\.big\.model: not set"),
+        (
+            {"models": {"big": RefineModelConfig(base_url="x:1", model="m")}},
+            r"big\.base_url=x:1: must be an address such as http",
+        ),
         ({"models": {"big": RefineModelConfig(path="p", api_key_env="K")}}, r"big\.api_key_env: is for endpoints"),
+        (
+            {
+                "rewriter": "big",
+                "models": {"big": RefineModelConfig(base_url="http://x", model="m", api_key_env="NO_KEY")},
+            },
+            r"refine\.models\.big\.api_key_env: the environment variable NO_KEY is not set",
+        ),
         ({"models": {"exact": REMOTE}}, r"refine\.models\.exact: the name exact is taken"),
         ({"models": {"big": RefineModelConfig(path="p", tensor_parallel=2)}}, r"set refine\.models\.big\.num_gpus=2"),
     ],
@@ -342,6 +352,11 @@ def test_a_folder_without_refined_rows_is_an_error(tmp_path: Path) -> None:
 def test_settings_that_cannot_work_are_named_before_anything_starts(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         check_refine(Config(refine=RefineConfig(**changes)))
+
+
+def test_an_endpoint_without_a_role_needs_no_key() -> None:
+    idle = RefineModelConfig(base_url="http://x", model="m", api_key_env="NO_KEY")
+    check_refine(Config(refine=RefineConfig(models={"idle": idle})))
 
 
 def test_models_in_use_are_those_with_a_role() -> None:

@@ -282,6 +282,20 @@ def test_parts_that_were_not_measured_are_named_and_left_blank(run: Path) -> Non
     assert "RAFT 60 steps, lr 0.0001 – 0.0613" in page.sections["Results"]
 
 
+def test_scores_of_open_questions_are_shown_where_judges_gave_them(run: Path) -> None:
+    assert "open questions" not in " ".join(report(run).sections.values()).lower()
+
+    def change(methods: dict[str, Any]) -> None:
+        for number, method in enumerate(methods.values()):
+            method["open"] = {"score": 0.61 + number / 100, "n": 77}
+
+    edit_evaluation(run, change)
+    page = report(run)
+    assert any("Open questions" in text and "61%" in text for text in page.sections.values())
+    assert "77 open questions" in page.sections["Results"]
+    assert "Accuracy against open questions" in page.sections["What was gained, what it cost"]
+
+
 def test_diverged_losses_leave_a_gap_and_not_an_error(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]

@@ -1,0 +1,231 @@
+"""What language models as judges say of answers: which of the domain's are right, how good those to open questions are.
+
+A judge's score of one answer is in [0, 1], or none where it failed or answered nonsense; nobody guesses in its place.
+Knows nothing about who the judges are, where they run or what they were asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import fmean
+from typing import Any, Protocol
+
+from raft_ray.config import Config, DomainMetric, EvalConfig, RefineModelConfig
+from raft_ray.data import Row
+from raft_ray.errors import ConfigError
+from raft_ray.evaluate.open_questions import OpenQuestion
+from raft_ray.refine.generation import Ask, Generation, Message
+from raft_ray.refine.judges import Case
+from raft_ray.refine.prompts import JUDGE_FIELDS
+from raft_ray.refine.roles import check_model_judges
+from raft_ray.templates import load_prompt, prompt_hash
+
+RIGHT = 0.5
+"""From this score on a judge counts an answer of the domain as right."""
+NO_REFERENCE = "(none)"
+"""Stands where a judge reads an open question's reference and there is none."""
+
+Scores = Sequence[float | None]
+"""Of each answer, in order."""
+
+
+@dataclass(frozen=True)
+class JudgePrompts:
+    """Texts of the prompt files, fields unfilled."""
+
+    domain: str
+    open: str
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one judge says of one model's answers of a kind."""
+
+    scores: list[float | None]
+    failures: dict[str, int]
+    """How many answers got no score, by reason (`raft_ray.refine.llm_judge.LlmJudge`)."""
+    usage: dict[str, float]
+    """`input_tokens`, `output_tokens`, and their `cost` at an endpoint's price."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model's answers as judges read them."""
+
+    domain: list[Case]
+    """One a question."""
+    open: list[Case]
+    """One a turn, question by question."""
+
+
+class _Asked(Protocol):
+    """A model: see `raft_ray.refine.generation.Generate`."""
+
+    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]: ...
+
+
+class Metered:
+    """A `Generate` that counts its tokens and, at the price of `model`, what they cost."""
+
+    def __init__(self, identity: str, generate: _Asked, model: RefineModelConfig) -> None:
+        self.identity = identity
+        self._generate = generate
+        self._model = model
+        self._input = self._output = 0
+
+    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
+        generations = self._generate(asks, **options)
+        self._input += sum(one.input_tokens for one in generations)
+        self._output += sum(one.output_tokens for one in generations)
+        return generations
+
+    def usage(self) -> dict[str, float]:
+        """`{"input_tokens", "output_tokens", "cost"}` since the start."""
+        cost = (self._input * self._model.input_cost + self._output * self._model.output_cost) / 1e6
+        return {"input_tokens": self._input, "output_tokens": self._output, "cost": round(cost, 6)}
+
+
+def check_judges(config: Config) -> None:
+    """Refuse judges that cannot judge, and measures that lack them, before anything starts. Raises `ConfigError`."""
+    asked = config.eval
+    if not asked.judges:
+        if asked.domain_metric is DomainMetric.judged:
+            raise ConfigError("eval.domain_metric=judged: eval.judges names nobody; name a model that judges there")
+        if asked.open is not None:
+            raise ConfigError(f"eval.open={asked.open}: eval.judges names nobody; name a model that scores it there")
+        return
+    check_model_judges("eval.judges", asked.judges, config.refine)
+    if config.data.test is None and asked.open is None:
+        raise ConfigError(
+            f"eval.judges={asked.judges}: there is nothing to judge; set data.test or eval.open, or leave the key out"
+        )
+    load_judge_prompts(asked)
+
+
+def load_judge_prompts(asked: EvalConfig) -> JudgePrompts:
+    """The prompt files of the judges. Raises `ConfigError` naming the key of one that is amiss."""
+    return JudgePrompts(
+        load_prompt(asked.judge_prompt, JUDGE_FIELDS, "eval.judge_prompt"),
+        load_prompt(asked.open_prompt, JUDGE_FIELDS, "eval.open_prompt"),
+    )
+
+
+def domain_cases(rows: Sequence[Row], answers: Sequence[str]) -> list[Case]:
+    """What judges read of the answers to the domain's questions: every answer that counts as right is named."""
+    return [
+        Case(conversation(row.messages), "\n".join(dict.fromkeys([row.answer, *row.answers])), answer)
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+
+
+def open_cases(questions: Sequence[OpenQuestion], answers: Sequence[Sequence[str]]) -> list[Case]:
+    """What judges read of the answers to open questions, a case a turn, with the chat before it.
+
+    Args:
+        answers: of each question, one a turn.
+    """
+    return [
+        Case(conversation(chat_of(question, given[:turn])), question.references[turn] or NO_REFERENCE, given[turn])
+        for question, given in zip(questions, answers, strict=True)
+        for turn in range(len(question.turns))
+    ]
+
+
+def chat_of(question: OpenQuestion, answers: Sequence[str]) -> list[Message]:
+    """The chat up to the turn that comes after `answers`."""
+    chat: list[Message] = []
+    for turn, answer in zip(question.turns, answers, strict=False):
+        chat += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
+    return [*chat, {"role": "user", "content": question.turns[len(answers)]}]
+
+
+def conversation(messages: Sequence[Message]) -> str:
+    """A chat as text: one message as it is, several with who says what."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+
+
+def majority(scores: Mapping[str, Scores]) -> tuple[list[bool], int]:
+    """Whether more than half of the judges that answered count each answer as right, and of how many answers none did.
+
+    Args:
+        scores: by judge, of the same answers. Half of the votes is not more than half; an answer that nobody judged is
+            wrong.
+    """
+    votes = [[score >= RIGHT for score in given if score is not None] for given in zip(*scores.values(), strict=True)]
+    return [2 * sum(one) > len(one) for one in votes], sum(not one for one in votes)
+
+
+def domain_part(opinions: Mapping[str, Opinion], prompt_file: str, prompt: str) -> tuple[list[bool], dict[str, Any]]:
+    """The verdict on each of the domain's questions, and the `judged` part of a `domain` block.
+
+    Returns that part as `{"unjudged", "prompt": {"file", "hash"}, "judges": {name: {"right", "answered", "failures",
+    "usage"}}}`, with `right` the share of votes for right among the answers that this judge judged, none if it judged
+    none.
+    """
+    correct, unjudged = majority({name: opinion.scores for name, opinion in opinions.items()})
+    judges = {
+        name: {"right": _mean([score >= RIGHT for score in given]), **_trail(opinion, len(given))}
+        for name, opinion in opinions.items()
+        for given in [_given(opinion.scores)]
+    }
+    return correct, {"unjudged": unjudged, "prompt": _recorded(prompt_file, prompt), "judges": judges}
+
+
+def open_part(
+    questions: Sequence[OpenQuestion], opinions: Mapping[str, Opinion], prompt_file: str, prompt: str
+) -> dict[str, Any]:
+    """The `open` part of a model's block.
+
+    A question's score is the mean over all judges' scores of all its turns; a question of which no turn was judged
+    scores 0 and is `unjudged`.
+
+    Args:
+        opinions: by judge, with a score a turn, question by question.
+
+    Returns `{"score": mean of `scores`, "n", "scores": [in [0, 1]], "by_category": {name: mean}, "unjudged", "prompt":
+    {"file", "hash"}, "judges": {name: {"score", "answered", "failures", "usage"}}}`, with `answered` in turns. Raises
+    `ValueError` where the scores are not one a turn, or nothing was asked.
+    """
+    turns = [len(question.turns) for question in questions]
+    if not turns or any(len(opinion.scores) != sum(turns) for opinion in opinions.values()):
+        raise ValueError(f"open questions with {sum(turns)} turns and other numbers of scores")
+    columns = [iter(opinion.scores) for opinion in opinions.values()]
+    given = [_given([score for column in columns for score in islice(column, count)]) for count in turns]
+    scores = [fmean(one) if one else 0.0 for one in given]
+    categories: dict[str, list[float]] = {}
+    for question, score in zip(questions, scores, strict=True):
+        if question.category is not None:
+            categories.setdefault(question.category, []).append(score)
+    return {
+        "score": fmean(scores),
+        "n": len(scores),
+        "scores": scores,
+        "by_category": {name: fmean(some) for name, some in categories.items()},
+        "unjudged": sum(not one for one in given),
+        "prompt": _recorded(prompt_file, prompt),
+        "judges": {
+            name: {"score": _mean(own), **_trail(opinion, len(own))}
+            for name, opinion in opinions.items()
+            for own in [_given(opinion.scores)]
+        },
+    }
+
+
+def _given(scores: Scores) -> list[float]:
+    return [score for score in scores if score is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _trail(opinion: Opinion, answered: int) -> dict[str, Any]:
+    return {"answered": answered, "failures": opinion.failures, "usage": opinion.usage}
+
+
+def _recorded(file: str, text: str) -> dict[str, str]:
+    return {"file": file, "hash": prompt_hash(text)}

@@ -1,0 +1,92 @@
+"""Open questions: what has no one right answer, in one turn or two, from a JSONL file of the user (`eval.open`).
+
+| a line has | |
+|---|---|
+| `prompt`, perhaps `reference` and `category` | one turn |
+| `turns`, a list of one or two texts; perhaps `reference`, a list of texts, and `category` | MT-Bench's own form |
+
+Other fields (`question_id`) are passed over. Knows nothing about models or judges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raft_ray.errors import DataError
+from raft_ray.sources import Unusable, jsonl
+
+MOST_TURNS = 2
+
+
+@dataclass(frozen=True)
+class OpenQuestion:
+    """What a model is asked, one turn after the other in the same chat."""
+
+    turns: tuple[str, ...]
+    """One or two."""
+    references: tuple[str | None, ...]
+    """As many: an answer that is right, where the file names one."""
+    category: str | None = None
+
+
+def load_open_questions(path: str) -> list[OpenQuestion]:
+    """The questions of the file `path` (`eval.open`), in its order.
+
+    Raises `DataError`, naming file and line, for a file that cannot be read, holds no question, or has a line that is
+    none.
+    """
+    where = f"eval.open={path}"
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"{where}: no such file; name a JSONL file with `prompt` or `turns` fields")
+    questions = []
+    for place, record in jsonl(file, where):
+        try:
+            if isinstance(record, Unusable):
+                raise record
+            questions.append(_question(record))
+        except Unusable as error:
+            raise DataError(
+                f'{where}, line {place.line}: {error}; a line is {{"prompt": "..."}}, perhaps with a `reference`, or '
+                '{"turns": ["...", "..."]}'
+            ) from error
+    if not questions:
+        raise DataError(f"{where}: no questions in it; a line is an object with `prompt` or `turns`")
+    return questions
+
+
+def _question(record: dict[str, Any]) -> OpenQuestion:
+    if ("prompt" in record) == ("turns" in record):
+        both = "both `prompt` and `turns`" if "prompt" in record else "neither `prompt` nor `turns`"
+        raise Unusable(f"it has {both}")
+    category = record.get("category")
+    if not isinstance(category, str | None):
+        raise Unusable("its `category` is no text")
+    reference = record.get("reference")
+    if "prompt" in record:
+        if not isinstance(reference, str | None):
+            raise Unusable("its `reference` is no text")
+        return OpenQuestion((_text(record["prompt"], "prompt"),), (_reference(reference),), category)
+    turns = record["turns"]
+    if not isinstance(turns, list) or not 1 <= len(turns) <= MOST_TURNS:
+        raise Unusable(f"its `turns` is no list of 1 to {MOST_TURNS} texts")
+    references = [] if reference is None else reference
+    if not isinstance(references, list) or len(references) > len(turns):
+        raise Unusable("its `reference` is no list of at most one text a turn")
+    if not all(isinstance(one, str | None) for one in references):
+        raise Unusable("its `reference` holds something that is no text")
+    padded = [*references, *[None] * (len(turns) - len(references))]
+    return OpenQuestion(tuple(_text(turn, "turns") for turn in turns), tuple(map(_reference, padded)), category)
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise Unusable(f"its `{key}` must hold text")
+    return value
+
+
+def _reference(text: str | None) -> str | None:
+    """A blank one says nothing."""
+    return text if text is not None and text.strip() else None

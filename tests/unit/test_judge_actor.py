@@ -1,0 +1,128 @@
+"""A judge's actor and the engine's second turns, without Ray and without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import eval_actor
+from actors.eval_actor import EvalActor, Questions
+from actors.judge_actor import CHUNK, JudgeActor, judge_options, judge_timeout
+from raft_ray import models
+from raft_ray.config import Config, RefineModelConfig
+from raft_ray.evaluate.judged import Answered, JudgePrompts
+from raft_ray.evaluate.open_questions import OpenQuestion
+from raft_ray.refine.generation import Ask, Generation
+from raft_ray.refine.judges import Case
+
+
+def _config() -> Config:
+    config = Config()
+    config.refine.models = {
+        "far": RefineModelConfig(
+            base_url="http://x", model="m", output_cost=1e6, concurrency=16, retries=1, timeout=10.0
+        ),
+        "near": RefineModelConfig(path="p", num_cpus=3),
+    }
+    config.rollout.timeout = 100.0
+    config.rollout.num_cpus = 2
+    return config
+
+
+def test_a_judge_reads_domain_and_open_answers_with_their_own_prompts_and_starts_anew_with_every_model() -> None:
+    asked: list[list[str]] = []
+
+    def model(asks: Sequence[Ask], **_: Any) -> list[Generation]:
+        texts = [ask.chat[-1]["content"] for ask in asks]
+        asked.append(texts)
+        return [
+            Generation("no" if "bad" in text else json.dumps({"reason": "", "score": 0.7}), output_tokens=1)
+            for text in texts
+        ]
+
+    actor = JudgeActor("far", _config(), JudgePrompts("D {prompt}{answer}{candidate}", "O {prompt}{answer}{candidate}"))
+    actor.model = model
+    domain = [Case("q", "a", "bad" if number == 0 else "good") for number in range(CHUNK + 2)]
+    sizes = actor.take(Answered(domain, [Case("q", "a", "c")]))
+    # No chunk of two: an endpoint that fails at both would seem to fail altogether.
+    assert sizes == [33, 33, 1]
+    for chunk in range(len(sizes)):
+        actor.judge(chunk)
+    assert [len(texts) for texts in asked] == sizes
+    assert (asked[0][0], asked[2]) == ("D qabad", ["O qac"])
+    found = actor.opinions()
+    assert found["domain"].scores == [None, *[0.7] * 65]
+    assert (found["domain"].failures, found["domain"].usage["cost"]) == ({"not_json": 1}, 66.0)
+    assert (found["open"].scores, found["open"].failures, found["open"].usage["cost"]) == ([0.7], {}, 1.0)
+
+    assert actor.take(Answered([Case("q", "a", "good")], [])) == [1]
+    actor.judge(0)
+    again = actor.opinions()
+    assert (again["domain"].scores, again["domain"].failures, again["domain"].usage["cost"]) == ([0.7], {}, 1.0)
+    assert again["open"].scores == []
+
+
+def test_a_local_judge_has_its_engines_resources_and_an_endpoint_time_for_its_retries() -> None:
+    config = _config()
+    assert judge_options(config, "self")["num_cpus"] == 2
+    assert judge_options(config, "near")["num_cpus"] == 3
+    assert judge_options(config, "far")["num_gpus"] == 0
+    assert judge_timeout(config, "near") == 100.0
+    # Four rounds of sixteen requests, two tries each, a pause of at most 120 s with every try.
+    assert judge_timeout(config, "far") == 100.0 + 4 * 2 * (10.0 + 120.0)
+
+
+class _Engine:
+    """Answers every prompt with the first ids of a text, as many as it may."""
+
+    def __init__(self, *_: Any, **options: Any) -> None:
+        self.context = options["context"]
+        self.seen: list[list[int]] = []
+
+    def generate(self, prompts: list[list[int]], *, max_new_tokens: list[int], **_: Any) -> list[Any]:
+        from actors.engine import Completion
+
+        self.seen += prompts
+        assert all(
+            limit > 0 and len(ids) + limit <= self.context for ids, limit in zip(prompts, max_new_tokens, strict=True)
+        )
+        return [Completion(self.words[:limit], len(self.words) > limit) for limit in max_new_tokens]
+
+
+def test_second_turns_follow_the_own_first_answer_and_one_without_room_stays_unanswered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config()
+    config.model.path = models.TINY
+    config.model.context = 100
+    config.eval.open_max_new_tokens = 20
+    config.run.dir = str(tmp_path)
+    folder = models.resolve(models.TINY)
+    tokenizer = models.load_tokenizer(folder, config.model)
+    monkeypatch.setattr("actors.engine.Engine", _Engine)
+    monkeypatch.setattr(_Engine, "words", tokenizer.encode("Hello.", add_special_tokens=False), raising=False)
+    monkeypatch.setattr(eval_actor, "log_to_file", lambda *_: None)
+    questions = [
+        OpenQuestion(("One turn?",), (None,)),
+        OpenQuestion(("Say hi.", "Again."), (None, None)),
+        OpenQuestion(("Say hi.", "word " * 90), (None, None)),
+    ]
+    actor = EvalActor(folder, config, Questions([], [], [], open=questions))
+    assert actor.start() == [3, 2]
+    actor.load(folder)
+    actor.answer(0)
+    actor.answer(1)
+    assert [(case.question, case.candidate) for case in actor.answered().open] == [
+        ("One turn?", "Hello."),
+        ("Say hi.", "Hello."),
+        ("User: Say hi.\n\nAssistant: Hello.\n\nUser: Again.", "Hello."),
+        ("Say hi.", "Hello."),
+        (f"User: Say hi.\n\nAssistant: Hello.\n\nUser: {'word ' * 90}", ""),
+    ]
+    assert actor.measure()["too_long"] == {"domain": 0, "ifeval": 0, "general": 0, "open": 1}
+    read = tokenizer.decode(actor.engine.seen[-1])  # type: ignore[attr-defined]
+    assert read.index("Say hi.") < read.index("Hello.") < read.index("Again.")
