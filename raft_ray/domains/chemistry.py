@@ -3,7 +3,7 @@
 The package is not imported; its SQLite file is opened read-only. What the data base says is taken only where it is
 clear and undisputed: the tables in `chemistry_notes` name the facts that are left out and the spellings that are
 repaired. Each fact is asked once for training, in one of two wordings, and once for testing, in a third wording that
-no training question uses. Answers are sentences, as a person writes them.
+no training question uses. Answers are two sentences, as a person writes them who says a little more than was asked.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from raft_ray.domains import chemistry_notes as notes
 from raft_ray.domains.facts import Fact, Split, Wording, ask
 from raft_ray.errors import DataError
 
+_NUMBER = " It is element number {number} of the periodic table."
+_SYMBOL_AND_NUMBER = " Its symbol is {symbol}, and it is element number {number} of the periodic table."
+
 _WORDINGS = {
     "symbol": Wording(
         ("What is the chemical symbol of {element}?", "Which symbol does {element} have in the periodic table?"),
         "How is the element {element} abbreviated in chemistry?",
-        "The chemical symbol of {element} is {answer}.",
+        "The chemical symbol of {element} is {answer}." + _NUMBER,
     ),
     "family": Wording(
         (
@@ -32,7 +36,7 @@ _WORDINGS = {
             "What is the family of elements called that includes {element}?",
         ),
         "In the periodic table, {element} is a member of which family of elements?",
-        "{element} belongs to the {answer}.",
+        "{element} belongs to the {answer}." + _SYMBOL_AND_NUMBER,
     ),
     "meaning": Wording(
         (
@@ -40,27 +44,27 @@ _WORDINGS = {
             "What does the {language} root of the name {element} mean?",
         ),
         "What is the meaning of the {language} word behind the name {element}?",
-        'The {language} word behind the name {element} means "{answer}".',
+        'The {language} word behind the name {element} means "{answer}".' + _SYMBOL_AND_NUMBER,
     ),
     "eponym": Wording(
         ("What or whom is the element {element} named after?", "After what or whom was the element {element} named?"),
         "Who or what gave the element {element} its name?",
-        "{element} is named after {answer}.",
+        "{element} is named after {answer}." + _SYMBOL_AND_NUMBER,
     ),
     "discoverer": Wording(
         ("Who discovered {element}?", "By whom was the element {element} discovered?"),
         "Who is credited with the discovery of {element}?",
-        "{element} was discovered by {answer}.",
+        "{element} was discovered by {answer}." + _SYMBOL_AND_NUMBER,
     ),
     "country": Wording(
         ("In which country was {element} discovered?", "The element {element} was discovered in which country?"),
         "Name the country where {element} was discovered.",
-        "{element} was discovered in {answer}.",
+        "{element} was discovered in {answer}." + _SYMBOL_AND_NUMBER,
     ),
     "use": Wording(
         ("Which element {clause}?", "What is the name of the element that {clause}?"),
         "Name the chemical element that {clause}.",
-        "The element that {clause} is {answer}.",
+        "The element that {clause} is {answer}." + _SYMBOL_AND_NUMBER,
     ),
 }
 
@@ -79,7 +83,8 @@ def _facts() -> Iterator[Fact]:
         for maker in makers:
             fact = maker(element)
             if fact is not None:
-                yield fact
+                place = {"symbol": element["symbol"], "number": str(element["number"])}
+                yield replace(fact, words={**fact.words, **place})
 
 
 def _elements() -> list[dict[str, Any]]:

@@ -39,8 +39,8 @@ class Fact:
 def ask(facts: Iterable[Fact], wordings: Mapping[str, Wording], split: Split, *, about: str) -> list[dict[str, Any]]:
     """A row a fact, in order: `prompt`, `answer`, `answers`, `kind`, and the subject under the name `about`.
 
-    `answer` is a sentence, `answers` the short texts of which one must be in a right answer. The wordings name the
-    subject `{about}` too. Row i of both splits is about the same fact.
+    `answer` is a sentence or two, `answers` the short texts of which one must be in a right answer. The wordings
+    name the subject `{about}` too. Row i of both splits is about the same fact.
     """
     asked: Counter[str] = Counter()
     rows = []
