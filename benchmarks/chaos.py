@@ -77,7 +77,7 @@ def run(folder: Path, steps: int, kills: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("kills", 50), ("seed", 0), ("steps", 150)):
+    for name, default in (("kills", 50), ("seed", 0), ("steps", 220)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
@@ -109,6 +109,10 @@ def main() -> None:
     console.print(result)
     if not all(result["equal"].values()) or result["rows_trained_twice"]:
         sys.exit("the run with deaths differs from the one without")
+    if len(listener.killed) < arguments.kills:
+        sys.exit(
+            f"only {len(listener.killed)} of {arguments.kills} kills fell into {arguments.steps} steps; raise --steps"
+        )
 
 
 if __name__ == "__main__":
