@@ -16,12 +16,13 @@ LOCK := requirements/cpu.lock
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 
-.PHONY: help demo test unit integration resume-test stage1-test compare-test chaos-test chaos lint types format env lock browser clean
+.PHONY: help demo test unit integration elastic-test resume-test stage1-test compare-test chaos-test chaos lint types format env lock browser clean
 
 help:
 	@echo 'make demo         fine-tune the embedded 135M model on chemistry facts with RAFT and SFT, and write the report'
 	@echo 'make test         unit and integration tests'
 	@echo 'make unit         unit tests only (seconds)'
+	@echo 'make elastic-test rollout actors come and go while a run goes on'
 	@echo 'make resume-test  checkpoints, and runs that go on from them'
 	@echo 'make stage1-test  stage 1 on engines, behind a server, killed and resumed'
 	@echo 'make compare-test the comparison of all methods, and our numbers against those of lm-eval'
@@ -43,6 +44,9 @@ unit: env
 
 integration: env browser
 	$(BIN)/python -m pytest tests/integration $(ARGS)
+
+elastic-test: env
+	$(BIN)/python -m pytest tests/elastic $(ARGS)
 
 resume-test: env
 	$(BIN)/python -m pytest tests/resume $(ARGS)
