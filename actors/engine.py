@@ -86,6 +86,8 @@ class Engine:
             load_format="auto" if allow_pickle else "safetensors",
             generation_config="vllm",
             disable_log_stats=True,
+            # Between the parts of a JSON answer a small model writes blank lines until its limit cuts it off.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             weight_transfer_config=WeightTransferConfig(backend=weight_sync) if weight_sync else None,
             # Also makes the back end known in worker processes of a tensor-parallel engine.
             worker_extension_cls="actors.weight_sync_engine.WorkerExtension" if weight_sync else "",
