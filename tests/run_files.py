@@ -18,14 +18,9 @@ def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
-    """All of a run that its seed decides, whoever died on the way.
-
-    Which rollout actor wrote a sample is left out: of several whoever is free takes the next chunk, and the chunk, not
-    the actor, decides the sample.
-    """
-    trace = [{key: value for key, value in line.items() if key != "rollout"} for line in lines(run_dir / "trace.jsonl")]
+    """All of a run that its seed decides, whoever died on the way."""
     return {
         "metrics": without_times(lines(run_dir / "metrics.jsonl")),
-        "trace": trace,
+        "trace": lines(run_dir / "trace.jsonl"),
         "weights": (run_dir / "model" / "model.safetensors").read_bytes(),
     }
