@@ -137,7 +137,7 @@ class RunConfig:
     baselines: list[str] = field(default_factory=list)
     """Other methods that `run` trains on the same data, for the report, such as `[sft]`."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Overrides a baseline needs, by method: `{sft: {learner: {lr: 1e-4}}}`."""
+    """Overrides a baseline needs, by method: `{sft: {learner: {lr: 1e-4}}}`; kept for when it is asked for."""
     ray_address: str | None = None
     """Cluster to join (`auto`, `ray://...`); none joins the job's own cluster, or starts a local Ray outside a job."""
     local_cpus: int | None = None

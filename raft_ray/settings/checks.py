@@ -386,17 +386,19 @@ def _check_baselines(config: Config) -> None:
     if config.distill.method.value in config.run.baselines:
         raise ConfigError(f"run.baselines: {config.distill.method.value} is distill.method already; leave it out")
     for name, overrides in config.run.overrides.items():
-        if name not in config.run.baselines:
-            raise ConfigError(
-                f"run.overrides.{name}: no such baseline in run.baselines=[{', '.join(config.run.baselines)}]; "
-                "the main method's keys are set directly"
-            )
+        if name not in methods:
+            hint = reading.nearest(name, methods)
+            raise ConfigError(f"run.overrides.{name}: there is no such method{hint} (methods: {', '.join(methods)})")
+        if name == config.distill.method.value:
+            raise ConfigError(f"run.overrides.{name}: is distill.method, whose keys are set directly; leave it out")
         if not isinstance(overrides, dict):
             raise ConfigError(f"run.overrides.{name}: must hold sections, such as {{learner: {{lr: 1e-4}}}}")
         for section, values in overrides.items():
             if section in SHARED or (section == "distill" and "method" in (values or {})):
                 key = "distill.method" if section == "distill" else section
                 raise ConfigError(f"run.overrides.{name}.{key}: cannot differ; all methods of a run share it")
+        # Keys and types of a method that this run does not train are checked too.
+        reading.for_method(config, name)
     for name in config.run.baselines:
         where = f"run.overrides.{name}: "
         baseline = reading.for_method(config, name)

@@ -121,7 +121,7 @@ BAD_CONFIGS = [
     bad("run smoke rollout.max_new_tokens=512", "rollout.max_new_tokens=512", "model.context=512"),
     bad("run smoke run.baselines=[sft,stf]", "no method stf", "did you mean"),
     bad("run smoke run.baselines=[raft]", "raft is distill.method already"),
-    bad("run smoke run.overrides.opd.learner.lr=1", "run.overrides.opd", "no such baseline"),
+    bad("run smoke run.overrides.opt.learner.lr=1", "run.overrides.opt", "no such method", "opd"),
     bad("run smoke run.overrides.sft.learner.lrr=1", "run.overrides.sft", "did you mean learner.lr?"),
     bad("run smoke refine.judges=[keyfacts]", "refine.judges", "key_facts"),
     bad("run smoke teacher.template=nope", "teacher.template=nope", "no such prompt file"),

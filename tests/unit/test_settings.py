@@ -225,7 +225,9 @@ def test_the_ends_of_a_range_belong_to_it(override: str) -> None:
         (["eval.mmlu=folder", "eval.mmlu_shots=[]"], "eval.mmlu_shots=[]: must be different numbers from 0 on"),
         (["eval.mmlu=folder", "eval.mmlu_shots=[5,5]"], "eval.mmlu_shots=[5, 5]: must be different"),
         (["eval.mmlu=folder", "eval.mmlu_shots=[-1]"], "eval.mmlu_shots=[-1]: must be different"),
-        (["run.overrides.sft.learner.lr=1"], "run.overrides.sft: no such baseline"),
+        (["run.overrides.sftt.learner.lr=1"], "run.overrides.sftt: there is no such method; did you mean sft?"),
+        (["run.overrides.raft.learner.lr=1"], "run.overrides.raft: is distill.method, whose keys are set directly"),
+        (["run.overrides.opd.learner.lrr=1"], "run.overrides.opd: unknown key learner.lrr;"),
         (
             ["run.baselines=[sft]", "run.overrides.sft.learner.lrr=1"],
             "run.overrides.sft: unknown key learner.lrr;",
@@ -247,6 +249,10 @@ def test_contradictions_are_refused_with_the_way_out(overrides: list[str], messa
 
 def test_keys_that_a_method_does_not_use_cannot_contradict_it() -> None:
     fine("distill.method=sft", "rollout.tensor_parallel=2", "distill.balance=fixed", "distill.max_lambda=0.1")
+
+
+def test_a_preset_with_overrides_for_a_baseline_runs_without_that_baseline() -> None:
+    settings.check(settings.load("demo", ["run.baselines=[]"]))
 
 
 def test_a_baseline_has_its_overrides_its_method_and_its_own_target() -> None:
