@@ -31,10 +31,7 @@ _WORDINGS = {
         "The chemical symbol of {element} is {answer}." + _NUMBER,
     ),
     "family": Wording(
-        (
-            "Which family of elements does {element} belong to?",
-            "What is the family of elements called that includes {element}?",
-        ),
+        ("Which family of elements does {element} belong to?", "To which family of elements does {element} belong?"),
         "In the periodic table, {element} is a member of which family of elements?",
         "{element} belongs to the {answer}." + _SYMBOL_AND_NUMBER,
     ),
