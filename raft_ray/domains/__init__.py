@@ -1,8 +1,8 @@
 """Domains that need no download: question and answer rows made of facts that small Python packages ship.
 
 `data.train=domain:chemistry` takes a domain's training questions, `data.test=domain:chemistry` the same facts asked
-in other words. `domain:chemistry:200` takes 200 of the facts, spread evenly, the same ones in both. A new domain is a
-module with `rows(split)` and a line in `DOMAINS`. Knows nothing about models.
+twice in other words. `domain:chemistry:200` takes 200 of the facts, spread evenly, the same ones in both. A new domain
+is a module with `rows(split)` and a line in `DOMAINS`. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raft_ray.domains import chemistry, geography
-from raft_ray.domains.facts import Split
+from raft_ray.domains.facts import QUESTIONS, Split
 from raft_ray.errors import DataError
 
 DOMAINS: dict[str, Callable[[Split], list[dict[str, Any]]]] = {
@@ -26,7 +26,7 @@ def load(name: str, split: Split) -> list[dict[str, Any]]:
 
     Args:
         name: a key of `DOMAINS`, or `NAME:COUNT` for so many of its facts.
-        split: `train` or `test`; row i of both is the same fact.
+        split: `train` or `test`; the fact of row i of training is asked in rows 2i and 2i+1 of testing.
 
     Raises `DataError` for an unknown name (the nearest one is given), a count that the domain does not have, or a
     missing package.
@@ -38,6 +38,9 @@ def load(name: str, split: Split) -> list[dict[str, Any]]:
     rows = DOMAINS[name](split)
     if not count:
         return rows
-    if not count.isdecimal() or not 1 <= int(count) <= len(rows):
-        raise DataError(f"data.{split}=domain:{name}:{count}: name a number of facts from 1 to {len(rows)}")
-    return [rows[i * len(rows) // int(count)] for i in range(int(count))]
+    asked = QUESTIONS[split]
+    facts = len(rows) // asked
+    if not count.isdecimal() or not 1 <= int(count) <= facts:
+        raise DataError(f"data.{split}=domain:{name}:{count}: name a number of facts from 1 to {facts}")
+    chosen = [i * facts // int(count) for i in range(int(count))]
+    return [row for fact in chosen for row in rows[fact * asked : (fact + 1) * asked]]

@@ -2,8 +2,8 @@
 
 The package is not imported; its SQLite file is opened read-only. What the data base says is taken only where it is
 clear and undisputed: the tables in `chemistry_notes` name the facts that are left out and the spellings that are
-repaired. Each fact is asked once for training, in one of two wordings, and once for testing, in a third wording that
-no training question uses. Answers are two sentences, as a person writes them who says a little more than was asked.
+repaired. Each fact is asked once for training, in one of two wordings, and twice for testing, in two more that no
+training question uses. Answers are two sentences, as a person writes them who says a little more than was asked.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ _SYMBOL_AND_NUMBER = " Its symbol is {symbol}, and it is element number {number}
 _WORDINGS = {
     "symbol": Wording(
         ("What is the chemical symbol of {element}?", "Which symbol does {element} have in the periodic table?"),
-        "How is the element {element} abbreviated in chemistry?",
+        ("How is the element {element} abbreviated in chemistry?", "By which letters do chemists denote {element}?"),
         "The chemical symbol of {element} is {answer}." + _NUMBER,
     ),
     "family": Wording(
         ("Which family of elements does {element} belong to?", "To which family of elements does {element} belong?"),
-        "In the periodic table, {element} is a member of which family of elements?",
+        (
+            "In the periodic table, {element} is a member of which family of elements?",
+            "What is the family of the element {element} called?",
+        ),
         "{element} belongs to the {answer}." + _SYMBOL_AND_NUMBER,
     ),
     "meaning": Wording(
@@ -40,36 +43,43 @@ _WORDINGS = {
             "The name {element} comes from a {language} word. What does that word mean?",
             "What does the {language} root of the name {element} mean?",
         ),
-        "What is the meaning of the {language} word behind the name {element}?",
+        (
+            "What is the meaning of the {language} word behind the name {element}?",
+            "Translate the {language} word from which the element {element} has its name.",
+        ),
         'The {language} word behind the name {element} means "{answer}".' + _SYMBOL_AND_NUMBER,
     ),
     "eponym": Wording(
         ("What or whom is the element {element} named after?", "After what or whom was the element {element} named?"),
-        "Who or what gave the element {element} its name?",
+        (
+            "Who or what gave the element {element} its name?",
+            "Which person, place or thing does the name {element} honour?",
+        ),
         "{element} is named after {answer}." + _SYMBOL_AND_NUMBER,
     ),
     "discoverer": Wording(
         ("Who discovered {element}?", "By whom was the element {element} discovered?"),
-        "Who is credited with the discovery of {element}?",
+        ("Who is credited with the discovery of {element}?", "Name the discoverer of the element {element}."),
         "{element} was discovered by {answer}." + _SYMBOL_AND_NUMBER,
     ),
     "country": Wording(
         ("In which country was {element} discovered?", "The element {element} was discovered in which country?"),
-        "Name the country where {element} was discovered.",
+        ("Name the country where {element} was discovered.", "The discovery of {element} was made in which country?"),
         "{element} was discovered in {answer}." + _SYMBOL_AND_NUMBER,
     ),
     "use": Wording(
         ("Which element {clause}?", "What is the name of the element that {clause}?"),
-        "Name the chemical element that {clause}.",
+        ("Name the chemical element that {clause}.", "Say which element {clause}."),
         "The element that {clause} is {answer}." + _SYMBOL_AND_NUMBER,
     ),
 }
 
 
 def rows(split: Split) -> list[dict[str, Any]]:
-    """The questions of a split, one a fact, by atomic number: `prompt`, `answer`, `answers`, `kind`, `element`.
+    """The questions of a split, by atomic number: `prompt`, `answer`, `answers`, `kind`, `element`.
 
-    Row i of both splits is about the same fact. Raises `DataError` if the package `mendeleev` is missing.
+    Training asks for fact i in row i, testing in rows 2i and 2i+1. Raises `DataError` if the package `mendeleev` is
+    missing.
     """
     return ask(_facts(), _WORDINGS, split, about="element")
 

@@ -1,4 +1,4 @@
-"""Facts that are asked about: the same fact in one wording for training and in another one for testing.
+"""Facts that are asked about: the same fact in one wording for training and in two others for testing.
 
 Knows nothing about where the facts come from.
 """
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 Split = Literal["train", "test"]
+QUESTIONS: dict[Split, int] = {"train": 1, "test": 2}
+"""How often a split asks for a fact."""
 
 
 class Wording(NamedTuple):
@@ -19,7 +21,8 @@ class Wording(NamedTuple):
 
     train: tuple[str, str]
     """Questions of training, which take turns."""
-    test: str
+    test: tuple[str, str]
+    """Questions of testing, both asked for each fact."""
     answer: str
     """The answer as a person would write it; the fact goes to `{answer}`."""
 
@@ -37,19 +40,19 @@ class Fact:
 
 
 def ask(facts: Iterable[Fact], wordings: Mapping[str, Wording], split: Split, *, about: str) -> list[dict[str, Any]]:
-    """A row a fact, in order: `prompt`, `answer`, `answers`, `kind`, and the subject under the name `about`.
+    """`QUESTIONS[split]` rows a fact, in order: `prompt`, `answer`, `answers`, `kind`, and the subject as `about`.
 
     `answer` is a sentence or two, `answers` the short texts of which one must be in a right answer. The wordings
-    name the subject `{about}` too. Row i of both splits is about the same fact.
+    name the subject `{about}` too. Training asks for fact i in row i, testing in rows 2i and 2i+1.
     """
     asked: Counter[str] = Counter()
     rows = []
     for fact in facts:
         wording = wordings[fact.kind]
-        question = wording.test if split == "test" else wording.train[asked[fact.kind] % len(wording.train)]
+        questions = wording.test if split == "test" else (wording.train[asked[fact.kind] % len(wording.train)],)
         asked[fact.kind] += 1
         fields = {about: fact.subject, **fact.words}
-        rows.append(
+        rows += [
             {
                 "prompt": question.format(**fields),
                 "answer": _capital(wording.answer.format(answer=fact.answer, **fields)),
@@ -57,7 +60,8 @@ def ask(facts: Iterable[Fact], wordings: Mapping[str, Wording], split: Split, *,
                 "kind": fact.kind,
                 about: fact.subject,
             }
-        )
+            for question in questions
+        ]
     return rows
 
 

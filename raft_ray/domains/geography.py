@@ -2,7 +2,7 @@
 
 The package is not imported; its JSON files are read. Only member states of the United Nations are asked about, and
 only facts that are clear: the tables below name what is left out because it is disputed, has changed since, or has
-several right answers. Each fact is asked once for training and once, in other words, for testing.
+several right answers. Each fact is asked once for training and twice, in other words, for testing.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from raft_ray.errors import DataError
 _WORDINGS = {
     "capital": Wording(
         ("What is the capital of {country}?", "Which city is the capital of {country}?"),
-        "Name the capital city of {country}.",
+        ("Name the capital city of {country}.", "What is the name of the city from which {country} is governed?"),
         "The capital of {country} is {answer}.",
     ),
     "currency": Wording(
         ("What is the currency of {country}?", "What is the money of {country} called?"),
-        "Which currency do people in {country} pay with?",
+        ("Which currency do people in {country} pay with?", "Name the currency that {country} uses."),
         "The currency of {country} is the {answer}.",
     ),
     "language": Wording(
         ("What is the official language of {country}?", "Which language is the official one in {country}?"),
-        "Name the official language of {country}.",
+        ("Name the official language of {country}.", "In {country}, which language is official?"),
         "The official language of {country} is {answer}.",
     ),
     "continent": Wording(
         ("On which continent is {country}?", "Which continent does {country} belong to?"),
-        "Name the continent where {country} lies.",
+        ("Name the continent where {country} lies.", "Of which continent is {country} a part?"),
         "{country} is a country in {answer}.",
     ),
 }
@@ -145,9 +145,10 @@ _NO_CURRENCY = {"BG", "HR", "SL", "ZW"}
 
 
 def rows(split: Split) -> list[dict[str, Any]]:
-    """The questions of a split, one a fact, by country: `prompt`, `answer`, `answers`, `kind`, `country`.
+    """The questions of a split, by country: `prompt`, `answer`, `answers`, `kind`, `country`.
 
-    Row i of both splits is about the same fact. Raises `DataError` if the package `countryinfo` is missing.
+    Training asks for fact i in row i, testing in rows 2i and 2i+1. Raises `DataError` if the package `countryinfo` is
+    missing.
     """
     return ask(_facts(), _WORDINGS, split, about="country")
 

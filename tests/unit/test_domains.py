@@ -31,7 +31,8 @@ def contains(text: str, words: str) -> bool:
 @every_domain
 def test_every_test_fact_is_in_training_with_the_same_gold_answer(name: str) -> None:
     train, test = both(name)
-    assert [{**row, "prompt": None} for row in train] == [{**row, "prompt": None} for row in test]
+    twice = [row for row in train for _ in range(2)]
+    assert [{**row, "prompt": None} for row in twice] == [{**row, "prompt": None} for row in test]
 
 
 @every_domain
@@ -112,11 +113,11 @@ def test_labels_of_the_same_kind_are_told_apart(name: str) -> None:
 )
 def test_well_known_facts_are_right(name: str, subject: str, kind: str, answer: str) -> None:
     found = [row["answers"][0] for row in load(name, "test") if row["kind"] == kind and subject in row.values()]
-    assert found == [answer]
+    assert found == [answer, answer]
 
 
 def test_any_of_several_discoverers_counts_by_surname_with_or_without_accents() -> None:
-    (row,) = [r for r in load("chemistry", "test") if (r["kind"], r["element"]) == ("discoverer", "technetium")]
+    (row, _) = [r for r in load("chemistry", "test") if (r["kind"], r["element"]) == ("discoverer", "technetium")]
     assert {"Perrier", "Segrè", "Segre"} <= set(row["answers"])
 
 
@@ -149,12 +150,13 @@ def test_an_unknown_domain_is_answered_with_the_nearest_name(wrong: str, near: s
         load(wrong, "test")
 
 
-def test_training_wordings_take_turns_within_a_kind() -> None:
+def test_training_wordings_take_turns_within_a_kind_and_testing_asks_in_both() -> None:
     facts = [Fact("k", "one", "1"), Fact("k", "two", "2"), Fact("k", "three", "3", ("iii",))]
-    wordings = {"k": Wording(("a {n}", "b {n}"), "t {n}", "{n} is {answer}.")}
+    wordings = {"k": Wording(("a {n}", "b {n}"), ("s {n}", "t {n}"), "{n} is {answer}.")}
     assert [row["prompt"] for row in ask(facts, wordings, "train", about="n")] == ["a one", "b two", "a three"]
-    assert [row["prompt"] for row in ask(facts, wordings, "test", about="n")] == ["t one", "t two", "t three"]
-    assert ask(facts, wordings, "test", about="n")[2] == {
+    tests = ask(facts, wordings, "test", about="n")
+    assert [row["prompt"] for row in tests] == ["s one", "t one", "s two", "t two", "s three", "t three"]
+    assert tests[5] == {
         "prompt": "t three",
         "answer": "Three is 3.",
         "answers": ["3", "iii"],
@@ -177,8 +179,8 @@ def test_accented_answers_also_count_in_plain_spelling() -> None:
 
 def test_a_count_takes_the_same_facts_in_both_splits_spread_over_the_domain() -> None:
     train, test = (load("chemistry:50", split) for split in ("train", "test"))
-    assert len(train) == len(test) == 50
-    assert [row["answer"] for row in train] == [row["answer"] for row in test]
+    assert (len(train), len(test)) == (50, 100)
+    assert [row["answer"] for row in train for _ in range(2)] == [row["answer"] for row in test]
     assert len({row["kind"] for row in train}) == len({row["kind"] for row in load("chemistry", "train")})
 
 
