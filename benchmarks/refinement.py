@@ -2,9 +2,8 @@
 
     python benchmarks/refinement.py DATA.jsonl ... [--rows 300] [--out docs] [KEY=VALUE ...]
 
-Each file has rows with `question` and `answer` (or `prompt` and `answer`); a `context` is put before the question, and
-`answers` may name short answers that all count as right. A domain is called after its file's folder, or after the file
-where that is not called `train`. The model is the embedded one, and the settings those of the preset `demo`, with
+Takes rows that are spread evenly over each file (`rows.py`). A domain is called after its file's folder, or after the
+file where that is not called `train`. The model is the embedded one, and the settings those of the preset `demo`, with
 longer answers; other keys can be overridden. Runs lie in `--work`, and a second call goes on with what is there.
 
 Prints the table, and writes it to `OUT/benchmark-refinement.md` and all numbers to `OUT/benchmark-refinement.json`.
@@ -15,10 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from rows import spread
 
 from actors.run import refine
 from raft_ray import settings
@@ -31,7 +30,7 @@ SETTINGS = ["data.test=null", "data.on_bad_row=skip", "eval.enabled=false", "ref
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", metavar="DATA.jsonl | KEY=VALUE")
-    parser.add_argument("--rows", type=int, default=300, help="first rows of each file")
+    parser.add_argument("--rows", type=int, default=300, help="rows of each file")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-refinement"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
@@ -50,10 +49,10 @@ def main() -> None:
 
 
 def measure(name: str, file: Path, rows: int, work: Path, overrides: list[str]) -> dict[str, Any]:
-    """Refine the first `rows` rows of `file` in the run folder `work`, and return what came of it."""
+    """Refine `rows` rows of `file` in the run folder `work`, and return what came of it."""
     data = work.parent / f"{name}.jsonl"
     data.parent.mkdir(parents=True, exist_ok=True)
-    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in prepared(file, rows)))
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in spread(file, rows)))
     keys = [f"run.dir={json.dumps(str(work))}", f"data.train={json.dumps(str(data))}"]
     config = settings.load("demo", [*SETTINGS, *keys, f"run.resume={str(work.exists()).lower()}", *overrides])
     settings.check(config)
@@ -61,16 +60,6 @@ def measure(name: str, file: Path, rows: int, work: Path, overrides: list[str]) 
     gap = read_gap(refined)
     assert gap is not None, "refine.gap=false leaves nothing to measure"
     return {"domain": name, "model": config.model.path, "summary": read_summary(refined), "gap": gap}
-
-
-def prepared(file: Path, rows: int) -> Iterator[dict[str, Any]]:
-    """The first rows of `file` with `prompt`, `answer` and, where there are any, `answers`."""
-    with file.open(encoding="utf-8") as lines:
-        for row in map(json.loads, islice(lines, rows)):
-            question = row.get("prompt") or row["question"]
-            context = f"{row['context']}\n\n" if row.get("context") else ""
-            others = {"answers": row["answers"]} if row.get("answers") else {}
-            yield {"prompt": f"{context}{question}", "answer": row["answer"], **others}
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
