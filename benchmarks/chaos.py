@@ -83,6 +83,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     console.print(f"seed {arguments.seed}, {arguments.kills} kills, {arguments.steps} steps")
     socket_path = Path(f"/tmp/raft-chaos-{os.getpid()}.sock")

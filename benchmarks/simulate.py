@@ -263,6 +263,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     local = Config()
     local.run.local_cpus = 4
