@@ -1,4 +1,4 @@
-"""A config as YAML with every key's meaning above it, taken from the docstrings in `raft_ray/config.py`."""
+"""A config as YAML with every key's meaning above it, taken from the docstrings in `raft_ray.config`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import textwrap
 from dataclasses import fields
 from enum import Enum
 from functools import cache
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from operator import attrgetter
 
 from omegaconf import OmegaConf
 
-from raft_ray import config as schema
 from raft_ray.config import Config
 from raft_ray.settings import reading
 
@@ -40,33 +39,31 @@ def explained(config: Config) -> str:
 
 def _comments(sections: list[str], name: str, kind: object) -> list[str]:
     """The key's docstring, and for an enum each value with its own, for a mapping of sections each of their keys."""
-    owner = type(attrgetter(".".join(sections))(Config())).__name__
-    comments = [text] if (text := _docs().get((owner, name))) else []
+    owner: type = type(attrgetter(".".join(sections))(Config()))
+    comments = [text] if (text := _docs(owner).get(name)) else []
     if isinstance(kind, type) and issubclass(kind, Enum):
-        meanings = {member.name: _docs().get((kind.__name__, member.name)) for member in kind}
+        meanings = {member.name: _docs(kind).get(member.name) for member in kind}
         if any(meanings.values()):
             comments += [f"{value}: {meaning}" if meaning else value for value, meaning in meanings.items()]
         else:
             comments.append(f"One of {', '.join(meanings)}.")
     if entry := reading.entry_type(kind):
         comments += [
-            f"NAME.{each.name}: {_docs().get((entry.__name__, each.name), f'default {each.default}')}"
-            for each in fields(entry)
+            f"NAME.{each.name}: {_docs(entry).get(each.name, f'default {each.default}')}" for each in fields(entry)
         ]
     return comments
 
 
 @cache
-def _docs() -> dict[tuple[str, str], str]:
-    """(class, attribute) -> the docstring under that attribute."""
-    docs: dict[tuple[str, str], str] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
-        if not isinstance(node, ast.ClassDef):
+def _docs(owner: type) -> dict[str, str]:
+    """Attribute of a section or an enum -> the docstring under it."""
+    docs: dict[str, str] = {}
+    (definition,) = ast.parse(inspect.getsource(owner)).body
+    assert isinstance(definition, ast.ClassDef)
+    for attribute, after in pairwise(definition.body):
+        if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
             continue
-        for attribute, after in zip(node.body, node.body[1:], strict=False):
-            if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
-                continue
-            target = attribute.targets[0] if isinstance(attribute, ast.Assign) else getattr(attribute, "target", None)
-            if isinstance(target, ast.Name):
-                docs[node.name, target.id] = inspect.cleandoc(str(after.value.value))
+        target = attribute.targets[0] if isinstance(attribute, ast.Assign) else getattr(attribute, "target", None)
+        if isinstance(target, ast.Name):
+            docs[target.id] = inspect.cleandoc(str(after.value.value))
     return docs

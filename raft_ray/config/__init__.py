@@ -1,0 +1,75 @@
+"""The configuration of a run: one dataclass a section, with every key's meaning beside it.
+
+Knows nothing about files, Ray or models: `raft_ray.settings` reads presets and overrides into these classes and checks
+them. The sections lie in a file for each part of a run, and everybody imports them from here. Importing this package
+loads the standard library only.
+
+Lengths are tokens, times are seconds, memory is GiB, unless a key says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from raft_ray.config.evaluation import CompareConfig, DomainMetric, EvalConfig
+from raft_ray.config.refine import RefineConfig, RefineGuardsConfig, RefineModelConfig, SimilarityOn
+from raft_ray.config.run import DataConfig, Dtype, ModelConfig, OnBadRow, RunConfig
+from raft_ray.config.training import (
+    Balance,
+    DistillConfig,
+    Graphs,
+    LearnerConfig,
+    Method,
+    OnLongReference,
+    RolloutConfig,
+    Schedule,
+    SyncBackend,
+    SyncConfig,
+    Target,
+    TeacherConfig,
+)
+
+__all__ = [
+    "Balance",
+    "CompareConfig",
+    "Config",
+    "DataConfig",
+    "DistillConfig",
+    "DomainMetric",
+    "Dtype",
+    "EvalConfig",
+    "Graphs",
+    "LearnerConfig",
+    "Method",
+    "ModelConfig",
+    "OnBadRow",
+    "OnLongReference",
+    "RefineConfig",
+    "RefineGuardsConfig",
+    "RefineModelConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "Schedule",
+    "SimilarityOn",
+    "SyncBackend",
+    "SyncConfig",
+    "Target",
+    "TeacherConfig",
+]
+
+
+@dataclass
+class Config:
+    """All of a run. `raft-ray show-config PRESET` prints it with a preset's values."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)

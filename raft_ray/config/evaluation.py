@@ -1,0 +1,83 @@
+"""Sections of what is measured: `eval` and `compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class DomainMetric(StrEnum):
+    """Which measure is called domain accuracy (`eval.domain_metric`); all that apply are in `eval.json`."""
+
+    auto = "auto"
+    """`choice` where every test row names choices, else `contains`."""
+    contains = "contains"
+    """The response contains one of the right answers."""
+    exact = "exact"
+    """The response is one of the right answers, apart from case, punctuation and articles."""
+    choice = "choice"
+    """The right choice is the most likely response."""
+    letter = "letter"
+    """The letter of the right choice is the most likely response to the question with lettered choices."""
+    judged = "judged"
+    """More than half of `eval.judges` say that the response is right."""
+
+
+@dataclass
+class EvalConfig:
+    enabled: bool = True
+    domain_rows: int | None = None
+    """Test questions at most (a seeded subset); none takes all."""
+    domain_max_new_tokens: int = 64
+    domain_metric: DomainMetric = DomainMetric.auto
+    ifeval_rows: int | None = None
+    """IFEval prompts (a seeded subset); none takes all 541, 0 leaves IFEval out."""
+    ifeval_max_new_tokens: int = 512
+    mmlu: str | None = None
+    """Folder with MMLU's questions, `test*` and `dev*` files in JSONL or Parquet; none leaves MMLU out."""
+    mmlu_rows: int | None = None
+    """MMLU questions (a seeded subset); none takes all."""
+    mmlu_shots: list[int] = field(default_factory=lambda: [0, 5])
+    """Examples in the prompt; each number is a measurement of its own."""
+    general: str | None = None
+    """Prompts for response length and drift: a file with `prompt` fields; none takes the 60 that are shipped."""
+    general_rows: int | None = None
+    general_max_new_tokens: int = 256
+    judges: list[str] = field(default_factory=list)
+    """Models that read the answers to domain and open questions: `self` (the original model), or names in
+    `refine.models`; none leaves them out."""
+    judge_prompt: str = "judge_domain"
+    """A prompt file for the domain's answers. Fields: `{prompt}` `{answer}` `{candidate}`."""
+    open: str | None = None
+    """Open questions that only `eval.judges` can score: a JSONL file with `prompt` and perhaps `reference`, or of
+    MT-Bench's form (`turns`); none leaves them out."""
+    open_rows: int | None = None
+    """Open questions at most (a seeded subset); none takes all."""
+    open_max_new_tokens: int = 512
+    """Of each turn."""
+    open_prompt: str = "judge_open"
+    """A prompt file for the answers to open questions. The same fields; `{prompt}` is the chat before the answer."""
+    temperature: float = 0.0
+    samples: int = 5
+    """Answers of each method kept for the report."""
+
+
+@dataclass
+class CompareConfig:
+    """`raft-ray compare`: what is trained on the same data, and evaluated on the same questions."""
+
+    methods: list[str] = field(default_factory=lambda: ["sft", "sdft", "opd", "fapm", "raft"])
+    """Rows of the comparison: methods, `fapm` (which prunes `sft`), and names that `compare.overrides` describes."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """`run.seed` of each training; stage 1 and the evaluation keep the run's own."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Keys by row: `{sft: {learner: {lr: 1e-4}}, fixed: {distill: {method: raft, balance: fixed}}}`. A row with keys of
+    `refine` gets refined rows of its own; what models wrote before is not asked for again."""
+    grid: dict[str, Any] = field(default_factory=dict)
+    """Values that every row is trained with in turn, `{learner.lr: [1e-4, 2e-4]}`: all are shown, and the one that does
+    best on validation questions stands for the row."""
+    validation: float = 0.5
+    """Share of the test questions that the grid's values are chosen on; the others are reported. All without a grid."""
+    sparsity: float = 0.9
+    """Share of the fine-tuned weights that FAPM puts back to the original's."""

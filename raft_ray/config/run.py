@@ -1,0 +1,84 @@
+"""Sections that belong to a run as a whole: `run`, `model` and `data`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Dtype(StrEnum):
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class OnBadRow(StrEnum):
+    """What happens when a data file has rows that cannot be used (`data.on_bad_row`)."""
+
+    error = "error"
+    """Stop before anything starts, listing the bad rows with their line numbers."""
+    skip = "skip"
+    """Leave them out, and list them in the log and in `bad_rows.jsonl` of the run folder."""
+
+
+@dataclass
+class RunConfig:
+    dir: str = "runs/raft"
+    """The run folder. Must be new, or `run.resume=true`."""
+    seed: int = 0
+    """Seeds the order of rows, sampling and evaluation subsets."""
+    resume: bool = False
+    """Go on from the last checkpoint of `run.dir` (`--resume`)."""
+    storage: str | None = None
+    """Where checkpoints go: a folder or URI (`s3://`, `gs://`, `abfs://`, `hdfs://`, `file:///`) that every learner's
+    node reaches, and that runs may share; none takes the run folder."""
+    baselines: list[str] = field(default_factory=list)
+    """Other methods that `run` trains on the same data, for the report, such as `[sft]`."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Overrides a baseline needs, by method: `{sft: {learner: {lr: 1e-4}}}`; kept for when it is asked for."""
+    ray_address: str | None = None
+    """Cluster to join (`auto`, `ray://...`); none joins the job's own cluster, or starts a local Ray outside a job."""
+    local_cpus: int | None = None
+    """Logical CPUs of a local Ray; none takes what the roles ask for, at least the machine's own."""
+
+
+@dataclass
+class ModelConfig:
+    path: str = "embedded:smollm2-135m-instruct"
+    """A Hugging Face folder or name; `embedded:smollm2-135m-instruct` (needs no hub); `random:tiny` (for tests)."""
+    dtype: Dtype = Dtype.bfloat16
+    """Of rollout and teacher weights; the learner computes in it with fp32 master weights."""
+    context: int | None = None
+    """Longest prompt + response; none takes the model's own limit."""
+    trust_remote_code: bool = False
+    """Run Python code that the model folder brings along."""
+    allow_pickle: bool = False
+    """Load `.bin`/`.pt` weights, which can run code when they are opened; off: safetensors only."""
+
+
+@dataclass
+class DataConfig:
+    train: str = "???"
+    """A `.jsonl` or `.parquet` file; a Hugging Face data set (`owner/name` or `owner/name:configuration`) or a folder
+    of one; or `domain:NAME` or `domain:NAME:COUNT` (chemistry, geography). A refined file or folder trains as it is."""
+    test: str | None = None
+    """The domain's test questions, in the same formats; none leaves domain accuracy out."""
+    prompt_field: str = "prompt"
+    answer_field: str = "answer"
+    answers_field: str = "answers"
+    """Optional list of answers that all count as right in the evaluation."""
+    choices_field: str = "choices"
+    """Optional list of choices of a test question, the answer among them."""
+    messages_field: str = "messages"
+    """Rows with this field are chats: the last assistant message is the answer, what precedes it the prompt."""
+    train_split: str = "train"
+    """Split of a Hugging Face dataset."""
+    test_split: str = "test"
+    on_bad_row: OnBadRow = OnBadRow.error
+    max_prompt: int = 1024
+    """A longer prompt (chat template included) is a bad row."""
+    max_answer: int = 1024
+    """A longer answer is a bad row."""
+    limit: int | None = None
+    """Take only the first rows of the training set."""
