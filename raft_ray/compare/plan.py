@@ -15,7 +15,7 @@ from raft_ray import settings
 from raft_ray.compare.tuning import ONLY
 from raft_ray.config import Config, Method
 from raft_ray.errors import ConfigError
-from raft_ray.settings.checks import SHARED
+from raft_ray.settings.baselines import SHARED
 
 FAPM = "fapm"
 PRUNED = Method.sft.value

@@ -1,12 +1,14 @@
 """From a preset, YAML file and `key=value` overrides to a checked `Config`.
 
-`reading` makes the config, `checks` refuses one that cannot work. Loads OmegaConf and the standard library only.
+`reading` makes the config, `checks` refuses one that cannot work, `explain` writes what its keys mean. Loads
+OmegaConf and the standard library only.
 """
 
 from __future__ import annotations
 
-from raft_ray.settings.checks import check, check_run_dir, distils, local_storage, required_resources
+from raft_ray.settings.checks import check
 from raft_ray.settings.explain import explained
+from raft_ray.settings.folders import check_run_dir, local_storage
 from raft_ray.settings.reading import (
     MISSING,
     configs_dir,
@@ -19,6 +21,8 @@ from raft_ray.settings.reading import (
     save,
     to_yaml,
 )
+from raft_ray.settings.resources import required_resources
+from raft_ray.settings.training import distils
 
 __all__ = [
     "MISSING",

@@ -2,7 +2,7 @@
 
 A file may name another to start from: `extends: NAME`. Keys are set one at a time, so that every error can name
 its key, what the key takes, and the nearest key there is. Whether the values make sense together is
-`raft_ray.checks`' business; this module knows nothing about models, data, Ray or run folders.
+`checks`' business; this module knows nothing about models, data, Ray or run folders.
 """
 
 from __future__ import annotations

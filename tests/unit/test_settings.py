@@ -14,7 +14,7 @@ import yaml
 from raft_ray import settings
 from raft_ray.config import Config, Method, RefineModelConfig, Target
 from raft_ray.errors import ConfigError
-from raft_ray.settings.checks import RANGES, REFINE_MODEL_RANGES
+from raft_ray.settings.ranges import RANGES, REFINE_MODEL_RANGES
 
 PRESETS = ["cluster", "demo", "opd", "raft", "sdft", "sft", "single_gpu", "smoke"]
 NUMBERS = [key for key, kind in settings.keys().items() if re.match(r"(?!list).*(int|float)", str(kind))]

@@ -1,0 +1,96 @@
+"""Where a run writes: the run folder, and `run.storage` for its checkpoints."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from raft_ray.config import Config
+from raft_ray.errors import ConfigError
+from raft_ray.settings import reading
+
+_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""Of the file systems that pyarrow opens by URI."""
+
+# A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
+_FIXED_ON_RESUME = (
+    "run.seed",
+    "run.storage",
+    "model.path",
+    "model.dtype",
+    "data.train",
+    "data.limit",
+    "learner.batch",
+    "distill.method",
+    "distill.target",
+)
+
+
+def check_run_dir(config: Config) -> None:
+    """Refuse a run folder that is in use, cannot be written, or has no run to resume, and a local folder of
+    checkpoints that cannot be written. Raises `ConfigError`."""
+    folder = Path(config.run.dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run.dir={folder}: a file of that name is in the way; choose another with --run-dir")
+    if config.run.resume:
+        _check_same_run(config, folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"run.dir={folder}: the folder is not empty; go on with the run there with --resume, "
+            "or choose another folder with --run-dir"
+        )
+    _check_writable(folder, f"run.dir={folder}", "choose another folder with --run-dir")
+    if config.run.storage and (local := local_storage(config.run.storage)):
+        _check_writable(local, f"run.storage={config.run.storage}", "choose another folder, or a URI")
+
+
+def check_storage(config: Config) -> None:
+    """Refuse a `run.storage` that is neither a folder nor a URI that can be opened. Raises `ConfigError`."""
+    storage = config.run.storage
+    if storage is None:
+        return
+    if not storage:
+        raise ConfigError("run.storage is empty; name a folder or URI, or set run.storage=null for the run folder")
+    uri = urlsplit(storage)
+    if not uri.scheme:
+        return
+    if uri.scheme not in _SCHEMES:
+        hint = reading.nearest(uri.scheme, list(_SCHEMES))
+        raise ConfigError(
+            f"run.storage={storage}: there is no file system {uri.scheme}{hint} (known: {', '.join(_SCHEMES)})"
+        )
+    if uri.scheme == "file" and (uri.netloc or not uri.path.startswith("/")):
+        raise ConfigError(f"run.storage={storage}: a local URI has three slashes: file:///FOLDER")
+    if uri.scheme not in ("file", "hdfs", "viewfs") and not uri.netloc:
+        raise ConfigError(f"run.storage={storage}: names no bucket; write {uri.scheme}://BUCKET/FOLDER")
+
+
+def local_storage(storage: str) -> Path | None:
+    """The folder that a `run.storage` names on this machine; none for a remote one."""
+    uri = urlsplit(storage)
+    if uri.scheme == "file":
+        return Path(unquote(uri.path))
+    return None if uri.scheme else Path(storage).expanduser()
+
+
+def _check_same_run(config: Config, folder: Path) -> None:
+    saved_path = folder / "config.yaml"
+    if not saved_path.is_file():
+        raise ConfigError(f"run.dir={folder}: there is no run to resume (no config.yaml there); leave out --resume")
+    saved, now = reading.flatten(reading.load_saved(saved_path)), reading.flatten(config)
+    for key in _FIXED_ON_RESUME:
+        if saved[key] != now[key]:
+            raise ConfigError(
+                f"{key}={now[key]}: the run in {folder} was started with {saved[key]}; resume with that, "
+                "or start a new run with --run-dir"
+            )
+
+
+def _check_writable(folder: Path, what: str, fix: str) -> None:
+    """Refuse a folder, not yet made perhaps, in which no file can be made; leaves nothing behind."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise ConfigError(f"{what}: cannot write there ({error.strerror}); {fix}") from error
