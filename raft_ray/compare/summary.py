@@ -83,9 +83,15 @@ def _places(results: Mapping[str, dict[str, Any]]) -> dict[str, Place]:
 
 
 def _mean(blocks: Sequence[Block], score: str, seed: int) -> dict[str, Any] | None:
-    """A score's mean and interval over all seeds; none where one of them has no such score."""
+    """A score's mean and interval over all seeds; none where there are no verdicts."""
+    tables = _tables(blocks, score)
+    return asdict(estimate(tables, seed=seed)) if tables else None
+
+
+def _tables(blocks: Sequence[Block], score: str) -> list[Sequence[float]]:
+    """The verdicts of each seed; nothing where one of them has no such score."""
     tables = [verdicts[score] for verdicts in map(_verdicts, blocks) if score in verdicts]
-    return asdict(estimate(tables, seed=seed)) if len(tables) == len(blocks) else None
+    return tables if len(tables) == len(blocks) else []
 
 
 _NUMBERS = (
@@ -113,19 +119,14 @@ def _verdicts(block: Block) -> dict[str, Sequence[float]]:
 def _score(
     score: str, name: str, methods: Mapping[str, Sequence[Block]], reference: str, seed: int
 ) -> dict[str, Any] | None:
-    tables = {
-        method: [_verdicts(block)[score] for block in blocks]
-        for method, blocks in methods.items()
-        if all(score in _verdicts(block) for block in blocks)
-    }
-    if name not in tables:
+    result = _mean(methods[name], score, seed)
+    if result is None:
         return None
-    result: dict[str, Any] = asdict(estimate(tables[name], seed=seed))
-    base = estimate(tables[BASE], seed=seed).mean if BASE in tables else None
+    base = (_mean(methods.get(BASE, []), score, seed) or {}).get("mean")
     # A base that scored 0 had nothing to retain; `base` tells it from one that was not measured.
     result.update(base=base, retention=result["mean"] / base if base else None, against=None)
-    if name != reference and reference in tables:
-        result["against"] = asdict(paired(tables[name], tables[reference], seed=seed))
+    if name != reference and (other := _tables(methods.get(reference, []), score)):
+        result["against"] = asdict(paired(_tables(methods[name], score), other, seed=seed))
     return result
 
 
