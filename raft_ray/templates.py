@@ -51,8 +51,8 @@ def literals(template: str, fields: tuple[str, ...]) -> list[str]:
 
 
 def prompt_hash(text: str) -> str:
-    """Tells prompts apart in a record of what made a file: the first 12 hexadecimal digits of the text's SHA-256."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]
+    """Tells prompts apart in a record of what was made with them: the text's SHA-256, in hex."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _find(name_or_path: str, key: str) -> Path:

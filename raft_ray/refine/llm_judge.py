@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from raft_ray.refine.generation import Ask, Generate, Generation
 from raft_ray.refine.judges import Case
 from raft_ray.refine.thinking import without_thinking
-from raft_ray.templates import fill, prompt_hash
+from raft_ray.templates import fill
 
 SCORES = tuple(tenth / 10 for tenth in range(11))
 VERDICT_SCHEMA: dict[str, Any] = {
@@ -55,14 +55,12 @@ class LlmJudge:
     Attributes:
         failures: how many candidates got no score, by reason: `failed` (no answer), `too_long`, `truncated`,
             `not_json`, `no_score`, `out_of_range`.
-        prompt_hash: of the template.
     """
 
     def __init__(
         self, name: str, generate: Generate, template: str, *, max_new_tokens: int = 256, seed: int = 0
     ) -> None:
         self.name = name
-        self.prompt_hash = prompt_hash(template)
         self.failures: Counter[str] = Counter()
         self._generate = generate
         self._template = template

@@ -5,13 +5,12 @@ Knows nothing about rows or models.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from raft_ray.config import RefineConfig
 from raft_ray.refine.judges import JUDGES
 from raft_ray.refine.roles import NONE
-from raft_ray.templates import load_prompt
+from raft_ray.templates import load_prompt, prompt_hash
 
 REWRITE_FIELDS = ("prompt", "answer")
 FUSE_FIELDS = ("prompt", "answer", "rewrite")
@@ -29,9 +28,9 @@ class RefinePrompts:
     """Empty where no judge is a model."""
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each text that is used, in hex."""
+        """The hash of each text that is used."""
         texts = {"rewrite": self.rewrite, "fuse": self.fuse, "judge": self.judge}
-        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items() if text}
+        return {name: prompt_hash(text) for name, text in texts.items() if text}
 
 
 def load_prompts(refine: RefineConfig) -> RefinePrompts:

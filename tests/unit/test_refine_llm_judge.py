@@ -48,7 +48,6 @@ def test_a_judge_asks_about_every_case_at_once_greedily_and_with_a_schema() -> N
     assert model.asked == [f"Q What {{answer}}?\nR gold {{candidate}}\nC {text}" for text in ("Au", "Ag")]
     assert model.options == {"temperature": 0.0, "max_new_tokens": 99, "seed": 4, "schema": VERDICT_SCHEMA}
     assert judge.failures == {}
-    assert judge.prompt_hash == prompt_hash(TEMPLATE)
 
 
 def test_nonsense_is_no_score_and_is_counted() -> None:
@@ -134,7 +133,7 @@ def test_the_schema_asks_for_what_is_read() -> None:
 
 
 def test_a_prompt_is_told_by_its_text() -> None:
-    assert prompt_hash("abc") == "ba7816bf8f01"
+    assert prompt_hash("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert prompt_hash("abc ") != prompt_hash("abc")
 
 
