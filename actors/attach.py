@@ -48,7 +48,8 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
     Args:
         address: of the cluster, if not the one on record (another network's view of it).
 
-    Raises `RaftError` when nothing trains there, or its cluster does not answer.
+    Raises `RaftError` when nothing trains there, or its cluster does not answer, and what the pipeline raised in the
+    block.
     """
     found = next((path for path in (run / _FILE, *sorted(run.glob(f"methods/*/{_FILE}"))) if path.exists()), None)
     if found is None:
@@ -58,12 +59,16 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
+    from actors.remote import root_cause
+
     ours = not ray.is_initialized()
     where = address or record["address"]
     try:
         if ours:
             ray.init(address=where, log_to_driver=False, configure_logging=False)
         yield ray.get_actor(record["pipeline"], namespace=record["namespace"])
+    except ray.exceptions.RayTaskError as error:
+        raise root_cause(error) from error
     except (ConnectionError, ValueError, ray.exceptions.RayActorError) as error:
         raise RaftError(
             f"{run}: its Ray cluster at {where} does not answer, or the run has ended; see {found}"
@@ -87,10 +92,5 @@ def scale(run: Path, rollouts: int, address: str | None = None) -> int:
     import ray
 
     with attached(run, address) as pipeline:
-        try:
-            before: int = ray.get(pipeline.scale.remote(rollouts), timeout=_TIMEOUT)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RaftError):
-                raise error.cause from error
-            raise
+        before: int = ray.get(pipeline.scale.remote(rollouts), timeout=_TIMEOUT)
     return before

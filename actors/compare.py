@@ -22,9 +22,10 @@ from typing import Any
 import ray
 
 from actors.cluster import actor_options
-from actors.evaluate import _get, evaluate, weights_folder
+from actors.evaluate import evaluate, weights_folder
 from actors.progress import Bars
-from actors.run import console, refined_rows, root_cause, running, trained
+from actors.remote import get, last_line, root_cause
+from actors.run import console, refined_rows, running, trained
 from raft_ray import settings
 from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import write_comparison
@@ -121,7 +122,7 @@ def _train(training: Training, config: Config, prepared: Prepared, rows: list[Ro
     options = actor_options(role="evaluate", num_cpus=config.teacher.num_cpus, num_gpus=0, threads=None)
     task = ray.remote(_prune).options(**options)
     ref = task.remote(prepared.folder, str(tuned), str(out), config.compare.sparsity)
-    _get(ref, config.teacher.timeout, f"{training.name} (a Ray task)")
+    get(ref, config.teacher.timeout, f"{training.name} (a Ray task)")
     bars.update(f"{training.name}: prune", 1, 1)
     return str(out)
 
@@ -176,7 +177,7 @@ def _tried(name: str, failed: dict[str, str], work: Callable[[], Any]) -> Any:
         return work()
     # Whatever stops one method must not lose the hours that went into the others.
     except Exception as error:
-        failed[name] = root_cause(error)
+        failed[name] = last_line(root_cause(error))
         console.print(f"[red]{name} failed[/]: {failed[name]}", highlight=False)
         return None
 

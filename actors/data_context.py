@@ -1,20 +1,31 @@
-"""Ray Data's settings while we use it: quiet, and with time limits of our own. Knows nothing about what it carries."""
+"""Ray Data while we use it: quiet, with time limits of our own, and failing in one line. Knows nothing about what it
+carries."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import ray
 from ray.data import DataContext
+from ray.data.exceptions import UserCodeException
+
+from actors.remote import last_line
+from raft_ray import errors
+from raft_ray.errors import RaftError
 
 
 @contextmanager
-def quiet_data(*, start_timeout: float) -> Iterator[DataContext]:
+def quiet_data(what: str, logs: str, *, start_timeout: float) -> Iterator[DataContext]:
     """Ray Data without bars and notices for the block. Yields its settings, for those that the caller adds.
 
     Args:
+        what: opens the message of a failure, which ends with where the workers' `logs` are.
         start_timeout: longest wait for the first workers, seconds.
+
+    Raises a worker's own error if that was written for the user, else `RaftError` with the reason.
     """
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -27,5 +38,17 @@ def quiet_data(*, start_timeout: float) -> Iterator[DataContext]:
     try:
         with DataContext.current(context):
             yield context
+    except (UserCodeException, ray.exceptions.RayError, TimeoutError) as error:
+        raise _own(error) or RaftError(f"{what}: {last_line(error)}; see {logs}") from error
     finally:
         logger.setLevel(level)
+
+
+def _own(error: Exception) -> RaftError | None:
+    """The error for the user that a worker raised.
+
+    Unlike `remote.root_cause` it reads the text: Ray Data keeps only the traceback of what a worker's code raised, and
+    Ray that of what an actor's start raised.
+    """
+    found = re.search(r"^.*\b(?:raft_ray\.errors|actors\.remote)\.(\w+): (.*)$", str(error), re.MULTILINE)
+    return getattr(errors, found.group(1), RaftError)(found.group(2)) if found else None

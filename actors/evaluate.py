@@ -27,11 +27,12 @@ import ray
 from actors.cluster import actor_options
 from actors.eval_actor import EvalActor, Questions, questions, subset
 from actors.judge_actor import JudgeActor, judge_options, judge_timeout
+from actors.remote import get
 from actors.score_actor import ScoreActor
 from raft_ray import models as sources
 from raft_ray.config import Config
 from raft_ray.data import Row
-from raft_ray.errors import ConfigError, RaftError
+from raft_ray.errors import ConfigError
 from raft_ray.evaluate import domain
 from raft_ray.evaluate.judged import Opinion, domain_part, load_judge_prompts, open_part
 
@@ -94,7 +95,7 @@ def _weight_distances(
         if "base" in models:
             report("weight distance", done, len(models))
             ref = ray.remote(_distance).options(**options).remote(models["base"], folder, config.model.allow_pickle)
-            measured[name]["weight_distance"] = _get(
+            measured[name]["weight_distance"] = get(
                 ref, config.teacher.timeout, f"weight distance of {name} (a Ray task)"
             )
 
@@ -149,15 +150,15 @@ def _answer(
     try:
         who = _where(actor, "EvalActor", rollout.timeout, options)
         report("engine", 0, 1)
-        chunks = _get(actor.start.remote(), rollout.timeout, who)
+        chunks = get(actor.start.remote(), rollout.timeout, who)
         report("engine", 1, 1)
         for name, folder in models.items():
             start = time.perf_counter()
-            _get(actor.load.remote(folder), rollout.timeout, who)
+            get(actor.load.remote(folder), rollout.timeout, who)
             loaded = time.perf_counter()
             for chunk in range(len(chunks)):
                 report(f"answers of {name}", sum(chunks[:chunk]), sum(chunks))
-                _get(actor.answer.remote(chunk), timeout, who)
+                get(actor.answer.remote(chunk), timeout, who)
             report(f"answers of {name}", sum(chunks), sum(chunks))
             seconds = {"load": loaded - start, "answers": time.perf_counter() - loaded}
             if name == "base" and asked.general:
@@ -166,7 +167,7 @@ def _answer(
             if config.eval.judges:
                 answered[name] = actor.answered.remote()
                 ray.wait([answered[name]], timeout=rollout.timeout, fetch_local=False)
-            result = _get(actor.measure.remote(), rollout.timeout, who)
+            result = get(actor.measure.remote(), rollout.timeout, who)
             seconds.update(result.pop("seconds"))
             measured[name].update(result, seconds=seconds)
         return pairs, answered
@@ -194,24 +195,24 @@ def _scored(
     actor: Any = ray.remote(ScoreActor).options(**options).remote(next(iter(models.values())), config, asked)
     try:
         who = _where(actor, "ScoreActor", teacher.timeout, options)
-        chunks = _get(actor.start.remote(), teacher.timeout, who)
+        chunks = get(actor.start.remote(), teacher.timeout, who)
         for done, (name, folder) in enumerate(models.items()):
             start = time.perf_counter()
-            _get(actor.load.remote(folder), teacher.timeout, who)
+            get(actor.load.remote(folder), teacher.timeout, who)
             block = measured[name]
             if pairs is not None:
                 report("drift", done, len(models))
                 call = actor.refer.remote(pairs) if name == "base" else actor.drift.remote()
-                block["drift"] = _get(call, teacher.timeout, who)
+                block["drift"] = get(call, teacher.timeout, who)
                 block["seconds"]["drift"] = time.perf_counter() - start
                 start = time.perf_counter()
             for chunk in range(len(chunks)):
                 report(f"choices of {name}", sum(chunks[:chunk]), sum(chunks))
-                _get(actor.choose.remote(chunk), teacher.timeout, who)
+                get(actor.choose.remote(chunk), teacher.timeout, who)
             if chunks:
                 report(f"choices of {name}", sum(chunks), sum(chunks))
                 block["seconds"]["choices"] = time.perf_counter() - start
-            result = _get(actor.measure.remote(), teacher.timeout, who)
+            result = get(actor.measure.remote(), teacher.timeout, who)
             block["mmlu"] = result["mmlu"]
             if block["domain"] is not None:
                 block["domain"].update(result["domain"])
@@ -237,16 +238,16 @@ def _judged(
         try:
             who = _where(actor, f"JudgeActor {judge}", timeout, options)
             report(f"judge {judge}", 0, 1)
-            _get(actor.start.remote(), timeout, who)
+            get(actor.start.remote(), timeout, who)
             report(f"judge {judge}", 1, 1)
             for name, answers in answered.items():
                 start = time.perf_counter()
-                chunks = _get(actor.take.remote(answers), timeout, who)
+                chunks = get(actor.take.remote(answers), timeout, who)
                 for chunk in range(len(chunks)):
                     report(f"{judge} on answers of {name}", sum(chunks[:chunk]), sum(chunks))
-                    _get(actor.judge.remote(chunk), timeout, who)
+                    get(actor.judge.remote(chunk), timeout, who)
                 report(f"{judge} on answers of {name}", sum(chunks), sum(chunks))
-                for kind, opinion in _get(actor.opinions.remote(), timeout, who).items():
+                for kind, opinion in get(actor.opinions.remote(), timeout, who).items():
                     opinions[name][kind][judge] = opinion
                 measured[name]["seconds"][f"judge {judge}"] = time.perf_counter() - start
         finally:
@@ -275,23 +276,8 @@ def _summarise(block: dict[str, Any], config: Config) -> None:
 def _where(actor: Any, name: str, timeout: float, options: dict[str, Any]) -> str:
     """Actor and node once the process is there."""
     wants = f"{options['num_cpus']:g} CPUs and {options['num_gpus']:g} GPUs"
-    who: str = _get(actor.where.remote(), timeout, f"{name} (not placed yet: it waits for {wants} on one node)")
+    who: str = get(actor.where.remote(), timeout, f"{name} (not placed yet: it waits for {wants} on one node)")
     return who
-
-
-def _get(ref: Any, timeout: float, who: str) -> Any:
-    """The result of a remote call. Raises the call's own `RaftError`, or one that names `who` if it dies or is late."""
-    try:
-        return ray.get(ref, timeout=timeout)
-    except ray.exceptions.GetTimeoutError as error:
-        raise RaftError(f"{who}: no answer within {timeout:g} s (rollout.timeout, teacher.timeout)") from error
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RaftError):
-            raise error.cause from error
-        raise
-    except ray.exceptions.RayError as error:
-        cause = str(error).strip().splitlines()[0]
-        raise RaftError(f"{who}: the process died during the evaluation ({cause})") from error
 
 
 def _end(actor: Any, timeout: float) -> None:

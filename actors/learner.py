@@ -27,6 +27,7 @@ import torch
 from actors.checkpoint import Checkpoints
 from actors.cluster import actor_options, log_to_file
 from actors.export import export_model
+from actors.remote import root_cause
 from actors.storage import Storage
 from actors.weight_publish import Update, make_publisher
 from raft_ray import models
@@ -105,7 +106,7 @@ def _train_loop(arguments: dict[str, Any]) -> None:
         Rank(task, context.get_world_rank(), context.get_world_size()).run()
     except ray.exceptions.RayTaskError as error:
         # The pipeline has failed: starting the learners again would not mend it. The driver asks it for the cause.
-        if not isinstance(error.cause, RaftError):
+        if not isinstance(root_cause(error), RaftError):
             raise
         logging.exception("the pipeline has failed")
 

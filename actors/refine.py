@@ -14,7 +14,6 @@ again. Knows nothing about training.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,6 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.data.exceptions import UserCodeException
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.cluster import actor_options
@@ -35,7 +33,6 @@ from actors.data_context import quiet_data
 from actors.refine_engine import EnginePool, PoolPlan, engine_options, identities, plan_pool
 from actors.refine_store import CacheActor
 from actors.refine_workers import FuseWorker, RewriteWorker, Setup, pass_on, read, write
-from raft_ray import errors
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.refine.cache import Counts
@@ -115,7 +112,8 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
     # On this node, where the training set and the run folder are.
     here: dict[str, Any] = {**_light(), "label_selector": {"ray.io/node-id": _node()}}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    with quiet_data(start_timeout=config.rollout.timeout) as context:
+    logs = f"{out.parent / 'logs'}/refine-*.log"
+    with quiet_data("stage 1 failed", logs, start_timeout=config.rollout.timeout) as context:
         context.target_max_block_size = None  # slices stay whole
         # A slice may take hours; each call of a model has its own time limit.
         context.execution_no_progress_timeout_s = -1
@@ -135,11 +133,8 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
                 )
         arguments = {"slices": {part.first: part for part in pending}, "settings": settings, "folder": str(out)}
         written = data.map_batches(write, fn_kwargs=arguments, **whole, **here)
-        try:
-            for receipt in written.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield sum(receipt["rows"].to_pylist())
-        except (UserCodeException, ray.exceptions.RayError, TimeoutError) as error:
-            raise _cause(error, out) from error
+        for receipt in written.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield sum(receipt["rows"].to_pylist())
 
 
 class _Slices(Datasource):
@@ -220,14 +215,3 @@ def _check_resources(plans: list[PoolPlan]) -> None:
                 f"{keys}: the engines need {need:g} {unit}s, the cluster has {have.get(unit, 0):g}; lower them, or "
                 f"what each takes (num_{unit.lower()}s in section rollout or in refine.models)"
             )
-
-
-def _cause(error: Exception, out: Path) -> RaftError:
-    """What went wrong in an actor: its own error if that was written for the user, else the reason in one line."""
-    # Ray keeps an error of an actor's start as text only, so the text is what there is in every case.
-    text = str(error)
-    own = re.search(r"^.*\b(?:raft_ray\.errors|actors\.remote)\.(\w+): (.*)$", text, re.MULTILINE)
-    if own:
-        return getattr(errors, own.group(1), RaftError)(own.group(2))
-    reason = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
-    return RaftError(f"stage 1 failed: {reason}; see {out.parent / 'logs'}/refine-*.log")

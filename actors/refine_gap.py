@@ -101,7 +101,6 @@ class GapActor:
 def _values(config: Config, folder: Path, files: list[Path]) -> Iterator[pa.Table]:
     """Tables of `VALUES_SCHEMA`, in the order of the rows."""
     import ray
-    from ray.data.exceptions import UserCodeException
 
     from actors.data_context import quiet_data
 
@@ -115,7 +114,8 @@ def _values(config: Config, folder: Path, files: list[Path]) -> Iterator[pa.Tabl
     )
     # On this node, where the run folder is; without a CPU of its own, since the actors may hold them all.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    with quiet_data(start_timeout=teacher.timeout) as context:
+    logs = f"{folder.parent / 'logs'}/gap-*.log"
+    with quiet_data("compatibility gap", logs, start_timeout=teacher.timeout) as context:
         context.execution_options.preserve_order = True
         # It fails where nothing moves any more.
         context.execution_no_progress_timeout_s = int(2 * teacher.timeout)
@@ -134,14 +134,9 @@ def _values(config: Config, folder: Path, files: list[Path]) -> Iterator[pa.Tabl
             batch_format="pyarrow",
             **options,
         )
-        try:
-            for values in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-                assert isinstance(values, pa.Table)
-                yield values.select(VALUES_SCHEMA.names).cast(VALUES_SCHEMA)
-        except (UserCodeException, ray.exceptions.RayError, TimeoutError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[-1] if lines else type(error).__name__
-            raise RaftError(f"compatibility gap: {reason}; see {folder.parent / 'logs'}/gap-*.log") from error
+        for values in data.iter_batches(batch_size=None, batch_format="pyarrow"):
+            assert isinstance(values, pa.Table)
+            yield values.select(VALUES_SCHEMA.names).cast(VALUES_SCHEMA)
 
 
 def _fingerprint(config: Config, files: list[Path]) -> str:

@@ -30,6 +30,7 @@ from actors.pipeline import PipelineActor
 from actors.progress import Bars
 from actors.refine import refine as refine_rows
 from actors.refine_gap import measure_gap
+from actors.remote import last_line, root_cause
 from actors.rollout import RolloutActor
 from actors.storage import locate
 from actors.teacher import TeacherActor
@@ -206,7 +207,7 @@ def trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars
             raise RaftError(f"{phase}: {error}; see {run_dir / 'logs'}")
         ray.get(pipeline.finish.remote(), timeout=60)
     except ray.exceptions.RayError as error:
-        raise RaftError(f"{phase}: {root_cause(error)}; see {run_dir / 'logs'}") from error
+        raise RaftError(f"{phase}: {last_line(root_cause(error))}; see {run_dir / 'logs'}") from error
     finally:
         # Rollout and teacher actors belong to the pipeline actor and end with it.
         ray.kill(pipeline)
@@ -307,14 +308,3 @@ def _print_result(run_dir: Path, report: Path) -> None:
         console.print(summary_table(json.loads(path.read_text())))
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)
     console.print(f"Model:  {run_dir / 'model'}", highlight=False, soft_wrap=True)
-
-
-def root_cause(error: BaseException) -> str:
-    """The innermost message of a chain of Ray's errors, in one line."""
-    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
-        return root_cause(error.cause)
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        return root_cause(next(iter(failures.values())))
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[-1].strip()

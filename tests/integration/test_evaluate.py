@@ -232,7 +232,8 @@ def test_a_dead_engine_is_reported_with_actor_and_node(started: None, tmp_path: 
     import ray
 
     from actors.eval_actor import EvalActor, questions
-    from actors.evaluate import _get, _where
+    from actors.evaluate import _where
+    from actors.remote import get
 
     class Dying(EvalActor):
         def start(self) -> list[int]:
@@ -243,7 +244,7 @@ def test_a_dead_engine_is_reported_with_actor_and_node(started: None, tmp_path: 
     actor: Any = ray.remote(Dying).options(**options).remote("folder", config, questions(config, None))
     who = _where(actor, "EvalActor", 60.0, options)
     with pytest.raises(RaftError, match=rf"EvalActor on node {cluster.here()} \(pid \d+\): the process died"):
-        _get(actor.start.remote(), 60.0, who)
+        get(actor.start.remote(), 60.0, who)
 
 
 def test_an_actor_that_finds_no_place_is_reported_with_what_it_needs(started: None, tmp_path: Path) -> None:

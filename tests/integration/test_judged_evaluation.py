@@ -13,8 +13,9 @@ import ray
 from faulty_server import FaultyServer, Reply, fails, faulty_server, says
 
 from actors import cluster
-from actors.evaluate import _get, evaluate
+from actors.evaluate import evaluate
 from actors.judge_actor import JudgeActor, judge_options
+from actors.remote import get
 from raft_ray import models
 from raft_ray.config import Config, DomainMetric, Dtype, RefineModelConfig
 from raft_ray.data import Row
@@ -172,8 +173,8 @@ def test_a_judge_that_answers_nothing_ends_the_evaluation_with_its_name(
         actor: Any = (
             ray.remote(JudgeActor).options(**options).remote("remote", config, JudgePrompts(TEMPLATE, TEMPLATE))
         )
-        _get(actor.start.remote(), 120.0, "judge")
-        assert _get(actor.take.remote(Answered([Case("q", "a", "c")] * 2, [])), 60.0, "judge") == [2]
+        get(actor.start.remote(), 120.0, "judge")
+        assert get(actor.take.remote(Answered([Case("q", "a", "c")] * 2, [])), 60.0, "judge") == [2]
         with pytest.raises(kind, match=words):
-            _get(actor.judge.remote(0), 60.0, "judge")
+            get(actor.judge.remote(0), 60.0, "judge")
         ray.kill(actor)
