@@ -73,7 +73,13 @@ class JudgeActor:
         price = self.config.refine.models.get(self.name, RefineModelConfig())
         self.meters = {kind: Metered(self.name, self.model, price) for kind in self.cases}
         self.judges = {
-            kind: LlmJudge(self.name, self.meters[kind], template, seed=self.config.run.seed)
+            kind: LlmJudge(
+                self.name,
+                self.meters[kind],
+                template,
+                max_new_tokens=self.config.eval.judge_max_new_tokens,
+                seed=self.config.run.seed,
+            )
             for kind, template in self.templates.items()
         }
         self.scores: dict[str, list[float | None]] = {kind: [] for kind in self.cases}

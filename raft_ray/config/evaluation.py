@@ -49,6 +49,8 @@ class EvalConfig:
     `refine.models`; none leaves them out."""
     judge_prompt: str = "judge_domain"
     """A prompt file for the domain's answers. Fields: `{prompt}` `{answer}` `{candidate}`."""
+    judge_max_new_tokens: int = 256
+    """Of a verdict, its reason (and any thinking) included. One that is cut off is no score but a failure."""
     open: str | None = None
     """Open questions that only `eval.judges` can score: a JSONL file with `prompt` and perhaps `reference`, or of
     MT-Bench's form (`turns`); none leaves them out."""

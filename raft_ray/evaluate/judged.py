@@ -19,7 +19,7 @@ from raft_ray.evaluate.open_questions import OpenQuestion
 from raft_ray.refine.generation import Ask, Generation, Message
 from raft_ray.refine.judges import Case
 from raft_ray.refine.prompts import JUDGE_FIELDS
-from raft_ray.refine.roles import check_model_judges
+from raft_ray.refine.roles import SELF, check_model_judges, is_local, model_config
 from raft_ray.templates import load_prompt, prompt_hash
 
 RIGHT = 0.5
@@ -101,7 +101,21 @@ def check_judges(config: Config) -> None:
         raise ConfigError(
             f"eval.judges={asked.judges}: there is nothing to judge; set data.test or eval.open, or leave the key out"
         )
+    for name in asked.judges:
+        _check_room(config, name)
     load_judge_prompts(asked)
+
+
+def _check_room(config: Config, name: str) -> None:
+    """Refuse a judge on engines here whose context a verdict alone would fill."""
+    if not is_local(config.refine, name):
+        return
+    tokens, context = config.eval.judge_max_new_tokens, model_config(config, name).context
+    if context is not None and tokens >= context:
+        key = "model.context" if name == SELF else f"refine.models.{name}.context"
+        raise ConfigError(
+            f"eval.judge_max_new_tokens={tokens}: leaves no room for an answer in {key}={context}; lower it"
+        )
 
 
 def load_judge_prompts(asked: EvalConfig) -> JudgePrompts:

@@ -100,6 +100,7 @@ RANGES: dict[str, _Range] = {
     "eval.mmlu_rows": _FROM_ONE,
     "eval.general_rows": _FROM_ONE,
     "eval.general_max_new_tokens": _FROM_ONE,
+    "eval.judge_max_new_tokens": _FROM_ONE,
     "eval.open_rows": _FROM_ONE,
     "eval.open_max_new_tokens": _FROM_ONE,
     "eval.temperature": _NOT_NEGATIVE,

@@ -174,6 +174,10 @@ BAD_CONFIGS = [
     bad("eval smoke eval.domain_metric=judged", "eval.domain_metric=judged", "eval.judges names nobody"),
     bad("eval smoke eval.open=good.jsonl", "eval.open=good.jsonl", "eval.judges names nobody"),
     bad("eval smoke eval.judges=[self] eval.open=good.jsonl", "eval.open_max_new_tokens=512", "model.context=512"),
+    bad("eval smoke eval.judge_max_new_tokens=0", "eval.judge_max_new_tokens=0", "at least 1"),
+    bad(
+        "eval smoke eval.judges=[self] eval.judge_max_new_tokens=512", "eval.judge_max_new_tokens=512", "model.context"
+    ),
     bad("run judged.yaml", "refine.models.big.api_key_env", "NO_SUCH_KEY is not set"),
     bad("run judged.yaml eval.enabled=false refine.rewriter=big", "refine.models.big.api_key_env", "is not set"),
     bad("report none", "none: no such run folder"),

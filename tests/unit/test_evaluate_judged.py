@@ -160,6 +160,7 @@ def test_the_shipped_prompts_have_their_fields_and_ask_for_what_is_read() -> Non
 
 BIG = RefineModelConfig(base_url="http://x", model="m")
 KEYED = RefineModelConfig(base_url="http://x", model="m", api_key_env="NO_KEY")
+NEAR = RefineModelConfig(path="p", context=400)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,10 @@ KEYED = RefineModelConfig(base_url="http://x", model="m", api_key_env="NO_KEY")
         ({"judges": ["keyed"]}, r"refine\.models\.keyed\.api_key_env: the environment variable NO_KEY is not set"),
         ({"judges": ["big"], "judge_prompt": "rewrite"}, r"eval\.judge_prompt=rewrite: .*lacks \{candidate\}"),
         ({"judges": ["big"], "open_prompt": "nope"}, r"eval\.open_prompt=nope: no such prompt file"),
+        (
+            {"judges": ["big", "near"], "judge_max_new_tokens": 400},
+            r"eval\.judge_max_new_tokens=400: leaves no room .* refine\.models\.near\.context=400; lower it",
+        ),
         ({"domain_metric": DomainMetric.judged}, r"eval\.domain_metric=judged: eval\.judges names nobody"),
         ({"open": "open.jsonl"}, r"eval\.open=open\.jsonl: eval\.judges names nobody"),
     ],
@@ -178,7 +183,7 @@ KEYED = RefineModelConfig(base_url="http://x", model="m", api_key_env="NO_KEY")
 def test_judges_that_cannot_judge_are_refused(changes: dict[str, Any], words: str) -> None:
     config = Config(eval=EvalConfig(**changes))
     config.data.test = "test.jsonl"
-    config.refine.models = {"big": BIG, "keyed": KEYED}
+    config.refine.models = {"big": BIG, "keyed": KEYED, "near": NEAR}
     with pytest.raises(ConfigError, match=words):
         check_judges(config)
 
@@ -188,5 +193,7 @@ def test_judges_with_nothing_to_judge_are_refused_and_others_pass() -> None:
     with pytest.raises(ConfigError, match=r"eval\.judges=\['self'\]: there is nothing to judge"):
         check_judges(config)
     config.eval.open = "open.jsonl"
+    check_judges(config)
+    config.model.context = 257
     check_judges(config)
     check_judges(Config())

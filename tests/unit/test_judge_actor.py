@@ -76,6 +76,26 @@ def test_a_local_judge_has_its_engines_resources_and_an_endpoint_time_for_its_re
     assert judge_timeout(config, "far") == 100.0 + 4 * 2 * (10.0 + 120.0)
 
 
+def test_a_verdict_has_the_tokens_that_the_config_gives_it_and_one_that_is_cut_off_is_a_failure() -> None:
+    config = _config()
+    config.eval.judge_max_new_tokens = 12
+    whole = json.dumps({"reason": "fine", "score": 0.7})
+    limits: list[int] = []
+
+    def model(asks: Sequence[Ask], *, max_new_tokens: int, **_: Any) -> list[Generation]:
+        limits.append(max_new_tokens)
+        return [Generation(whole[:max_new_tokens], truncated=True), Generation(whole, truncated=True)]
+
+    actor = JudgeActor("far", config, JudgePrompts("{prompt}{answer}{candidate}", "{prompt}{answer}{candidate}"))
+    actor.model = model
+    actor.take(Answered([Case("q", "a", "b"), Case("q", "a", "c")], []))
+    actor.judge(0)
+    found = actor.opinions()["domain"]
+    assert limits == [12]
+    # The second came to its end with its last token.
+    assert (found.scores, found.failures) == ([None, 0.7], {"truncated": 1})
+
+
 class _Engine:
     """Answers every prompt with the first ids of a text, as many as it may."""
 
