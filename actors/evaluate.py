@@ -28,13 +28,14 @@ from actors.cluster import actor_options
 from actors.eval_actor import EvalActor, Questions, questions, subset
 from actors.judge_actor import JudgeActor, judge_options, judge_timeout
 from actors.remote import get
+from actors.refine_store import RemoteStore, cache_actor
 from actors.score_actor import ScoreActor
 from raft_ray import models as sources
 from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError
 from raft_ray.evaluate import domain
-from raft_ray.evaluate.judged import Opinion, domain_part, load_judge_prompts, open_part
+from raft_ray.evaluate.judged import JudgePrompts, Opinion, domain_part, load_judge_prompts, open_part
 
 Progress = Callable[[str, int, int], None]
 
@@ -232,26 +233,12 @@ def _judged(
     """Fill in what the judges say of every model's answers: `open`, and a verdict on each of the domain's questions."""
     prompts = load_judge_prompts(config.eval)
     opinions: dict[str, dict[str, dict[str, Opinion]]] = {name: {"domain": {}, "open": {}} for name in answered}
-    for judge in config.eval.judges:
-        options, timeout = judge_options(config, judge), judge_timeout(config, judge)
-        actor: Any = ray.remote(JudgeActor).options(**options).remote(judge, config, prompts)
-        try:
-            who = _where(actor, f"JudgeActor {judge}", timeout, options)
-            report(f"judge {judge}", 0, 1)
-            get(actor.start.remote(), timeout, who)
-            report(f"judge {judge}", 1, 1)
-            for name, answers in answered.items():
-                start = time.perf_counter()
-                chunks = get(actor.take.remote(answers), timeout, who)
-                for chunk in range(len(chunks)):
-                    report(f"{judge} on answers of {name}", sum(chunks[:chunk]), sum(chunks))
-                    get(actor.judge.remote(chunk), timeout, who)
-                report(f"{judge} on answers of {name}", sum(chunks), sum(chunks))
-                for kind, opinion in get(actor.opinions.remote(), timeout, who).items():
+    with cache_actor(Path(config.run.dir).absolute(), "judge") as cache:
+        for judge in config.eval.judges:
+            arguments = (judge, config, prompts, RemoteStore(cache))
+            for name, kinds in _opinions(arguments, answered, measured, report).items():
+                for kind, opinion in kinds.items():
                     opinions[name][kind][judge] = opinion
-                measured[name]["seconds"][f"judge {judge}"] = time.perf_counter() - start
-        finally:
-            _end(actor, timeout)
     for name, kinds in opinions.items():
         block = measured[name]
         if asked.domain:
@@ -260,6 +247,36 @@ def _judged(
             )
         if asked.open:
             block["open"] = open_part(asked.open, kinds["open"], config.eval.open_prompt, prompts.open)
+
+
+def _opinions(
+    arguments: tuple[str, Config, JudgePrompts, RemoteStore],
+    answered: dict[str, ray.ObjectRef],
+    measured: dict[str, dict[str, Any]],
+    report: Progress,
+) -> dict[str, dict[str, Opinion]]:
+    """What one judge says, by model and kind of answer; `arguments` are those of its actor."""
+    judge, config, *_ = arguments
+    options, timeout = judge_options(config, judge), judge_timeout(config, judge)
+    actor: Any = ray.remote(JudgeActor).options(**options).remote(*arguments)
+    found = {}
+    try:
+        who = _where(actor, f"JudgeActor {judge}", timeout, options)
+        report(f"judge {judge}", 0, 1)
+        get(actor.start.remote(), timeout, who)
+        report(f"judge {judge}", 1, 1)
+        for name, answers in answered.items():
+            start = time.perf_counter()
+            chunks = get(actor.take.remote(name, answers), timeout, who)
+            for chunk in range(len(chunks)):
+                report(f"{judge} on answers of {name}", sum(chunks[:chunk]), sum(chunks))
+                get(actor.judge.remote(chunk), timeout, who)
+            report(f"{judge} on answers of {name}", sum(chunks), sum(chunks))
+            found[name] = get(actor.opinions.remote(), timeout, who)
+            measured[name]["seconds"][f"judge {judge}"] = time.perf_counter() - start
+        return found
+    finally:
+        _end(actor, timeout)
 
 
 def _summarise(block: dict[str, Any], config: Config) -> None:

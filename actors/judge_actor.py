@@ -1,6 +1,8 @@
 """A judge of the evaluation: a language model that reads all models' answers, on an engine here or at an endpoint.
 
     take(answers of a model) ──> judge(chunk) × n ──> opinions()      and again with the next model's
+                                      │
+                                      └── CacheActor: verdicts that are known are not asked for again
 
 Knows the prompts that it fills; whose answers they are, and what follows from several judges' scores, is
 `actors.evaluate`'s and `raft_ray.evaluate.judged`'s.
@@ -16,9 +18,10 @@ from typing import Any
 import ray
 
 from actors.cluster import actor_options, here, log_to_file
-from actors.refine_engine import RefineEngine, engine_options, plan_pool
+from actors.refine_engine import RefineEngine, engine_options, identity, plan_pool
 from raft_ray.config import Config, RefineModelConfig
 from raft_ray.evaluate.judged import Answered, JudgePrompts, Metered, Opinion
+from raft_ray.refine.cache import CachedGenerate, Store
 from raft_ray.refine.endpoint import Endpoint
 from raft_ray.refine.judges import Case
 from raft_ray.refine.llm_judge import LlmJudge
@@ -47,10 +50,10 @@ def judge_timeout(config: Config, name: str) -> float:
 
 
 class JudgeActor:
-    """One judge, `self` or a name in `refine.models`."""
+    """One judge, `self` or a name in `refine.models`; `store` keeps what it says."""
 
-    def __init__(self, name: str, config: Config, prompts: JudgePrompts) -> None:
-        self.name, self.config = name, config
+    def __init__(self, name: str, config: Config, prompts: JudgePrompts, store: Store) -> None:
+        self.name, self.config, self.store = name, config, store
         self.templates = {"domain": prompts.domain, "open": prompts.open}
 
     def where(self) -> str:
@@ -61,21 +64,26 @@ class JudgeActor:
         """Start the engine, or check the endpoint's settings where its key must be. Raises `ConfigError`."""
         run_dir = self.config.run.dir
         log_to_file(Path(run_dir), f"judge-{self.name}")
+        self.identity = identity(self.config, self.name)
         self.model: Any
         if is_local(self.config.refine, self.name):
             self.model = RefineEngine(plan_pool(self.config, self.name), f"judge-{self.name}", run_dir).generate
         else:
             self.model = Endpoint(self.name, self.config.refine.models[self.name])
 
-    def take(self, answers: Answered) -> list[int]:
-        """Go on with a model's answers. Returns how many each chunk has."""
+    def take(self, whose: str, answers: Answered) -> list[int]:
+        """Go on with the answers of the model `whose`. Returns how many each chunk has.
+
+        Verdicts are kept by model, so that a chunk is known or asked for as a whole: an endpoint that fails now and
+        then would seem to fail altogether where little of a chunk is left to ask.
+        """
         self.cases: dict[str, list[Case]] = {"domain": answers.domain, "open": answers.open}
         price = self.config.refine.models.get(self.name, RefineModelConfig())
-        self.meters = {kind: Metered(self.name, self.model, price) for kind in self.cases}
+        self.meters = {kind: Metered(self.identity, self.model, price) for kind in self.cases}
         self.judges = {
             kind: LlmJudge(
                 self.name,
-                self.meters[kind],
+                CachedGenerate(self.meters[kind], self.store, f"judge {self.name}", scope=whose),
                 template,
                 max_new_tokens=self.config.eval.judge_max_new_tokens,
                 seed=self.config.run.seed,
@@ -85,7 +93,7 @@ class JudgeActor:
         self.scores: dict[str, list[float | None]] = {kind: [] for kind in self.cases}
         self.chunks = []
         for kind, cases in self.cases.items():
-            # Equal parts: where an endpoint fails now and then, a last chunk of one would seem to fail altogether.
+            # Equal parts, for the same reason: no last chunk of one.
             size = math.ceil(len(cases) / math.ceil(len(cases) / CHUNK)) if cases else 1
             self.chunks += [(kind, cases[start : start + size]) for start in range(0, len(cases), size)]
         return [len(cases) for _, cases in self.chunks]

@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.cluster import actor_options
 from actors.data_context import quiet_data
 from actors.refine_engine import EnginePool, PoolPlan, engine_options, identities, plan_pool
-from actors.refine_store import CacheActor
+from actors.refine_store import cache_actor
 from actors.refine_workers import FuseWorker, RewriteWorker, Setup, pass_on, read, write
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
@@ -82,7 +82,7 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
     plans = [plan_pool(config, name) for name in local_models(config.refine)] if config.refine.enabled else []
     _check_resources(plans)
     done = scan.rows - sum(part.count for part in pending)
-    with _cache(out.parent) as cache, _pools(plans, str(out.parent)) as pools:
+    with cache_actor(out.parent, "refine") as cache, _pools(plans, str(out.parent)) as pools:
         before: Counts = ray.get(cache.counts.remote())
         setup = Setup(config, prompts, names, pools, cache, str(out.parent))
         if progress:
@@ -158,16 +158,6 @@ class _Slices(Datasource):
             ReadTask(partial(read, *self._scan, part), BlockMetadata(part.count, None, None, None))
             for part in self._pending
         ]
-
-
-@contextmanager
-def _cache(run_dir: Path) -> Iterator[Any]:
-    actor = ray.remote(CacheActor).options(max_restarts=-1, max_task_retries=-1, **_light(), **_here())
-    handle: Any = actor.remote(str(run_dir))
-    try:
-        yield handle
-    finally:
-        ray.kill(handle)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from raft_ray.errors import RaftError
 from raft_ray.models import load_tokenizer, model_context, model_identity, resolve
 from raft_ray.prompts import PromptEncoder
 from raft_ray.refine.generation import Ask, Generation
-from raft_ray.refine.roles import SELF, local_models, model_config, models_used
+from raft_ray.refine.roles import SELF, is_local, model_config, models_used
 
 
 @dataclass(frozen=True)
@@ -222,14 +222,14 @@ class PooledGenerate:
 
 def identities(config: Config) -> dict[str, str]:
     """Of the models that have a role, by name: what their texts depend on."""
-    local = local_models(config.refine)
-    found = {}
-    for name in models_used(config.refine):
-        if name in local:
-            model = model_config(config, name)
-            folder = resolve(model.path)
-            found[name] = f"{model_identity(folder)} {model.dtype.value} {model_context(folder, model)}"
-        else:
-            remote = config.refine.models[name]
-            found[name] = f"{remote.base_url} {remote.model}"
-    return found
+    return {name: identity(config, name) for name in models_used(config.refine)}
+
+
+def identity(config: Config, name: str) -> str:
+    """What the texts of a model (`self`, or a key of `refine.models`) depend on."""
+    if is_local(config.refine, name):
+        model = model_config(config, name)
+        folder = resolve(model.path)
+        return f"{model_identity(folder)} {model.dtype.value} {model_context(folder, model)}"
+    remote = config.refine.models[name]
+    return f"{remote.base_url} {remote.model}"

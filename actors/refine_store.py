@@ -1,38 +1,61 @@
-"""The cache of stage 1's generations for workers on any node: one actor beside the run folder has the file."""
+"""The cache of what models wrote for workers on any node: one actor beside the run folder has the file.
+
+Stage 1's texts are in `refine_cache.sqlite`, the verdicts of the evaluation's judges in `judge_cache.sqlite`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.cluster import log_to_file
+from actors.cluster import actor_options, log_to_file
 from raft_ray.announce import announce
 from raft_ray.refine.cache import Counts, GenerationStore
 from raft_ray.refine.generation import Generation
 
-FILE = "refine_cache.sqlite"
-"""In the run folder."""
-
 
 class CacheActor:
-    """An actor on the node of the run folder."""
+    """An actor on the node of the run folder.
 
-    def __init__(self, run_dir: str) -> None:
-        log_to_file(Path(run_dir), "refine-cache")
-        self._store = GenerationStore(Path(run_dir) / FILE)
+    Args:
+        role: of the models: `refine`, `judge`. Names the file and the log.
+    """
+
+    def __init__(self, run_dir: str, role: str) -> None:
+        self._name = f"{role}-cache"
+        log_to_file(Path(run_dir), self._name)
+        self._store = GenerationStore(Path(run_dir) / f"{role}_cache.sqlite")
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
         return self._store.get(keys)
 
     def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
-        announce("refine-cache", "writing", generations=len(generations))
+        announce(self._name, "writing", generations=len(generations))
         self._store.put(generations, counts)
 
     def counts(self) -> Counts:
         return self._store.counts()
+
+
+@contextmanager
+def cache_actor(run_dir: Path, role: str) -> Iterator[Any]:
+    """The handle of a `CacheActor` on this node, where the run folder is; the actor ends with the block.
+
+    It takes no CPU of its own, since those whose texts it keeps may hold all.
+    """
+    options = actor_options(role=role, num_cpus=0, num_gpus=0, threads=1)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(CacheActor).options(max_restarts=-1, max_task_retries=-1, scheduling_strategy=here, **options)
+    handle: Any = actor.remote(str(run_dir), role)
+    try:
+        yield handle
+    finally:
+        ray.kill(handle)
 
 
 class RemoteStore:

@@ -47,7 +47,8 @@ class Opinion:
     failures: dict[str, int]
     """How many answers got no score, by reason (`raft_ray.refine.llm_judge.LlmJudge`)."""
     usage: dict[str, float]
-    """`input_tokens`, `output_tokens`, and their `cost` at an endpoint's price."""
+    """Of what was asked now rather than known: `asks`, `input_tokens`, `output_tokens`, and their `cost` at an
+    endpoint's price."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +68,26 @@ class _Asked(Protocol):
 
 
 class Metered:
-    """A `Generate` that counts its tokens and, at the price of `model`, what they cost."""
+    """A `Generate` that counts what it is asked, its tokens and, at the price of `model`, what they cost."""
 
     def __init__(self, identity: str, generate: _Asked, model: RefineModelConfig) -> None:
         self.identity = identity
         self._generate = generate
         self._model = model
-        self._input = self._output = 0
+        self._asks = self._input = self._output = 0
 
     def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
         generations = self._generate(asks, **options)
+        self._asks += len(asks)
         self._input += sum(one.input_tokens for one in generations)
         self._output += sum(one.output_tokens for one in generations)
         return generations
 
     def usage(self) -> dict[str, float]:
-        """`{"input_tokens", "output_tokens", "cost"}` since the start."""
+        """`{"asks", "input_tokens", "output_tokens", "cost"}` since the start."""
         cost = (self._input * self._model.input_cost + self._output * self._model.output_cost) / 1e6
-        return {"input_tokens": self._input, "output_tokens": self._output, "cost": round(cost, 6)}
+        tokens = {"input_tokens": self._input, "output_tokens": self._output}
+        return {"asks": self._asks, **tokens, "cost": round(cost, 6)}
 
 
 def check_judges(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""What models wrote for stage 1, kept under the hash of everything that decides it.
+"""What models wrote, kept under the hash of everything that decides it.
 
     asks ── keys ──> store: known texts
                 └──> the missing ones, in one call ──> model ──> store, in one transaction ──> texts

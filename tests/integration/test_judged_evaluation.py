@@ -16,6 +16,7 @@ from actors import cluster
 from actors.evaluate import evaluate
 from actors.judge_actor import JudgeActor, judge_options
 from actors.remote import get
+from actors.refine_store import RemoteStore, cache_actor
 from raft_ray import models
 from raft_ray.config import Config, DomainMetric, Dtype, RefineModelConfig
 from raft_ray.data import Row
@@ -113,7 +114,7 @@ def test_every_models_answers_are_judged_by_an_endpoint_and_by_the_original_mode
         remote = domain["judged"]["judges"]["remote"]
         # Two of the three that it could judge; the server counts 7 tokens in and 3 out for every request.
         assert (remote["right"], remote["answered"], remote["failures"]) == (2 / 3, 3, {"not_json": 1})
-        assert remote["usage"] == {"input_tokens": 28, "output_tokens": 12, "cost": 5.2}
+        assert remote["usage"] == {"asks": 4, "input_tokens": 28, "output_tokens": 12, "cost": 5.2}
         assert domain["judged"]["prompt"]["file"] == config.eval.judge_prompt
 
         remote = opened["judges"]["remote"]
@@ -141,6 +142,14 @@ def test_every_models_answers_are_judged_by_an_endpoint_and_by_the_original_mode
     assert ("remote on answers of base", 7, 7) in seen
     # The endpoint is asked from an actor's process.
     assert (tmp_path / "run/logs/judge-remote.log").exists()
+
+    again = evaluate({"base": base}, config, _rows())["base"]
+    assert len(server.requests) == 14, "an evaluation that was made again asked for verdicts that it had"
+    for part, keys in (("domain", ("right", "answered", "failures")), ("open", ("score", "answered", "failures"))):
+        before, now = ((b[part].get("judged") or b[part])["judges"] for b in (result["base"], again))
+        for name in config.eval.judges:
+            assert [now[name][key] for key in keys] == [before[name][key] for key in keys]
+            assert now[name]["usage"]["asks"] == 0
 
 
 def _check_what_was_asked(server: FaultyServer, config: Config, base: str) -> None:
@@ -170,11 +179,12 @@ def test_a_judge_that_answers_nothing_ends_the_evaluation_with_its_name(
     with faulty_server(fails(status)) as down:
         config = _config(tmp_path, down.url)
         options = judge_options(config, "remote")
-        actor: Any = (
-            ray.remote(JudgeActor).options(**options).remote("remote", config, JudgePrompts(TEMPLATE, TEMPLATE))
-        )
-        get(actor.start.remote(), 120.0, "judge")
-        assert get(actor.take.remote(Answered([Case("q", "a", "c")] * 2, [])), 60.0, "judge") == [2]
-        with pytest.raises(kind, match=words):
-            get(actor.judge.remote(0), 60.0, "judge")
-        ray.kill(actor)
+        cases = [Case("q", "a", candidate) for candidate in ("c", "d")]
+        with cache_actor(tmp_path / "run", "judge") as cache:
+            arguments = ("remote", config, JudgePrompts(TEMPLATE, TEMPLATE), RemoteStore(cache))
+            actor: Any = ray.remote(JudgeActor).options(**options).remote(*arguments)
+            get(actor.start.remote(), 120.0, "judge")
+            assert get(actor.take.remote("base", Answered(cases, [])), 60.0, "judge") == [2]
+            with pytest.raises(kind, match=words):
+                get(actor.judge.remote(0), 60.0, "judge")
+            ray.kill(actor)

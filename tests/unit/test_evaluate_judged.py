@@ -29,7 +29,7 @@ from raft_ray.refine.judges import Case
 from raft_ray.refine.llm_judge import VERDICT_SCHEMA
 from raft_ray.templates import prompt_hash
 
-USAGE = {"input_tokens": 1, "output_tokens": 2, "cost": 0.0}
+USAGE = {"asks": 1, "input_tokens": 1, "output_tokens": 2, "cost": 0.0}
 ONE = OpenQuestion(("Name a fruit.",), ("Apple.",), "things")
 TWO = OpenQuestion(("Say hi.", "Again."), (None, "Hi."), "talk")
 
@@ -148,7 +148,7 @@ def test_tokens_are_counted_and_priced_by_the_million() -> None:
     assert [one.text for one in metered(asks * 2, temperature=0.0)] == ["x", "x"]
     metered(asks, temperature=0.0)
     assert seen == [{"temperature": 0.0}] * 2
-    assert metered.usage() == {"input_tokens": 300, "output_tokens": 30, "cost": 0.0021}
+    assert metered.usage() == {"asks": 3, "input_tokens": 300, "output_tokens": 30, "cost": 0.0021}
 
 
 def test_the_shipped_prompts_have_their_fields_and_ask_for_what_is_read() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from actors.eval_actor import EvalActor, Questions
 from actors.judge_actor import CHUNK, JudgeActor, judge_options, judge_timeout
 from raft_ray import models
 from raft_ray.config import Config, RefineModelConfig
-from raft_ray.evaluate.judged import Answered, JudgePrompts
+from raft_ray.evaluate.judged import Answered, JudgePrompts, Opinion
 from raft_ray.evaluate.open_questions import OpenQuestion
+from raft_ray.refine.cache import GenerationStore
 from raft_ray.refine.generation import Ask, Generation
 from raft_ray.refine.judges import Case
 
@@ -33,37 +34,107 @@ def _config() -> Config:
     return config
 
 
-def test_a_judge_reads_domain_and_open_answers_with_their_own_prompts_and_starts_anew_with_every_model() -> None:
-    asked: list[list[str]] = []
+FILLED = JudgePrompts("D {prompt}{answer}{candidate}", "O {prompt}{answer}{candidate}")
 
-    def model(asks: Sequence[Ask], **_: Any) -> list[Generation]:
+
+class _Judge(JudgeActor):
+    """One that was started, with a model that replies by a function of the prompt."""
+
+    def __init__(self, config: Config, path: Path, reply: Callable[[str], Generation], identity: str = "m") -> None:
+        super().__init__("far", config, FILLED, GenerationStore(path))
+        self.identity = identity
+        self.reply = reply
+        self.asked: list[list[str]] = []
+        self.limits: list[int] = []
+        self.model = self._model
+
+    def _model(self, asks: Sequence[Ask], *, max_new_tokens: int, **_: Any) -> list[Generation]:
         texts = [ask.chat[-1]["content"] for ask in asks]
-        asked.append(texts)
-        return [
-            Generation("no" if "bad" in text else json.dumps({"reason": "", "score": 0.7}), output_tokens=1)
-            for text in texts
-        ]
+        self.asked.append(texts)
+        self.limits.append(max_new_tokens)
+        return [self.reply(text) for text in texts]
 
-    actor = JudgeActor("far", _config(), JudgePrompts("D {prompt}{answer}{candidate}", "O {prompt}{answer}{candidate}"))
-    actor.model = model
-    domain = [Case("q", "a", "bad" if number == 0 else "good") for number in range(CHUNK + 2)]
-    sizes = actor.take(Answered(domain, [Case("q", "a", "c")]))
+    def whole(self, whose: str, answers: Answered) -> dict[str, Opinion]:
+        for chunk in range(len(self.take(whose, answers))):
+            self.judge(chunk)
+        return self.opinions()
+
+
+def _verdict(text: str) -> Generation:
+    return Generation("no" if "bad" in text else json.dumps({"reason": "", "score": 0.7}), output_tokens=1)
+
+
+def test_a_judge_reads_domain_and_open_answers_with_their_own_prompts_and_starts_anew_with_every_model(
+    tmp_path: Path,
+) -> None:
+    actor = _Judge(_config(), tmp_path / "cache.sqlite", _verdict)
+    domain = [Case("q", "a", "bad" if number == 0 else f"good {number}") for number in range(CHUNK + 2)]
+    sizes = actor.take("sft", Answered(domain, [Case("q", "a", "c")]))
     # No chunk of two: an endpoint that fails at both would seem to fail altogether.
     assert sizes == [33, 33, 1]
     for chunk in range(len(sizes)):
         actor.judge(chunk)
-    assert [len(texts) for texts in asked] == sizes
-    assert (asked[0][0], asked[2]) == ("D qabad", ["O qac"])
+    assert [len(texts) for texts in actor.asked] == sizes
+    assert (actor.asked[0][0], actor.asked[2]) == ("D qabad", ["O qac"])
     found = actor.opinions()
     assert found["domain"].scores == [None, *[0.7] * 65]
     assert (found["domain"].failures, found["domain"].usage["cost"]) == ({"not_json": 1}, 66.0)
     assert (found["open"].scores, found["open"].failures, found["open"].usage["cost"]) == ([0.7], {}, 1.0)
 
-    assert actor.take(Answered([Case("q", "a", "good")], [])) == [1]
-    actor.judge(0)
-    again = actor.opinions()
+    again = actor.whole("raft", Answered([Case("q", "a", "good")], []))
     assert (again["domain"].scores, again["domain"].failures, again["domain"].usage["cost"]) == ([0.7], {}, 1.0)
     assert again["open"].scores == []
+
+
+def test_a_verdict_has_the_tokens_that_the_config_gives_it_and_one_that_is_cut_off_is_a_failure(tmp_path: Path) -> None:
+    config = _config()
+    config.eval.judge_max_new_tokens = 12
+    whole = json.dumps({"reason": "fine", "score": 0.7})
+    actor = _Judge(
+        config, tmp_path / "cache.sqlite", lambda text: Generation(whole[: 12 if "long" in text else None], True)
+    )
+    found = actor.whole("sft", Answered([Case("q", "a", "long"), Case("q", "a", "short")], []))["domain"]
+    assert actor.limits == [12]
+    # The short one came to its end with its last token.
+    assert (found.scores, found.failures) == ([None, 0.7], {"truncated": 1})
+
+
+def test_what_a_judge_said_of_an_answer_is_not_asked_for_again(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    answers = Answered([Case("q", "a", "good"), Case("q", "a", "bad")], [Case("q", "a", "good")])
+
+    def read(config: Config | None = None, whose: str = "sft", identity: str = "m") -> tuple[int, dict[str, Opinion]]:
+        actor = _Judge(config or _config(), path, _verdict, identity)
+        found = actor.whole(whose, answers)
+        actor.store.close()  # type: ignore[attr-defined]
+        return sum(map(len, actor.asked)), found
+
+    asked, first = read()
+    assert (asked, first["domain"].usage["asks"], first["domain"].usage["output_tokens"]) == (3, 2, 2)
+    asked, again = read()
+    assert asked == 0
+    for kind in ("domain", "open"):
+        assert (again[kind].scores, again[kind].failures) == (first[kind].scores, first[kind].failures)
+        assert again[kind].usage == {"asks": 0, "input_tokens": 0, "output_tokens": 0, "cost": 0.0}
+
+    longer, seeded = _config(), _config()
+    longer.eval.judge_max_new_tokens += 1
+    seeded.run.seed += 1
+    for other in ({"config": longer}, {"config": seeded}, {"whose": "raft"}, {"identity": "n"}):
+        assert read(**other)[0] == 3, other  # type: ignore[arg-type]
+    answers = Answered([Case("q", "a", "good"), Case("q", "a", "better")], [])
+    assert read()[0] == 1
+
+
+def test_an_answer_of_which_a_judge_said_nothing_is_asked_about_again(tmp_path: Path) -> None:
+    replies = {"D qab": Generation("", failed="HTTP 500"), "D qac": _verdict("")}
+    actor = _Judge(_config(), tmp_path / "cache.sqlite", lambda text: replies[text])
+    answers = Answered([Case("q", "a", "b"), Case("q", "a", "c")], [])
+    assert actor.whole("sft", answers)["domain"].failures == {"failed": 1}
+    replies["D qab"] = _verdict("")
+    found = actor.whole("sft", answers)["domain"]
+    assert (found.scores, found.failures, found.usage["asks"]) == ([0.7, 0.7], {}, 1)
+    assert actor.asked == [["D qab", "D qac"], ["D qab"]]
 
 
 def test_a_local_judge_has_its_engines_resources_and_an_endpoint_time_for_its_retries() -> None:
@@ -74,26 +145,6 @@ def test_a_local_judge_has_its_engines_resources_and_an_endpoint_time_for_its_re
     assert judge_timeout(config, "near") == 100.0
     # Four rounds of sixteen requests, two tries each, a pause of at most 120 s with every try.
     assert judge_timeout(config, "far") == 100.0 + 4 * 2 * (10.0 + 120.0)
-
-
-def test_a_verdict_has_the_tokens_that_the_config_gives_it_and_one_that_is_cut_off_is_a_failure() -> None:
-    config = _config()
-    config.eval.judge_max_new_tokens = 12
-    whole = json.dumps({"reason": "fine", "score": 0.7})
-    limits: list[int] = []
-
-    def model(asks: Sequence[Ask], *, max_new_tokens: int, **_: Any) -> list[Generation]:
-        limits.append(max_new_tokens)
-        return [Generation(whole[:max_new_tokens], truncated=True), Generation(whole, truncated=True)]
-
-    actor = JudgeActor("far", config, JudgePrompts("{prompt}{answer}{candidate}", "{prompt}{answer}{candidate}"))
-    actor.model = model
-    actor.take(Answered([Case("q", "a", "b"), Case("q", "a", "c")], []))
-    actor.judge(0)
-    found = actor.opinions()["domain"]
-    assert limits == [12]
-    # The second came to its end with its last token.
-    assert (found.scores, found.failures) == ([None, 0.7], {"truncated": 1})
 
 
 class _Engine:
