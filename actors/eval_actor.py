@@ -189,7 +189,8 @@ class EvalActor:
         domain_texts, ifeval_texts, general_texts = (
             [self.answers[place][0] for place in self._places(kind)] for kind in ("domain", "ifeval", "general")
         )
-        result: dict[str, Any] = {"domain": None, "ifeval": None, "length": None, "answers": [], "general_answers": []}
+        result: dict[str, Any] = {"domain": None, "ifeval": None, "length": None}
+        result |= {"answers": [], "general_answers": [], "open_answers": []}
         if asked.domain:
             _, correct = domain.accuracy(domain_texts, [row.answers for row in asked.domain])
             pairs = zip(domain_texts, asked.domain, strict=True)
@@ -212,6 +213,16 @@ class EvalActor:
                 {"prompt": prompt, "answer": text}
                 for prompt, text in self._shown(list(zip(asked.general, general_texts, strict=True)))
             ]
+        # Without what judges say of them, who come later.
+        result["open_answers"] = [
+            {
+                "turns": [
+                    {"prompt": prompt, "reference": reference, "answer": text}
+                    for prompt, reference, text in zip(question.turns, question.references, texts, strict=True)
+                ]
+            }
+            for question, texts in self._shown(list(zip(asked.open, self._open_texts(), strict=True)))
+        ]
         result["too_long"] = {
             kind: sum(self.limits[place] <= 0 for place in self._places(kind))
             for kind in ("domain", "ifeval", "general", "open")
@@ -226,12 +237,16 @@ class EvalActor:
 
     def answered(self) -> Answered:
         """The answers that judges read."""
-        domain_texts, first = ([self.answers[place][0] for place in self._places(kind)] for kind in ("domain", "open"))
-        open_texts = [
+        domain_texts = [self.answers[place][0] for place in self._places("domain")]
+        return Answered(domain_cases(self.asked.domain, domain_texts), open_cases(self.asked.open, self._open_texts()))
+
+    def _open_texts(self) -> list[list[str]]:
+        """The answers to each open question, one a turn."""
+        first = [self.answers[place][0] for place in self._places("open")]
+        return [
             [text, self.second_answers[place][0]] if place in self.second_answers else [text]
             for place, text in enumerate(first)
         ]
-        return Answered(domain_cases(self.asked.domain, domain_texts), open_cases(self.asked.open, open_texts))
 
     def stop(self) -> None:
         """End this process, and the engine with it."""

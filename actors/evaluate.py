@@ -35,7 +35,7 @@ from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError
 from raft_ray.evaluate import domain
-from raft_ray.evaluate.judged import JudgePrompts, Opinion, domain_part, load_judge_prompts, open_part
+from raft_ray.evaluate.judged import JudgePrompts, Opinion, domain_part, load_judge_prompts, open_part, open_verdicts
 
 Progress = Callable[[str, int, int], None]
 
@@ -72,7 +72,7 @@ def evaluate(
             "too_long": {},
             "open": None,
         }
-        | {"answers": [], "general_answers": []}
+        | {"answers": [], "general_answers": [], "open_answers": []}
         for name, folder in models.items()
     }
     _weight_distances(models, config, measured, report)
@@ -247,6 +247,22 @@ def _judged(
             )
         if asked.open:
             block["open"] = open_part(asked.open, kinds["open"], config.eval.open_prompt, prompts.open)
+            block["open_answers"] = _judged_samples(block, asked, kinds["open"], config)
+
+
+def _judged_samples(
+    block: dict[str, Any], asked: Questions, opinions: dict[str, Opinion], config: Config
+) -> list[dict[str, Any]]:
+    """The answers to open questions that are shown, with what the judges say of them."""
+    said = list(zip(block["open"]["scores"], open_verdicts(asked.open, opinions), strict=True))
+    shown = subset(said, config.eval.samples, config.run.seed)
+    return [
+        {
+            "score": score,
+            "turns": [turn | {"judges": judges} for turn, judges in zip(sample["turns"], verdicts, strict=True)],
+        }
+        for sample, (score, verdicts) in zip(block["open_answers"], shown, strict=True)
+    ]
 
 
 def _opinions(

@@ -24,7 +24,7 @@ from raft_ray.evaluate.judged import Answered, JudgePrompts, Metered, Opinion
 from raft_ray.refine.cache import CachedGenerate, Store
 from raft_ray.refine.endpoint import Endpoint
 from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import LlmJudge
+from raft_ray.refine.llm_judge import LlmJudge, Verdict
 from raft_ray.refine.roles import is_local
 
 CHUNK = 64
@@ -90,7 +90,7 @@ class JudgeActor:
             )
             for kind, template in self.templates.items()
         }
-        self.scores: dict[str, list[float | None]] = {kind: [] for kind in self.cases}
+        self.verdicts: dict[str, list[Verdict | None]] = {kind: [] for kind in self.cases}
         self.chunks = []
         for kind, cases in self.cases.items():
             # Equal parts, for the same reason: no last chunk of one.
@@ -104,13 +104,18 @@ class JudgeActor:
         Raises what the model raises: `RaftError` where an endpoint answered nothing, `ConfigError` where it refuses.
         """
         kind, cases = self.chunks[chunk]
-        self.scores[kind] += self.judges[kind].score(cases)
+        self.verdicts[kind] += self.judges[kind].verdicts(cases)
 
     def opinions(self) -> dict[str, Opinion]:
         """What this judge says of the model's answers, by kind (`domain`, `open`)."""
         return {
-            kind: Opinion(self.scores[kind], dict(self.judges[kind].failures), self.meters[kind].usage())
-            for kind in self.cases
+            kind: Opinion(
+                [one.score if one else None for one in verdicts],
+                [one.reason if one else "" for one in verdicts],
+                dict(self.judges[kind].failures),
+                self.meters[kind].usage(),
+            )
+            for kind, verdicts in self.verdicts.items()
         }
 
     def stop(self) -> None:

@@ -44,6 +44,8 @@ class Opinion:
     """What one judge says of one model's answers of a kind."""
 
     scores: list[float | None]
+    reasons: list[str]
+    """Of each answer, why; empty where the judge gave none."""
     failures: dict[str, int]
     """How many answers got no score, by reason (`raft_ray.refine.llm_judge.LlmJudge`)."""
     usage: dict[str, float]
@@ -230,6 +232,21 @@ def open_part(
             for own in [_given(opinion.scores)]
         },
     }
+
+
+def open_verdicts(
+    questions: Sequence[OpenQuestion], opinions: Mapping[str, Opinion]
+) -> list[list[dict[str, dict[str, Any]]]]:
+    """What all judges say, by question and turn: `{judge: {"score": in [0, 1] or none, "reason"}}`.
+
+    Args:
+        opinions: by judge, of every turn, question by question.
+    """
+    said = iter(
+        {name: {"score": score, "reason": reason} for name, (score, reason) in zip(opinions, given, strict=True)}
+        for given in zip(*(zip(one.scores, one.reasons, strict=True) for one in opinions.values()), strict=True)
+    )
+    return [list(islice(said, len(question.turns))) for question in questions]
 
 
 def _given(scores: Scores) -> list[float]:

@@ -69,6 +69,10 @@ class LlmJudge:
 
     def score(self, cases: Sequence[Case]) -> list[float | None]:
         """A score in [0, 1] for each case, in order; none where the model failed or answered nonsense."""
+        return [verdict.score if verdict else None for verdict in self.verdicts(cases)]
+
+    def verdicts(self, cases: Sequence[Case]) -> list[Verdict | None]:
+        """The same with the model's reasons."""
         generations = self._generate(
             [Ask([{"role": "user", "content": self._prompt(case)}]) for case in cases],
             temperature=0.0,
@@ -81,9 +85,9 @@ class LlmJudge:
     def _prompt(self, case: Case) -> str:
         return fill(self._template, prompt=case.question, answer=case.gold, candidate=case.candidate)
 
-    def _read(self, generation: Generation) -> float | None:
+    def _read(self, generation: Generation) -> Verdict | None:
         try:
-            return read_verdict(generation).score
+            return read_verdict(generation)
         except NoVerdictError as error:
             self.failures[error.reason] += 1
             _log.debug("judge %s: no score (%s): %r", self.name, error.reason, generation.text[:200])

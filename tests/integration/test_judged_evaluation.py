@@ -123,6 +123,17 @@ def test_every_models_answers_are_judged_by_an_endpoint_and_by_the_original_mode
         assert set(opened["by_category"]) == {"things", "talk"}
         assert opened["score"] == pytest.approx(sum(opened["scores"]) / 2)
 
+        first, second = block["open_answers"]
+        assert [(turn["prompt"], turn["reference"]) for turn in first["turns"] + second["turns"]] == [
+            ("Name a fruit.", "Apple."),
+            ("Say hi.", "Hi."),
+            ("Say it again.", None),
+        ]
+        assert [first["score"], second["score"]] == opened["scores"]
+        for turn in first["turns"] + second["turns"]:
+            assert turn["judges"]["remote"] == {"score": SCORES[turn["prompt"]], "reason": "so it is"}
+            assert set(turn["judges"]) == {"remote", "self"}
+
         # Held to the schema, a random model gives a score or goes on with its reason until it is cut off.
         for part, asked in ((domain["judged"], 4), (opened, 3)):
             own = part["judges"]["self"]
@@ -131,9 +142,8 @@ def test_every_models_answers_are_judged_by_an_endpoint_and_by_the_original_mode
             assert own["usage"]["output_tokens"] > 0 == own["usage"]["cost"]
         assert all(f"judge {name}" in block["seconds"] for name in config.eval.judges)
         assert block["too_long"]["open"] == 0
-    assert [result["again"][part] for part in ("domain", "open")] == [
-        result["base"][part] for part in ("domain", "open")
-    ]
+    for part in ("domain", "open", "open_answers"):
+        assert result["again"][part] == result["base"][part]
 
     _check_what_was_asked(server, config, base)
     stages = list(dict.fromkeys(stage for stage, _, _ in seen))

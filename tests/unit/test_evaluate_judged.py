@@ -22,6 +22,7 @@ from raft_ray.evaluate.judged import (
     majority,
     open_cases,
     open_part,
+    open_verdicts,
 )
 from raft_ray.evaluate.open_questions import OpenQuestion
 from raft_ray.refine.generation import Ask, Generation
@@ -35,7 +36,7 @@ TWO = OpenQuestion(("Say hi.", "Again."), (None, "Hi."), "talk")
 
 
 def opinion(*scores: float | None, **failures: int) -> Opinion:
-    return Opinion(list(scores), failures, USAGE)
+    return Opinion(list(scores), ["" if score is None else f"{score}!" for score in scores], failures, USAGE)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,18 @@ def test_an_open_question_scores_the_mean_of_its_verdicts_over_judges_and_turns(
     assert part["judges"]["big"] == {"score": 0.5, "answered": 4, "failures": {"failed": 1}, "usage": USAGE}
     assert part["judges"]["small"]["score"] == pytest.approx(2.0 / 3)
     assert part["prompt"] == {"file": "judge_open", "hash": prompt_hash("p")}
+
+
+def test_what_judges_say_is_told_by_question_and_turn() -> None:
+    opinions = {"big": opinion(0.8, 1.0, None), "small": opinion(0.4, None, 0.6)}
+    none = {"score": None, "reason": ""}
+    assert open_verdicts([ONE, TWO], opinions) == [
+        [{"big": {"score": 0.8, "reason": "0.8!"}, "small": {"score": 0.4, "reason": "0.4!"}}],
+        [
+            {"big": {"score": 1.0, "reason": "1.0!"}, "small": none},
+            {"big": none, "small": {"score": 0.6, "reason": "0.6!"}},
+        ],
+    ]
 
 
 def test_scores_that_are_not_one_a_turn_are_a_defect() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from actors import eval_actor
 from actors.eval_actor import EvalActor, Questions
+from actors.evaluate import _judged_samples
 from actors.judge_actor import CHUNK, JudgeActor, judge_options, judge_timeout
 from raft_ray import models
 from raft_ray.config import Config, RefineModelConfig
@@ -61,7 +62,7 @@ class _Judge(JudgeActor):
 
 
 def _verdict(text: str) -> Generation:
-    return Generation("no" if "bad" in text else json.dumps({"reason": "", "score": 0.7}), output_tokens=1)
+    return Generation("no" if "bad" in text else json.dumps({"reason": "so it is", "score": 0.7}), output_tokens=1)
 
 
 def test_a_judge_reads_domain_and_open_answers_with_their_own_prompts_and_starts_anew_with_every_model(
@@ -78,6 +79,7 @@ def test_a_judge_reads_domain_and_open_answers_with_their_own_prompts_and_starts
     assert (actor.asked[0][0], actor.asked[2]) == ("D qabad", ["O qac"])
     found = actor.opinions()
     assert found["domain"].scores == [None, *[0.7] * 65]
+    assert found["domain"].reasons == ["", *["so it is"] * 65]
     assert (found["domain"].failures, found["domain"].usage["cost"]) == ({"not_json": 1}, 66.0)
     assert (found["open"].scores, found["open"].failures, found["open"].usage["cost"]) == ([0.7], {}, 1.0)
 
@@ -114,7 +116,8 @@ def test_what_a_judge_said_of_an_answer_is_not_asked_for_again(tmp_path: Path) -
     asked, again = read()
     assert asked == 0
     for kind in ("domain", "open"):
-        assert (again[kind].scores, again[kind].failures) == (first[kind].scores, first[kind].failures)
+        before, now = ((one[kind].scores, one[kind].reasons, one[kind].failures) for one in (first, again))
+        assert now == before
         assert again[kind].usage == {"asks": 0, "input_tokens": 0, "output_tokens": 0, "cost": 0.0}
 
     longer, seeded = _config(), _config()
@@ -197,3 +200,42 @@ def test_second_turns_follow_the_own_first_answer_and_one_without_room_stays_una
     assert actor.measure()["too_long"] == {"domain": 0, "ifeval": 0, "general": 0, "open": 1}
     read = tokenizer.decode(actor.engine.seen[-1])  # type: ignore[attr-defined]
     assert read.index("Say hi.") < read.index("Hello.") < read.index("Again.")
+    turns = [[(turn["prompt"], turn["answer"]) for turn in one["turns"]] for one in actor.measure()["open_answers"]]
+    assert turns == [
+        [("One turn?", "Hello.")],
+        [("Say hi.", "Hello."), ("Again.", "Hello.")],
+        [("Say hi.", "Hello."), ("word " * 90, "")],
+    ]
+
+
+def test_the_answers_that_are_shown_get_the_verdicts_on_their_own_questions() -> None:
+    config = Config()
+    config.eval.samples = 3
+    questions = [OpenQuestion((f"{i}?", "more?")[: 1 + i % 2], (None, None)[: 1 + i % 2]) for i in range(20)]
+    asked = Questions([], [], [], open=questions)
+    turns = [(i, turn) for i, question in enumerate(questions) for turn in range(len(question.turns))]
+    opinions = {
+        name: Opinion([i / 20 for i, _ in turns], [f"{name} on {i}, turn {turn}" for i, turn in turns], {}, {})
+        for name in ("big", "small")
+    }
+    shown = eval_actor.subset(list(range(20)), 3, config.run.seed)
+    block = {
+        "open": {"scores": [i / 20 for i in range(20)]},
+        "open_answers": [{"turns": [{"prompt": prompt} for prompt in questions[i].turns]} for i in shown],
+    }
+    assert _judged_samples(block, asked, opinions, config) == [
+        {
+            "score": i / 20,
+            "turns": [
+                {
+                    "prompt": prompt,
+                    "judges": {
+                        name: {"score": i / 20, "reason": f"{name} on {i}, turn {turn}"} for name in ("big", "small")
+                    },
+                }
+                for turn, prompt in enumerate(questions[i].turns)
+            ],
+        }
+        for i in shown
+    ]
+    assert any(len(questions[i].turns) == 2 for i in shown)

@@ -45,6 +45,8 @@ def test_a_judge_asks_about_every_case_at_once_greedily_and_with_a_schema() -> N
     judge = LlmJudge("big", model, TEMPLATE, max_new_tokens=99, seed=4)
     cases = [Case("What {answer}?", "gold {candidate}", text) for text in ("Au", "Ag")]
     assert judge.score(cases) == [0.9, 0.1]
+    assert judge.verdicts(cases) == [Verdict(score=0.9, reason="so it is"), Verdict(score=0.1, reason="so it is")]
+    del model.asked[2:]
     assert model.asked == [f"Q What {{answer}}?\nR gold {{candidate}}\nC {text}" for text in ("Au", "Ag")]
     assert model.options == {"temperature": 0.0, "max_new_tokens": 99, "seed": 4, "schema": VERDICT_SCHEMA}
     assert judge.failures == {}
