@@ -58,6 +58,31 @@ def write_run(folder: Path, methods: tuple[str, ...] = ("base", "sft", "sdft", "
     return folder
 
 
+def write_open(folder: Path) -> Path:
+    """Add open questions to the evaluation of a run folder: six, the first of two turns, read by two judges."""
+    path = folder / "eval.json"
+    evaluation = json.loads(path.read_text())
+    for number, (name, method) in enumerate(evaluation["methods"].items()):
+        score = 0.6 - number / 10
+        method["open"] = {"score": score, "n": 6, "scores": [score] * 6, "by_category": {}, "unjudged": 0}
+        method["open_answers"] = [
+            {"score": score, "turns": [open_turn(f"Question {i}?", f"{name} on {i}.", score)]} for i in range(6)
+        ]
+        method["open_answers"][0]["turns"].append(open_turn("And then?", f"{name} goes on.", None))
+    path.write_text(json.dumps(evaluation))
+    return folder
+
+
+def open_turn(prompt: str, answer: str, score: float | None) -> dict[str, Any]:
+    """A turn of a sample, as eval.json has it; without a score the second judge said nothing."""
+    judges = {
+        "strong": {"score": 0.8, "reason": f"short, and it says: {answer}"},
+        "self": {"score": score, "reason": "" if score is None else "fine"},
+    }
+    reference = None if score is None else f"Answer to {prompt}"
+    return {"prompt": prompt, "reference": reference, "answer": answer, "judges": judges}
+
+
 def write_refined(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write refined rows with the schema of docs/design.md."""
     import pyarrow as pa

@@ -24,8 +24,8 @@ class Traces:
 
     run: Run
     """Its `metrics` are by method."""
-    distances: dict[str, Row] = field(default_factory=dict)
-    """Evaluation block by method, for the weight distance by layer."""
+    blocks: dict[str, Row] = field(default_factory=dict)
+    """Evaluation by method, for the weight distance by layer and the samples of answers."""
 
 
 def gain_figures(comparison: dict[str, Any], labels: dict[str, str]) -> list[Figure]:
@@ -58,7 +58,7 @@ def course_figures(traces: Traces) -> list[Figure]:
     run = traces.run
     ordered = Run(run.folder, run.main, run.config, {name: run.metrics[name] for name in in_order(run.metrics)})
     figures = [figure for figure in training_figures(ordered) if figure.title in CURVES]
-    distance = distance_figure({name: traces.distances[name] for name in in_order(traces.distances)})
+    distance = distance_figure({name: traces.blocks[name] for name in in_order(traces.blocks)})
     return [*figures, distance] if distance else figures
 
 

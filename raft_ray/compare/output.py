@@ -13,6 +13,7 @@ from typing import Any
 
 from raft_ray.compare.charts import Traces, course_figures, gain_figures
 from raft_ray.compare.verdict import verdict
+from raft_ray.report.answers import open_answers
 from raft_ray.report.svg import Format
 from raft_ray.report.words import about, method_label, short
 
@@ -36,7 +37,7 @@ def write_comparison(
     Args:
         failed: reason by training that failed.
         facts: what was compared (model, data, steps), in the order shown.
-        traces: for the curves on the page.
+        traces: for the curves and the samples of answers on the page.
     """
     lines = verdict(comparison, failed)
     content = {"facts": facts, "verdict": lines, "failed": failed, **comparison}
@@ -152,6 +153,7 @@ def _html(comparison: dict[str, Any], lines: list[str], facts: dict[str, str], t
     from raft_ray.report.figures import method_css
 
     environment = Environment(loader=PackageLoader("raft_ray", "."), autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(label=method_label, css=method_css)
     columns, rows = table(comparison)
     point_columns, points = points_table(comparison)
     scores = [score for result in comparison["methods"].values() for score in result["scores"]]
@@ -164,4 +166,5 @@ def _html(comparison: dict[str, Any], lines: list[str], facts: dict[str, str], t
         points=[(method_css(one["method"]), cells) for one, cells in zip(comparison["points"], points, strict=True)],
         gains=gain_figures(comparison, {score: _label(score) for score in scores}),
         courses=course_figures(traces) if traces else [],
+        open_answers=open_answers(traces.run.main, traces.blocks) if traces else [],
     )

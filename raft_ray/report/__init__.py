@@ -5,7 +5,7 @@
     files.py    reads and checks the run folder; refine_facts.py the refined rows, in one pass
     verdict.py  what eval.json says, in words
     figures.py, refine_figures.py  values -> charts, drawn by svg.py; timeline.py and lanes.py likewise for spans
-    page.py, refine_page.py        what each section shows
+    page.py, refine_page.py        what each section shows; answers.py the samples of answers, side by side
     frame.html.j2, parts.html.j2, report.css   how a page looks; report.html.j2, refine_report.html.j2   its sections
 
 Knows nothing about models, Ray or training: whatever wrote the files, the reports read them.

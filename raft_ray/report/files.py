@@ -260,3 +260,23 @@ def _check_result(where: str, result: Any) -> None:
         answers = result.get(part) or []
         if not isinstance(answers, list) or not all(isinstance(a, dict) and "prompt" in a for a in answers):
             raise RaftError(f"{where}.{part} must be a list of objects with `prompt` and `answer`")
+    samples = result.get("open_answers") or []
+    if not isinstance(samples, list) or not all(_is_open_sample(sample) for sample in samples):
+        raise RaftError(f"{where}.open_answers must be a list of objects with a `score` and judged `turns`")
+
+
+def _is_open_sample(sample: Any) -> bool:
+    """It has a score, and of each turn what was asked and what each judge says."""
+    return (
+        isinstance(sample, dict)
+        and _is_number(sample.get("score"))
+        and isinstance(turns := sample.get("turns"), list)
+        and all(isinstance(turn, dict) and "prompt" in turn and _is_judged(turn.get("judges")) for turn in turns)
+    )
+
+
+def _is_judged(judges: Any) -> bool:
+    return isinstance(judges, dict) and all(
+        isinstance(said, dict) and "reason" in said and (said.get("score") is None or _is_number(said["score"]))
+        for said in judges.values()
+    )

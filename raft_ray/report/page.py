@@ -1,6 +1,7 @@
 """What each section of the report shows, as values for the template. Knows nothing about HTML or SVG.
 
-A section whose files are not there is its one line of explanation (`absent`) and nothing else.
+A section whose files are not there is its one line of explanation (`absent`) and nothing else. Open questions, which
+few runs ask, have neither section nor column where there are none.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from raft_ray.report import figures, stage1, timing
-from raft_ray.report.files import Row, Run, in_order
+from raft_ray.report.answers import open_answers, side_by_side
+from raft_ray.report.files import Row, Run
 from raft_ray.report.timeline import timeline
 from raft_ray.report.verdict import verdict
 from raft_ray.report.words import about, duration, last_part, method_label, number, percent, short, usable
 
-EXAMPLES = 5
-"""Domain questions shown."""
 GENERAL_EXAMPLES = 3
 
 NO_EVALUATION = "Left out: this run has no eval.json. `raft-ray eval RUN` writes it."
+NO_ANSWERS = "Left out: the evaluation kept no answers (eval.samples)."
 
 
 def page(run: Run) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def page(run: Run) -> dict[str, Any]:
             ("timeline", "Who worked when", timeline(run)),
             ("weights", "Weight distance", _weights(run)),
             ("answers", "Answers to domain questions", _answers(run)),
+            *([("open", "Answers to open questions", _open(run))] if _opened(run) else []),
             ("general", "Answers to general questions", _general(run)),
         ],
     }
@@ -134,6 +136,7 @@ COLUMNS: list[tuple[str, str, str, Callable[[Any], str], int]] = [
     ("prompt loose", "ifeval", "prompt_loose", percent, 1),
     ("instruct. strict", "ifeval", "instruction_strict", percent, 1),
     ("instruct. loose", "ifeval", "instruction_loose", percent, 1),
+    ("score", "open", "score", percent, 1),
     ("words, mean", "length", "words_mean", short, 0),
     ("words, median", "length", "words_median", short, 0),
     ("truncated", "length", "truncated", percent, 0),
@@ -143,6 +146,7 @@ GROUPS = {
     "domain": "Domain",
     "drift": "Drift",
     "ifeval": "IFEval",
+    "open": "Open questions",
     "length": "General answers",
     "weight_distance": "Weights",
 }
@@ -153,27 +157,39 @@ def _results(run: Run) -> dict[str, Any]:
     methods = run.evaluation
     if not methods:
         return _absent(NO_EVALUATION)
+    table = [column for column in COLUMNS if column[1] != "open" or _opened(run)]
     best = {}
-    for heading, part, key, _, better in COLUMNS:
+    for heading, part, key, _, better in table:
         values = [m[part][key] for name, m in methods.items() if name != "base" and m.get(part)]
         if better and len(values) > 1:
             best[heading] = max(values, key=lambda value: better * value)
     rows = []
     for name, m in methods.items():
         cells = []
-        for heading, part, key, text, _ in COLUMNS:
+        for heading, part, key, text, _ in table:
             value = m[part][key] if m.get(part) else None
             is_best = name != "base" and value is not None and value == best.get(heading)
-            cells.append({"text": text(value), "best": is_best, "note": ""})
-        domain = m.get("domain")
-        if domain and domain.get("n"):
-            low, high = figures.wilson(domain["accuracy"], domain["n"])
-            cells[0]["note"] = f"{about(low)} to {about(high)}"
+            cells.append({"text": text(value), "best": is_best, "note": _note(name, part, key, methods)})
         rows.append({"method": name, "trained": _trained(run, name), "cells": cells})
-    groups = [(text, sum(column[1] == part for column in COLUMNS)) for part, text in GROUPS.items()]
-    starts = [i == 0 or COLUMNS[i - 1][1] != column[1] for i, column in enumerate(COLUMNS)]
-    columns = [{"text": column[0], "starts": start} for column, start in zip(COLUMNS, starts, strict=True)]
-    return {"groups": groups, "columns": columns, "rows": rows, "counts": _counts(methods)}
+    spans = {part: sum(column[1] == part for column in table) for part in GROUPS}
+    groups = [(text, spans[part]) for part, text in GROUPS.items() if spans[part]]
+    starts = [i == 0 or table[i - 1][1] != column[1] for i, column in enumerate(table)]
+    columns = [{"text": column[0], "starts": start} for column, start in zip(table, starts, strict=True)]
+    return {"groups": groups, "columns": columns, "rows": rows, "counts": _counts(methods), "opened": _opened(run)}
+
+
+def _note(name: str, part: str, key: str, methods: dict[str, Row]) -> str:
+    """Small print under a number: an accuracy's 95% interval, the share of the base's score of open questions."""
+    measured = methods[name].get(part)
+    if not measured:
+        return ""
+    if key == "accuracy" and measured.get("n"):
+        low, high = figures.wilson(measured["accuracy"], measured["n"])
+        return f"{about(low)} to {about(high)}"
+    base = (methods.get("base") or {}).get(part)
+    if part == "open" and name != "base" and base:
+        return f"{measured[key] / base[key]:.0%} of base" if base[key] else "base 0"
+    return ""
 
 
 def _trained(run: Run, name: str) -> str:
@@ -289,38 +305,25 @@ def _weights(run: Run) -> dict[str, Any]:
     return {"figure": figure, "totals": totals}
 
 
-def _side_by_side(run: Run, part: str, limit: int) -> list[dict[str, Any]]:
-    """The main method's first prompts (or the first method's that has any), each with every method's answer to it."""
-    methods = run.evaluation or {}
-    leader = next((name for name in [run.main, *methods] if (methods.get(name) or {}).get(part)), None)
-    if leader is None:
-        return []
-    by_prompt = {
-        name: {str(a["prompt"]): {"answer": a.get("answer"), "correct": a.get("correct")} for a in m.get(part) or []}
-        for name, m in methods.items()
-    }
-    shown = [name for name in in_order(methods) if by_prompt[name]]
-    return [
-        {
-            "prompt": str(sample["prompt"]),
-            "gold": sample.get("gold"),
-            "answers": [(name, by_prompt[name].get(str(sample["prompt"]))) for name in shown],
-        }
-        for sample in methods[leader][part][:limit]
-    ]
-
-
 def _answers(run: Run) -> dict[str, Any]:
     if not run.evaluation:
         return _absent(NO_EVALUATION)
-    questions = _side_by_side(run, "answers", EXAMPLES)
-    return (
-        {"questions": questions} if questions else _absent("Left out: the evaluation kept no answers (eval.samples).")
-    )
+    questions = side_by_side(run.main, run.evaluation, "answers")
+    return {"questions": questions} if questions else _absent(NO_ANSWERS)
+
+
+def _open(run: Run) -> dict[str, Any]:
+    questions = open_answers(run.main, run.evaluation or {})
+    return {"questions": questions} if questions else _absent(NO_ANSWERS)
 
 
 def _general(run: Run) -> dict[str, Any]:
     if not run.evaluation:
         return _absent(NO_EVALUATION)
-    questions = _side_by_side(run, "general_answers", GENERAL_EXAMPLES)
+    questions = side_by_side(run.main, run.evaluation, "general_answers", GENERAL_EXAMPLES)
     return {"questions": questions} if questions else _absent("Left out: the evaluation kept no general answers.")
+
+
+def _opened(run: Run) -> bool:
+    """Open questions were asked and judged."""
+    return any(m.get("open") for m in (run.evaluation or {}).values())

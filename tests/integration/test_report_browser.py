@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from refine_fixture import write_refine_run
-from report_fixture import write_run
+from report_fixture import write_open, write_run
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
@@ -39,6 +39,7 @@ RUN_HEADINGS = [
     "Who worked when",
     "Weight distance",
     "Answers to domain questions",
+    "Answers to open questions",
     "Answers to general questions",
 ]
 REFINE_HEADINGS = [
@@ -96,7 +97,7 @@ class Page:
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Page:
     folder = tmp_path_factory.mktemp("report") / "run"
     if request.param == "run":
-        return Page(write_report(write_run(folder)).as_uri(), RUN_HEADINGS, charts=16)
+        return Page(write_report(write_open(write_run(folder))).as_uri(), RUN_HEADINGS, charts=17)
     return Page(write_refine_report(write_refine_run(folder)).as_uri(), REFINE_HEADINGS, charts=4)
 
 

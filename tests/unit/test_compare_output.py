@@ -9,7 +9,9 @@ from typing import Any
 
 from plain_comparison import compare
 
+from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import write_comparison
+from raft_ray.report.files import Run
 
 
 def _block(right: int, drift: float) -> dict[str, Any]:
@@ -68,3 +70,31 @@ def test_open_questions_are_one_more_score_with_retention_and_a_paired_test(tmp_
     page = write_comparison(tmp_path, comparison, {}, {})
     assert "Open questions (judged)" in page.read_text()
     assert "keeps 75% of open questions (judged)" in page.read_text()
+
+
+def test_five_answers_to_open_questions_are_shown_a_column_a_method(tmp_path: Path) -> None:
+    blocks = {}
+    for name in ("base", "raft"):
+        judges = {"strong": {"score": 0.8, "reason": f"{name} <b>is</b> fine"}, "self": {"score": None, "reason": ""}}
+        samples = [
+            {
+                "score": 0.8,
+                "turns": [{"prompt": f"Question {i}?", "reference": None, "answer": f"{name} {i}", "judges": judges}],
+            }
+            for i in range(6)
+        ]
+        blocks[name] = _block(10, 0.1) | {"open": {"score": 0.8, "scores": [0.8] * 6}, "open_answers": samples}
+    comparison = compare({name: [block] for name, block in blocks.items()})
+    html = write_comparison(tmp_path, comparison, {}, {}, Traces(Run(tmp_path, "raft", None), blocks)).read_text()
+    shown = html.split("<h2>Answers to open questions</h2>")[1]
+    for i in range(5):
+        question, answers = shown.index(f"Question {i}?"), [shown.index(f">{name} {i}<") for name in ("base", "raft")]
+        assert [question, *answers] == sorted([question, *answers])
+    assert "Question 5?" not in shown
+    assert shown.count("strong, 80%: base &lt;b&gt;is&lt;/b&gt; fine") == 5
+    assert shown.count("self, no verdict") == 10
+
+    for block in blocks.values():
+        block["open_answers"] = []
+    html = write_comparison(tmp_path, comparison, {}, {}, Traces(Run(tmp_path, "raft", None), blocks)).read_text()
+    assert "Answers to open questions" not in html

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_fixture import spans, write_refined, write_run
+from report_fixture import open_turn, spans, write_open, write_refined, write_run
 
 from raft_ray.errors import RaftError
 from raft_ray.report import figures, timing, write_report
@@ -155,11 +155,13 @@ def test_texts_of_users_and_models_are_escaped_everywhere(run: Path) -> None:
 
     def change(methods: dict[str, Any]) -> None:
         methods[bad] = methods.pop("sdft")
+        turn = open_turn(bad, bad, 0.5) | {"reference": bad, "judges": {bad: {"score": 0.5, "reason": bad}}}
         for method in methods.values():
+            method["open_answers"] = [{"score": 0.5, "turns": [turn]}]
             method["answers"] = [{"prompt": bad, "gold": bad, "answer": bad, "correct": True}]
             method["general_answers"] = [{"prompt": bad, "answer": bad}]
 
-    edit_evaluation(run, change)
+    edit_evaluation(write_open(run), change)
     config = (run / "config.yaml").read_text().replace('"domain:chemistry"', json.dumps(bad))
     (run / "config.yaml").write_text(config)
     row = {"row": 0, "prompt": bad, "answer": bad, "rewrite": bad, "similarity": 0.5, "accepted": False, "fused": bad}
@@ -167,8 +169,9 @@ def test_texts_of_users_and_models_are_escaped_everywhere(run: Path) -> None:
     page = report(run)
     assert "script" not in page.tags
     assert "img" not in page.tags
-    for heading in HEADINGS[:2] + HEADINGS[4:5] + HEADINGS[8:]:
+    for heading in HEADINGS[:2] + HEADINGS[4:5] + HEADINGS[8:] + ["Answers to open questions"]:
         assert bad in page.sections[heading], heading
+    assert page.sections["Answers to open questions"].count(bad) == 3 + 3 * 5
 
 
 def test_a_lone_surrogate_in_an_answer_does_not_stop_the_report(run: Path) -> None:
@@ -283,17 +286,47 @@ def test_parts_that_were_not_measured_are_named_and_left_blank(run: Path) -> Non
 
 
 def test_scores_of_open_questions_are_shown_where_judges_gave_them(run: Path) -> None:
-    assert "open questions" not in " ".join(report(run).sections.values()).lower()
-
-    def change(methods: dict[str, Any]) -> None:
-        for number, method in enumerate(methods.values()):
-            method["open"] = {"score": 0.61 + number / 100, "n": 77}
-
-    edit_evaluation(run, change)
     page = report(run)
-    assert any("Open questions" in text and "61%" in text for text in page.sections.values())
-    assert "77 open questions" in page.sections["Results"]
+    assert "open questions" not in " ".join([*page.sections, *page.sections.values()]).lower()
+
+    page = report(write_open(run))
+    assert "Open questions judged; higher is better Base 60%" in page.sections["Verdict"]
+    assert "6 open questions" in page.sections["Results"]
     assert "Accuracy against open questions" in page.sections["What was gained, what it cost"]
+
+
+def test_the_table_has_a_column_of_open_questions_with_what_is_left_of_the_base(run: Path) -> None:
+    text = report(write_open(run)).sections["Results"]
+    assert "IFEval Open questions General answers" in text
+    assert "instruct. loose score words, mean" in text
+    assert "29.8% 31.8% 60.0% 103" in text
+    assert "29.1% 31.1% 20.0% 33% of base 94.8" in text
+    assert "Below a score of open questions: its share of the base's." in text
+
+    edit_evaluation(run, lambda methods: methods["sft"].update(open=None, open_answers=[]))
+    assert "26.6% 28.6% – 9.3" in report(run).sections["Results"]
+    edit_evaluation(run, lambda methods: methods["base"]["open"].update(score=0.0))
+    assert "29.1% 31.1% 20.0% base 0 94.8" in report(run).sections["Results"]
+    edit_evaluation(run, lambda methods: methods.pop("base"))
+    assert "29.1% 31.1% 20.0% 94.8" in report(run).sections["Results"]
+
+
+def test_five_open_questions_are_shown_with_what_the_judges_say_of_each_answer(run: Path) -> None:
+    page = report(write_open(run))
+    assert list(page.sections)[-3:] == [HEADINGS[8], "Answers to open questions", HEADINGS[9]]
+    text = page.sections["Answers to open questions"]
+    first = "Question 0? And then? Reference: Answer to Question 0? Base 60% base on 0."
+    assert text.startswith(f"{first} strong, 80%: short, and it says: base on 0. self, 60%: fine base goes on.")
+    # The second judge gave the second turn no score.
+    assert "goes on. self, no verdict SFT 50% sft on 0." in text
+    assert "raft on 4." in text
+    assert "Question 5?" not in text
+    assert text.count("strong, 80%") == 6 * 5
+
+    edit_evaluation(run, lambda methods: methods["sft"]["open_answers"].pop(0))
+    assert report(run).sections["Answers to open questions"].count("not among its samples") == 1
+    edit_evaluation(run, lambda methods: [method.update(open_answers=[]) for method in methods.values()])
+    assert "Left out: the evaluation kept no answers" in report(run).sections["Answers to open questions"]
 
 
 def test_diverged_losses_leave_a_gap_and_not_an_error(run: Path) -> None:
@@ -339,6 +372,23 @@ def test_a_long_run_is_drawn_with_a_bounded_number_of_points(run: Path) -> None:
             "eval.json",
             '{"main": "raft", "methods": {"raft": {"drift": {}}}}',
             r"methods\.raft\.drift\.kl must be a number",
+        ),
+        *(
+            (
+                "eval.json",
+                json.dumps({"main": "raft", "methods": {"raft": {"open_answers": samples}}}),
+                r"methods\.raft\.open_answers must be a list of objects with a `score` and judged `turns`",
+            )
+            for samples in (
+                {"score": 0.5},
+                [3],
+                [{"turns": []}],
+                [{"score": 0.5}],
+                [{"score": 0.5, "turns": [{"prompt": "p"}]}],
+                [{"score": 0.5, "turns": [{"judges": {}}]}],
+                [{"score": 0.5, "turns": [{"prompt": "p", "judges": {"strong": {"score": 1}}}]}],
+                [{"score": 0.5, "turns": [{"prompt": "p", "judges": {"strong": {"score": "1", "reason": ""}}}]}],
+            )
         ),
         ("refined/part-00000.parquet", "no parquet", r"part-00000\.parquet: not a readable Parquet file"),
     ],
