@@ -7,7 +7,8 @@ driver                EvalActor (one vLLM engine, weights swapped per model)    
                       base only: general answers' token ids ───────ref─────────> base's hidden states, once
                       per model: answers to judge ──ref──┐                        per tuned model: KL
                       ends                               │                        per model: MMLU, domain choices
-                                                         └──> JudgeActor, one judge after the other: scores
+                                                         └──> JudgeActor, one judge after the other: verdicts
+                                                                  └── CacheActor: those that it gave before
 ```
 
 An actor's process has ended before the next one starts (EvalActor, ScoreActor, each JudgeActor), so no two models are
@@ -232,22 +233,23 @@ def _judged(
 ) -> None:
     """Fill in what the judges say of every model's answers: `open`, and a verdict on each of the domain's questions."""
     prompts = load_judge_prompts(config.eval)
-    opinions: dict[str, dict[str, dict[str, Opinion]]] = {name: {"domain": {}, "open": {}} for name in answered}
     with cache_actor(Path(config.run.dir).absolute(), "judge") as cache:
-        for judge in config.eval.judges:
-            arguments = (judge, config, prompts, RemoteStore(cache))
-            for name, kinds in _opinions(arguments, answered, measured, report).items():
-                for kind, opinion in kinds.items():
-                    opinions[name][kind][judge] = opinion
-    for name, kinds in opinions.items():
+        said = {
+            judge: _opinions((judge, config, prompts, RemoteStore(cache)), answered, measured, report)
+            for judge in config.eval.judges
+        }
+    for name in answered:
         block = measured[name]
+        on_domain, on_open = (
+            {judge: found[name][kind] for judge, found in said.items()} for kind in ("domain", "open")
+        )
         if asked.domain:
             block["domain"]["judged"], block["judged"] = domain_part(
-                kinds["domain"], config.eval.judge_prompt, prompts.domain
+                on_domain, config.eval.judge_prompt, prompts.domain
             )
         if asked.open:
-            block["open"] = open_part(asked.open, kinds["open"], config.eval.open_prompt, prompts.open)
-            block["open_answers"] = _judged_samples(block, asked, kinds["open"], config)
+            block["open"] = open_part(asked.open, on_open, config.eval.open_prompt, prompts.open)
+            block["open_answers"] = _judged_samples(block, asked, on_open, config)
 
 
 def _judged_samples(

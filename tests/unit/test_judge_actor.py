@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors import eval_actor
+from actors import eval_actor, evaluate
 from actors.eval_actor import EvalActor, Questions
-from actors.evaluate import _judged_samples
 from actors.judge_actor import CHUNK, JudgeActor, judge_options, judge_timeout
 from raft_ray import models
 from raft_ray.config import Config, RefineModelConfig
+from raft_ray.data import Row
 from raft_ray.evaluate.judged import Answered, JudgePrompts, Opinion
 from raft_ray.evaluate.open_questions import OpenQuestion
 from raft_ray.refine.cache import GenerationStore
@@ -223,7 +224,7 @@ def test_the_answers_that_are_shown_get_the_verdicts_on_their_own_questions() ->
         "open": {"scores": [i / 20 for i in range(20)]},
         "open_answers": [{"turns": [{"prompt": prompt} for prompt in questions[i].turns]} for i in shown],
     }
-    assert _judged_samples(block, asked, opinions, config) == [
+    assert evaluate._judged_samples(block, asked, opinions, config) == [
         {
             "score": i / 20,
             "turns": [
@@ -239,3 +240,37 @@ def test_the_answers_that_are_shown_get_the_verdicts_on_their_own_questions() ->
         for i in shown
     ]
     assert any(len(questions[i].turns) == 2 for i in shown)
+
+
+def test_every_model_gets_what_every_judge_says_of_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config()
+    config.eval.judges = ["big", "small"]
+    row = Row(0, 1, [{"role": "user", "content": "q"}], "a", ["a"])
+    asked = Questions([row], [], [], open=[OpenQuestion(("Sing.",), (None,))])
+    scores = {("big", "base"): (0.0, 0.4), ("small", "base"): (0.2, 0.6), ("big", "raft"): (0.8, 0.8)}
+
+    def opinions(arguments: tuple[str, Any], answered: dict[str, Any], *_: Any) -> dict[str, dict[str, Opinion]]:
+        judge = arguments[0]
+        return {
+            name: {
+                kind: Opinion([score], [f"{judge} on {name}"], {}, {})
+                for kind, score in zip(("domain", "open"), scores.get((judge, name), (1.0, 1.0)), strict=True)
+            }
+            for name in answered
+        }
+
+    monkeypatch.setattr(evaluate, "cache_actor", lambda *_: nullcontext())
+    monkeypatch.setattr(evaluate, "_opinions", opinions)
+    measured: dict[str, dict[str, Any]] = {
+        name: {"domain": {}, "open_answers": [{"turns": [{"prompt": "Sing."}]}]} for name in ("base", "raft")
+    }
+    evaluate._judged(dict.fromkeys(measured), config, asked, measured, lambda *_: None)  # type: ignore[arg-type]
+    assert [measured[name]["domain"]["judged"] for name in measured] == [[False], [True]]
+    assert [measured[name]["open"]["score"] for name in measured] == [0.5, 0.9]
+    assert measured["raft"]["judged"]["judges"]["big"]["right"] == 1.0
+    (sample,) = measured["base"]["open_answers"]
+    assert sample["score"] == 0.5
+    assert sample["turns"][0]["judges"] == {
+        "big": {"score": 0.4, "reason": "big on base"},
+        "small": {"score": 0.6, "reason": "small on base"},
+    }
