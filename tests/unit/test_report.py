@@ -315,7 +315,8 @@ def test_five_open_questions_are_shown_with_what_the_judges_say_of_each_answer(r
     page = report(write_open(run))
     assert list(page.sections)[-3:] == [HEADINGS[8], "Answers to open questions", HEADINGS[9]]
     text = page.sections["Answers to open questions"]
-    first = "Question 0? And then? Reference: Answer to Question 0? Base 60% base on 0."
+    hint = "Beside a method's name: the mean of all judges' scores of all turns. Below an answer: what each judge says"
+    first = f"{hint} of it. Question 0? And then? Reference: Answer to Question 0? Base 60% base on 0."
     assert text.startswith(f"{first} strong, 80%: short, and it says: base on 0. self, 60%: fine base goes on.")
     # The second judge gave the second turn no score.
     assert "goes on. self, no verdict SFT 50% sft on 0." in text
