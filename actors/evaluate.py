@@ -28,8 +28,8 @@ import ray
 from actors.cluster import actor_options
 from actors.eval_actor import EvalActor, Questions, questions, subset
 from actors.judge_actor import JudgeActor, judge_options, judge_timeout
-from actors.remote import get
 from actors.refine_store import RemoteStore, cache_actor
+from actors.remote import get
 from actors.score_actor import ScoreActor
 from raft_ray import models as sources
 from raft_ray.config import Config
