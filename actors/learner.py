@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,6 @@ class Rank:
         update = self._published(step + 1)
         masses = self.student.student_mass
         mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
-        norm = self.engine.get_global_grad_norm()
         clock.lap("sync")
         if self.rank == 0:
             record: dict[str, Any] = {
@@ -203,7 +203,7 @@ class Rank:
                 "student_mass": mass_sum / mass_count if mass_count else None,
                 "tokens": int(all_tokens),
                 "lr": lr,
-                "grad_norm": None if norm is None else float(norm),
+                "grad_norm": float(self.engine.get_global_grad_norm()),
                 "weights_bytes": update.nbytes if self.task.distils else 0,
                 "temperature": distill.temperature if self.task.distils else None,
             }
@@ -315,11 +315,13 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
     on_gpu = learner.num_gpus > 0
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
     half = config.model.dtype is not Dtype.float32
+    # DeepSpeed clips plain float32 too, but tells nobody the norm.
+    plain = not half and learner.zero_stage == 0
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         # We say when a step is complete: a step's micro-batches differ in number.
         "managed_gradient_accumulation": False,
-        "gradient_clipping": learner.grad_clip,
+        "gradient_clipping": 0.0 if plain else learner.grad_clip,
         "zero_optimization": {"stage": learner.zero_stage},
         "zero_allow_untested_optimizer": True,
         "checkpoint": {"load_universal": universal},
@@ -343,12 +345,20 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
         weight_decay=learner.weight_decay,
         fused=True,
     )
+    if plain:
+        optimizer.register_step_pre_hook(partial(_clip, learner.grad_clip))
     if learner.zero_stage == 3:
         # The losses use the head outside its own module: ZeRO must gather it for the student's whole forward.
         _, head = decoder_and_head(model)
         deepspeed.zero.register_external_parameter(student, head)
     engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=settings)
     return engine
+
+
+def _clip(most: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Clip the gradients of all ranks, which DeepSpeed has summed, and keep the norm where it looks for it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer._global_grad_norm = torch.nn.utils.clip_grad_norm_(parameters, most)  # type: ignore[attr-defined]
 
 
 def _ratio(losses: StepLosses) -> float | None:

@@ -120,6 +120,8 @@ class RefineConfig:
     """A prompt file. Fields: `{prompt}` `{answer}` `{rewrite}`."""
     judge_prompt: str = "judge"
     """A prompt file, for judges that are models. Fields: `{prompt}` `{answer}` `{candidate}`."""
+    judge_max_new_tokens: int = 256
+    """Of a verdict, its reason (and any thinking) included. One that is cut off is no score but a failure."""
     guards: RefineGuardsConfig = field(default_factory=RefineGuardsConfig)
     gap: bool = True
     """Measure how likely the original model finds gold, rewritten and fused answers, for the report; a forward pass

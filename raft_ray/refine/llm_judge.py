@@ -57,9 +57,7 @@ class LlmJudge:
             `not_json`, `no_score`, `out_of_range`.
     """
 
-    def __init__(
-        self, name: str, generate: Generate, template: str, *, max_new_tokens: int = 256, seed: int = 0
-    ) -> None:
+    def __init__(self, name: str, generate: Generate, template: str, *, max_new_tokens: int, seed: int = 0) -> None:
         self.name = name
         self.failures: Counter[str] = Counter()
         self._generate = generate

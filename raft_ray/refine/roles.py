@@ -93,7 +93,7 @@ def judges_of(
     def by_model(name: str) -> Judge:
         from raft_ray.refine.llm_judge import LlmJudge
 
-        return LlmJudge(name, generate(name), template)
+        return LlmJudge(name, generate(name), template, max_new_tokens=refine.judge_max_new_tokens)
 
     return [
         make_judges([name], embedder, refine.similarity_on)[0] if name in JUDGES else by_model(name)

@@ -35,6 +35,7 @@ RANGES: dict[str, _Range] = {
     "refine.temperature": _NOT_NEGATIVE,
     "refine.fuse_temperature": _NOT_NEGATIVE,
     "refine.max_new_tokens": _FROM_ONE,
+    "refine.judge_max_new_tokens": _FROM_ONE,
     "refine.guards.repetition": _SHARE,
     "refine.guards.shortest": _SHARE,
     "refine.guards.longest": _POSITIVE,

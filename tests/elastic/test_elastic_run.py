@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import threading
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from elastic_runs import every_row_once, raft_ray, running, wait_for
 from run_files import lines
 
 from raft_ray.config import Config
@@ -19,39 +16,15 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
 
 
-def every_row_once(folder: Path, steps: int) -> None:
-    trace = lines(folder / "trace.jsonl")
-    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == list(range(steps))
-    assert all(count == 1 for count in Counter((line["epoch"], line["row"]) for line in trace).values())
-
-
-def raft_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "raft_ray", *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    from actors.run import train
-
     folder = tmp_path / "run"
     config = make_config(
         folder, "learner.max_steps=400", "learner.epochs=400", "sync.max_staleness=1", "sync.in_flight=true"
     )
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            train(config)
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
     metrics = folder / "metrics.jsonl"
-    try:
+    with running(config) as thread:
         wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 1, thread)
         up = raft_ray("scale", str(folder), "--rollouts", "2")
         assert up.returncode == 0, up.stderr
@@ -66,10 +39,6 @@ def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
         assert "rollout-1" in raft_ray("status", str(folder)).stdout
         down = raft_ray("scale", str(folder), "--rollouts", "1")
         assert down.stdout == "rollout actors: 2 -> 1\n"
-    finally:
-        thread.join(timeout=240)
-    assert not thread.is_alive()
-    assert not failures
     every_row_once(folder, 400)
     trace = lines(folder / "trace.jsonl")
     assert {line["rollout"] for line in trace} == {"rollout-0", "rollout-1"}
@@ -96,13 +65,3 @@ def test_samples_do_not_depend_on_the_number_of_actors_when_chunks_are_fixed(
         train(make_config(folder, "learner.max_steps=2", "rollout.chunk_rows=2", f"rollout.actors={actors}"))
         weights.append((folder / "model" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
-
-
-def wait_for(condition: Callable[[], bool], thread: threading.Thread) -> None:
-    """Poll a run's files; the run's end, or a minute, ends the wait."""
-    for _ in range(600):
-        if condition():
-            return
-        thread.join(timeout=0.1)
-        assert thread.is_alive(), "the run ended early"
-    raise AssertionError("it did not happen within a minute")

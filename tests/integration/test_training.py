@@ -95,7 +95,7 @@ def test_two_ranks_and_sharded_weights_train_what_one_rank_trains(tmp_path: Path
             )
         )
         for a, b in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
-            for key in ("sft_loss", "kl_loss", "lambda", "loss"):
+            for key in ("sft_loss", "kl_loss", "lambda", "loss", "grad_norm"):
                 assert a[key] == pytest.approx(b[key], rel=1e-4)
             assert a["response_length"] == b["response_length"]
         found = load_file(two / "model" / "model.safetensors")

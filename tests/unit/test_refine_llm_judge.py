@@ -62,7 +62,7 @@ def test_nonsense_is_no_score_and_is_counted() -> None:
         "f": Generation('{"reason": "it goes on and', truncated=True),
         "g": Generation("no"),
     }
-    judge = LlmJudge("big", Model(lambda text: replies[text[-1]]), TEMPLATE)
+    judge = LlmJudge("big", Model(lambda text: replies[text[-1]]), TEMPLATE, max_new_tokens=99)
     assert judge.score([Case("q", "gold", name) for name in replies]) == [0.5, *[None] * 6]
     assert judge.failures == {"not_json": 2, "out_of_range": 1, "failed": 1, "too_long": 1, "truncated": 1}
 
@@ -116,7 +116,7 @@ def test_every_score_in_range_is_read_as_it_is(score: float, reason: str) -> Non
 
 @given(st.text())
 def test_no_text_breaks_the_reading(text: str) -> None:
-    judge = LlmJudge("big", Model(lambda _: Generation(text)), TEMPLATE)
+    judge = LlmJudge("big", Model(lambda _: Generation(text)), TEMPLATE, max_new_tokens=99)
     (score,) = judge.score([Case("q", "gold", "candidate")])
     assert (score is None) == (judge.failures.total() == 1)
     assert score is None or 0 <= score <= 1

@@ -1,0 +1,52 @@
+"""A node that joins the cluster takes the rollout actors that found no place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elastic_runs import every_row_once, raft_ray, running, wait_for
+from run_files import lines
+
+from raft_ray.config import Config
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def full_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """As many CPUs as one rollout actor, a teacher, a learner and the pipeline actor take."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_an_actor_without_a_place_waits_and_works_on_the_node_that_joins(
+    full_cluster: Any, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    """With `max_staleness=4`, for which the learner never waits long."""
+    folder = tmp_path / "run"
+    config = make_config(folder, "learner.max_steps=400", "learner.epochs=400", "sync.max_staleness=4")
+    trace = folder / "trace.jsonl"
+    with running(config) as thread:
+        wait_for(lambda: trace.exists() and len(trace.read_text().splitlines()) >= 1, thread)
+        assert raft_ray("scale", str(folder), "--rollouts", "2").returncode == 0
+        status = json.loads(raft_ray("status", str(folder), "--json").stdout)
+        assert {actor["name"]: actor["state"] for actor in status["actors"]}["rollout-1"] == "starting"
+        assert not any(line["rollout"] == "rollout-1" for line in lines(trace))
+        full_cluster.add_node(num_cpus=1)
+        wait_for(lambda: '"rollout-1"' in trace.read_text(), thread)
+    every_row_once(folder, 400)
+    ages = [line["staleness_max"] for line in lines(folder / "metrics.jsonl")]
+    assert 1 < max(ages) <= 4
