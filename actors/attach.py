@@ -41,9 +41,20 @@ def reachable(run_dir: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def find(run: Path) -> Path:
+    """The record of what trains in a run folder, or in one of its `methods/` (a baseline's, or a comparison's trainings).
+
+    Raises `RaftError` when nothing does.
+    """
+    found = next((path for path in (run / _FILE, *sorted(run.glob(f"methods/**/{_FILE}"))) if path.exists()), None)
+    if found is None:
+        raise RaftError(f"{run}: nothing trains in this run folder at the moment (no {_FILE})")
+    return found
+
+
 @contextmanager
 def attached(run: Path, address: str | None = None) -> Iterator[Any]:
-    """The pipeline actor of what trains in a run folder, or in one of its `methods/`; joins the cluster meanwhile.
+    """The pipeline actor of what trains in a run folder; joins the cluster meanwhile.
 
     Args:
         address: of the cluster, if not the one on record (another network's view of it).
@@ -51,9 +62,7 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
     Raises `RaftError` when nothing trains there, or its cluster does not answer, and what the pipeline raised in the
     block.
     """
-    found = next((path for path in (run / _FILE, *sorted(run.glob(f"methods/*/{_FILE}"))) if path.exists()), None)
-    if found is None:
-        raise RaftError(f"{run}: nothing trains in this run folder at the moment (no {_FILE})")
+    found = find(run)
     record = json.loads(found.read_text())
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -80,17 +89,17 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
 
 def status(run: Path, address: str | None = None) -> dict[str, Any]:
     """What the run is doing; see `PipelineActor.status`."""
-    import ray
-
     with attached(run, address) as pipeline:
+        import ray
+
         found: dict[str, Any] = ray.get(pipeline.status.remote(), timeout=_TIMEOUT)
     return found
 
 
 def scale(run: Path, rollouts: int, address: str | None = None) -> int:
     """Have so many rollout actors; returns how many there were. Raises `RaftError`."""
-    import ray
-
     with attached(run, address) as pipeline:
+        import ray
+
         before: int = ray.get(pipeline.scale.remote(rollouts), timeout=_TIMEOUT)
     return before
