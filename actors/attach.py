@@ -42,7 +42,7 @@ def reachable(run_dir: Path) -> Iterator[None]:
 
 
 def find(run: Path) -> Path:
-    """The record of what trains in a run folder, or in one of its `methods/` (a baseline's, or a comparison's trainings).
+    """The record of what trains in a run folder: itself, a baseline or a training of a comparison.
 
     Raises `RaftError` when nothing does.
     """
