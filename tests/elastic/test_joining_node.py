@@ -37,16 +37,16 @@ def test_an_actor_without_a_place_waits_and_works_on_the_node_that_joins(
 ) -> None:
     """With `max_staleness=4`, for which the learner never waits long."""
     folder = tmp_path / "run"
-    config = make_config(folder, "learner.max_steps=400", "learner.epochs=400", "sync.max_staleness=4")
+    config = make_config(folder, "learner.max_steps=600", "learner.epochs=600", "sync.max_staleness=4")
     trace = folder / "trace.jsonl"
     with running(config) as thread:
         wait_for(lambda: trace.exists() and len(trace.read_text().splitlines()) >= 1, thread)
         assert raft_ray("scale", str(folder), "--rollouts", "2").returncode == 0
         status = json.loads(raft_ray("status", str(folder), "--json").stdout)
-        assert {actor["name"]: actor["state"] for actor in status["actors"]}["rollout-1"] == "starting"
+        assert {actor["name"]: actor["state"] for actor in status["actors"]}["rollout-1"].startswith("start")
         assert not any(line["rollout"] == "rollout-1" for line in lines(trace))
         full_cluster.add_node(num_cpus=1)
         wait_for(lambda: '"rollout-1"' in trace.read_text(), thread)
-    every_row_once(folder, 400)
+    every_row_once(folder, 600)
     ages = [line["staleness_max"] for line in lines(folder / "metrics.jsonl")]
     assert 1 < max(ages) <= 4
