@@ -138,6 +138,15 @@ def log_to_file(run_dir: Path, name: str) -> None:
     os.close(descriptor)
 
 
+def on_node(node: str | None = None) -> dict[str, Any]:
+    """Options that put an actor or task on a node, by its id, and nowhere else; none is this process's own."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(node or ray.get_runtime_context().get_node_id(), soft=False)
+    return {"scheduling_strategy": place}
+
+
 def here() -> str:
     """This process's host, for messages."""
     return socket.gethostname()

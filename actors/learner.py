@@ -26,7 +26,7 @@ import ray
 import torch
 
 from actors.checkpoint import Checkpoints
-from actors.cluster import actor_options, log_to_file
+from actors.cluster import actor_options, log_to_file, on_node
 from actors.export import export_model
 from actors.remote import root_cause
 from actors.storage import Storage
@@ -261,13 +261,8 @@ class Rank:
         """Write `model/` on the run folder's node, from the object store; the store forgets our puts when we end."""
         if self.rank == 0:
             assert ref is not None
-            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-            self._call(
-                export_model.options(
-                    num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(self.task.node, soft=False)
-                ).remote(self.config.model, self.task.folder, ref, str(Path(self.task.run_dir) / "model"))
-            )
+            task = export_model.options(num_cpus=0, **on_node(self.task.node))
+            self._call(task.remote(self.config.model, self.task.folder, ref, str(Path(self.task.run_dir) / "model")))
         torch.distributed.barrier()
 
     def _call(self, ref: Any) -> Any:

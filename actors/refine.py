@@ -26,9 +26,8 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.cluster import actor_options
+from actors.cluster import actor_options, on_node
 from actors.data_context import quiet_data
 from actors.refine_engine import EnginePool, PoolPlan, engine_options, identities, plan_pool
 from actors.refine_store import cache_actor
@@ -110,7 +109,7 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
     config = setup.config
     most = config.refine.max_workers or config.refine.workers
     # On this node, where the training set and the run folder are.
-    here: dict[str, Any] = {**_light(), "label_selector": {"ray.io/node-id": _node()}}
+    here: dict[str, Any] = {**_light(), "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     logs = f"{out.parent / 'logs'}/refine-*.log"
     with quiet_data("stage 1 failed", logs, start_timeout=config.rollout.timeout) as context:
@@ -164,7 +163,7 @@ class _Slices(Datasource):
 def _pools(plans: list[PoolPlan], run_dir: str) -> Iterator[dict[str, Any]]:
     """By name, each model's pool; pools end with the block, and their engines with them."""
     overlapped = sum(plan.engines for plan in plans) > 1
-    actor: Any = ray.remote(EnginePool).options(**_light(), **_here())
+    actor: Any = ray.remote(EnginePool).options(**_light(), **on_node())
     pools = {plan.name: actor.remote(plan, engine_options(plan, overlapped), run_dir) for plan in plans}
     try:
         yield pools
@@ -173,18 +172,9 @@ def _pools(plans: list[PoolPlan], run_dir: str) -> Iterator[dict[str, Any]]:
             ray.kill(handle)
 
 
-def _node() -> str:
-    return str(ray.get_runtime_context().get_node_id())
-
-
 def _light() -> dict[str, Any]:
     """Options of what holds no model: no CPU of its own, since engines may hold all."""
     return actor_options(role="refine", num_cpus=0, num_gpus=0, threads=1)
-
-
-def _here() -> dict[str, Any]:
-    """Options that put an actor on this node."""
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(_node(), soft=False)}
 
 
 def _summed(out: Path) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.cluster import actor_options, log_to_file
+from actors.cluster import actor_options, log_to_file, on_node
 from raft_ray.announce import announce
 from raft_ray.refine.cache import Counts, GenerationStore
 from raft_ray.refine.generation import Generation
@@ -49,8 +48,7 @@ def cache_actor(run_dir: Path, role: str) -> Iterator[Any]:
     It takes no CPU of its own, since those whose texts it keeps may hold all.
     """
     options = actor_options(role=role, num_cpus=0, num_gpus=0, threads=1)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(CacheActor).options(max_restarts=-1, max_task_retries=-1, scheduling_strategy=here, **options)
+    actor = ray.remote(CacheActor).options(max_restarts=-1, max_task_retries=-1, **options, **on_node())
     handle: Any = actor.remote(str(run_dir), role)
     try:
         yield handle

@@ -21,7 +21,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from actors import attach
 from actors.checkpoint import check_resumable
-from actors.cluster import actor_options, cluster
+from actors.cluster import actor_options, cluster, on_node
 from actors.crew import spawn
 from actors.evaluate import evaluate as evaluate_models
 from actors.learner import LearnerTask
@@ -219,7 +219,7 @@ def _start_pipeline(run_dir: Path, restarts: int, arguments: tuple[Any, ...]) ->
     *_, distils = arguments
     actor = ray.remote(PipelineActor).options(
         **actor_options(role="pipeline", num_cpus=1 if distils else 0, num_gpus=0, threads=1),
-        **_here(),
+        **on_node(),
         name=attach.actor_name(run_dir),
         namespace=attach.NAMESPACE,
         max_restarts=restarts,
@@ -232,14 +232,6 @@ def _start_pipeline(run_dir: Path, restarts: int, arguments: tuple[Any, ...]) ->
         return taken(actor.remote)(*arguments)
     except ValueError as error:
         raise RaftError(f"run.dir={run_dir}: another run trains there; end it, or choose another --run-dir") from error
-
-
-def _here() -> dict[str, Any]:
-    """Options that put an actor on the driver's node, where the run folder is."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    node = ray.get_runtime_context().get_node_id()
-    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 @contextmanager
