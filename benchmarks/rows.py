@@ -1,9 +1,10 @@
 """Rows of a data set's file, spread evenly over it, in the form that raft-ray reads.
 
-    python benchmarks/rows.py FILE.jsonl --rows 300 > train.jsonl
+    python benchmarks/rows.py FILE.jsonl --rows 300 [--answers 20] > train.jsonl
 
 The file has rows with `question` or `prompt`, and `answer`; a `context` is put before the question, and `answers` and
-`choices` stay. Files are often sorted by what they are about, so the first rows would be no sample of them.
+`choices` stay. Files are often sorted by what they are about, so the first rows would be no sample of them. `--answers`
+keeps the rows of the first so many different answers, where answers are labels.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 
-def spread(file: Path, rows: int) -> Iterator[dict[str, Any]]:
-    """`rows` rows of `file`, or all if it has fewer."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    count = min(rows, len(lines))
-    for row in (json.loads(lines[i * len(lines) // count]) for i in range(count)):
+def spread(file: Path, rows: int, answers: int | None = None) -> Iterator[dict[str, Any]]:
+    """`rows` rows of `file`, or all if it has fewer; only those of its first `answers` different answers."""
+    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    kept = set(list(dict.fromkeys(row["answer"] for row in found))[:answers])
+    found = [row for row in found if row["answer"] in kept]
+    count = min(rows, len(found))
+    for row in (found[i * len(found) // count] for i in range(count)):
         question = row.get("prompt") or row["question"]
         context = f"{row['context']}\n\n" if row.get("context") else ""
         others = {key: row[key] for key in ("answers", "choices") if row.get(key)}
@@ -30,8 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--answers", type=int, help="rows of so many different answers only")
     arguments = parser.parse_args()
-    for row in spread(arguments.file, arguments.rows):
+    for row in spread(arguments.file, arguments.rows, arguments.answers):
         print(json.dumps(row, ensure_ascii=False))
 
 
