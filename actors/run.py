@@ -122,7 +122,8 @@ def running(config: Config, prepared: Prepared, what: str | None = None) -> Iter
     if prepared.scan.bad:
         console.print(f"[yellow]{len(prepared.scan.bad)} rows left out[/], listed in {run_dir / 'bad_rows.jsonl'}")
     training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {config.data.train}"
-    console.print(f"{what or training}, model {config.model.path}, run folder {run_dir}", highlight=False)
+    model = f"model {config.model.path} in {config.model.dtype.value}"
+    console.print(f"{what or training}, {model}, run folder {run_dir}", highlight=False)
     with Bars(console) as bars:
         bars.update("Ray starts", 0, 1)
         with cluster(config):

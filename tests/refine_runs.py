@@ -20,6 +20,7 @@ from raft_ray.config import (
 from raft_ray.models import EMBEDDED, TINY
 from raft_ray.refine import read_refined, read_summary
 from raft_ray.refine.schema import RefinedRow
+from raft_ray.settings.precision import of_cpu
 from raft_ray.slices import scan
 
 Row = tuple[str, str]
@@ -50,7 +51,7 @@ def make_config(folder: Path, rows: list[Row], model: str = TINY, **refine: Any)
     path.write_text("".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in rows))
     return Config(
         run=RunConfig(dir=str(folder), local_cpus=4),
-        model=ModelConfig(path=model, dtype=Dtype.bfloat16 if model == EMBEDDED else Dtype.float32),
+        model=ModelConfig(path=model, dtype=of_cpu() if model == EMBEDDED else Dtype.float32),
         data=DataConfig(train=str(path)),
         refine=RefineConfig(**refine),
         rollout=RolloutConfig(kv_cache_gib=1.0, timeout=240.0, threads=1),

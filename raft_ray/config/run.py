@@ -8,6 +8,10 @@ from typing import Any
 
 
 class Dtype(StrEnum):
+    """Precision (`model.dtype`)."""
+
+    auto = "auto"
+    """bfloat16 on GPUs and on CPUs that compute in it, else float32; decided when the config is read."""
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"

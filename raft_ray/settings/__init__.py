@@ -1,7 +1,7 @@
 """From a preset, YAML file and `key=value` overrides to a checked `Config`.
 
 `reading` makes the config, `checks` refuses one that cannot work, `explain` writes what its keys mean. Loads
-OmegaConf and the standard library only.
+OmegaConf and the standard library only, and torch where `model.dtype=auto` asks about the CPU.
 """
 
 from __future__ import annotations

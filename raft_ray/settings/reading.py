@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 import raft_ray
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError
+from raft_ray.settings.precision import settle
 
 MISSING = "???"
 """The value of a key that has none yet (`data.train`)."""
@@ -55,7 +56,9 @@ def load(preset_or_path: str, overrides: list[str] | None = None) -> Config:
         _apply(config, _read(path), f"{path}: ")
     for override in overrides or []:
         _apply(config, _parse(override), "")
-    return _resolve(config)
+    made = _resolve(config)
+    settle(made)
+    return made
 
 
 def load_saved(path: str | Path) -> Config:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from raft_ray import settings
-from raft_ray.config import Config, Method, RefineModelConfig, Target
+from raft_ray.config import Config, Dtype, Method, RefineModelConfig, Target
 from raft_ray.errors import ConfigError
 from raft_ray.settings.ranges import RANGES, REFINE_MODEL_RANGES
 
@@ -85,6 +85,26 @@ def test_an_override_may_hold_a_list_a_mapping_null_or_an_equals_sign() -> None:
     assert config.run.overrides == {"sft": {"learner": {"lr": 1e-4}}}
     assert config.data.test is None
     assert config.model.path == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("flags", "overrides", "dtype"),
+    [
+        ({"avx2": True, "avx512_bw": False, "amx_bf16": False}, [], Dtype.float32),
+        ({"avx2": True, "avx512_bw": True}, [], Dtype.bfloat16),
+        ({"bf16": True, "neon": True}, [], Dtype.bfloat16),
+        ({"avx2": True}, ["teacher.num_gpus=1"], Dtype.bfloat16),
+        ({"avx2": True}, ["model.dtype=bfloat16"], Dtype.bfloat16),
+        ({"avx512_bw": True}, ["model.dtype=float32"], Dtype.float32),
+    ],
+)
+def test_the_precision_is_the_machines_unless_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], overrides: list[str], dtype: Dtype
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: flags)
+    config = settings.load("raft", [*OWN_DATA, *overrides])
+    assert config.model.dtype is dtype
+    assert f"dtype: {dtype.value}" in settings.to_yaml(config)
 
 
 def test_a_file_sets_what_it_names_on_top_of_what_it_extends(workspace: Path) -> None:

@@ -1,0 +1,26 @@
+"""What a run computes in where its config leaves that to the machine (`model.dtype=auto`)."""
+
+from __future__ import annotations
+
+from raft_ray.config import Config, Dtype
+
+
+def settle(config: Config) -> None:
+    """Put the machine's precision in the place of `auto`: bfloat16 on GPUs, else what `of_cpu` says of this CPU."""
+    if config.model.dtype is not Dtype.auto:
+        return
+    roles = (config.rollout, config.teacher, config.learner)
+    config.model.dtype = Dtype.bfloat16 if any(role.num_gpus for role in roles) else of_cpu()
+
+
+def of_cpu() -> Dtype:
+    """bfloat16 where this machine's CPU computes in it, else float32.
+
+    A CPU without AVX-512 (most laptops, AMD before Zen 4) converts every number to and fro: SmolLM2-135M then reads
+    prompts 4.5 times slower in bfloat16 than in float32.
+    """
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    # Of x86 with AVX-512 alone, oneDNN widens whole blocks at a time; ARM's flag is called bf16.
+    return Dtype.bfloat16 if any(has.get(flag) for flag in ("avx512_bw", "amx_bf16", "bf16")) else Dtype.float32
