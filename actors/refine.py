@@ -110,6 +110,7 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
     most = config.refine.max_workers or config.refine.workers
     # On this node, where the training set and the run folder are.
     here: dict[str, Any] = {**_light(), "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
+    readers = min(most + 1, len(pending))
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     logs = f"{out.parent / 'logs'}/refine-*.log"
     with quiet_data("stage 1 failed", logs, start_timeout=config.rollout.timeout) as context:
@@ -117,7 +118,7 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
         # A slice may take hours; each call of a model has its own time limit.
         context.execution_no_progress_timeout_s = -1
         data = ray.data.read_datasource(
-            _Slices(scan, pending), override_num_blocks=len(pending), concurrency=most + 1, **here
+            _Slices(scan, pending), override_num_blocks=len(pending), concurrency=readers, **here
         )
         if not config.refine.enabled:
             data = data.map_batches(pass_on, **whole, **here)

@@ -1,6 +1,7 @@
 """The learner's step on the embedded model: layouts and graph policies, measured in turn in one process.
 
-    python benchmarks/step.py [--rounds 5] [--rows 16] [--prompt 45] [--answer 12] [--response 32] [--zero 1]
+    python benchmarks/step.py [--rounds 5] [--rows 16] [--prompt 45] [--answer 12] [--response 32] [--zero 1] \
+        [--dtype bfloat16]
 
 Each round runs every variant once, so that a machine that changes its speed changes all of them. Prints seconds of
 forward + backward and of the optimizer, each variant's median, and the median of its ratio to the first variant.
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from actors.learner import make_engine
 from raft_ray import models
-from raft_ray.config import Config
+from raft_ray.config import Config, Dtype
 from raft_ray.losses import EmaBalancer
 from raft_ray.pipeline import Place
 from raft_ray.prompts import EncodedRow
@@ -43,8 +44,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("rounds", 5), ("rows", 16), ("prompt", 45), ("answer", 12), ("response", 32), ("zero", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", type=Dtype, default=Dtype.bfloat16)
     arguments = parser.parse_args()
     config = Config()
+    config.model.dtype = arguments.dtype
     config.learner.zero_stage = arguments.zero
     folder = models.resolve(config.model.path)
     vocabulary = models.vocabulary_size(folder, config.model)
