@@ -83,7 +83,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'error: $(PYTHON) is older than Python 3.11; set it with make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo 'installing torch and the packages of $(LOCK): about three minutes, 4 GB'
+	@echo 'installing torch and the packages of $(LOCK): three to five minutes, 4 GB'
 	$(PIP) --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' $(LOCK))
 	@$(BIN)/python -c 'from importlib.metadata import version; import sys; sys.exit("+cpu" not in version("torch"))' || \
 		{ echo "error: pip found no CPU build of torch; give an index that has one with make TORCH_INDEX=..." >&2; exit 1; }

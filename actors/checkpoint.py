@@ -2,7 +2,7 @@
 
 ```
  checkpoint_TIME/state/...          DeepSpeed's files: model, optimizer, and every rank's shard under ZeRO
-                 state.json         step, λ's averages, the pipeline's counts, number of ranks, ZeRO stage; by rank 0
+                 state.json         step, λ's averages, place in the rows' order, number of ranks, ZeRO stage; rank 0's
                  random-R.pt        random states of rank R
                  part-R.json        what rank R has written (`actors.storage`)
 ```
@@ -25,7 +25,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +38,7 @@ from actors.storage import Storage, seal
 from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.errors import RaftError
+from raft_ray.pipeline import RowOrder
 
 _logger = logging.getLogger(__name__)
 
@@ -55,11 +56,25 @@ class State:
     """λ's averages."""
     ranks: int
     zero_stage: int
-    pipeline: dict[str, Any] = field(default_factory=dict)
-    """The caller's, as JSON has it (tuples come back as lists, keys as text); rank 0's counts."""
+    order: dict[str, int]
+    """`RowOrder.done`: with the step, which rows are trained and which come next. Versions are counted in steps."""
+    digest: str
+    """`rows_digest` of the training set."""
 
-    def check(self, ranks: int, zero_stage: int) -> None:
-        """Refuse what these ranks cannot load whole. Raises `RaftError`."""
+    def check(self, ranks: int, zero_stage: int, order: RowOrder, digest: str) -> None:
+        """Refuse what these ranks cannot load whole, and another training set. Raises `RaftError`."""
+        place = order.done(self.step)
+        if digest != self.digest or place | {"position": 0} != self.order | {"position": 0}:
+            raise RaftError(
+                f"data.train: its {order.rows} rows are not the {self.order['rows']} that the run's checkpoint of step "
+                f"{self.step} was trained on, in their order; put them back, or start anew with another --run-dir"
+            )
+        if place != self.order:
+            raise RaftError(
+                f"learner.epochs: the run's checkpoint of step {self.step} ends with a short batch, after "
+                f"{self.order['position']} rows; going on from there would leave out the {place['position']}th row and "
+                "others before it; start anew with another --run-dir"
+            )
         if zero_stage != self.zero_stage:
             raise RaftError(
                 f"learner.zero_stage={zero_stage}: the run's checkpoint of step {self.step} was written by "
@@ -68,22 +83,26 @@ class State:
             )
 
 
-def check_resumable(storage: Storage, config: Config) -> None:
+def check_resumable(storage: Storage, config: Config, order: RowOrder, digest: str) -> None:
     """What the driver does before a run's actors start: clear up the storage, and refuse a checkpoint that its
     learners could not load. Raises `RaftError`; see `Storage.recover` and `State.check`."""
     if name := storage.recover(config.learner.keep):
-        _read_state(storage, name).check(config.learner.workers, config.learner.zero_stage)
+        _read_state(storage, name).check(config.learner.workers, config.learner.zero_stage, order, digest)
 
 
 class Checkpoints:
     """The checkpoints of a run as one rank of the learners sees them; made by all ranks together.
 
+    Args:
+        order, digest: of the rows that the run trains on (`rows_digest`).
+
     Raises `RaftError` when the checkpoint to go on from cannot be loaded whole.
     """
 
-    def __init__(self, storage: Storage, config: Config) -> None:
+    def __init__(self, storage: Storage, config: Config, order: RowOrder, digest: str) -> None:
         context = ray.train.get_context()
         self._storage = storage
+        self._order, self._digest = order, digest
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._node, self._first = context.get_node_rank(), context.get_local_rank() == 0
         self._zero_stage = config.learner.zero_stage
@@ -97,23 +116,22 @@ class Checkpoints:
             if self._rank == 0 and not storage.is_whole(name):
                 raise RaftError(f"checkpoint {storage}/{name}: not whole; --resume goes on from the one before it")
             self._state = _read_state(storage, name)
-            self._state.check(self._ranks, self._zero_stage)
+            self._state.check(self._ranks, self._zero_stage, order, digest)
 
     @property
     def universal(self) -> bool:
         """`restore` needs an engine that loads DeepSpeed's universal checkpoints: the shards are to be cut anew."""
         return self._state is not None and self._state.ranks != self._ranks and self._zero_stage > 0
 
-    def save(self, engine: Any, step: int, balancer: dict[str, float], pipeline: dict[str, Any]) -> None:
+    def save(self, engine: Any, step: int, balancer: dict[str, float]) -> None:
         """Write a checkpoint to the storage; all ranks. It is registered when rank 0's call returns.
 
         Args:
             engine: of DeepSpeed.
             step: optimizer steps done.
             balancer: λ's averages.
-            pipeline: whatever rank 0 wants back, JSON-able; other ranks' is not kept.
         """
-        state = State(step, balancer, self._ranks, self._zero_stage, pipeline)
+        state = State(step, balancer, self._ranks, self._zero_stage, self._order.done(step), self._digest)
         with self._folder() as folder:
             torch.save(_random_states(engine.device), folder / f"random-{self._rank}.pt")
             engine.save_checkpoint(str(folder), tag=_TAG)

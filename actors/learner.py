@@ -36,7 +36,8 @@ from raft_ray.announce import announce
 from raft_ray.config import Balance, Config, Dtype, Graphs
 from raft_ray.errors import RaftError
 from raft_ray.losses import EmaBalancer, FixedBalancer
-from raft_ray.prompts import EncodedRow
+from raft_ray.pipeline import RowOrder
+from raft_ray.prompts import EncodedRow, rows_digest
 from raft_ray.schedule import learning_rate
 from raft_ray.step import StepLosses, train_step
 from raft_ray.student import Student, empty_micro_batch, make_micro_batches
@@ -54,7 +55,7 @@ class LearnerTask:
     """The encoded training rows, in a list."""
     pipeline: Any
     """Handle of the pipeline actor."""
-    steps: int
+    order: RowOrder
     distils: bool
     run_dir: str
     node: str
@@ -120,6 +121,7 @@ class Rank:
         self.config = task.config
         self.rank = rank
         self.ranks = ranks
+        self.steps = task.order.steps
         self.name = f"learner-{rank}"
         self._checkpoint_seconds = 0.0
         self.table: dict[int, EncodedRow] = ray.get(task.table[0])
@@ -133,7 +135,7 @@ class Rank:
         threads = self.config.learner.threads
         if threads:
             torch.set_num_threads(threads)
-        self.checkpoints = Checkpoints(task.storage, self.config)
+        self.checkpoints = Checkpoints(task.storage, self.config, task.order, rows_digest(self.table))
         self.engine = make_engine(self.config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
@@ -150,9 +152,9 @@ class Rank:
             begun = self.task.pipeline.begin.remote(step, first.ref, first.checksum, self.task.table)
             self._call(begun)
         torch.distributed.barrier()
-        for at in range(step, self.task.steps):
+        for at in range(step, self.steps):
             self._step(at)
-        if step == self.task.steps:
+        if step == self.steps:
             self._export(self.publisher.pack(step).ref)
 
     def _step(self, step: int) -> None:
@@ -172,7 +174,7 @@ class Rank:
         empty = empty_micro_batch(self.kept if self.task.distils else None)
         batches += [empty] * (self._largest(len(batches)) - len(batches))
         tokens = sum(batch.tokens for batch in batches)
-        lr = learning_rate(learner, step, self.task.steps)
+        lr = learning_rate(learner, step, self.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.student.student_mass.clear()
@@ -188,7 +190,7 @@ class Rank:
         )
         clock.lap("optimizer")
 
-        last = step + 1 == self.task.steps
+        last = step + 1 == self.steps
         update = self._published(step + 1)
         masses = self.student.student_mass
         mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
@@ -213,7 +215,7 @@ class Rank:
         self._checkpoint_seconds = 0.0
         if last or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
             start = time.perf_counter()
-            self.checkpoints.save(self.engine, step + 1, self.balancer.state_dict(), {})
+            self.checkpoints.save(self.engine, step + 1, self.balancer.state_dict())
             self._checkpoint_seconds = time.perf_counter() - start
         if last:
             self._export(update.ref)
@@ -245,7 +247,7 @@ class Rank:
 
     def _published(self, version: int) -> Update:
         """The model's weights, for the rollout actors; the last ones for the export, which reads the object store."""
-        if version == self.task.steps:
+        if version == self.steps:
             return self.publisher.pack(version)
         return self.publisher.publish(version) if self.task.distils else Update(version)
 

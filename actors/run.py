@@ -40,6 +40,7 @@ from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.table import summary_table
 from raft_ray.pipeline import RowOrder
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
+from raft_ray.prompts import rows_digest
 from raft_ray.records import steps_done
 from raft_ray.report import write_refine_report, write_report
 
@@ -158,7 +159,9 @@ def trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars
     if config.run.resume and folder.exists() and steps_done(run_dir) == order.steps:
         return str(folder)
     run_dir.mkdir(parents=True, exist_ok=True)
-    table = [ray.put(encode(config, prepared.folder, rows))]
+    encoded = encode(config, prepared.folder, rows)
+    table, digest = [ray.put(encoded)], rows_digest(encoded)
+    del encoded
     overlapped = config.sync.max_staleness > 0
     roles = {
         role: actor_options(
@@ -189,14 +192,14 @@ def trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars
         bars.update(phase, 0, order.steps, "engines start")
         # Clears up after a dead run, so not before the actor's name says that none lives.
         storage = locate(config, run_dir)
-        check_resumable(storage, config)
+        check_resumable(storage, config, order, digest)
         ray.get(pipeline.prepare.remote(table), timeout=120)
         task = LearnerTask(
             config=config,
             folder=prepared.folder,
             table=table,
             pipeline=pipeline,
-            steps=order.steps,
+            order=order,
             distils=distils,
             run_dir=str(run_dir),
             node=ray.get_runtime_context().get_node_id(),

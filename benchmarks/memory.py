@@ -27,8 +27,9 @@ class MemoryWatch:
     """Reads the unique memory (USS) of this process's descendants, and the shared memory in use, every two seconds.
 
     Args:
-        roles: parts of process titles, such as `RolloutActor`; others than these, Ray's own and this process are
-            left out.
+        roles: by parts of command lines (of Ray's workers, their titles), such as `RolloutActor`, what to call these
+            processes; others than these, Ray's own and this process are left out. The first part that fits counts.
+        me: what to call this process.
         early: whether the run has come so far that its memory counts.
 
     Attributes:
@@ -36,10 +37,11 @@ class MemoryWatch:
         mark: seconds at which `early` was true first; none if it never was.
     """
 
-    def __init__(self, roles: tuple[str, ...], early: Callable[[], bool]) -> None:
+    def __init__(self, roles: dict[str, str], early: Callable[[], bool], me: str = "driver") -> None:
         self.series: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self.mark: float | None = None
-        self._roles = roles
+        self._roles = roles | {part: part for part in _PARTS}
+        self._me = me
         self._early = early
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -60,7 +62,7 @@ class MemoryWatch:
                 self.mark = now
             for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
                 try:
-                    role = "driver" if process.pid == os.getpid() else self._role_of(process)
+                    role = self._me if process.pid == os.getpid() else self._role_of(process)
                     if role is not None:
                         uss = process.memory_full_info().uss
                         self.series[f"{role} ({process.pid})"].append((now, uss / MIB))
@@ -69,11 +71,10 @@ class MemoryWatch:
             self.series[SHARED].append((now, psutil.virtual_memory().shared / MIB))
 
     def _role_of(self, process: psutil.Process) -> str | None:
-        title = " ".join(process.cmdline()[:1]) or process.name()
-        for role in self._roles:
-            if role in title:
-                return role
-        return next((part for part in _PARTS if part in process.name()), None)
+        line = " ".join(process.cmdline()) or process.name()
+        # The command lines of Ray's own processes name each other's programs.
+        line = process.name() if process.name() in _PARTS else line
+        return next((role for part, role in self._roles.items() if part in line), None)
 
     def growth(self) -> dict[str, dict[str, float]]:
         """`early_mib` and `late_mib` of each process that was there long enough: medians of its first and last fifth
@@ -102,7 +103,7 @@ class MemoryWatch:
         for name in self.growth():
             if name != SHARED:
                 points = self.series[name]
-                axes.plot([at for at, _ in points], [value for _, value in points], label=name.partition(" ")[0])
+                axes.plot([at for at, _ in points], [value for _, value in points], label=name.rpartition(" ")[0])
         axes.set_xlabel("seconds")
         axes.set_ylabel("memory of its own, MiB")
         axes.set_ylim(bottom=0)

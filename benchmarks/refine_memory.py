@@ -22,7 +22,13 @@ import pyarrow.parquet as pq
 from memory import MemoryWatch
 from rich.console import Console
 
-ROLES = ("raft_ray", "RewriteWorker", "FuseWorker", "CacheActor", "ray::")
+ROLES = {
+    "-m raft_ray": "driver",
+    "RewriteWorker": "rewrite worker",
+    "FuseWorker": "fuse worker",
+    "CacheActor": "cache actor",
+    "ray::": "other worker",
+}
 
 
 def serve() -> None:
@@ -97,7 +103,7 @@ def measure(folder: Path, url: str, rows: int, out: Path) -> None:
         return sum(pq.read_metadata(part).num_rows for part in refined.glob("part-*.parquet"))
 
     start = time.perf_counter()
-    with MemoryWatch(ROLES, lambda: written() >= rows // 5) as watch:
+    with MemoryWatch(ROLES, lambda: written() >= rows // 5, me="this measurement") as watch:
         subprocess.run([sys.executable, "-m", "raft_ray", "refine", "smoke", *keys], check=True)
     seconds = time.perf_counter() - start
     console = Console()

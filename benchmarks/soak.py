@@ -20,7 +20,13 @@ from rich.console import Console
 from actors.run import train
 from raft_ray import settings
 
-ROLES = ("RolloutActor", "TeacherActor", "PipelineActor", "RayTrainWorker", "TrainController")
+ROLES = {
+    "RolloutActor": "rollout actor",
+    "TeacherActor": "teacher actor",
+    "PipelineActor": "pipeline actor",
+    "RayTrainWorker": "learner",
+    "TrainController": "Ray Train's controller",
+}
 
 
 def main() -> None:

@@ -116,6 +116,11 @@ class RowOrder:
         all_steps = -(-self.rows * self.epochs // self.batch)
         return all_steps if self.max_steps is None else min(all_steps, self.max_steps)
 
+    def done(self, step: int) -> dict[str, int]:
+        """What a checkpoint keeps of the order: after `step` steps the rows before `position` are trained."""
+        position = min(step * self.batch, self.rows * self.epochs)
+        return {"rows": self.rows, "batch": self.batch, "seed": self.seed, "position": position}
+
     def batch_of(self, step: int) -> list[Place]:
         """The rows of a step, in order. Raises `IndexError` outside the run."""
         if not 0 <= step < self.steps:

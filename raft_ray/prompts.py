@@ -9,8 +9,12 @@ Knows nothing about models or Ray; needs a tokenizer with a chat template.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from raft_ray.config import OnLongReference
 from raft_ray.errors import DataError
@@ -35,6 +39,15 @@ class EncodedRow:
     """The target of the cross-entropy, its end-of-turn token included."""
     teacher_prompt: list[int]
     """What the teacher reads before the student's response; empty for methods without a teacher."""
+
+
+def rows_digest(table: Mapping[int, EncodedRow]) -> str:
+    """Of a training set as the student meets it, prompts and answers in their order: equal for equal sets only."""
+    digest = hashlib.sha256()
+    for row in table.values():
+        for ids in (row.prompt, row.answer):
+            digest.update(np.asarray([len(ids), *ids], np.int32).tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass

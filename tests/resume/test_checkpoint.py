@@ -21,12 +21,14 @@ from actors.storage import Storage
 from raft_ray.config import Config
 from raft_ray.errors import RaftError
 from raft_ray.models import TINY, resolve
+from raft_ray.pipeline import RowOrder
 from raft_ray.prompts import EncodedRow
 from raft_ray.step import train_step
 from raft_ray.student import make_micro_batches
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
+ORDER = RowOrder(rows=4, batch=4, epochs=9, seed=7)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,7 +102,7 @@ def life(arguments: dict[str, Any]) -> None:
 
     config, out, stop = arguments["config"], Path(arguments["out"]), arguments["stop"]
     rank, ranks = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    checkpoints = Checkpoints(arguments["storage"], config)
+    checkpoints = Checkpoints(arguments["storage"], config, ORDER, "digest of the rows")
     engine = make_engine(config, arguments["folder"], universal=checkpoints.universal)
     restored = checkpoints.restore(engine)
     seen: dict[str, Any] = {
@@ -111,7 +113,7 @@ def life(arguments: dict[str, Any]) -> None:
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(100 + rank)
     else:
-        seen |= {"step": restored.step, "balancer": restored.balancer, "pipeline": restored.pipeline}
+        seen |= {"step": restored.step, "balancer": restored.balancer, "order": restored.order}
         seen["random"] = (random.random(), np.random.rand(), torch.rand(1).item())
     seen["folders"] = sorted(path.name for path in Path(str(arguments["storage"])).glob("checkpoint_2*"))
     for step in range(restored.step if restored else 0, stop):
@@ -126,7 +128,7 @@ def life(arguments: dict[str, Any]) -> None:
         if die := arguments.get("die"):
             die(engine, step, rank, out / "died")
         balancer = {"steps": step + 1, "sft": 1 / 3, "kl": 0.1}
-        checkpoints.save(engine, step + 1, balancer, {"rows": {"seen": 4 * step + 4}, "of": rank})
+        checkpoints.save(engine, step + 1, balancer)
     seen["saved"] = full_state(engine, config.learner.zero_stage)
     torch.save(seen, out / f"{stop}-{rank}.pt")
 
@@ -160,7 +162,7 @@ def test_another_number_of_ranks_takes_up_the_whole_state_bit_for_bit(
     assert_equal(third["loaded"], second["saved"])
     assert (second["step"], third["step"]) == (1, 2)
     assert third["balancer"] == {"steps": 2, "sft": 1 / 3, "kl": 0.1}
-    assert third["pipeline"] == {"rows": {"seen": 8}, "of": 0}
+    assert third["order"] == {"rows": 4, "batch": 4, "seed": 7, "position": 8}
 
 
 def dies_in_deepspeed(engine: Any, step: int, rank: int, mark: Path) -> None:
@@ -255,10 +257,12 @@ def test_a_run_resumes_from_a_storage_elsewhere(tmp_path: Path, make_config: Mak
     assert weights[0] == weights[1]
 
 
-def test_a_run_goes_on_with_fewer_learners_but_not_at_another_zero_stage(
+def test_a_run_goes_on_with_fewer_learners_but_not_at_another_zero_stage_or_on_other_rows(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    sft = ("distill.method=sft", "learner.checkpoint_every=1")
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"What is {n}?", "answer": f"It is {n}."}) + "\n" for n in range(12)))
+    sft = ("distill.method=sft", "learner.checkpoint_every=1", f"data.train={data}")
     more = (*sft, "learner.max_steps=3", "run.resume=true")
     whole = run(make_config(tmp_path / "whole", *sft, "learner.max_steps=3"))
     for stage in (0, 2):
@@ -266,6 +270,11 @@ def test_a_run_goes_on_with_fewer_learners_but_not_at_another_zero_stage(
         folder = run(make_config(tmp_path / f"{stage}", *sft, *two))
         with pytest.raises(RaftError, match=rf"by 2 ranks at ZeRO stage {stage}.*with learner\.zero_stage={stage}"):
             run(make_config(folder, *more, "learner.zero_stage=3"))
+        before = data.read_text()
+        data.write_text(before.replace("It is 7", "It is 8"))
+        with pytest.raises(RaftError, match=r"data\.train: its 12 rows are not the 12 that"):
+            run(make_config(folder, *more, f"learner.zero_stage={stage}"))
+        data.write_text(before)
 
         run(make_config(folder, *more, f"learner.zero_stage={stage}"))
 

@@ -1,0 +1,59 @@
+"""What a checkpoint may be gone on from; no Ray started."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.checkpoint import State
+from raft_ray.errors import RaftError
+from raft_ray.pipeline import RowOrder
+from raft_ray.prompts import EncodedRow, rows_digest
+
+ORDER = RowOrder(rows=10, batch=4, epochs=2, seed=3)
+
+
+def state(step: int) -> State:
+    return State(step, {}, ranks=2, zero_stage=1, order=ORDER.done(step), digest="same")
+
+
+def test_another_number_of_ranks_and_more_epochs_go_on() -> None:
+    state(2).check(1, 1, replace(ORDER, epochs=5, max_steps=9), "same")
+
+
+@pytest.mark.parametrize(
+    ("order", "digest", "message"),
+    [
+        (ORDER, "other", r"data\.train: its 10 rows are not the 10 that .* step 2 was trained on"),
+        (replace(ORDER, rows=11), "same", r"data\.train: its 11 rows are not the 10"),
+        (replace(ORDER, seed=4), "same", r"data\.train: .* in their order"),
+    ],
+)
+def test_other_rows_are_refused(order: RowOrder, digest: str, message: str) -> None:
+    with pytest.raises(RaftError, match=message):
+        state(2).check(2, 1, order, digest)
+
+
+def test_more_epochs_after_a_short_batch_would_leave_out_rows() -> None:
+    # The fifth batch has three of its four rows.
+    short = RowOrder(rows=19, batch=4, epochs=1, seed=3)
+    ended = State(5, {}, ranks=1, zero_stage=0, order=short.done(5), digest="same")
+    ended.check(1, 0, short, "same")
+    with pytest.raises(RaftError, match=r"learner\.epochs: .* short batch, after 19 rows; .* the 20th row"):
+        ended.check(1, 0, replace(short, epochs=2), "same")
+
+
+ROWS = st.lists(st.tuples(st.lists(st.integers(0, 9), max_size=3), st.lists(st.integers(0, 9), max_size=3)), max_size=4)
+
+
+@given(ROWS, ROWS)
+def test_digests_differ_where_rows_do(
+    one: list[tuple[list[int], list[int]]], other: list[tuple[list[int], list[int]]]
+) -> None:
+    def digest(rows: list[tuple[list[int], list[int]]]) -> str:
+        return rows_digest({i: EncodedRow(i, prompt, answer, []) for i, (prompt, answer) in enumerate(rows)})
+
+    assert (digest(one) == digest(other)) == (one == other)
