@@ -107,8 +107,7 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
 def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out: Path) -> Iterator[int]:
     """Refine the slices `pending` into part files; yields the rows of each when it is written."""
     config = setup.config
-    # No more than there are slices: Ray Data warns of those that would have nothing to do.
-    most = min(config.refine.max_workers or config.refine.workers, len(pending))
+    most = config.refine.max_workers or config.refine.workers
     # On this node, where the training set and the run folder are.
     here: dict[str, Any] = {**_light(), "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -117,8 +116,9 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
         context.target_max_block_size = None  # slices stay whole
         # A slice may take hours; each call of a model has its own time limit.
         context.execution_no_progress_timeout_s = -1
+        # One more than workers: with as many, Ray Data reads inside the workers, which may lack the file.
         data = ray.data.read_datasource(
-            _Slices(scan, pending), override_num_blocks=len(pending), concurrency=min(most + 1, len(pending)), **here
+            _Slices(scan, pending), override_num_blocks=len(pending), concurrency=most + 1, **here
         )
         if not config.refine.enabled:
             data = data.map_batches(pass_on, **whole, **here)
@@ -127,7 +127,7 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
                 data = data.map_batches(
                     stage,
                     fn_constructor_args=(setup,),
-                    compute=ActorPoolStrategy(min_size=min(config.refine.workers, most), max_size=most),
+                    compute=ActorPoolStrategy(min_size=config.refine.workers, max_size=most),
                     **whole,
                     **_light(),
                 )
