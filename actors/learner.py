@@ -37,7 +37,7 @@ from raft_ray.config import Balance, Config, Dtype, Graphs
 from raft_ray.errors import RaftError
 from raft_ray.losses import EmaBalancer, FixedBalancer
 from raft_ray.pipeline import RowOrder
-from raft_ray.prompts import EncodedRow, rows_digest
+from raft_ray.prompts import EncodedRow
 from raft_ray.schedule import learning_rate
 from raft_ray.step import StepLosses, train_step
 from raft_ray.student import Student, empty_micro_batch, make_micro_batches
@@ -56,6 +56,8 @@ class LearnerTask:
     pipeline: Any
     """Handle of the pipeline actor."""
     order: RowOrder
+    digest: str
+    """`rows_digest` of the table."""
     distils: bool
     run_dir: str
     node: str
@@ -135,7 +137,7 @@ class Rank:
         threads = self.config.learner.threads
         if threads:
             torch.set_num_threads(threads)
-        self.checkpoints = Checkpoints(task.storage, self.config, task.order, rows_digest(self.table))
+        self.checkpoints = Checkpoints(task.storage, self.config, task.order, task.digest)
         self.engine = make_engine(self.config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device

@@ -200,6 +200,7 @@ def trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars
             table=table,
             pipeline=pipeline,
             order=order,
+            digest=digest,
             distils=distils,
             run_dir=str(run_dir),
             node=ray.get_runtime_context().get_node_id(),

@@ -118,15 +118,17 @@ class RowOrder:
 
     def done(self, step: int) -> dict[str, int]:
         """What a checkpoint keeps of the order: after `step` steps the rows before `position` are trained."""
-        position = min(step * self.batch, self.rows * self.epochs)
-        return {"rows": self.rows, "batch": self.batch, "seed": self.seed, "position": position}
+        return {"rows": self.rows, "batch": self.batch, "seed": self.seed, "position": self._position(step)}
 
     def batch_of(self, step: int) -> list[Place]:
         """The rows of a step, in order. Raises `IndexError` outside the run."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
-        stop = min((step + 1) * self.batch, self.rows * self.epochs)
-        return [self._place(position) for position in range(step * self.batch, stop)]
+        return [self._place(position) for position in range(self._position(step), self._position(step + 1))]
+
+    def _position(self, step: int) -> int:
+        """Where a step begins in the order of all epochs; only the last step's end is cut short."""
+        return min(step * self.batch, self.rows * self.epochs)
 
     def _place(self, position: int) -> Place:
         epoch, offset = divmod(position, self.rows)
