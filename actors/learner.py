@@ -312,6 +312,8 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
 
     learner = config.learner
     on_gpu = learner.num_gpus > 0
+    # An operation of DeepSpeed's inference, which it would compile here, for half a minute and more.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
     half = config.model.dtype is not Dtype.float32
     # DeepSpeed clips plain float32 too, but tells nobody the norm.

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import urllib.error
 import urllib.request
+from typing import Any
+
+
+def _get(url: str, token: str | None) -> urllib.request.Request:
+    request = urllib.request.Request(url)
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    return request
 
 
 def status_of(url: str, token: str | None) -> int:
     """The HTTP status of a GET."""
-    request = urllib.request.Request(url)
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(_get(url, token), timeout=10) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def read_json(url: str, token: str | None) -> Any:
+    """The JSON that a GET answers with. Raises `HTTPError` for any status but a success."""
+    with urllib.request.urlopen(_get(url, token), timeout=10) as answer:
+        return json.load(answer)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,6 +16,7 @@ from typing import Any
 
 import pytest
 from listener import Listener, Rule, Said, first_of, once
+from ray_head import running_head
 from run_files import lines, outcome
 
 from raft_ray.announce import VARIABLE
@@ -120,34 +119,28 @@ def test_an_actor_that_dies_again_and_again_stops_the_run_by_name_node_and_cause
     assert "rollout.max_restarts=1" in message
 
 
-def test_a_killed_driver_is_started_again_and_goes_on(
+def test_a_submitted_job_whose_driver_is_killed_is_submitted_again_and_goes_on(
     undisturbed: dict[str, Any],
     make_config: MakeConfig,
     tmp_path: Path,
     socket_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As `ray job submit` twice with the same run folder."""
+    """On a cluster that outlives both jobs, with the same run folder."""
     from raft_ray import settings
 
-    config = make_config(tmp_path / "run", *KEYS, "run.local_cpus=8")
-    settings.save(config, tmp_path / "config.yaml")
-    command = [sys.executable, "-m", "raft_ray", "train", str(tmp_path / "config.yaml")]
-    # A Ray of its own: RAY_ADDRESS of this test's cluster must not reach it.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    driver: list[subprocess.Popen[bytes]] = []
+    settings.save(make_config(tmp_path / "run", *KEYS), tmp_path / "config.yaml")
+    arguments = ("train", str(tmp_path / "config.yaml"))
+    with running_head(tmp_path) as head:
 
-    def kill(_: Said) -> None:
-        driver[0].kill()
+        def kill(_: Said) -> None:
+            os.kill(head.driver_pid(), signal.SIGKILL)
 
-    with Listener(socket_path, once("learner-0", "forward", 3), act=kill) as listener:
-        driver.append(
-            subprocess.Popen(command, env={**environment, VARIABLE: str(socket_path)}, stdout=subprocess.DEVNULL)
-        )
-        assert driver[0].wait(timeout=240) == -signal.SIGKILL
-    assert len(listener.killed) == 1
-    done = subprocess.run(
-        [*command, "--resume"], env=environment, timeout=240, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+        with Listener(socket_path, once("learner-0", "forward", 3), act=kill) as listener:
+            first = head.submit(*arguments, timeout=280, env_vars={VARIABLE: str(socket_path)})
+        assert len(listener.killed) == 1
+        assert first.returncode != 0
+        assert "failed" in first.stdout + first.stderr
+        assert not (tmp_path / "run" / "model").exists()
+        second = head.submit(*arguments, "--resume", timeout=280)
+    assert second.returncode == 0, (second.stdout + second.stderr)[-3000:]
     assert outcome(tmp_path / "run") == undisturbed

@@ -1,4 +1,4 @@
-"""The endpoint and a judge against a real vLLM server on loopback."""
+"""The endpoint, a judge and all of stage 1 against a real vLLM server on loopback, with the embedded model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from typing import Any
 
 import pytest
 from http_status import status_of
+from refine_runs import make_config, refine, summary
 
-from raft_ray.config import RefineModelConfig
+from raft_ray import models
+from raft_ray.config import Config, RefineModelConfig, RunConfig, SimilarityOn
 from raft_ray.errors import ConfigError
 from raft_ray.refine.endpoint import Endpoint
 from raft_ray.refine.generation import Ask, Generation
 from raft_ray.refine.judges import Case
 from raft_ray.refine.llm_judge import SCORES, LlmJudge
+from raft_ray.settings.precision import of_cpu
 
 LONGEST_START = 300.0
+NAME = "smollm2"
 CASES = [
     Case(f"What is the symbol of {name}?", symbol, f"The symbol of {name} is {symbol}.")
     for name, symbol in [("gold", "Au"), ("iron", "Fe"), ("tin", "Sn"), ("neon", "Ne"), ("zinc", "Zn"), ("lead", "Pb")]
@@ -31,17 +35,25 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def base_url(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
-    options = {"model": tiny_model, "served-model-name": "tiny", "host": "127.0.0.1", "port": port, "dtype": "float32"}
+    options = {
+        "model": models.resolve(models.EMBEDDED),
+        "served-model-name": NAME,
+        "host": "127.0.0.1",
+        "port": port,
+        "dtype": of_cpu().value,
+        "max-model-len": 1024,
+    }
     # `vllm serve` by its module: the command looks for a package of another name than the CPU build has.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", "--max-num-seqs", "8"]
     environment = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # More would spin while another process has a core.
         "OMP_NUM_THREADS": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
@@ -78,8 +90,8 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def endpoint(base_url: str, **changes: Any) -> Endpoint:
-    values = {"base_url": base_url, "model": "tiny", "retries": 1, "timeout": 120.0}
-    return Endpoint("tiny", RefineModelConfig(**(values | changes)))
+    values = {"base_url": base_url, "model": NAME, "retries": 1, "timeout": 120.0}
+    return Endpoint(NAME, RefineModelConfig(**(values | changes)))
 
 
 def asks(*texts: str, draw: int = 0) -> list[Ask]:
@@ -88,7 +100,7 @@ def asks(*texts: str, draw: int = 0) -> list[Ask]:
 
 def test_a_model_that_is_held_to_the_schema_gives_scores_and_one_that_is_not_does_not(base_url: str) -> None:
     model = endpoint(base_url)
-    judge = LlmJudge("tiny", model, "{prompt} {answer} {candidate}", max_new_tokens=400)
+    judge = LlmJudge(NAME, model, "{prompt} {answer} {candidate}", max_new_tokens=256)
     scores = judge.score(CASES)
     given = [score for score in scores if score is not None]
     assert given
@@ -101,8 +113,8 @@ def test_a_model_that_is_held_to_the_schema_gives_scores_and_one_that_is_not_doe
     def free(asked: Any, **options: Any) -> list[Generation]:
         return model(asked, **(options | {"schema": None}))
 
-    free.identity = "tiny"  # type: ignore[attr-defined]
-    unheld = LlmJudge("tiny", free, "{prompt} {answer} {candidate}", max_new_tokens=30)  # type: ignore[arg-type]
+    free.identity = NAME  # type: ignore[attr-defined]
+    unheld = LlmJudge(NAME, free, "{prompt} {answer} {candidate}", max_new_tokens=30)  # type: ignore[arg-type]
     assert unheld.score(CASES) == [None] * len(CASES)
 
 
@@ -121,11 +133,51 @@ def test_the_same_asks_and_seed_give_the_same_texts(base_url: str) -> None:
 
 def test_limits_of_tokens_and_context_are_told(base_url: str) -> None:
     model = endpoint(base_url)
-    short, long = model(asks("gold", "gold " * 600), temperature=0.0, max_new_tokens=5, seed=0)
+    short, long = model(asks("gold", "gold " * 1200), temperature=0.0, max_new_tokens=5, seed=0)
     assert (short.truncated, short.output_tokens, short.too_long) == (True, 5, False)
     assert long == Generation("", too_long=True)
 
 
 def test_an_unknown_model_is_refused_in_the_servers_words(base_url: str) -> None:
-    with pytest.raises(ConfigError, match=r"refine\.models\.tiny\.model: .*HTTP 404: The model `other` does not exist"):
+    with pytest.raises(
+        ConfigError, match=r"refine\.models\.smollm2\.model: .*HTTP 404: The model `other` does not exist"
+    ):
         endpoint(base_url, model="other")(asks("gold"), temperature=0.0, max_new_tokens=5, seed=0)
+
+
+def test_stage_1_with_every_model_behind_the_server(base_url: str, tmp_path: Path) -> None:
+    from actors.cluster import cluster
+
+    config = make_config(
+        tmp_path / "run",
+        [(case.prompt, case.answer) for case in CASES],
+        models.EMBEDDED,
+        rewriter="server",
+        fuser="server",
+        judges=["embedding", "server"],
+        models={"server": RefineModelConfig(base_url=base_url, model=NAME, concurrency=4, output_cost=1e6)},
+        similarity_on=SimilarityOn.question_answer,
+        tau=0.6,
+        attempts=3,
+        candidates=1,
+        rounds=1,
+        max_new_tokens=48,
+    )
+    with cluster(Config(run=RunConfig(local_cpus=4))):
+        rows = refine(config)
+    assert [row["prompt"] for row in rows] == [case.prompt for case in CASES]
+    verdicts = [
+        score["score"]
+        for row in rows
+        for each in row["candidates"]
+        for score in each["scores"]
+        if score["judge"] == "server"
+    ]
+    assert [verdict for verdict in verdicts if verdict is not None]
+    found = summary(config)
+    assert found["accepted"] == sum(row["accepted"] for row in rows) > 0
+    assert found["judge_failures"] == ({"server": verdicts.count(None)} if None in verdicts else {})
+    assert set(found["roles"]) == {"rewriter server", "fuser server", "judge server"}
+    spent = found["models"]["server"]
+    assert (spent["failed"], spent["cost"]) == (0, spent["output_tokens"])
+    assert all(0 < role["asks"] < role["input_tokens"] for role in found["roles"].values())
