@@ -150,7 +150,7 @@ def test_stage_1_with_every_model_behind_the_server(base_url: str, tmp_path: Pat
 
     config = make_config(
         tmp_path / "run",
-        [(case.prompt, case.answer) for case in CASES],
+        [(case.question, case.gold) for case in CASES],
         models.EMBEDDED,
         rewriter="server",
         fuser="server",
@@ -165,7 +165,7 @@ def test_stage_1_with_every_model_behind_the_server(base_url: str, tmp_path: Pat
     )
     with cluster(Config(run=RunConfig(local_cpus=4))):
         rows = refine(config)
-    assert [row["prompt"] for row in rows] == [case.prompt for case in CASES]
+    assert [row["prompt"] for row in rows] == [case.question for case in CASES]
     verdicts = [
         score["score"]
         for row in rows
