@@ -1,0 +1,47 @@
+"""Stage 1 over several nodes: engines where there is room, files where the run is, and the rows of one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from listener import Listener, Said
+from refine_runs import TINY_REFINE, make_config, refine, tiny_rows
+
+
+@pytest.fixture
+def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without CPUs, and two nodes with room for one engine each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_engines_on_two_nodes_give_the_rows_of_one_engine(three_nodes: Any, tmp_path: Path, socket_path: Path) -> None:
+    nodes: dict[str, int] = {}
+
+    def note(said: Said) -> None:
+        """The raylet that the process belongs to."""
+        nodes[said["who"]] = psutil.Process(said["pid"]).ppid()
+
+    with Listener(socket_path, note):
+        many = refine(make_config(tmp_path / "many", tiny_rows(11), **(TINY_REFINE | {"actors": 2})))
+    head = three_nodes.head_node.all_processes["raylet"][0].process.pid
+    engines = {nodes["refine-self-0"], nodes["refine-self-1"]}
+    assert len(engines) == 2
+    assert head not in engines
+    assert nodes["refine-write"] == nodes["refine-cache"] == head
+    assert refine(make_config(tmp_path / "one", tiny_rows(11), **TINY_REFINE)) == many
