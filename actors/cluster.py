@@ -118,9 +118,10 @@ def actor_options(
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "DS_ACCELERATOR": "cpu" if num_gpus == 0 else "cuda",
     }
-    if num_gpus == 0:
+    if role in ("learner", "teacher") and num_gpus == 0:
         # glibc gives large blocks back to the system at once, in threads' own arenas always (Ray trains in a thread),
-        # and every step pays anew for their pages: a third of a learner's time (docs/benchmarks.md).
+        # and every step pays anew for their pages: a third of a learner's time (docs/benchmarks.md). Engines hold
+        # their own memory: there it would cost some and save nothing.
         env |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
     if overlapped and num_gpus == 0:
         # libgomp's threads spin while they wait; with several torch processes on the same cores that costs 5-8x.
