@@ -48,8 +48,11 @@ def fapm(
       entry that did not change scores 0, also there.
     - Tensors of integers are buffers, not weights: the tuned model's are kept.
 
-    Raises `ModelError` where names, shapes or dtypes differ or a weight is not finite, `ConfigError` for a sparsity
-    outside 0 to 1.
+    - Where the two have different precisions (a bfloat16 model that was trained in float32), the base is taken in the
+      tuned model's.
+
+    Raises `ModelError` where names or shapes differ or a weight is not finite, `ConfigError` for a sparsity outside 0
+    to 1.
     """
     _check_sparsity(sparsity)
     if base_state.keys() != tuned_state.keys():
@@ -100,26 +103,28 @@ def prune_tensor(base: Tensor, tuned: Tensor, sparsity: float, name: str = "tens
     """One tensor of `fapm`, in the shape, dtype and device of `tuned`; `name` is for messages."""
     import torch
 
-    if base.shape != tuned.shape or base.dtype != tuned.dtype:
+    alike = base.dtype == tuned.dtype or (base.is_floating_point() and tuned.is_floating_point())
+    if base.shape != tuned.shape or not alike:
         raise ModelError(
             f"FAPM: {name} is {tuple(tuned.shape)} {tuned.dtype} in the tuned model, "
             f"{tuple(base.shape)} {base.dtype} in the base"
         )
     if not tuned.is_floating_point():
         return tuned.detach().clone()
-    scores = _scores(base.to(tuned.device), tuned)
+    base = base.detach().to(tuned)
+    scores = _scores(base, tuned)
     if scores is None:
         raise ModelError(f"FAPM: {name} has weights that are not finite")
     kept = round((1 - sparsity) * scores.numel())
     if kept == 0:
-        return base.detach().to(tuned.device).clone()
+        return base.clone()
     # The kept-th highest score: what is above it is kept, and of its equals as many as there is room for.
     # (kthvalue takes twenty times as long.)
     threshold = scores.topk(kept, sorted=False).values.min()
     keep = scores > threshold
     equal = (scores == threshold).nonzero().squeeze(1)
     keep[equal[: kept - int(keep.sum())]] = True
-    return torch.where(keep.view(tuned.shape), tuned.detach(), base.detach().to(tuned.device))
+    return torch.where(keep.view(tuned.shape), tuned.detach(), base)
 
 
 def _scores(base: Tensor, tuned: Tensor) -> Tensor | None:
@@ -127,7 +132,7 @@ def _scores(base: Tensor, tuned: Tensor) -> Tensor | None:
     import torch
 
     precise = torch.float64 if tuned.dtype is torch.float64 else torch.float32
-    old = base.detach().flatten().to(precise)
+    old = base.flatten().to(precise)
     change = (tuned.detach().flatten().to(precise) - old).abs_()
     # Not in place: without a change of dtype it is the caller's own tensor.
     old = old.abs()
