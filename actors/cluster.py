@@ -106,7 +106,7 @@ def actor_options(
     """Keyword arguments for `.options(...)` or `ray_remote_args`: resources and the process environment.
 
     Args:
-        role: names the process in its environment (`RAFT_RAY_ROLE`).
+        role: names the process in its environment (`RAFT_RAY_ROLE`). Learners and teachers keep freed memory.
         threads: of torch on the CPU; none takes all cores.
         overlapped: other roles compute at the same time on the same cores.
     """
@@ -120,8 +120,8 @@ def actor_options(
     }
     if role in ("learner", "teacher") and num_gpus == 0:
         # glibc gives large blocks back to the system at once, in threads' own arenas always (Ray trains in a thread),
-        # and every step pays anew for their pages: a third of a learner's time (docs/benchmarks.md). Engines hold
-        # their own memory: there it would cost some and save nothing.
+        # and every step pays anew for their pages: a third of a learner's time (docs/benchmarks.md). Engines
+        # gain little by it.
         env |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
     if overlapped and num_gpus == 0:
         # libgomp's threads spin while they wait; with several torch processes on the same cores that costs 5-8x.

@@ -47,7 +47,6 @@ def fapm(
     - Where `W_base` is 0, any change is infinitely large beside the weight: S is -inf, and it is put back first. An
       entry that did not change scores 0, also there.
     - Tensors of integers are buffers, not weights: the tuned model's are kept.
-
     - Where the two have different precisions (a bfloat16 model that was trained in float32), the base is taken in the
       tuned model's.
 

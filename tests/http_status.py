@@ -1,11 +1,19 @@
-"""What a server answers to a bearer of a token, or of none."""
+"""Servers of the tests: a port for one, and what it answers to a bearer of a token, or of none."""
 
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from typing import Any
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _get(url: str, token: str | None) -> urllib.request.Request:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from http_status import read_json, status_of
+from http_status import free_port, read_json, status_of
 from tenacity import retry, retry_if_result, stop_after_delay, wait_fixed
 
 ROOT = Path(__file__).parents[1]
@@ -61,12 +60,6 @@ class Head:
 def _no_agent_yet(result: subprocess.CompletedProcess[str]) -> bool:
     """The dashboard answers before the process that starts jobs is there."""
     return result.returncode != 0 and "No available agent to submit job" in result.stdout + result.stderr
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 from listener import Listener, once
+from nodes import running_nodes
 from run_files import outcome
 
 from raft_ray.config import Config
@@ -18,20 +19,10 @@ KEYS = ("learner.max_steps=3", "learner.checkpoint_every=1")
 
 
 @pytest.fixture
-def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def three_nodes() -> Iterator[tuple[Any, list[Any]]]:
     """A head with room for the pipeline actor alone, and two nodes of which each can hold all other roles."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        nodes = [cluster.add_node(num_cpus=4) for _ in range(2)]
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
-        yield cluster, nodes
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with running_nodes(1, 4, 4) as found:
+        yield found
 
 
 def test_a_node_that_dies_takes_nothing_with_it(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from elastic_runs import every_row_once, raft_ray, running, wait_for
+from nodes import running_nodes
 from run_files import lines
 
 from raft_ray.config import Config
@@ -17,19 +18,10 @@ MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture
-def full_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def full_cluster() -> Iterator[Any]:
     """As many CPUs as one rollout actor, a teacher, a learner and the pipeline actor take."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-    try:
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+    with running_nodes(4) as (cluster, _):
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def test_an_actor_without_a_place_waits_and_works_on_the_node_that_joins(

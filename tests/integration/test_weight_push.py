@@ -4,7 +4,6 @@ themselves are replaced (`fake_gpu`)."""
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import ray
 import torch
 from changed_weights import changed_model, prompt_ids
+from http_status import free_port
 
 from actors.rollout import RolloutActor
 from raft_ray.config import Config, Dtype, SyncBackend
@@ -124,10 +124,7 @@ class System:
         config.learner.zero_stage = 3
         config.sync.timeout = 120
         options = actor_options(role="test", num_cpus=1, num_gpus=0, threads=1)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        learner = ray.remote(Learner).options(**options)
+        learner, port = ray.remote(Learner).options(**options), free_port()
         self.learners = [learner.remote(config, rank, 2, port, str(run_dir)) for rank in range(2)]
         rollout = ray.remote(Rollout).options(**options)
         self.rollouts = {}

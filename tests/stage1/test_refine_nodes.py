@@ -9,25 +9,15 @@ from typing import Any
 import psutil
 import pytest
 from listener import Listener, Said
+from nodes import running_nodes
 from refine_runs import TINY_REFINE, make_config, refine, tiny_rows
 
 
 @pytest.fixture
-def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def three_nodes() -> Iterator[Any]:
     """A head without CPUs, and two nodes with room for one engine each."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+    with running_nodes(0, 1, 1) as (cluster, _):
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def test_engines_on_two_nodes_give_the_rows_of_one_engine(three_nodes: Any, tmp_path: Path, socket_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""A Ray cluster of several nodes on this machine, for the tests of what lies on which and of nodes that come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+
+@contextmanager
+def running_nodes(head: int, *others: int) -> Iterator[tuple[Any, list[Any]]]:
+    """For the block this process and what it starts are on a cluster of a head and other nodes, each with so many CPUs.
+
+    Yields the `Cluster` and its other nodes.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False})
+    try:
+        nodes = [cluster.add_node(num_cpus=cpus) for cpus in others]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", cluster.address)
+            ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+            yield cluster, nodes
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
