@@ -101,14 +101,22 @@ def _check_resources(cpus: float, gpus: float) -> None:
 
 
 def actor_options(
-    *, role: str, num_cpus: float, num_gpus: float, threads: int | None, overlapped: bool = False
+    *,
+    role: str,
+    num_cpus: float,
+    num_gpus: float,
+    threads: int | None,
+    overlapped: bool = False,
+    keep_memory: bool = False,
 ) -> dict[str, Any]:
     """Keyword arguments for `.options(...)` or `ray_remote_args`: resources and the process environment.
 
     Args:
-        role: names the process in its environment (`RAFT_RAY_ROLE`). Learners and teachers keep freed memory.
+        role: names the process in its environment (`RAFT_RAY_ROLE`).
         threads: of torch on the CPU; none takes all cores.
         overlapped: other roles compute at the same time on the same cores.
+        keep_memory: freed memory stays with the process on the CPU, for torch models that allocate the same anew at
+            every step.
     """
     count = threads or os.cpu_count() or 1
     env = {
@@ -118,7 +126,7 @@ def actor_options(
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "DS_ACCELERATOR": "cpu" if num_gpus == 0 else "cuda",
     }
-    if role in ("learner", "teacher") and num_gpus == 0:
+    if keep_memory and num_gpus == 0:
         # glibc gives large blocks back to the system at once, in threads' own arenas always (Ray trains in a thread),
         # and every step pays anew for their pages: a third of a learner's time (docs/benchmarks.md). Engines
         # gain little by it.

@@ -81,6 +81,7 @@ def train(task: LearnerTask) -> None:
         num_gpus=learner.num_gpus,
         threads=learner.threads,
         overlapped=task.config.sync.max_staleness > 0,
+        keep_memory=True,
     )
     resources = {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
     trainer = TorchTrainer(

@@ -170,6 +170,7 @@ def trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars
             num_gpus=section.num_gpus,
             threads=section.threads,
             overlapped=overlapped,
+            keep_memory=role == "teacher",
         )
         for role, section in (("rollout", config.rollout), ("teacher", config.teacher))
     }

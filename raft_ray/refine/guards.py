@@ -97,8 +97,10 @@ def leak(draft: Draft, limits: RefineGuardsConfig) -> bool:
 
 
 def echo(draft: Draft, _: RefineGuardsConfig) -> bool:
-    """Asks the question again, word for word."""
-    return draft.prompt.rstrip().endswith("?") and _spaced(draft.prompt) in _spaced(draft.text)
+    """Asks the question again, word for word, which the gold answer does not."""
+    question = _spaced(draft.prompt)
+    asked = draft.prompt.rstrip().endswith("?") and question in _spaced(draft.text)
+    return asked and question not in _spaced(draft.answer)
 
 
 def unchanged(draft: Draft, _: RefineGuardsConfig) -> bool:

@@ -47,7 +47,7 @@ def fit(train: Callable[..., None], arguments: dict[str, Any], ranks: int, stora
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    environment = actor_options(role="learner", num_cpus=1, num_gpus=0, threads=1)["runtime_env"]
+    environment = actor_options(role="learner", num_cpus=1, num_gpus=0, threads=1, keep_memory=True)["runtime_env"]
     TorchTrainer(
         train,
         train_loop_config=arguments,

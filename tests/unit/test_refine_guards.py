@@ -131,6 +131,12 @@ def test_words_of_leaks_that_the_row_has_or_the_config_does_not_name_are_none() 
     assert refused("Here is Au.") is None
 
 
+def test_a_text_asks_the_question_again_only_where_the_gold_answer_does_not() -> None:
+    question, gold = "What is gold?", "What is gold? Gold is a metal."
+    assert refused("What is gold? It is a metal.", "a metal", question) == "echo"
+    assert refused("You ask: what is gold? Gold is a metal.", gold, question) is None
+
+
 def test_a_text_much_shorter_or_longer_than_the_gold_answer_is_refused() -> None:
     prompt = "What is it?"
     assert refused("Gold is Au.", GOLD, prompt) == "length"
