@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,7 +37,9 @@ def quiet_data(what: str, logs: str, *, start_timeout: float) -> Iterator[DataCo
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that its progress bars are off, among the like
     try:
-        with DataContext.current(context):
+        with DataContext.current(context), warnings.catch_warnings():
+            # Where there are fewer slices than it may take at a time.
+            warnings.filterwarnings("ignore", "The (minimum|maximum) number of concurrent", UserWarning)
             yield context
     except (UserCodeException, ray.exceptions.RayError, TimeoutError) as error:
         raise _own(error) or RaftError(f"{what}: {last_line(error)}; see {logs}") from error

@@ -107,7 +107,9 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
 def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out: Path) -> Iterator[int]:
     """Refine the slices `pending` into part files; yields the rows of each when it is written."""
     config = setup.config
-    most = config.refine.max_workers or config.refine.workers
+    # No more than there is work for: a worker imports for seconds.
+    least = min(config.refine.workers, len(pending))
+    most = min(config.refine.max_workers or config.refine.workers, len(pending))
     # On this node, where the training set and the run folder are.
     here: dict[str, Any] = {**_light(), "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
@@ -127,7 +129,7 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
                 data = data.map_batches(
                     stage,
                     fn_constructor_args=(setup,),
-                    compute=ActorPoolStrategy(min_size=config.refine.workers, max_size=most),
+                    compute=ActorPoolStrategy(min_size=least, max_size=most),
                     **whole,
                     **_light(),
                 )
