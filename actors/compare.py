@@ -139,8 +139,7 @@ def _evaluate(
     """Each model's part of `eval.json`: some at once, and one at a time where one of them cannot be evaluated."""
     path = run_dir / "eval.json"
     done: dict[str, Any] = json.loads(path.read_text())["methods"] if config.run.resume and path.exists() else {}
-    blocks = {name: block for name, block in done.items() if name in folders}
-    missing = {name: folder for name, folder in folders.items() if name not in blocks}
+    missing = {name: folder for name, folder in folders.items() if name not in done}
 
     def measure(models: dict[str, str]) -> dict[str, Any]:
         # Drift and distance are measured against the base, which takes part each time.
@@ -155,13 +154,14 @@ def _evaluate(
         problems: dict[str, str] = {}
         found = _tried("evaluation", problems, partial(measure, models))
         if found is not None:
-            blocks.update(found)
+            done.update(found)
         else:
             console.print(f"[yellow]{problems['evaluation']}[/]: these models are evaluated one at a time")
             for name, folder in models.items():
-                blocks.update(_tried(name, failed, partial(measure, {name: folder})) or {})
-        path.write_text(json.dumps({"main": "raft", "methods": blocks}, indent=1, ensure_ascii=False))
-    return blocks
+                done.update(_tried(name, failed, partial(measure, {name: folder})) or {})
+        # With what an earlier comparison in this folder measured of rows that this one leaves out.
+        path.write_text(json.dumps({"main": "raft", "methods": done}, indent=1, ensure_ascii=False))
+    return {name: block for name, block in done.items() if name in folders}
 
 
 def _batches(folders: dict[str, str]) -> Iterator[dict[str, str]]:

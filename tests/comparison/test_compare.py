@@ -89,18 +89,15 @@ def test_a_grid_is_trained_and_each_method_gets_its_point(
     test = tmp_path / "test.jsonl"
     test.write_text("".join(json.dumps({"prompt": f"What is {n}?", "answer": "x"}) + "\n" for n in range(6)))
     run = tmp_path / "run"
-    compare(
-        make_config(
-            run,
-            f"data.test={test}",
-            "eval.enabled=true",
-            "eval.ifeval_rows=0",
-            "eval.general_rows=2",
-            "learner.max_steps=2",
-            "compare.methods=[sft,fapm]",
-            "compare.grid={learner.lr: [1e-4, 1e-2]}",
-        )
-    )
+    keys = [
+        f"data.test={test}",
+        "eval.enabled=true",
+        "eval.ifeval_rows=0",
+        "eval.general_rows=2",
+        "learner.max_steps=2",
+        "compare.grid={learner.lr: [1e-4, 1e-2]}",
+    ]
+    compare(make_config(run, *keys, "compare.methods=[sft,fapm]"))
     result = json.loads((run / "compare.json").read_text())
     assert set(result["chosen"]) == {"sft", "fapm"}
     assert result["validation_questions"] == 3
@@ -109,3 +106,13 @@ def test_a_grid_is_trained_and_each_method_gets_its_point(
     assert drifts["sft", "lr=0.01"] > drifts["fapm", "lr=0.01"] > 0
     evaluated = json.loads((run / "eval.json").read_text())["methods"]
     assert set(evaluated) == {"base", *(f"{row}/lr={lr}/seed0" for row in ("sft", "fapm") for lr in ("0.0001", "0.01"))}
+
+    # A comparison of fewer rows in the same folder loses nothing that was measured.
+    keys[-1] = "compare.grid={learner.lr: [1e-2, 1e-3]}"
+    compare(make_config(run, *keys, "compare.methods=[sft]", "run.resume=true"))
+    assert set(json.loads((run / "compare.json").read_text())["methods"]) == {"base", "sft"}
+    later = json.loads((run / "eval.json").read_text())["methods"]
+    assert {name: later[name]["domain"] for name in evaluated} == {
+        name: block["domain"] for name, block in evaluated.items()
+    }
+    assert set(later) - set(evaluated) == {"sft/lr=0.001/seed0"}
