@@ -98,9 +98,10 @@ def leak(draft: Draft, limits: RefineGuardsConfig) -> bool:
 
 def echo(draft: Draft, _: RefineGuardsConfig) -> bool:
     """Asks the question again, word for word, which the gold answer does not."""
+    if not draft.prompt.rstrip().endswith("?"):
+        return False
     question = _spaced(draft.prompt)
-    asked = draft.prompt.rstrip().endswith("?") and question in _spaced(draft.text)
-    return asked and question not in _spaced(draft.answer)
+    return question in _spaced(draft.text) and question not in _spaced(draft.answer)
 
 
 def unchanged(draft: Draft, _: RefineGuardsConfig) -> bool:
