@@ -7,7 +7,7 @@ stage 1, once ──> for each seed, for each point of the grid: sft, sdft, opd,
 
 A row that changes stage 1 refines anew, with what models wrote before out of the same cache. A training that fails is
 put down and the others go on; a resumed comparison tries it again, and takes finished trainings and evaluations as
-they are.
+they are. A finished training keeps its model and loses its checkpoints.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from actors.evaluate import evaluate, weights_folder
 from actors.progress import Bars
 from actors.remote import get, last_line, root_cause
 from actors.run import console, refined_rows, running, trained
+from actors.storage import locate
 from raft_ray import settings
 from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import write_comparison
@@ -109,7 +110,13 @@ def _traces(trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
 def _train(training: Training, config: Config, prepared: Prepared, rows: list[Row], bars: Bars) -> str:
     """The folder of one training's model."""
     if training.config is not None:
-        return trained(training.config, prepared, rows, bars, training.folder)
+        folder = trained(training.config, prepared, rows, bars, training.folder)
+        try:
+            # Four times the model each; with a grid and seeds they would fill the disk.
+            locate(training.config, training.folder).clear()
+        except RaftError as error:
+            console.print(f"[yellow]{training.name}[/]: its checkpoints stay: {error}", highlight=False)
+        return folder
     out = training.folder / "model"
     if out.exists():
         return str(out)

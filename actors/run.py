@@ -170,9 +170,9 @@ def trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars
             num_gpus=section.num_gpus,
             threads=section.threads,
             overlapped=overlapped,
-            keep_memory=role == "teacher",
+            keep_memory=keep_memory,
         )
-        for role, section in (("rollout", config.rollout), ("teacher", config.teacher))
+        for role, section, keep_memory in (("rollout", config.rollout, False), ("teacher", config.teacher, True))
     }
     if config.sync.in_flight:
         roles["rollout"]["max_concurrency"] = 2  # weights come in while a chunk is being written

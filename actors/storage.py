@@ -92,6 +92,17 @@ class Storage:
                 _logger.warning("%s/%s: not a registered checkpoint, deleted", self, name)
                 filesystem.delete_dir(str(root / name))
 
+    def clear(self) -> None:
+        """Delete the folder with all its checkpoints: its run has ended. Raises `RaftError` if that fails."""
+        from pyarrow.fs import FileType
+
+        filesystem, root = self._at
+        try:
+            if filesystem.get_file_info(str(root)).type is not FileType.NotFound:
+                filesystem.delete_dir(str(root))
+        except OSError as error:
+            raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
+
     def read(self, name: str, file: str) -> bytes:
         """A file of a checkpoint. Raises `FileNotFoundError`."""
         filesystem, root = self._at

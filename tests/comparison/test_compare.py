@@ -64,6 +64,7 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
     assert "CE/KL ratio" in html
     assert "Weight distance by layer" in html
 
+    assert not list(run.rglob("checkpoint_*")), "a finished training needs none"
     models = {name: run / "methods" / name / "seed0" / "model" for name in ("sft", "fapm")}
     expected = fapm(_state(tiny_model), _state(models["sft"]), 0.9)
     pruned = _state(models["fapm"])

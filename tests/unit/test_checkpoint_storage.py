@@ -161,6 +161,16 @@ def test_a_storage_that_cannot_be_opened_is_named() -> None:
         Storage("hdfs://", "run").recover(keep=2)
 
 
+def test_clear_leaves_nothing_of_this_run_and_everything_else(root: Path, storage: Storage) -> None:
+    register(root, 1, 2)
+    (root.parent / "model").mkdir()
+    storage.clear()
+
+    assert [path.name for path in root.parent.iterdir()] == ["model"]
+    assert storage.recover(keep=2) is None
+    storage.clear()
+
+
 def test_runs_of_one_name_have_folders_of_their_own_in_a_storage_and_find_them_again(tmp_path: Path) -> None:
     places = []
     for machine in ("a", "b"):
