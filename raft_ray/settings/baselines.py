@@ -36,13 +36,12 @@ def check_baselines(config: Config) -> None:
             if section in SHARED or (section == "distill" and "method" in (values or {})):
                 key = "distill.method" if section == "distill" else section
                 raise ConfigError(f"run.overrides.{name}.{key}: cannot differ; all methods of a run share it")
-        # Keys and types of a method that this run does not train are checked too.
-        reading.for_method(config, name)
-    for name in config.run.baselines:
-        where = f"run.overrides.{name}: "
-        baseline = reading.for_method(config, name)
-        check_ranges(baseline, where)
-        check_training(baseline, f"baseline {name}: ")
+    # Keys and types of a method that this run does not train are checked too.
+    for name in dict.fromkeys([*config.run.overrides, *config.run.baselines]):
+        made = reading.for_method(config, name)
+        if name in config.run.baselines:
+            check_ranges(made, f"run.overrides.{name}: ")
+            check_training(made, f"baseline {name}: ")
 
 
 def _repeated(names: list[str]) -> str | None:
