@@ -69,13 +69,14 @@ def choose(model: PreTrainedModel, questions: Sequence[Choices], *, limit: int, 
 
 @torch.inference_mode()
 def log_likelihoods(
-    model: PreTrainedModel, pairs: Sequence[Pair], *, tokens: int = 4096, chunk: int = 256
+    model: PreTrainedModel, pairs: Sequence[Pair], *, tokens: int = 4096, chunk: int = 256, head: Head | None = None
 ) -> list[float]:
     """log p(continuation | context) of each pair of token ids, nats; both have at least one token.
 
     Args:
         tokens: tokens a forward pass (padded).
         chunk: positions whose logits exist at one time.
+        head: the model's, where it was made before.
     """
     if not pairs:
         return []
@@ -95,15 +96,16 @@ def log_likelihoods(
             targets += pairs[place][1]
             owners += [place] * size
         start += size
-    head = Head(model)
+    head = head or Head(model)
+    device = hidden_nD.device
     totals = torch.zeros(len(pairs), dtype=torch.float64)
     # Positions of a group lie side by side, so one that several pairs share is rarely computed twice.
     for part in range(0, len(positions), chunk):
         here = slice(part, part + chunk)
         distinct, inverse = torch.tensor(positions[here]).unique(return_inverse=True)
-        logprobs_CV = head(hidden_nD[distinct.to(hidden_nD.device)]).log_softmax(-1).cpu()
-        values = logprobs_CV[inverse, torch.tensor(targets[here])]
-        totals.index_add_(0, torch.tensor(owners[here]), values.double())
+        logprobs_CV = head(hidden_nD[distinct.to(device)]).log_softmax(-1)
+        values = logprobs_CV[inverse.to(device), torch.tensor(targets[here], device=device)]
+        totals.index_add_(0, torch.tensor(owners[here]), values.double().cpu())
     return totals.tolist()
 
 

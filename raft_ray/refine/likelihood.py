@@ -1,7 +1,6 @@
 """How likely a model finds answers: the mean log-likelihood a token, in nats, that `raft_ray.refine.gap` is about.
 
-Knows nothing about Ray or about how rows are refined. Body in the model's own dtype, head and softmax in float32.
-Shapes: n positions of all answers in one list, C of a chunk, D hidden size, V vocabulary.
+Knows nothing about Ray or about how rows are refined.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from raft_ray.evaluate.hidden import Head, Pair, response_hidden
+from raft_ray.evaluate.hidden import Head, Pair
+from raft_ray.evaluate.likelihood import log_likelihoods
 from raft_ray.prompts import PromptEncoder
 from raft_ray.teacher import micro_batches
 
@@ -68,19 +67,12 @@ class Likelihood:
             for number, row in enumerate(rows)
         ]
 
-    @torch.inference_mode()
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """The mean log-likelihood a token, in nats, of each `(prompt ids, answer ids)`."""
         found = [math.nan] * len(pairs)
         for group in micro_batches([len(prompt) + len(answer) for prompt, answer in pairs], self._tokens):
             chosen = [pairs[place] for place in group]
-            hidden_nD = response_hidden(self._model, chosen, tokens=self._tokens)
-            labels_n = torch.tensor([token for _, answer in chosen for token in answer], device=hidden_nD.device)
-            values: list[torch.Tensor] = []
-            for hidden_CD, labels_C in zip(hidden_nD.split(self._chunk), labels_n.split(self._chunk), strict=True):
-                logits_CV = self._head(hidden_CD)
-                values.append(logits_CV.gather(-1, labels_C[:, None])[:, 0] - logits_CV.logsumexp(-1))
-            lengths = [len(answer) for _, answer in chosen]
-            for place, part in zip(group, torch.cat(values).double().split(lengths), strict=True):
-                found[place] = float(part.mean())
+            totals = log_likelihoods(self._model, chosen, tokens=self._tokens, chunk=self._chunk, head=self._head)
+            for place, total in zip(group, totals, strict=True):
+                found[place] = total / len(pairs[place][1])
         return found
