@@ -1,10 +1,11 @@
 """Rows of a data set's file, spread evenly over it, in the form that raft-ray reads.
 
-    python benchmarks/rows.py FILE.jsonl --rows 300 [--answers 20] > train.jsonl
+    python benchmarks/rows.py FILE.jsonl --rows 300 [--answers 20] [--sentence "The answer is {answer}."] > train.jsonl
 
 The file has rows with `question` or `prompt`, and `answer`; a `context` is put before the question, and `answers` and
 `choices` stay. Files are often sorted by what they are about, so the first rows would be no sample of them. `--answers`
-keeps the rows of the first so many different answers, where answers are labels.
+keeps the rows of the first so many different answers, where answers are labels; `--sentence` says them in a sentence,
+and the label alone becomes what an answer must state (`answers`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 
-def spread(file: Path, rows: int, answers: int | None = None) -> Iterator[dict[str, Any]]:
-    """`rows` rows of `file`, or all if it has fewer; only those of its first `answers` different answers."""
+def spread(file: Path, rows: int, answers: int | None = None, sentence: str = "{answer}") -> Iterator[dict[str, Any]]:
+    """`rows` rows of `file`, or all if it has fewer; only those of its first `answers` different answers, each put into
+    `sentence`."""
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     kept = set(list(dict.fromkeys(row["answer"] for row in found))[:answers])
     found = [row for row in found if row["answer"] in kept]
@@ -26,7 +28,10 @@ def spread(file: Path, rows: int, answers: int | None = None) -> Iterator[dict[s
         question = row.get("prompt") or row["question"]
         context = f"{row['context']}\n\n" if row.get("context") else ""
         others = {key: row[key] for key in ("answers", "choices") if row.get(key)}
-        yield {"prompt": f"{context}{question}", "answer": row["answer"], **others}
+        said = sentence.replace("{answer}", row["answer"])
+        if said != row["answer"]:
+            others.setdefault("answers", [row["answer"]])
+        yield {"prompt": f"{context}{question}", "answer": said, **others}
 
 
 def main() -> None:
@@ -34,8 +39,9 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--answers", type=int, help="rows of so many different answers only")
+    parser.add_argument("--sentence", default="{answer}", help='how answers are said: "It is about {answer}."')
     arguments = parser.parse_args()
-    for row in spread(arguments.file, arguments.rows, arguments.answers):
+    for row in spread(arguments.file, arguments.rows, arguments.answers, arguments.sentence):
         print(json.dumps(row, ensure_ascii=False))
 
 
