@@ -59,15 +59,19 @@ def promise(comparison: dict[str, Any], main: str = MAIN) -> str:
 
 
 def frontier(comparison: dict[str, Any], main: str = MAIN) -> list[str]:
-    """What all points of the grid say: `main` at half of the reference's best point's drift, and at OPD's drifts.
+    """What all points of the grid say: `main` at half of the drift of the reference's best point, who beats its chosen
+    point, and how it stands at OPD's drifts.
 
     Empty without a grid, or where `main` was not evaluated.
     """
     places: dict[str, dict[str, Place]] = {}
+    chosen: Place | None = None
     for point in comparison["points"]:
         if point["scores"].get("domain") and point["drift"]:
             place = Place(point["scores"]["domain"]["mean"], point["drift"]["mean"])
             places.setdefault(point["method"], {})[point["point"]] = place
+            if point["method"] == main and point["chosen"]:
+                chosen = place
     ours, name = places.get(main), method_label(main)
     if not ours:
         return []
@@ -75,17 +79,36 @@ def frontier(comparison: dict[str, Any], main: str = MAIN) -> list[str]:
     if rivals := places.get(comparison["reference"]):
         other = method_label(comparison["reference"])
         best, place = max(rivals.items(), key=lambda entry: entry[1].gain)
-        reached = gain_at_loss(ours, place.loss / 2)
-        said = "no point of the grid drifts so little" if reached is None else f"{about(reached)} domain accuracy"
         lines.append(
-            f"{name} with at most half the drift of {other}'s best point ({best}: {about(place.gain)}, drift "
-            f"{short(place.loss, 2)}): {said}."
+            f"With at most half the drift of {other}'s best point ({best}: {_at(place)}): "
+            f"{_reached(name, ours, place.loss / 2)}, {_reached(other, rivals, place.loss / 2)}."
+        )
+    beaten_by = [
+        f"{method_label(method)} at {at} ({_at(place)})"
+        for method, points in places.items()
+        for at, place in points.items()
+        if method not in (main, BASE) and chosen and place.dominates(chosen)
+    ]
+    if chosen and beaten_by:
+        lines.append(
+            f"{' and '.join(beaten_by)} {'is' if len(beaten_by) == 1 else 'are'} at least as accurate as {name}'s "
+            f"chosen point ({_at(chosen)}), with no more drift."
         )
     if main != OPD and (rivals := places.get(OPD)):
         reached_at = [(gain_at_loss(ours, place.loss), place.gain) for place in rivals.values()]
         won = sum(reached is not None and reached > gain for reached, gain in reached_at)
         lines.append(f"At the drift of {method_label(OPD)}'s points {name} is more accurate in {won} of {len(rivals)}.")
     return lines
+
+
+def _at(place: Place) -> str:
+    return f"{about(place.gain)}, drift {short(place.loss, 2)}"
+
+
+def _reached(name: str, places: dict[str, Place], loss: float) -> str:
+    """What a method reaches with no more drift than `loss`, at its best point there."""
+    gain = gain_at_loss(places, loss)
+    return f"{name} drifts further everywhere" if gain is None else f"{name} reaches {about(gain)}"
 
 
 def _line(name: str, comparison: dict[str, Any]) -> str:

@@ -109,13 +109,23 @@ def test_all_points_and_their_front() -> None:
 def test_what_the_points_say_in_words() -> None:
     comparison = compare(tune(_grid(), 0.4, 7))
     assert frontier(comparison) == [
-        "RAFT with at most half the drift of SFT's best point (lr=1: 80%, drift 0.4): 60% domain accuracy.",
+        "With at most half the drift of SFT's best point (lr=1: 80%, drift 0.4): RAFT reaches 60%, SFT drifts further "
+        "everywhere.",
         "At the drift of OPD's points RAFT is more accurate in 1 of 2.",
     ]
     assert any(line.startswith("SFT at lr=2, chosen on 40 other questions: ") for line in verdict(comparison))
     far = _grid()
     far["raft"] = {"lr=1": [_block(0.9, 0.9, 0.3)], "lr=2": [_block(0.6, 0.9, 0.3)]}
-    assert frontier(compare(tune(far, 0.4, 7)))[0].endswith("no point of the grid drifts so little.")
+    assert frontier(compare(tune(far, 0.4, 7)))[0].endswith(
+        ": RAFT drifts further everywhere, SFT drifts further everywhere."
+    )
+    far["sft"] |= {"lr=0.5": [_block(0.4, 0.95, 0.25)], "lr=0.2": [_block(0.4, 0.7, 0.1)]}
+    assert frontier(compare(tune(far, 0.4, 7)))[:2] == [
+        "With at most half the drift of SFT's best point (lr=0.5: 95%, drift 0.25): RAFT drifts further everywhere, "
+        "SFT reaches 70%.",
+        "SFT at lr=0.5 (95%, drift 0.25) is at least as accurate as RAFT's chosen point (90%, drift 0.3), with no more "
+        "drift.",
+    ]
     del far["raft"]
     assert frontier(compare(tune(far, 0.4, 7))) == []
 
