@@ -30,7 +30,7 @@ from actors.storage import locate
 from raft_ray import settings
 from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import write_comparison
-from raft_ray.compare.plan import FAPM, PRUNED, Training, plan
+from raft_ray.compare.plan import FAPM, PRUNED, Training, left_out, plan
 from raft_ray.compare.summary import BASE
 from raft_ray.compare.summary import compare as summarise
 from raft_ray.compare.tuning import ONLY, Tuned, split, tune
@@ -61,6 +61,8 @@ def compare(config: Config) -> Path:
         config.run.local_cpus = math.ceil(max(needs))
     failed: dict[str, str] = {}
     with running(config, prepared) as (bars, run_dir):
+        if rest := left_out(config):
+            console.print(f"not in compare.methods, so not trained: {', '.join(rest)}", highlight=False)
         rows = refined_rows(config, prepared, bars, run_dir)
         rows_of: dict[str, list[Row] | None] = {}
         folders = {BASE: prepared.folder}

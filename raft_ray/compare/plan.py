@@ -21,6 +21,7 @@ FAPM = "fapm"
 PRUNED = Method.sft.value
 """The row that FAPM prunes."""
 
+_METHODS = [method.value for method in Method]
 
 _SHARED = tuple(section for section in SHARED if section != "refine")
 """Sections in which rows cannot differ. Stage 1 may: a row that changes it gets refined rows of its own."""
@@ -66,8 +67,12 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
         raise ConfigError(f"compare.methods={rows}: fapm prunes the model of sft; name sft as well")
     if not config.eval.enabled:
         raise ConfigError("eval.enabled=false: there is nothing to compare without an evaluation; leave it on")
-    if unknown := next((name for name in wanted.overrides if name not in rows), None):
-        raise ConfigError(f"compare.overrides.{unknown}: no such row in compare.methods={rows}")
+    for name in left_out(config):
+        own = wanted.overrides[name]
+        distill = own.get("distill") if isinstance(own, dict) else None
+        if name not in _METHODS and not (isinstance(distill, dict) and "method" in distill):
+            raise ConfigError(f"compare.overrides.{name}: no such row in compare.methods={rows}")
+        _row_config(config, name, {})
     ordered = sorted(rows, key=lambda row: row == FAPM)
     points = grid_points(wanted.grid)
     configs = {(row, point): _row_config(config, row, values) for point, values in points.items() for row in ordered}
@@ -84,6 +89,11 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
         for (row, point), made in configs.items()
         for folder in [run_dir / "methods" / row / point / f"seed{seed}"]
     ]
+
+
+def left_out(config: Config) -> list[str]:
+    """Rows that `compare.overrides` describes and `compare.methods` does not name."""
+    return [name for name in config.compare.overrides if name not in config.compare.methods]
 
 
 def grid_points(grid: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -133,15 +143,14 @@ def _row_config(config: Config, row: str, point: dict[str, Any]) -> Config | Non
 
 def _method(row: str, overrides: dict[str, Any], where: str) -> str:
     """The method that a row trains: its name, or what its overrides say."""
-    methods = [method.value for method in Method]
     said = overrides.get("distill", {}).pop("method", None)
-    if row in methods:
+    if row in _METHODS:
         if said not in (None, row):
             raise ConfigError(f"{where}.distill.method={said}: give the row another name than that of a method")
         return row
-    if said not in methods:
+    if said not in _METHODS:
         raise ConfigError(
-            f"compare.methods: {row} is no method ({', '.join([*methods, FAPM])}); "
+            f"compare.methods: {row} is no method ({', '.join([*_METHODS, FAPM])}); "
             f"say what it trains with {where}.distill.method"
         )
     return str(said)

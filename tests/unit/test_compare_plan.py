@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raft_ray import settings
-from raft_ray.compare.plan import plan
+from raft_ray.compare.plan import left_out, plan
 from raft_ray.config import Config, Method, Target
 from raft_ray.errors import ConfigError
 
@@ -82,6 +82,42 @@ def test_a_row_may_change_stage_1() -> None:
     assert (strict.config.refine.tau, config.refine.tau) == (0.9, 0.8)
 
 
+def test_a_described_row_may_be_left_out_and_is_named() -> None:
+    config = settings.load("ablations", ["compare.methods=[sft,raft,refined]"])
+    assert [training.row for training in plan(config, RUN)] == ["sft", "raft", "refined"]
+    assert left_out(config) == ["fixed_0_1", "fixed_1", "tau_0", "tau_1", "t_1", "t_1_8", "k_64", "k_256"]
+
+
+def test_the_ablations_differ_from_raft_in_what_their_names_say() -> None:
+    trainings = {training.row: training for training in plan(settings.load("ablations", []), RUN)}
+    assert {name for name, one in trainings.items() if one.refines} == {"tau_0", "tau_1"}
+    made = {name: one.config for name, one in trainings.items() if one.config}
+    main = made["raft"]
+    assert (made["refined"].distill.method, made["refined"].distill.target) == (Method.sft, Target.fused)
+    changed = {
+        name: [
+            (section, key, value)
+            for section in ("refine", "distill", "learner", "rollout", "teacher")
+            for key, value in vars(getattr(config, section)).items()
+            if value != getattr(getattr(main, section), key)
+        ]
+        for name, config in made.items()
+        if name not in ("sft", "refined")
+    }
+    assert changed == {
+        "raft": [],
+        "fixed_0_1": [("distill", "balance", "fixed"), ("distill", "fixed_lambda", 0.1)],
+        "fixed_1": [("distill", "balance", "fixed")],
+        "tau_0": [("refine", "tau", 0.0)],
+        "tau_1": [("refine", "tau", 1.0)],
+        "t_1": [("distill", "temperature", 1.0)],
+        "t_1_8": [("distill", "temperature", 1.8)],
+        "k_64": [("distill", "top_k", 64)],
+        "k_256": [("distill", "top_k", 256)],
+    }
+    assert made["fixed_1"].distill.fixed_lambda == 1.0
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -93,6 +129,8 @@ def test_a_row_may_change_stage_1() -> None:
         (["eval.enabled=false"], "eval.enabled=false: there is nothing to compare"),
         (["compare.methods=[sft,raftt]"], "raftt is no method (sft, sdft, opd, raft, fapm); say what it trains"),
         (["compare.overrides={opt: {}}"], "compare.overrides.opt: no such row"),
+        (["compare.overrides={own: {distill: 3}}"], "compare.overrides.own: no such row"),
+        (["compare.overrides={own: {distill: {method: raft, top_kk: 3}}}"], "compare.overrides.own: unknown key"),
         (["compare.overrides={fapm: {learner: {lr: 1}}}"], "FAPM trains nothing; set compare.sparsity"),
         (["compare.overrides={sft: 3}"], "compare.overrides.sft: must hold sections"),
         (["compare.overrides={sft: {data: {limit: 3}}}"], "compare.overrides.sft.data: cannot differ"),

@@ -16,7 +16,7 @@ from raft_ray.config import Config, Dtype, Method, RefineModelConfig, Target
 from raft_ray.errors import ConfigError
 from raft_ray.settings.ranges import RANGES, REFINE_MODEL_RANGES
 
-PRESETS = ["cluster", "demo", "opd", "raft", "sdft", "sft", "single_gpu", "smoke"]
+PRESETS = ["ablations", "cluster", "demo", "opd", "raft", "sdft", "sft", "single_gpu", "smoke"]
 NUMBERS = [key for key, kind in settings.keys().items() if re.match(r"(?!list).*(int|float)", str(kind))]
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers")
 OWN_DATA = ["data.train=train.jsonl", "data.test=test.jsonl"]
