@@ -77,7 +77,7 @@ class ScoreActor:
         from raft_ray.evaluate.drift import Drift, Reference
 
         self.reference = Reference(self.model, pairs, tokens=self.config.teacher.tokens)
-        return asdict(Drift(0.0, 1.0, len(self.reference.hidden_nD), len(self.reference.sequences)))
+        return asdict(Drift(0.0, 0.0, 1.0, len(self.reference.hidden_nD), len(self.reference.sequences)))
 
     def drift(self) -> dict[str, float | int]:
         """The drift of the loaded model."""

@@ -277,7 +277,13 @@ def _result(method: str) -> dict[str, Any]:
             "truncated": WORDS[method] / 300,
             "n": 60,
         },
-        "drift": {"kl": DRIFT[method], "top1_agreement": 1 - DRIFT[method] / 1.6, "tokens": 8123, "rows": 60},
+        "drift": {
+            "kl": DRIFT[method],
+            "kl_first": 3 * DRIFT[method],
+            "top1_agreement": 1 - DRIFT[method] / 1.6,
+            "tokens": 8123,
+            "rows": 60,
+        },
         "weight_distance": {"total": DISTANCE[method], "layers": layers},
         "answers": [_answer(method, i, correct[i]) for i in range(8)],
         "general_answers": [

@@ -25,10 +25,10 @@ def compare(tuned: Tuned, *, reference: str = "sft", seed: int = 0) -> dict[str,
         tuned: blocks by method; `base` (one block) is what retention is measured against.
         reference: the method that the others are tested against on the same questions.
 
-    Returns `{"reference", "methods": {name: {"seeds", "scores": {score: S}, "drift": E, "words": E,
-    "agreement": E, "weight_distance": E, "dominated_by": [name]}}, "front": [name], "chosen": {name: point},
-    "validation_questions": n, "points": [{"method", "point", "chosen", "scores": {score: E}, "drift": E, "words": E,
-    "front": bool}]}` with E a mean and its interval, or none, and S such an interval with `retention`, `base` and
+    Returns `{"reference", "methods": {name: {"seeds", "scores": {score: S}, "drift": E,
+    "drift_first": E, "agreement": E, "words": E, "weight_distance": E, "dominated_by": [name]}}, "front": [name],
+    "chosen": {name: point}, "validation_questions": n, "points": [{"method", "point", "chosen", "scores": {score: E},
+    "drift": E, ..., "front": bool}]}` with E a mean and its interval, or none, and S such an interval with `retention`, `base` and
     `against` (difference, p) to the reference. `points` are all that were trained, and empty without a grid.
     """
     methods = tuned.methods
@@ -96,6 +96,7 @@ def _tables(blocks: Sequence[Block], score: str) -> list[Sequence[float]]:
 
 _NUMBERS = (
     ("drift", "drift", "kl"),
+    ("drift_first", "drift", "kl_first"),
     ("agreement", "drift", "top1_agreement"),
     ("words", "length", "words_mean"),
     ("weight_distance", "weight_distance", "total"),
@@ -131,6 +132,6 @@ def _score(
 
 
 def _number(blocks: Sequence[Block], part: str, value: str) -> dict[str, Any] | None:
-    """A number that each seed has one of."""
-    values = [block[part][value] for block in blocks if block.get(part)]
+    """A number that each seed has one of; none where one was not measured."""
+    values = [block[part][value] for block in blocks if value in (block.get(part) or {})]
     return asdict(estimate_of(values)) if len(values) == len(blocks) else None

@@ -1,7 +1,9 @@
 """Drift: how far a fine-tuned model's next-token distribution has moved from the base's, on the base's own answers.
 
-`KL(p_base ‖ p_tuned)` in nats, averaged over all tokens of the base's greedy answers to general prompts, and the share
-of tokens where both put the same token first. Zero for an unchanged model. It reads token ids only and knows nothing
+`KL(p_base ‖ p_tuned)` in nats, averaged over all tokens of the base's greedy answers to general prompts, the same at
+each answer's first token, and the share of tokens where both put the same token first. Zero for an unchanged model. The
+first token tells what the mean hides: a model that begins everything in one way goes on as the base does once the base
+has begun. It reads token ids only and knows nothing
 about text, templates, vLLM or Ray.
 
 The output head works on a chunk of positions at a time, so no `[tokens, V]` tensor larger than a chunk exists; body
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +31,8 @@ class Drift:
 
     kl: float
     """KL(base ‖ tuned), nats a token."""
+    kl_first: float
+    """The same at the first token of each answer."""
     top1_agreement: float
     """Share of tokens where both models' most likely token is the same."""
     tokens: int
@@ -77,7 +82,7 @@ class Reference:
         if head.rows != self.head.rows:
             raise ModelError(f"drift: the tuned model has {head.rows} output tokens, its base {self.head.rows}")
         tuned_nD = response_hidden(tuned_model, self.sequences, tokens=self.tokens)
-        total = torch.zeros((), dtype=torch.float64)
+        divergences: list[torch.Tensor] = []
         agreed = 0
         for base_CD, tuned_CD in zip(self.hidden_nD.split(chunk), tuned_nD.split(chunk), strict=True):
             p_CV = self.head(base_CD).log_softmax(-1)
@@ -85,6 +90,8 @@ class Reference:
             agreed += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
             # kl_div(input=log q, target=log p) is KL(p ‖ q), and 0 where p is 0.
             kl_C = torch.nn.functional.kl_div(q_CV, p_CV, reduction="none", log_target=True).sum(-1)
-            total += kl_C.double().sum().cpu()
-        count = len(self.hidden_nD)
-        return Drift(float(total) / count, agreed / count, count, len(self.sequences))
+            divergences.append(kl_C.double().cpu())
+        kl_n = torch.cat(divergences)
+        count = len(kl_n)
+        first = list(accumulate((len(response) for _, response in self.sequences[:-1]), initial=0))
+        return Drift(float(kl_n.mean()), float(kl_n[first].mean()), agreed / count, count, len(self.sequences))

@@ -221,7 +221,7 @@ _FIGURES = {
     "ifeval": ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"),
     "open": ("score",),
     "length": ("words_mean", "words_median", "truncated"),
-    "drift": ("kl", "top1_agreement"),
+    "drift": ("kl", "kl_first", "top1_agreement"),
     "weight_distance": ("total",),
 }
 

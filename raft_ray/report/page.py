@@ -131,6 +131,7 @@ def _tiles(methods: dict[str, Row]) -> list[dict[str, Any]]:
 COLUMNS: list[tuple[str, str, str, Callable[[Any], str], int]] = [
     ("accuracy", "domain", "accuracy", percent, 1),
     ("nats a token", "drift", "kl", short, -1),
+    ("first token", "drift", "kl_first", short, -1),
     ("top-1 agreement", "drift", "top1_agreement", percent, 1),
     ("prompt strict", "ifeval", "prompt_strict", percent, 1),
     ("prompt loose", "ifeval", "prompt_loose", percent, 1),

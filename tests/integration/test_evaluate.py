@@ -96,7 +96,7 @@ def test_every_model_is_measured_against_the_base(started: None, tmp_path: Path)
         assert block["ifeval"]["n"] == 3
         assert set(block["length"]) == {"words_mean", "words_median", "tokens_mean", "truncated", "n"}
         assert 0 < block["length"]["tokens_mean"] <= 16
-        assert set(block["drift"]) == {"kl", "top1_agreement", "tokens", "rows"}
+        assert set(block["drift"]) == {"kl", "kl_first", "top1_agreement", "tokens", "rows"}
         assert block["drift"]["rows"] == block["length"]["n"] == 5
         assert block["drift"]["tokens"] == result["base"]["length"]["tokens_mean"] * 5
         assert set(block["domain"]["metrics"]) == {"contains", "exact"}

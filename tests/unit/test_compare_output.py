@@ -20,7 +20,7 @@ def _block(right: int, drift: float) -> dict[str, Any]:
         "ifeval": {"correct": [place < 20 for place in range(50)]},
         "mmlu": None,
         "length": {"words_mean": 80.0},
-        "drift": {"kl": drift, "top1_agreement": 0.9},
+        "drift": {"kl": drift, "kl_first": 2 * drift, "top1_agreement": 0.9},
         "weight_distance": None,
     }
 

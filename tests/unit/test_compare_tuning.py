@@ -28,7 +28,7 @@ def _block(validation: float, reported: float, drift: float) -> dict[str, Any]:
         "ifeval": {"correct": [place < 20 for place in range(50)]},
         "mmlu": None,
         "length": {"words_mean": 80.0},
-        "drift": {"kl": drift, "top1_agreement": 0.9},
+        "drift": {"kl": drift, "kl_first": 2 * drift, "top1_agreement": 0.9},
         "weight_distance": {"total": 0.02, "layers": {"0": 0.01, "1": 0.03}},
     }
 

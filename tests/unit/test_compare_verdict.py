@@ -23,7 +23,7 @@ def _block(right: int, drift: float, ifeval: int = 20, first: int = 0) -> dict[s
         "ifeval": {"prompt_strict": ifeval / 100, "n": 100, "correct": followed},
         "mmlu": {"5-shot": {"accuracy": 0.5, "n": 60, "correct": mmlu}},
         "length": {"words_mean": 80.0},
-        "drift": {"kl": drift, "top1_agreement": 0.9},
+        "drift": {"kl": drift, "kl_first": 2 * drift, "top1_agreement": 0.9},
         "weight_distance": {"total": 0.02},
     }
 

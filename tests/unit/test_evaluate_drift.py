@@ -67,9 +67,9 @@ def _perturbed(model: PreTrainedModel, size: float = 0.05) -> PreTrainedModel:
     return tuned
 
 
-def _by_definition(base: PreTrainedModel, tuned: PreTrainedModel, pairs: list[Pair]) -> tuple[float, float, int]:
+def _by_definition(base: PreTrainedModel, tuned: PreTrainedModel, pairs: list[Pair]) -> tuple[float, float, float, int]:
     """One sequence and one position at a time, softmax and KL in float64."""
-    divergences, agreements = [], []
+    divergences, agreements, first = [], [], []
     for prompt, response in pairs:
         ids = torch.tensor([prompt + response])
         with torch.no_grad():
@@ -78,27 +78,32 @@ def _by_definition(base: PreTrainedModel, tuned: PreTrainedModel, pairs: list[Pa
             p, q = (probabilities[len(prompt) + place - 1] for probabilities in both)
             divergences.append(float((p * (p / q).log()).sum()))
             agreements.append(bool(p.argmax() == q.argmax()))
-    return sum(divergences) / len(divergences), sum(agreements) / len(agreements), len(divergences)
+            if place == 0:
+                first.append(divergences[-1])
+    tokens = len(divergences)
+    return sum(divergences) / tokens, sum(first) / len(first), sum(agreements) / tokens, tokens
 
 
 @pytest.mark.parametrize("make", [_llama, _gemma])
 def test_drift_equals_its_definition(make: type) -> None:
     base = make()
     tuned = _perturbed(base)
-    kl, agreement, tokens = _by_definition(base, tuned, _pairs())
+    kl, kl_first, agreement, tokens = _by_definition(base, tuned, _pairs())
     for chunk, batch in ((1, 1), (5, 20), (256, 4096)):
         result = drift(base, tuned, _pairs(), chunk=chunk, tokens=batch)
         assert result.kl == pytest.approx(kl, rel=1e-4)
+        assert result.kl_first == pytest.approx(kl_first, rel=1e-4)
         assert result.top1_agreement == agreement
         assert (result.tokens, result.rows) == (tokens, 4) == (24, 4)
     assert kl > 0.01
+    assert kl_first != pytest.approx(kl, rel=0.01)
     assert 0 < agreement < 1
 
 
 def test_an_unchanged_model_has_drift_0() -> None:
     base = _llama()
     result = drift(base, copy.deepcopy(base), _pairs())
-    assert result.kl == 0.0
+    assert result.kl == result.kl_first == 0.0
     assert result.top1_agreement == 1.0
 
 
