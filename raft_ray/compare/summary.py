@@ -28,8 +28,8 @@ def compare(tuned: Tuned, *, reference: str = "sft", seed: int = 0) -> dict[str,
     Returns `{"reference", "methods": {name: {"seeds", "scores": {score: S}, "drift": E,
     "drift_first": E, "agreement": E, "words": E, "weight_distance": E, "dominated_by": [name]}}, "front": [name],
     "chosen": {name: point}, "validation_questions": n, "points": [{"method", "point", "chosen", "scores": {score: E},
-    "drift": E, ..., "front": bool}]}` with E a mean and its interval, or none, and S such an interval with `retention`, `base` and
-    `against` (difference, p) to the reference. `points` are all that were trained, and empty without a grid.
+    "drift": E, ..., "front": bool}]}` with E a mean and its interval, or none, and S such an interval with `retention`,
+    `base` and `against` (difference, p) to the reference. `points` are all that were trained, and empty without a grid.
     """
     methods = tuned.methods
     if not methods or not all(methods.values()):
