@@ -77,7 +77,8 @@ class ScoreActor:
         from raft_ray.evaluate.drift import Drift, Reference
 
         self.reference = Reference(self.model, pairs, tokens=self.config.teacher.tokens)
-        return asdict(Drift(0.0, 0.0, 1.0, len(self.reference.hidden_nD), len(self.reference.sequences)))
+        tokens, rows = len(self.reference.hidden_nD), len(self.reference.sequences)
+        return asdict(Drift(kl=0.0, kl_first=0.0, top1_agreement=1.0, tokens=tokens, rows=rows))
 
     def drift(self) -> dict[str, float | int]:
         """The drift of the loaded model."""

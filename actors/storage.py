@@ -93,13 +93,12 @@ class Storage:
                 filesystem.delete_dir(str(root / name))
 
     def clear(self) -> None:
-        """Delete the folder with all its checkpoints: its run has ended. Raises `RaftError` if that fails."""
-        from pyarrow.fs import FileType
-
+        """Delete the folder, if there is one, with all its checkpoints: its run has ended. Raises `RaftError`."""
         filesystem, root = self._at
         try:
-            if filesystem.get_file_info(str(root)).type is not FileType.NotFound:
-                filesystem.delete_dir(str(root))
+            filesystem.delete_dir(str(root))
+        except FileNotFoundError:
+            pass
         except OSError as error:
             raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
 

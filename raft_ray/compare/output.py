@@ -19,7 +19,7 @@ from raft_ray.report.words import about, method_label, short
 
 _NUMBERS = {
     "drift": "Drift (nats a token)",
-    "drift_first": "at first tokens",
+    "drift_first": "Drift (first tokens)",
     "agreement": "Top-1 agreement",
     "words": "Words (general)",
     "weight_distance": "Weight distance",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raft_ray.compare.front import Place, gain_at_loss
+from raft_ray.compare.front import Place, dominated_by, gain_at_loss
 from raft_ray.report.verdict import SAME_DRIFT, SIGNIFICANT
 from raft_ray.report.words import about, method_label, short, times
 
@@ -65,13 +65,10 @@ def frontier(comparison: dict[str, Any], main: str = MAIN) -> list[str]:
     Empty without a grid, or where `main` was not evaluated.
     """
     places: dict[str, dict[str, Place]] = {}
-    chosen: Place | None = None
     for point in comparison["points"]:
         if point["scores"].get("domain") and point["drift"]:
             place = Place(point["scores"]["domain"]["mean"], point["drift"]["mean"])
             places.setdefault(point["method"], {})[point["point"]] = place
-            if point["method"] == main and point["chosen"]:
-                chosen = place
     ours, name = places.get(main), method_label(main)
     if not ours:
         return []
@@ -83,13 +80,14 @@ def frontier(comparison: dict[str, Any], main: str = MAIN) -> list[str]:
             f"With at most half the drift of {other}'s best point ({best}: {_at(place)}): "
             f"{_reached(name, ours, place.loss / 2)}, {_reached(other, rivals, place.loss / 2)}."
         )
-    beaten_by = [
-        f"{method_label(method)} at {at} ({_at(place)})"
+    others = {
+        f"{method_label(method)} at {point} ({_at(place)})": place
         for method, points in places.items()
-        for at, place in points.items()
-        if method not in (main, BASE) and chosen and place.dominates(chosen)
-    ]
-    if chosen and beaten_by:
+        if method not in (main, BASE)
+        for point, place in points.items()
+    }
+    chosen = ours.get(comparison["chosen"].get(main, next(iter(ours))))
+    if chosen and (beaten_by := dominated_by(name, {name: chosen, **others})):
         lines.append(
             f"{' and '.join(beaten_by)} {'is' if len(beaten_by) == 1 else 'are'} at least as accurate as {name}'s "
             f"chosen point ({_at(chosen)}), with no more drift."

@@ -3,8 +3,7 @@
 `KL(p_base ‖ p_tuned)` in nats, averaged over all tokens of the base's greedy answers to general prompts, the same at
 each answer's first token, and the share of tokens where both put the same token first. Zero for an unchanged model. The
 first token tells what the mean hides: a model that begins everything in one way goes on as the base does once the base
-has begun. It reads token ids only and knows nothing
-about text, templates, vLLM or Ray.
+has begun. It reads token ids only and knows nothing about text, templates, vLLM or Ray.
 
 The output head works on a chunk of positions at a time, so no `[tokens, V]` tensor larger than a chunk exists; body
 in the model's own dtype, head and softmax in float32 (a bfloat16 head would add noise of the size of a small drift).
