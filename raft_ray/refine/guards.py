@@ -16,7 +16,7 @@ from raft_ray.config import RefineGuardsConfig
 from raft_ray.refine.key_facts import TERSE_WORDS, invented_facts, missing_facts, normalise, tokens
 from raft_ray.refine.language import foreign_letters, in_another_language
 from raft_ray.refine.thinking import without_thinking
-from raft_ray.templates import literals
+from raft_ray.templates import fill, literals
 
 TEMPLATE_FIELDS = ("prompt", "answer", "rewrite")
 _LABEL = re.compile(
@@ -79,7 +79,8 @@ def leak(draft: Draft, limits: RefineGuardsConfig) -> bool:
     answer:`), one of the phrases that `refine.guards.leaks` names, or words of the template.
 
     Short pieces of a template are ordinary language: one counts from three words on where the text begins with it
-    (`The answer is`), from four on anywhere. What stands in the row itself (question or gold answer) is no leak.
+    (`Say it again`), from four on anywhere. What stands in the row itself (question or gold answer) is no leak, nor is
+    the sentence in which the template says the gold answer (`The right answer is: {answer}.`): it offers that sentence.
     """
     own = _spaced(f"{draft.prompt}\n{draft.answer}")
     for pattern in (_LABEL, _PREAMBLE):
@@ -88,6 +89,8 @@ def leak(draft: Draft, limits: RefineGuardsConfig) -> bool:
     text = _spaced(draft.text)
     if any(phrase in text and phrase not in own for phrase in map(_spaced, limits.leaks)):
         return True
+    saying = (line for line in literals(draft.template, ("prompt", "rewrite")) if "{answer}" in line)
+    own += "".join(said for line in saying if (said := _spaced(fill(line, answer=draft.answer))) in text)
     for piece in map(_spaced, literals(draft.template, TEMPLATE_FIELDS)):
         words = len(piece.split())
         shown = text.startswith(piece) if words < _LEAK_ANYWHERE else piece in text

@@ -138,7 +138,7 @@ def test_a_sound_rewrite_passes_every_guard() -> None:
         ({"text": "Reference answer: Au"}, "leak"),
         ({"text": "Au.\nQuestion: What is silver?"}, "leak"),
         ({"text": "Repeat this answer as one complete sentence. Au."}, "leak"),
-        ({"text": "The answer is Au."}, "leak"),
+        ({"text": "The answer is a metal."}, "leak"),
         ({"text": "The answer to this question is Au."}, "leak"),
         ({"text": "What is the symbol of gold?\n\nIt is Au."}, "echo"),
         ({"text": "Au."}, "unchanged"),
@@ -153,6 +153,11 @@ def test_each_guard_gives_its_reason(changes: dict[str, object], reason: str) ->
 
 def test_a_guard_can_be_off() -> None:
     assert refusal(draft(text="The symbol of gold is Ag."), off={"key_facts", "invented"}) is None
+
+
+def test_a_template_that_says_the_answer_in_a_sentence_offers_that_sentence() -> None:
+    assert refusal(draft(text='The answer is "Au".')) is None
+    assert refusal(draft(text="The answer is Au. Repeat this answer as one complete sentence.")) == "leak"
 
 
 def test_what_stands_in_the_row_itself_is_no_leak() -> None:
