@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from raft_ray.config import Dtype
+from raft_ray.config import ModelConfig
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams, TokensPrompt
@@ -30,44 +30,57 @@ class Completion:
     """The token limit ended it, not the model."""
 
 
+class Resources(Protocol):
+    """What an engine may take of its machine: section `rollout`, or stage 1's plan of a pool."""
+
+    @property
+    def threads(self) -> int | None:
+        """Torch threads on the CPU; none leaves the choice to vLLM."""
+
+    @property
+    def kv_cache_gib(self) -> float:
+        """KV cache of a CPU engine, GiB."""
+
+    @property
+    def tensor_parallel(self) -> int:
+        """GPUs of the engine."""
+
+    @property
+    def gpu_memory_utilization(self) -> float:
+        """Share of a GPU's memory."""
+
+
 class Engine:
     """A vLLM `LLM` that lives in this process where that is possible (CPU, or a single GPU).
 
     Args:
-        model: folder or hub name.
-        dtype: of weights and computation.
+        folder: the model's, or its hub name.
+        model: its dtype, and what loading it may do; `path` and `context` are not looked at.
+        resources: threads, GPUs, memory.
         context: longest prompt + response in tokens.
-        kv_cache_gib: KV cache of a CPU engine, GiB.
-        threads: torch threads on the CPU; none leaves the choice to vLLM.
-        tensor_parallel: GPUs of the engine.
-        gpu_memory_utilization: share of a GPU's memory.
         weight_sync: name of a weight-transfer back end, if the weights will be replaced.
     """
 
     def __init__(
         self,
-        model: str,
+        folder: str,
+        model: ModelConfig,
+        resources: Resources,
         *,
-        dtype: Dtype,
         context: int,
-        kv_cache_gib: float = 1.0,
-        threads: int | None = None,
-        tensor_parallel: int = 1,
-        gpu_memory_utilization: float = 0.85,
-        trust_remote_code: bool = False,
-        allow_pickle: bool = False,
         weight_sync: str | None = None,
     ) -> None:
+        alone = resources.tensor_parallel == 1
         # vLLM reads these when it is imported; in one process an engine starts in 3 s instead of 27 s.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if tensor_parallel == 1 else "1")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if alone else "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         import math
 
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(kv_cache_gib)))
-        if threads is not None:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(resources.kv_cache_gib)))
+        if resources.threads is not None:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-            os.environ["OMP_NUM_THREADS"] = str(threads)
+            os.environ["OMP_NUM_THREADS"] = str(resources.threads)
         import torch
         from vllm import LLM
         from vllm.config import WeightTransferConfig
@@ -75,15 +88,15 @@ class Engine:
         self._stale_prefixes = False
         on_gpu = torch.cuda.is_available()
         self.llm = LLM(
-            model=model,
-            dtype=dtype.value,
+            model=folder,
+            dtype=model.dtype.value,
             max_model_len=context,
-            tensor_parallel_size=tensor_parallel,
-            distributed_executor_backend="uni" if tensor_parallel == 1 else "ray",
-            gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=resources.tensor_parallel,
+            distributed_executor_backend="uni" if alone else "ray",
+            gpu_memory_utilization=resources.gpu_memory_utilization,
             enforce_eager=not on_gpu,
-            trust_remote_code=trust_remote_code,
-            load_format="auto" if allow_pickle else "safetensors",
+            trust_remote_code=model.trust_remote_code,
+            load_format="auto" if model.allow_pickle else "safetensors",
             generation_config="vllm",
             disable_log_stats=True,
             # Between the parts of a JSON answer a small model writes blank lines until its limit cuts it off.

@@ -121,18 +121,7 @@ class EvalActor:
             needed.append(len(self.encoder.prompt(chat)) + 3 * self.config.eval.open_max_new_tokens)
         self.context = context = min(limit, max(needed))
         self.limits = [min(chat[3], context - len(ids)) for ids, chat in zip(self.prompts, self.chats, strict=True)]
-        rollout = self.config.rollout
-        self.engine = Engine(
-            folder,
-            dtype=model.dtype,
-            context=context,
-            kv_cache_gib=rollout.kv_cache_gib,
-            threads=rollout.threads,
-            tensor_parallel=rollout.tensor_parallel,
-            gpu_memory_utilization=rollout.gpu_memory_utilization,
-            trust_remote_code=model.trust_remote_code,
-            allow_pickle=model.allow_pickle,
-        )
+        self.engine = Engine(folder, model, self.config.rollout, context=context)
         self.loaded = self.folder
         self.chunks = _equal_parts([place for place, room in enumerate(self.limits) if room > 0])
         self.second_chunks = _equal_parts(self.second)

@@ -97,17 +97,7 @@ class RefineEngine:
         self._context = model_context(folder, plan.model)
         self._tokenizer = load_tokenizer(folder, plan.model)
         self._encoder = PromptEncoder(self._tokenizer, self._context)
-        self._engine = Engine(
-            folder,
-            dtype=plan.model.dtype,
-            context=self._context,
-            kv_cache_gib=plan.kv_cache_gib,
-            threads=plan.threads,
-            tensor_parallel=plan.tensor_parallel,
-            gpu_memory_utilization=plan.gpu_memory_utilization,
-            trust_remote_code=plan.model.trust_remote_code,
-            allow_pickle=plan.model.allow_pickle,
-        )
+        self._engine = Engine(folder, plan.model, plan, context=self._context)
 
     def ready(self) -> str:
         """Its host."""

@@ -46,17 +46,11 @@ class RolloutActor:
         self._version: int | None = None
         self._gate = Gate()
         weight_sync.register()
-        rollout = config.rollout
         self._engine = Engine(
             folder,
-            dtype=config.model.dtype,
+            config.model,
+            config.rollout,
             context=models.model_context(folder, config.model),
-            kv_cache_gib=rollout.kv_cache_gib,
-            threads=rollout.threads,
-            tensor_parallel=rollout.tensor_parallel,
-            gpu_memory_utilization=rollout.gpu_memory_utilization,
-            trust_remote_code=config.model.trust_remote_code,
-            allow_pickle=config.model.allow_pickle,
             weight_sync=weight_sync.ENGINES[config.sync.backend][0],
         )
         self._receiver = Receiver(self._engine, config.sync.checksum, f"{name} on {here()}")

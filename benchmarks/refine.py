@@ -37,14 +37,8 @@ class Bare:
         self._config = config
         self._batches = batches
         folder = resolve(config.model.path)
-        rollout = config.rollout
-        self._engine = Engine(
-            folder,
-            dtype=config.model.dtype,
-            context=model_context(folder, config.model),
-            kv_cache_gib=rollout.kv_cache_gib,
-            threads=rollout.threads,
-        )
+        context = model_context(folder, config.model)
+        self._engine = Engine(folder, config.model, config.rollout, context=context)
 
     def loop(self) -> tuple[float, int]:
         """Seconds and tokens of one pass over all batches."""

@@ -12,7 +12,7 @@ import torch
 from run_files import lines
 from safetensors.torch import load_file
 
-from raft_ray.config import Config, Dtype, ModelConfig
+from raft_ray.config import Config, Dtype, ModelConfig, RolloutConfig
 from raft_ray.errors import RaftError
 from raft_ray.losses import EmaBalancer
 from raft_ray.models import TINY, load_model, load_tokenizer, resolve
@@ -146,7 +146,7 @@ def vllm_greedy(model: str, ids: list[int], count: int) -> list[int]:
     def answer() -> list[int]:
         from actors.engine import Engine
 
-        engine = Engine(model, dtype=Dtype.float32, context=256)
+        engine = Engine(model, ModelConfig(dtype=Dtype.float32), RolloutConfig(), context=256)
         return engine.generate([ids], max_new_tokens=count, temperature=0.0)[0].token_ids
 
     options = actor_options(role="rollout", num_cpus=1, num_gpus=0, threads=1)

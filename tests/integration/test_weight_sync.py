@@ -11,7 +11,7 @@ import ray
 import torch
 from changed_weights import changed_model, prompt_ids
 
-from raft_ray.config import Config, Dtype, ModelConfig
+from raft_ray.config import Config, Dtype, ModelConfig, RolloutConfig
 from raft_ray.models import TINY, load_tokenizer, resolve
 
 # Workers cannot import test modules: the probe travels as code.
@@ -27,7 +27,8 @@ class Probe:
         from actors.weight_receive import Receiver
 
         weight_sync.register()
-        self.engine = Engine(folder, dtype=Dtype.float32, context=256, weight_sync=weight_sync.OBJECT_STORE)
+        model = ModelConfig(dtype=Dtype.float32)
+        self.engine = Engine(folder, model, RolloutConfig(), context=256, weight_sync=weight_sync.OBJECT_STORE)
         self.engine.llm.init_weight_transfer_engine({"init_info": {}})
         self.receiver = Receiver(self.engine, True, "probe")
 
