@@ -66,7 +66,8 @@ def compare(config: Config) -> Path:
         rows = refined_rows(config, prepared, bars, run_dir)
         rows_of: dict[str, list[Row] | None] = {}
         folders = {BASE: prepared.folder}
-        for training in trainings:
+        for number, training in enumerate(trainings):
+            bars.update("All trainings", number, len(trainings), training.name)
             if training.row not in rows_of:
                 own = partial(_own_rows, training, prepared, bars, run_dir)
                 rows_of[training.row] = _tried(training.row, failed, own) if training.refines else rows
@@ -75,6 +76,7 @@ def compare(config: Config) -> Path:
             folder = _tried(training.name, failed, partial(_train, training, config, prepared, found, bars))
             if folder is not None:
                 folders[training.name] = folder
+        bars.update("All trainings", len(trainings), len(trainings))
         blocks = _evaluate(folders, config, prepared, bars, run_dir, failed)
     grid: dict[str, dict[str, list[dict[str, Any]]]] = {BASE: {ONLY: [blocks[BASE]]}} if BASE in blocks else {}
     for training in trainings:
@@ -112,7 +114,7 @@ def _traces(trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
 def _train(training: Training, config: Config, prepared: Prepared, rows: list[Row], bars: Bars) -> str:
     """The folder of one training's model."""
     if training.config is not None:
-        folder = trained(training.config, prepared, rows, bars, training.folder)
+        folder = trained(training.config, prepared, rows, bars, training.folder, training.name)
         try:
             # Four times the model each; with a grid and seeds they would fill the disk.
             locate(training.config, training.folder).clear()

@@ -72,6 +72,7 @@ class Bars:
         if not started:
             self._tasks[phase] = self._progress.add_task(phase, total=max(total, 1), note=note)
         self._progress.update(self._tasks[phase], completed=done, total=max(total, 1), note=note)
+        self._fit()
         if not self.console.is_terminal:
             task = self._progress.tasks[self._tasks[phase]]
             if not started:
@@ -79,6 +80,12 @@ class Bars:
             elif done >= total and not task.fields.get("said"):
                 self._progress.update(self._tasks[phase], said=True)
                 self.console.print(f"{phase}: {done}/{total} in {task.elapsed or 0:.0f} s {note}")
+
+    def _fit(self) -> None:
+        """Hide the oldest finished bars where the terminal has too few lines: it would cut off the newest."""
+        shown = [task for task in self._progress.tasks if task.visible]
+        for task in [task for task in shown if task.finished][: max(0, len(shown) - self.console.height + 2)]:
+            self._progress.update(task.id, visible=False)
 
     def track(self, phase: str) -> Callable[[int, int], None]:
         """`update` for one phase."""

@@ -151,8 +151,10 @@ def _measure(config: Config, bars: Bars, refined: Path) -> None:
         measure_gap(config, refined, bars.track("Stage 1: compatibility gap"))
 
 
-def trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars, run_dir: Path) -> str:
-    """Train one method in `run_dir`; returns the folder of its model."""
+def trained(
+    config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars, run_dir: Path, name: str | None = None
+) -> str:
+    """Train one method in `run_dir`; returns the folder of its model. `name` tells it from others of its method."""
     folder = run_dir / "model"
     learner, distils = config.learner, settings.distils(config)
     order = RowOrder(len(rows), learner.batch, learner.epochs, config.run.seed, learner.max_steps)
@@ -188,7 +190,7 @@ def trained(config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars
             distils,
         ),
     )
-    phase = f"Stage 2: {config.distill.method.value}"
+    phase = f"Stage 2: {name or config.distill.method.value}"
     try:
         bars.update(phase, 0, order.steps, "engines start")
         # Clears up after a dead run, so not before the actor's name says that none lives.
