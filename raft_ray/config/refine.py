@@ -115,7 +115,8 @@ class RefineConfig:
     fuse_temperature: float = 0.5
     max_new_tokens: int = 128
     rewrite_prompt: str = "rewrite"
-    """A prompt file: a name under `configs/prompts/`, or a path. Fields: `{prompt}` `{answer}`."""
+    """A prompt file: a name under `configs/prompts/` (`rewrite_short` is for terse gold answers), or a path. Fields:
+    `{prompt}` `{answer}`."""
     fuse_prompt: str = "fuse"
     """A prompt file. Fields: `{prompt}` `{answer}` `{rewrite}`."""
     judge_prompt: str = "judge"
