@@ -57,8 +57,9 @@ def compare(config: Config) -> Path:
     if len({training.point for training in trainings}) > 1:
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
     if config.run.ray_address is None and config.run.local_cpus is None:
-        needs = [settings.required_resources(training.config)[0] for training in trainings if training.config]
-        config.run.local_cpus = math.ceil(max(needs))
+        # Ray's start asks for what the config's own method needs, also where it is not among the rows.
+        needing = [config, *(training.config for training in trainings if training.config)]
+        config.run.local_cpus = math.ceil(max(settings.required_resources(one)[0] for one in needing))
     failed: dict[str, str] = {}
     with running(config, prepared) as (bars, run_dir):
         if rest := left_out(config):
