@@ -24,16 +24,19 @@ from raft_ray.settings import required_resources
 
 
 @contextmanager
-def cluster(config: Config) -> Iterator[None]:
+def cluster(config: Config, *others: Config) -> Iterator[None]:
     """Ray for the time of the block. A local one is started and ended; a given one is joined and left; one that
     this process has joined already is used and kept.
+
+    Args:
+        others: of what trains there, one at a time, beside `config`'s own.
 
     Raises `ConfigError` when the cluster lacks CPUs or GPUs for the roles, naming what asks for how much.
     """
     import ray
 
     ours = not ray.is_initialized()
-    start(config)
+    start(config, *others)
     try:
         yield
     finally:
@@ -41,10 +44,11 @@ def cluster(config: Config) -> Iterator[None]:
             stop()
 
 
-def start(config: Config) -> None:
+def start(config: Config, *others: Config) -> None:
     """Join or start Ray; see `cluster`."""
     address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
-    cpus, gpus = required_resources(config)
+    needs = [required_resources(one) for one in (config, *others)]
+    cpus, gpus = max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)
     if not address:
         mode = os.environ.get("RAY_AUTH_MODE", "token")
         if mode != "token":

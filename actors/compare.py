@@ -13,7 +13,6 @@ they are. A finished training keeps its model and loses its checkpoints.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,6 @@ from actors.progress import Bars
 from actors.remote import get, last_line, root_cause
 from actors.run import console, refined_rows, running, trained
 from actors.storage import locate
-from raft_ray import settings
 from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import write_comparison
 from raft_ray.compare.plan import FAPM, PRUNED, Training, left_out, plan
@@ -56,12 +54,8 @@ def compare(config: Config) -> Path:
     asked = _asked(config, prepared)
     if len({training.point for training in trainings}) > 1:
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
-    if config.run.ray_address is None and config.run.local_cpus is None:
-        # Ray's start asks for what the config's own method needs, also where it is not among the rows.
-        needing = [config, *(training.config for training in trainings if training.config)]
-        config.run.local_cpus = math.ceil(max(settings.required_resources(one)[0] for one in needing))
     failed: dict[str, str] = {}
-    with running(config, prepared) as (bars, run_dir):
+    with running(config, prepared, others=filter(None, (one.config for one in trainings))) as (bars, run_dir):
         if rest := left_out(config):
             console.print(f"not in compare.methods, so not trained: {', '.join(rest)}", highlight=False)
         rows = refined_rows(config, prepared, bars, run_dir)

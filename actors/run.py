@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -110,11 +110,14 @@ def evaluate(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def running(config: Config, prepared: Prepared, what: str | None = None) -> Iterator[tuple[Bars, Path]]:
+def running(
+    config: Config, prepared: Prepared, what: str | None = None, others: Iterable[Config] = ()
+) -> Iterator[tuple[Bars, Path]]:
     """The run folder with its config, Ray, and the bars.
 
     Args:
         what: goes on, for the first line; none says what is trained.
+        others: of trainings beside the config's own, for which Ray must have room.
     """
     run_dir = Path(config.run.dir).absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -127,7 +130,7 @@ def running(config: Config, prepared: Prepared, what: str | None = None) -> Iter
     console.print(f"{what or training}, {model}, run folder {run_dir}", highlight=False)
     with Bars(console) as bars:
         bars.update("Ray starts", 0, 1)
-        with cluster(config):
+        with cluster(config, *others):
             bars.update("Ray starts", 1, 1)
             yield bars, run_dir
 

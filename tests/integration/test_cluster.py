@@ -29,6 +29,8 @@ def test_roles_that_the_cluster_cannot_hold_are_refused_by_name(key: str, value:
     setattr(config.rollout, key, value)
     with pytest.raises(ConfigError, match=f"{message}.*rollout.actors.*the cluster has"):
         cluster.start(config)
+    with pytest.raises(ConfigError, match=message):
+        cluster.start(Config(), config)
 
 
 def test_a_local_ray_without_authentication_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
