@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from types import TracebackType
 
 from rich.console import Console
@@ -70,9 +71,9 @@ class Bars:
         """`done` of `total` units of `phase`; a phase appears with its first update."""
         started = phase in self._tasks
         if not started:
+            self._fit()
             self._tasks[phase] = self._progress.add_task(phase, total=max(total, 1), note=note)
         self._progress.update(self._tasks[phase], completed=done, total=max(total, 1), note=note)
-        self._fit()
         if not self.console.is_terminal:
             task = self._progress.tasks[self._tasks[phase]]
             if not started:
@@ -82,9 +83,10 @@ class Bars:
                 self.console.print(f"{phase}: {done}/{total} in {task.elapsed or 0:.0f} s {note}")
 
     def _fit(self) -> None:
-        """Hide the oldest finished bars where the terminal has too few lines: it would cut off the newest."""
+        """Hide the oldest finished bars where the terminal has no line for one more: it would cut off the newest."""
         shown = [task for task in self._progress.tasks if task.visible]
-        for task in [task for task in shown if task.finished][: max(0, len(shown) - self.console.height + 2)]:
+        finished = (task for task in shown if task.finished)
+        for task in islice(finished, max(0, len(shown) - self.console.height + 3)):
             self._progress.update(task.id, visible=False)
 
     def track(self, phase: str) -> Callable[[int, int], None]:
