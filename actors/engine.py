@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from raft_ray.config import ModelConfig
+from raft_ray.config import ModelConfig, RolloutConfig
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams, TokensPrompt
@@ -30,33 +30,13 @@ class Completion:
     """The token limit ended it, not the model."""
 
 
-class Resources(Protocol):
-    """What an engine may take of its machine: section `rollout`, or stage 1's plan of a pool."""
-
-    @property
-    def threads(self) -> int | None:
-        """Torch threads on the CPU; none leaves the choice to vLLM."""
-
-    @property
-    def kv_cache_gib(self) -> float:
-        """KV cache of a CPU engine, GiB."""
-
-    @property
-    def tensor_parallel(self) -> int:
-        """GPUs of the engine."""
-
-    @property
-    def gpu_memory_utilization(self) -> float:
-        """Share of a GPU's memory."""
-
-
 class Engine:
     """A vLLM `LLM` that lives in this process where that is possible (CPU, or a single GPU).
 
     Args:
         folder: the model's, or its hub name.
         model: its dtype, and what loading it may do; `path` and `context` are not looked at.
-        resources: threads, GPUs, memory.
+        resources: section `rollout`, of which it takes threads, GPUs and memory.
         context: longest prompt + response in tokens.
         weight_sync: name of a weight-transfer back end, if the weights will be replaced.
     """
@@ -65,7 +45,7 @@ class Engine:
         self,
         folder: str,
         model: ModelConfig,
-        resources: Resources,
+        resources: RolloutConfig,
         *,
         context: int,
         weight_sync: str | None = None,

@@ -191,7 +191,9 @@ def _summed(out: Path) -> dict[str, Any]:
 def _check_resources(plans: list[PoolPlan]) -> None:
     have = ray.cluster_resources()
     for unit in ("CPU", "GPU"):
-        need = sum(plan.engines * (plan.num_cpus if unit == "CPU" else plan.num_gpus) for plan in plans)
+        need = sum(
+            plan.engines * (plan.resources.num_cpus if unit == "CPU" else plan.resources.num_gpus) for plan in plans
+        )
         if need > have.get(unit, 0):
             keys = " and ".join(f"{plan.key}={plan.engines}" for plan in plans)
             raise ConfigError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import ray
 from actors.cluster import actor_options, here, log_to_file
 from actors.remote import within
 from raft_ray.announce import announce
-from raft_ray.config import Config, ModelConfig
+from raft_ray.config import Config, ModelConfig, RolloutConfig
 from raft_ray.errors import RaftError
 from raft_ray.models import load_tokenizer, model_context, model_identity, resolve
 from raft_ray.prompts import PromptEncoder
@@ -36,17 +36,8 @@ class PoolPlan:
     """`self`, or a key of `refine.models`."""
     model: ModelConfig
     engines: int
-    num_cpus: float
-    num_gpus: float
-    tensor_parallel: int
-    kv_cache_gib: float
-    threads: int | None
-    gpu_memory_utilization: float
-    timeout: float
-    """Longest wait for a call, or for an engine's start."""
-    max_restarts: int
-    tries: int
-    """Engines that may die on a call."""
+    resources: RolloutConfig
+    """Section `rollout`, with what this model's engines ask for."""
 
     @property
     def key(self) -> str:
@@ -56,33 +47,20 @@ class PoolPlan:
 
 def engine_options(plan: PoolPlan, overlapped: bool) -> dict[str, Any]:
     """Resources and process environment of a pool's engines."""
+    own = plan.resources
     return actor_options(
-        role="refine",
-        num_cpus=plan.num_cpus,
-        num_gpus=plan.num_gpus,
-        threads=plan.threads,
-        overlapped=overlapped,
+        role="refine", num_cpus=own.num_cpus, num_gpus=own.num_gpus, threads=own.threads, overlapped=overlapped
     )
 
 
 def plan_pool(config: Config, name: str) -> PoolPlan:
     """The engines of a local model as the config describes them."""
-    rollout = config.rollout
-    section = rollout if name == SELF else config.refine.models[name]
-    return PoolPlan(
-        name=name,
-        model=model_config(config, name),
-        engines=config.refine.actors if name == SELF else config.refine.models[name].actors,
-        num_cpus=section.num_cpus,
-        num_gpus=section.num_gpus,
-        tensor_parallel=section.tensor_parallel,
-        kv_cache_gib=rollout.kv_cache_gib,
-        threads=rollout.threads,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
-        timeout=rollout.timeout,
-        max_restarts=rollout.max_restarts,
-        tries=rollout.tries,
-    )
+    model, own = model_config(config, name), config.rollout
+    if name == SELF:
+        return PoolPlan(name, model, config.refine.actors, own)
+    section = config.refine.models[name]
+    own = replace(own, num_cpus=section.num_cpus, num_gpus=section.num_gpus, tensor_parallel=section.tensor_parallel)
+    return PoolPlan(name, model, section.actors, own)
 
 
 class RefineEngine:
@@ -97,7 +75,7 @@ class RefineEngine:
         self._context = model_context(folder, plan.model)
         self._tokenizer = load_tokenizer(folder, plan.model)
         self._encoder = PromptEncoder(self._tokenizer, self._context)
-        self._engine = Engine(folder, plan.model, plan, context=self._context)
+        self._engine = Engine(folder, plan.model, plan.resources, context=self._context)
 
     def ready(self) -> str:
         """Its host."""
@@ -179,7 +157,7 @@ class EnginePool:
             if engine.trouble:
                 raise engine.trouble
             call = engine.handle.generate.remote(asks, **options)
-            generations: list[Generation] = await within(call, self._plan.timeout, engine.who, "generating")
+            generations: list[Generation] = await within(call, self._plan.resources.timeout, engine.who, "generating")
             return generations
         finally:
             self._free.put_nowait(engine)
@@ -187,12 +165,13 @@ class EnginePool:
     async def _start(self, number: int) -> None:
         plan = self._plan
         name = f"refine-{plan.name}-{number}"
+        own = plan.resources
         actor = ray.remote(RefineEngine).options(
-            name=name, max_restarts=plan.max_restarts, max_task_retries=plan.tries, **self._options
+            name=name, max_restarts=own.max_restarts, max_task_retries=own.tries, **self._options
         )
         engine = _Engine(name, actor.remote(plan, name, self._run_dir))
         try:
-            engine.node = await within(engine.handle.ready.remote(), plan.timeout, engine.who, "starting")
+            engine.node = await within(engine.handle.ready.remote(), own.timeout, engine.who, "starting")
         except RaftError as error:
             engine.trouble = error
         self._free.put_nowait(engine)
