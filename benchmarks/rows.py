@@ -1,11 +1,11 @@
 """Rows of a data set's file, spread evenly over it, in the form that raft-ray reads.
 
-    python benchmarks/rows.py FILE.jsonl --rows 300 [--answers 20] [--words 80] [--sentence "The answer is {answer}."] > train.jsonl
+    python benchmarks/rows.py FILE.jsonl --rows 300 [--answers 20] [--words 80] [--sentence "It is {answer}."] > train.jsonl
 
 The file has rows with `question` or `prompt`, and `answer`; a `context` is put before the question, and `answers` and
 `choices` stay. Files are often sorted by what they are about, so the first rows would be no sample of them. `--answers`
-keeps the rows of the first so many different answers, where answers are labels, and `--words` the rows whose context and
-question have at most so many words; `--sentence` says the answers in a sentence, and the label alone becomes what an
+keeps the rows of the first so many different answers, where answers are labels, and `--words` those whose context and
+question have at most so many words. `--sentence` says the answers in a sentence, and the label alone becomes what an
 answer must state (`answers`).
 """
 
@@ -21,8 +21,8 @@ from typing import Any
 def spread(
     file: Path, rows: int, answers: int | None = None, words: int | None = None, sentence: str = "{answer}"
 ) -> Iterator[dict[str, Any]]:
-    """`rows` rows of `file`, or all if it has fewer; only those of its first `answers` different answers, and of at most
-    `words` words before the answer, which is put into `sentence`."""
+    """`rows` rows of `file`, or all if it has fewer; only those of its first `answers` different answers, and with
+    at most `words` words before the answer, which is put into `sentence`."""
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     found = [row for row in found if words is None or len(_prompt(row).split()) <= words]
     kept = set(list(dict.fromkeys(row["answer"] for row in found))[:answers])
