@@ -1,6 +1,7 @@
 """Rows of a data set's file, spread evenly over it, in the form that raft-ray reads.
 
-    python benchmarks/rows.py FILE.jsonl --rows 300 [--answers 20] [--words 80] [--sentence "It is {answer}."] > train.jsonl
+    python benchmarks/rows.py FILE.jsonl --rows 300 [--answers 20] [--words 80] > train.jsonl
+    python benchmarks/rows.py FILE.jsonl --rows 300 --sentence "The answer is {answer}." > train.jsonl
 
 The file has rows with `question` or `prompt`, and `answer`; a `context` is put before the question, and `answers` and
 `choices` stay. Files are often sorted by what they are about, so the first rows would be no sample of them. `--answers`
