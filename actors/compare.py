@@ -143,17 +143,20 @@ def _evaluate(
     folders: dict[str, str], config: Config, prepared: Prepared, bars: Bars, run_dir: Path, failed: dict[str, str]
 ) -> dict[str, dict[str, Any]]:
     """Each model's part of `eval.json`: some at once, and one at a time where one of them cannot be evaluated."""
-    path = run_dir / "eval.json"
+    path, answers = run_dir / "eval.json", run_dir / "base_answers.json"
     done: dict[str, Any] = json.loads(path.read_text())["methods"] if config.run.resume and path.exists() else {}
     missing = {name: folder for name, folder in folders.items() if name not in done}
 
     def measure(models: dict[str, str]) -> dict[str, Any]:
-        # Drift and distance are measured against the base, which takes part each time.
+        # Drift and distance are measured against the base, which takes part each time and is asked once.
+        if BASE not in done:
+            answers.unlink(missing_ok=True)
         return evaluate(
             {BASE: folders[BASE], **models},
             config,
             prepared.test,
             lambda what, part, total: bars.update(f"Evaluate: {what}", part, total),
+            answers,
         )
 
     for models in _batches(missing):

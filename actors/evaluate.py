@@ -5,6 +5,7 @@ driver                EvalActor (one vLLM engine, weights swapped per model)    
   weight distances ─> (Ray tasks, first: they tell a folder that does not fit)
   per model: load ──> chunks of prompts ──> scores, texts
                       base only: general answers' token ids ───────ref─────────> base's hidden states, once
+                              (a known base: from its file)
                       per model: answers to judge ──ref──┐                        per tuned model: KL
                       ends                               │                        per model: MMLU, domain choices
                                                          └──> JudgeActor, one judge after the other: verdicts
@@ -17,6 +18,7 @@ in memory together. Nothing heavy runs in the driver; token ids and texts go fro
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -46,6 +48,7 @@ def evaluate(
     config: Config,
     test_rows: list[Row] | None,
     progress: Progress | None = None,
+    base_answers: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The `methods` part of `eval.json` (see `docs/design.md`): a block of measurements for each model.
 
@@ -54,6 +57,9 @@ def evaluate(
             without it they are none.
         test_rows: the domain's test questions; none leaves domain accuracy out.
         progress: called with a stage, what of it is done, and its total.
+        base_answers: file of the token ids of the base's answers to general prompts. Where it is not there, it is
+            written; where it is, an evaluation with the same questions has measured the base, which then is asked
+            nothing and has no block.
 
     Needs a started Ray. Raises `RaftError` naming actor and node when an actor dies or does not answer in time,
     `ModelError` when a model does not fit its base, `ConfigError` when there is nothing to measure.
@@ -63,6 +69,8 @@ def evaluate(
         raise ConfigError("nothing to evaluate: no model, or eval.*_rows and data.test leave no question")
     report = progress or (lambda stage, done, total: None)
     models = {name: models[name] for name in sorted(models, key=lambda name: name != "base")}
+    known = base_answers is not None and base_answers.exists()
+    answering = {name: folder for name, folder in models.items() if not (known and name == "base")}
     measured: dict[str, dict[str, Any]] = {
         name: {
             "model": folder,
@@ -74,10 +82,14 @@ def evaluate(
             "open": None,
         }
         | {"answers": [], "general_answers": [], "open_answers": []}
-        for name, folder in models.items()
+        for name, folder in answering.items()
     }
     _weight_distances(models, config, measured, report)
-    pairs, answered = _answer(models, config, asked, measured, report) if asked.generated else (None, {})
+    pairs, answered = _answer(answering, config, asked, measured, report) if asked.generated else (None, {})
+    if known and base_answers is not None:
+        pairs = ray.put(kept) if (kept := json.loads(base_answers.read_text())) else None
+    elif base_answers is not None:
+        base_answers.write_text(json.dumps(ray.get(pairs) if pairs is not None else []))
     _scored(models, config, asked, pairs, measured, report)
     if config.eval.judges and answered:
         _judged(answered, config, asked, measured, report)
@@ -92,11 +104,12 @@ def _weight_distances(
     options = actor_options(
         role="evaluate", num_cpus=config.teacher.num_cpus, num_gpus=0, threads=config.teacher.threads
     )
-    for done, (name, folder) in enumerate(models.items()):
+    for done, name in enumerate(measured):
         measured[name]["weight_distance"] = None
         if "base" in models:
-            report("weight distance", done, len(models))
-            ref = ray.remote(_distance).options(**options).remote(models["base"], folder, config.model.allow_pickle)
+            report("weight distance", done, len(measured))
+            arguments = (models["base"], models[name], config.model.allow_pickle)
+            ref = ray.remote(_distance).options(**options).remote(*arguments)
             measured[name]["weight_distance"] = get(
                 ref, config.teacher.timeout, f"weight distance of {name} (a Ray task)"
             )
@@ -201,11 +214,15 @@ def _scored(
         for done, (name, folder) in enumerate(models.items()):
             start = time.perf_counter()
             get(actor.load.remote(folder), teacher.timeout, who)
-            block = measured[name]
             if pairs is not None:
                 report("drift", done, len(models))
                 call = actor.refer.remote(pairs) if name == "base" else actor.drift.remote()
-                block["drift"] = get(call, teacher.timeout, who)
+                drift = get(call, teacher.timeout, who)
+            if name not in measured:
+                continue  # a base that is known is here for the others' drift alone
+            block = measured[name]
+            if pairs is not None:
+                block["drift"] = drift
                 block["seconds"]["drift"] = time.perf_counter() - start
                 start = time.perf_counter()
             for chunk in range(len(chunks)):

@@ -84,7 +84,8 @@ def test_every_model_is_measured_against_the_base(started: None, tmp_path: Path)
     seen: list[tuple[str, int, int]] = []
     # "again" comes last: it only equals the base if swapping weights leaves nothing of the model before it.
     folders = {"tuned": tuned, "again": base + "/", "base": base}
-    result = evaluate(folders, config, _rows(["x"] * QUESTIONS), lambda *step: seen.append(step))
+    rows, answers = _rows(["x"] * QUESTIONS), tmp_path / "base_answers.json"
+    result = evaluate(folders, config, rows, lambda *step: seen.append(step), answers)
 
     assert list(result) == ["base", "tuned", "again"]
     for name, block in result.items():
@@ -128,6 +129,13 @@ def test_every_model_is_measured_against_the_base(started: None, tmp_path: Path)
         steps = [(done, total) for name, done, total in seen if name == stage]
         assert [done for done, _ in steps] == sorted(done for done, _ in steps)
         assert len({total for _, total in steps}) == 1
+
+    seen.clear()
+    later = evaluate({"base": base, "tuned": tuned}, config, rows, lambda *step: seen.append(step), answers)
+    assert list(later) == ["tuned"]
+    assert {stage for stage, _, _ in seen} == {"weight distance", "engine", "answers of tuned", "drift"}
+    for key in result["tuned"].keys() - {"seconds"}:
+        assert later["tuned"][key] == result["tuned"][key], key
 
 
 def test_choices_and_mmlu_are_measured_by_likelihood(started: None, tmp_path: Path) -> None:

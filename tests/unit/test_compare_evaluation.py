@@ -24,11 +24,15 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The models of each evaluation that was asked for; one named `bad` cannot be evaluated."""
     calls: list[list[str]] = []
 
-    def evaluate(models: dict[str, str], *rest: Any) -> dict[str, Any]:
+    def evaluate(
+        models: dict[str, str], config: Config, rows: None, progress: Any, base_answers: Path
+    ) -> dict[str, Any]:
         calls.append(list(models))
+        asked = [name for name in models if name != "base" or not base_answers.exists()]
+        base_answers.write_text("[]")
         if "bad" in models.values():
             raise ModelError("bad: its parameters are not those of b")
-        return {name: {"model": folder} for name, folder in models.items()}
+        return {name: {"model": models[name], "call": len(calls)} for name in asked}
 
     monkeypatch.setattr(module, "evaluate", evaluate)
     return calls
@@ -54,6 +58,7 @@ def test_all_models_are_evaluated_together(asked: list[list[str]], tmp_path: Pat
 
 def test_a_model_that_cannot_be_evaluated_loses_none_of_the_others(asked: list[list[str]], tmp_path: Path) -> None:
     blocks, failed = _evaluate({**FOLDERS, "opd/seed0": "bad"}, tmp_path)
+    # The base too, whose answers the failed evaluation had left.
     assert set(blocks) == set(FOLDERS)
     assert failed == {"opd/seed0": "bad: its parameters are not those of b"}
 
@@ -62,7 +67,7 @@ def test_a_resumed_comparison_evaluates_what_is_missing(asked: list[list[str]], 
     before, _ = _evaluate(FOLDERS, tmp_path)
     blocks, _ = _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path, resume=True)
     assert asked[1:] == [["base", "opd/seed0"]]
-    assert {name: blocks[name] for name in before} == before
+    assert {name: blocks[name] for name in before} == before, "the base was asked anew"
     assert "opd/seed0" in blocks
     _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path, resume=True)
     assert len(asked) == 2
