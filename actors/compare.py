@@ -13,6 +13,7 @@ they are. A finished training keeps its model and loses its checkpoints.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,9 @@ from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import RaftError
 from raft_ray.preflight import Prepared, preflight
+from raft_ray.records import steps_done
 from raft_ray.report.files import Run, read_metrics
+from raft_ray.settings import check_same_run
 
 TOGETHER = 8
 """Models that are evaluated together."""
@@ -50,11 +53,16 @@ def compare(config: Config) -> Path:
     """
     run_dir = Path(config.run.dir).absolute()
     trainings = plan(config, run_dir)
+    if config.run.resume:
+        for training in trainings:
+            if training.config and steps_done(training.folder):
+                check_same_run(training.config, training.folder, longer=False)
     prepared = preflight(config)
     asked = _asked(config, prepared)
     if len({training.point for training in trainings}) > 1:
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
     failed: dict[str, str] = {}
+    _forget(trainings, run_dir)
     with running(config, prepared, others=filter(None, (one.config for one in trainings))) as (bars, run_dir):
         if rest := left_out(config):
             console.print(f"not in compare.methods, so not trained: {', '.join(rest)}", highlight=False)
@@ -88,6 +96,25 @@ def compare(config: Config) -> Path:
     return page
 
 
+def _forget(trainings: list[Training], run_dir: Path) -> None:
+    """Take out of `eval.json` what is to be trained anew, since its folder was removed, and what was pruned of it."""
+    path = run_dir / "eval.json"
+    if not path.exists():
+        return
+    kept = json.loads(path.read_text())
+    for training in trainings:
+        if training.config is None and not _pruned(training, run_dir).exists():
+            shutil.rmtree(training.folder, ignore_errors=True)
+        if not (training.folder / "model").exists():
+            kept["methods"].pop(training.name, None)
+    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False))
+
+
+def _pruned(training: Training, run_dir: Path) -> Path:
+    """The model that a training of FAPM prunes."""
+    return run_dir / "methods" / PRUNED / training.point / training.folder.name / "model"
+
+
 def _own_rows(training: Training, prepared: Prepared, bars: Bars, run_dir: Path) -> list[Row]:
     """The rows of a training that changes stage 1, refined beside the comparison's own so as to share their cache."""
     assert training.config is not None, "FAPM has no overrides"
@@ -119,8 +146,7 @@ def _train(training: Training, config: Config, prepared: Prepared, rows: list[Ro
     out = training.folder / "model"
     if out.exists():
         return str(out)
-    methods = Path(config.run.dir).absolute() / "methods"
-    tuned = methods / PRUNED / training.point / training.folder.name / "model"
+    tuned = _pruned(training, Path(config.run.dir).absolute())
     if not tuned.is_dir():
         raise RaftError(f"{FAPM} prunes the model of {PRUNED}, which failed")
     bars.update(f"{training.name}: prune", 0, 1)

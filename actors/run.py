@@ -164,6 +164,7 @@ def trained(
     if config.run.resume and folder.exists() and steps_done(run_dir) == order.steps:
         return str(folder)
     run_dir.mkdir(parents=True, exist_ok=True)
+    settings.save(config, run_dir / "config.yaml")
     encoded = encode(config, prepared.folder, rows)
     table, digest = [ray.put(encoded)], rows_digest(encoded)
     del encoded

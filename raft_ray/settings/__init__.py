@@ -22,12 +22,14 @@ from raft_ray.settings.reading import (
     to_yaml,
 )
 from raft_ray.settings.resources import required_resources
+from raft_ray.settings.resume import check_same_run
 from raft_ray.settings.training import distils
 
 __all__ = [
     "MISSING",
     "check",
     "check_run_dir",
+    "check_same_run",
     "configs_dir",
     "distils",
     "explained",

@@ -9,22 +9,10 @@ from urllib.parse import unquote, urlsplit
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError
 from raft_ray.settings import reading
+from raft_ray.settings.resume import check_same_run
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Of the file systems that pyarrow opens by URI."""
-
-# A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
-_FIXED_ON_RESUME = (
-    "run.seed",
-    "run.storage",
-    "model.path",
-    "model.dtype",
-    "data.train",
-    "data.limit",
-    "learner.batch",
-    "distill.method",
-    "distill.target",
-)
 
 
 def check_run_dir(config: Config) -> None:
@@ -34,7 +22,10 @@ def check_run_dir(config: Config) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run.dir={folder}: a file of that name is in the way; choose another with --run-dir")
     if config.run.resume:
-        _check_same_run(config, folder)
+        check_same_run(config, folder)
+        for name in config.run.baselines:
+            if (folder / "methods" / name / "config.yaml").is_file():
+                check_same_run(reading.for_method(config, name), folder / "methods" / name)
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"run.dir={folder}: the folder is not empty; go on with the run there with --resume, "
@@ -72,19 +63,6 @@ def local_storage(storage: str) -> Path | None:
     if uri.scheme == "file":
         return Path(unquote(uri.path))
     return None if uri.scheme else Path(storage).expanduser()
-
-
-def _check_same_run(config: Config, folder: Path) -> None:
-    saved_path = folder / "config.yaml"
-    if not saved_path.is_file():
-        raise ConfigError(f"run.dir={folder}: there is no run to resume (no config.yaml there); leave out --resume")
-    saved, now = reading.flatten(reading.load_saved(saved_path)), reading.flatten(config)
-    for key in _FIXED_ON_RESUME:
-        if saved[key] != now[key]:
-            raise ConfigError(
-                f"{key}={now[key]}: the run in {folder} was started with {saved[key]}; resume with that, "
-                "or start a new run with --run-dir"
-            )
 
 
 def _check_writable(folder: Path, what: str, fix: str) -> None:

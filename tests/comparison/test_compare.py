@@ -10,6 +10,7 @@ import pytest
 
 from actors.compare import compare
 from raft_ray.config import Config
+from raft_ray.errors import ConfigError
 from raft_ray.prune import fapm
 from raft_ray.refine.schema import read_summary
 
@@ -81,6 +82,10 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
     for name, method in result["methods"].items():
         assert again["methods"][name]["scores"] == method["scores"]
     assert all(path.stat().st_mtime_ns == written for path, written in before.items())
+
+    # Models that were trained otherwise are not compared with those to come.
+    with pytest.raises(ConfigError, match=r"learner\.weight_decay=0\.5: the model in .*methods/sft/seed0 was trained"):
+        compare(make_config(run, *keys, "learner.weight_decay=0.5", "run.resume=true"))
 
 
 @pytest.mark.timeout(900)

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from actors import compare as module
 from actors.progress import Bars
+from raft_ray import settings
+from raft_ray.compare.plan import plan
 from raft_ray.config import Config
 from raft_ray.errors import ModelError
 from raft_ray.preflight import Prepared
@@ -71,3 +73,20 @@ def test_a_resumed_comparison_evaluates_what_is_missing(asked: list[list[str]], 
     assert "opd/seed0" in blocks
     _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path, resume=True)
     assert len(asked) == 2
+
+
+def test_a_model_whose_folder_was_removed_is_evaluated_anew_and_what_was_pruned_of_it_too(tmp_path: Path) -> None:
+    config = settings.load("smoke", ["compare.methods=[sft,fapm,raft]", f"run.dir={tmp_path}"])
+    trainings = plan(config, tmp_path)
+    for training in trainings:
+        (training.folder / "model").mkdir(parents=True)
+    names = ["base", *(training.name for training in trainings), "other/seed0"]
+    (tmp_path / "eval.json").write_text(json.dumps({"main": "raft", "methods": {name: {} for name in names}}))
+    module._forget(trainings, tmp_path)
+    assert list(json.loads((tmp_path / "eval.json").read_text())["methods"]) == names
+
+    (tmp_path / "methods/sft/seed0/model").rmdir()
+    module._forget(trainings, tmp_path)
+    assert set(json.loads((tmp_path / "eval.json").read_text())["methods"]) == {"base", "raft/seed0", "other/seed0"}
+    assert not (tmp_path / "methods/fapm/seed0").exists()
+    assert (tmp_path / "methods/raft/seed0/model").exists()

@@ -1,0 +1,93 @@
+"""What a resumed run may not change: the keys that decide what it keeps.
+
+A model that is trained and an evaluation that is made are taken as they are. With other settings they would stand in
+the report under a config that they do not follow. A model may be trained on, for more steps than were asked for before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raft_ray.config import Config
+from raft_ray.errors import ConfigError
+from raft_ray.settings import reading
+
+# A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
+_CHECKPOINT = frozenset(
+    {
+        "run.seed",
+        "run.storage",
+        "model.path",
+        "model.dtype",
+        "data.train",
+        "data.limit",
+        "learner.batch",
+        "distill.method",
+        "distill.target",
+    }
+)
+_RESOURCES = frozenset({"actors", "num_cpus", "num_gpus", "threads", "tokens", "timeout", "max_restarts", "tries"})
+# By section; all others of its keys decide what model comes out.
+_WITHOUT_EFFECT = {
+    "model": {"context", "trust_remote_code", "allow_pickle"},
+    "refine": {"models", "gap", "workers", "max_workers", "batch"},
+    "rollout": {
+        "min_actors",
+        "max_actors",
+        "chunk_rows",
+        "tensor_parallel",
+        "kv_cache_gib",
+        "gpu_memory_utilization",
+    },
+    "learner": {
+        "workers",
+        "zero_stage",
+        "share_prompt",
+        "graphs",
+        "gradient_checkpointing",
+        "checkpoint_every",
+        "keep",
+    },
+    "sync": {"backend", "checksum"},
+}
+_LENGTH = frozenset({"learner.epochs", "learner.max_steps"})
+_MEASURED = frozenset({"data.test", "data.test_split", "compare.sparsity", *_LENGTH})
+"""Beside all of section `eval`: what `eval.json` follows from and the model does not, or not alone."""
+
+
+def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None:
+    """Refuse to go on in `folder` with settings that what is kept there was not made with.
+
+    Args:
+        longer: it may be trained for more steps or, until its model is there, go on with other settings.
+
+    Raises `ConfigError` naming the key, its two values, and how to have it made anew.
+    """
+    saved_path = folder / "config.yaml"
+    if not saved_path.is_file():
+        raise ConfigError(f"run.dir={folder}: there is no run to resume (no config.yaml there); leave out --resume")
+    trained = (folder / "model").exists() or not longer
+    saved, now = reading.flatten(reading.load_saved(saved_path)), reading.flatten(config)
+    for key in (key for key in now if saved[key] != now[key]):
+        if trained and (_trains(key) or (key in _LENGTH and not longer)):
+            what, anew = f"the model in {folder} was trained", "remove that folder to train it anew"
+        elif key in _CHECKPOINT:
+            what, anew = f"the run in {folder} was started", "start a new run with --run-dir"
+        elif (folder / "eval.json").exists() and _measures(key):
+            what, anew = f"{folder / 'eval.json'} was measured", "remove that file to measure all models anew"
+        else:
+            continue
+        raise ConfigError(f"{key}={now[key]}: {what} with {saved[key]}; resume with that, or {anew}")
+
+
+def _trains(key: str) -> bool:
+    """It decides what model comes out."""
+    section, _, name = key.partition(".")
+    if key in _CHECKPOINT or section in ("run", "compare") or _measures(key):
+        return key in _CHECKPOINT
+    return name not in _RESOURCES | _WITHOUT_EFFECT.get(section, set())
+
+
+def _measures(key: str) -> bool:
+    """It decides what an evaluation says."""
+    return key in _MEASURED or key.startswith("eval.")
