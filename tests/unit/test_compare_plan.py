@@ -85,7 +85,7 @@ def test_a_row_may_change_stage_1() -> None:
 def test_a_described_row_may_be_left_out_and_is_named() -> None:
     config = settings.load("ablations", ["compare.methods=[sft,raft,refined]"])
     assert [training.row for training in plan(config, RUN)] == ["sft", "raft", "refined"]
-    assert left_out(config) == ["fixed_0_1", "fixed_1", "tau_0", "tau_1", "t_1", "t_1_8", "k_64", "k_256"]
+    assert left_out(config) == ["fixed_0_1", "fixed_1", "capped", "tau_0", "tau_1", "t_1", "t_1_8", "k_64", "k_256"]
 
 
 def test_the_ablations_differ_from_raft_in_what_their_names_say() -> None:
@@ -108,6 +108,7 @@ def test_the_ablations_differ_from_raft_in_what_their_names_say() -> None:
         "raft": [],
         "fixed_0_1": [("distill", "balance", "fixed"), ("distill", "fixed_lambda", 0.1)],
         "fixed_1": [("distill", "balance", "fixed")],
+        "capped": [("distill", "max_lambda", 1.0)],
         "tau_0": [("refine", "tau", 0.0)],
         "tau_1": [("refine", "tau", 1.0)],
         "t_1": [("distill", "temperature", 1.0)],
