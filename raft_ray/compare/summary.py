@@ -29,7 +29,8 @@ def compare(tuned: Tuned, *, reference: str = "sft", seed: int = 0) -> dict[str,
     "drift_first": E, "agreement": E, "words": E, "weight_distance": E, "dominated_by": [name]}}, "front": [name],
     "chosen": {name: point}, "validation_questions": n, "points": [{"method", "point", "chosen", "scores": {score: E},
     "drift": E, ..., "front": bool}]}` with E a mean and its interval, or none, and S such an interval with `retention`,
-    `base` and `against` (difference, p) to the reference. `points` are all that were trained, and empty without a grid.
+    `base`, and the differences with their p to the reference (`against`) and to the base (`on_base`). `points` are all
+    that were trained, and empty without a grid.
     """
     methods = tuned.methods
     if not methods or not all(methods.values()):
@@ -125,9 +126,10 @@ def _score(
         return None
     base = (_mean(methods.get(BASE, []), score, seed) or {}).get("mean")
     # A base that scored 0 had nothing to retain; `base` tells it from one that was not measured.
-    result.update(base=base, retention=result["mean"] / base if base else None, against=None)
-    if name != reference and (other := _tables(methods.get(reference, []), score)):
-        result["against"] = asdict(paired(_tables(methods[name], score), other, seed=seed))
+    result.update(base=base, retention=result["mean"] / base if base else None)
+    for key, rival in (("against", reference), ("on_base", BASE)):
+        other = _tables(methods.get(rival, []), score) if name != rival else []
+        result[key] = asdict(paired(_tables(methods[name], score), other, seed=seed)) if other else None
     return result
 
 

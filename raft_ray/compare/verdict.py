@@ -38,6 +38,8 @@ def promise(comparison: dict[str, Any], main: str = MAIN) -> str:
     if against is None or moved is None:
         what = "domain accuracy" if against is None else "drift"
         return f"Nothing can be said of {name}'s promise: {what} was not measured for it and {other}."
+    if (on_base := methods[main]["scores"]["domain"]["on_base"]) and _sign(on_base) <= 0:
+        return _unlearned(name, other, methods[main], methods[reference])
     learned = _sign(against)
     accuracy = {1: f"more accurate than {other}", 0: f"as accurate as {other} within chance", -1: "less accurate"}[
         learned
@@ -56,6 +58,17 @@ def promise(comparison: dict[str, Any], main: str = MAIN) -> str:
     if learned < 0 and moved < 0:
         return f"{name} kept half of its promise on this data: {accuracy}, though {drift}."
     return f"{name} did not keep its promise on this data: {accuracy}, {drift}."
+
+
+def _unlearned(name: str, other: str, main: dict[str, Any], reference: dict[str, Any]) -> str:
+    """Of a method that is not better than the base: to be as accurate as the reference says nothing then."""
+    ours, theirs = main["scores"]["domain"], reference["scores"]["domain"]
+    compared = "less than" if _sign(ours["on_base"]) < 0 else "within chance of"
+    rival = f"{other} did" if _sign(theirs["on_base"]) > 0 else f"nor did {other}"
+    return (
+        f"{name} did not learn the domain as far as these questions show ({about(ours['mean'])} right, {compared} the "
+        f"base's {about(ours['base'])}); {rival} ({about(theirs['mean'])})."
+    )
 
 
 def frontier(comparison: dict[str, Any], main: str = MAIN) -> list[str]:
@@ -118,7 +131,8 @@ def _line(name: str, comparison: dict[str, Any]) -> str:
         if score != "domain" and values and values["base"] is not None:
             kept, label = values["retention"], _score_label(score)
             none = f"{label} {about(values['mean'])}, of which the base had none"
-            parts.append(none if kept is None else f"keeps {kept:.0%} of {label}")
+            chance = ", a difference within chance" if kept != 1 and not _sign(values["on_base"]) else ""
+            parts.append(none if kept is None else f"keeps {kept:.0%} of {label}{chance}")
     if result["drift"]:
         text = f"drift {short(result['drift']['mean'], 2)} nats a token"
         rival = (methods.get(reference) or {}).get("drift")
@@ -144,13 +158,11 @@ def _domain(name: str, comparison: dict[str, Any]) -> str:
     text = f"domain accuracy {about(domain['mean'])}"
     if domain["low"] is not None:
         text += f" [{about(domain['low'])} to {about(domain['high'])}]"
-    if domain["base"] is not None:
-        text += f", {_points(domain['mean'] - domain['base'])} on the base"
-    if domain["against"]:
-        gap, p = domain["against"]["difference"]["mean"], domain["against"]["p"]
-        chance = "" if _sign(domain["against"]) else ", within chance"
-        certainty = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-        text += f", {_points(gap)} on {method_label(comparison['reference'])} ({certainty}{chance})"
+    for key, rival in (("on_base", "the base"), ("against", method_label(comparison["reference"]))):
+        if test := domain[key]:
+            chance = "" if _sign(test) else ", within chance"
+            certainty = "p < 0.001" if test["p"] < 0.001 else f"p = {test['p']:.2g}"
+            text += f", {_points(test['difference']['mean'])} on {rival} ({certainty}{chance})"
     return text
 
 

@@ -96,7 +96,12 @@ def _headline(main: str, others: list[str], methods: dict[str, Result]) -> str:
     moved = _drift_sign(methods[main], methods[rival])
     words = {1: "more than", 0: "about as much as", -1: "less than"}
     parts = []
-    if learned is not None:
+    gained = better_accuracy(methods[main], methods["base"]) if "base" in others else None
+    if gained is not None and gained[0] <= 0:
+        # To have learned as much as another says nothing then.
+        learned = (-1, gained[1])
+        parts.append("got worse on the domain" if gained[0] else "did not clearly learn the domain")
+    elif learned is not None:
         parts.append(f"learned {words[learned[0]]} {method_label(rival)}")
     if moved is not None:
         parts.append(

@@ -75,6 +75,42 @@ def test_the_promise(right: int, drift: float, words: str) -> None:
     assert promise(compare(_methods(raft=[_block(right, drift)]))) == words
 
 
+@pytest.mark.parametrize(
+    ("sft", "raft", "words"),
+    [
+        (
+            24,
+            22,
+            "did not learn the domain as far as these questions show (11% right, within chance of the base's 10%); "
+            "nor did SFT (12%).",
+        ),
+        (
+            100,
+            24,
+            "did not learn the domain as far as these questions show (12% right, within chance of the base's "
+            "10%); SFT did (50%).",
+        ),
+        (
+            24,
+            4,
+            "did not learn the domain as far as these questions show (2.0% right, less than the base's 10%); nor did "
+            "SFT (12%).",
+        ),
+    ],
+)
+def test_who_learned_nothing_keeps_no_promise(sft: int, raft: int, words: str) -> None:
+    result = compare(_methods(sft=[_block(sft, 0.5)], raft=[_block(raft, 0.1)]))
+    assert promise(result) == f"RAFT {words}"
+
+
+def test_a_difference_to_the_base_within_chance_is_called_so() -> None:
+    result = compare(_methods(raft=[_block(24, 0.1, ifeval=22)]))
+    line = next(line for line in verdict(result) if line.startswith("RAFT:"))
+    assert "+2.0 points on the base (p = 0.12, within chance), -38.0 points on SFT (p < 0.001)" in line
+    assert "keeps 110% of IFEval (prompt-strict), a difference within chance" in line
+    assert "keeps 100% of MMLU 5-shot;" in line
+
+
 def test_a_promise_that_another_method_keeps_better_is_told() -> None:
     result = compare(_methods(raft=[_block(100, 0.2)], opd=[_block(120, 0.1)]))
     assert promise(result) == (
@@ -88,9 +124,12 @@ def test_the_lines_of_a_verdict() -> None:
     lines = verdict(result, {"fapm": "no room on the disk"})
     assert len(lines) == 4
     assert lines[1].startswith("SFT: domain accuracy 50% [")
-    assert "+40.0 points on the base; keeps 75% of IFEval (prompt-strict); keeps 100% of MMLU 5-shot; " in lines[1]
+    assert (
+        "+40.0 points on the base (p < 0.001); keeps 75% of IFEval (prompt-strict), "
+        "a difference within chance; keeps 100% of MMLU 5-shot; " in lines[1]
+    )
     assert lines[1].endswith("drift 0.5 nats a token.")
-    assert "+65.0 points on the base, +25.0 points on SFT (p < 0.001); keeps 95% of IFEval" in lines[2]
+    assert "+65.0 points on the base (p < 0.001), +25.0 points on SFT (p < 0.001); keeps 95% of IFEval" in lines[2]
     assert lines[2].endswith("drift 0.1 nats a token, 5 times less than SFT.")
     assert lines[3] == "FAPM failed: no room on the disk"
 

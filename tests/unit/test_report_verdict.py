@@ -32,6 +32,15 @@ def test_a_gain_bought_with_less_learning_says_but() -> None:
     assert verdict("raft", methods).headline == "RAFT learned less than SFT but stayed closer to the base model."
 
 
+def test_to_learn_as_much_as_another_that_learned_nothing_is_no_merit() -> None:
+    methods = {"base": measured(0.2, 0), "sft": measured(0.2, 0.4), "raft": measured(0.21, 0.05)}
+    headline = "RAFT did not clearly learn the domain but stayed closer to the base model."
+    assert verdict("raft", methods).headline == headline
+    methods["raft"] = measured(0.1, 0.6)
+    headline = "RAFT got worse on the domain and drifted further from the base model."
+    assert verdict("raft", methods).headline == headline
+
+
 def test_training_that_only_hurt_is_worse_than_the_base() -> None:
     methods = {"base": measured(0.5, 0), "raft": measured(0.2, 0.3)}
     found = verdict("raft", methods)
