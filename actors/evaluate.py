@@ -69,8 +69,8 @@ def evaluate(
         raise ConfigError("nothing to evaluate: no model, or eval.*_rows and data.test leave no question")
     report = progress or (lambda stage, done, total: None)
     models = {name: models[name] for name in sorted(models, key=lambda name: name != "base")}
-    known = base_answers is not None and base_answers.exists()
-    answering = {name: folder for name, folder in models.items() if not (known and name == "base")}
+    known = json.loads(base_answers.read_text()) if base_answers is not None and base_answers.exists() else None
+    answering = {name: folder for name, folder in models.items() if known is None or name != "base"}
     measured: dict[str, dict[str, Any]] = {
         name: {
             "model": folder,
@@ -86,8 +86,8 @@ def evaluate(
     }
     _weight_distances(models, config, measured, report)
     pairs, answered = _answer(answering, config, asked, measured, report) if asked.generated else (None, {})
-    if known and base_answers is not None:
-        pairs = ray.put(kept) if (kept := json.loads(base_answers.read_text())) else None
+    if known is not None:
+        pairs = ray.put(known) if known else None
     elif base_answers is not None:
         base_answers.write_text(json.dumps(ray.get(pairs) if pairs is not None else []))
     _scored(models, config, asked, pairs, measured, report)
@@ -211,15 +211,16 @@ def _scored(
     try:
         who = _where(actor, "ScoreActor", teacher.timeout, options)
         chunks = get(actor.start.remote(), teacher.timeout, who)
-        for done, (name, folder) in enumerate(models.items()):
+        # A base that is known is here for the others' drift alone.
+        for done, name in enumerate(models if pairs is not None else measured):
             start = time.perf_counter()
-            get(actor.load.remote(folder), teacher.timeout, who)
+            get(actor.load.remote(models[name]), teacher.timeout, who)
             if pairs is not None:
                 report("drift", done, len(models))
                 call = actor.refer.remote(pairs) if name == "base" else actor.drift.remote()
                 drift = get(call, teacher.timeout, who)
             if name not in measured:
-                continue  # a base that is known is here for the others' drift alone
+                continue
             block = measured[name]
             if pairs is not None:
                 block["drift"] = drift

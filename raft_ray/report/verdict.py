@@ -96,7 +96,7 @@ def _headline(main: str, others: list[str], methods: dict[str, Result]) -> str:
     moved = _drift_sign(methods[main], methods[rival])
     words = {1: "more than", 0: "about as much as", -1: "less than"}
     parts = []
-    gained = better_accuracy(methods[main], methods["base"]) if "base" in others else None
+    gained = _gained(main, methods)
     if gained is not None and gained[0] <= 0:
         # To have learned as much as another says nothing then.
         learned = (-1, gained[1])
@@ -113,9 +113,14 @@ def _headline(main: str, others: list[str], methods: dict[str, Result]) -> str:
     return f"{name} {(' and ' if agree else ' but ').join(parts)}."
 
 
+def _gained(main: str, methods: dict[str, Result]) -> tuple[int, float] | None:
+    """`better_accuracy` of `main` and the base; None where one of the two was not measured, or `main` is the base."""
+    return better_accuracy(methods[main], methods["base"]) if "base" in methods and main != "base" else None
+
+
 def _headline_alone(main: str, methods: dict[str, Result]) -> str:
     name = method_label(main)
-    learned = better_accuracy(methods[main], methods["base"]) if "base" in methods and main != "base" else None
+    learned = _gained(main, methods)
     if learned is None:
         return f"{name} was evaluated without another method to compare it with."
     ending = {1: "learned the domain", 0: "is not clearly better on the domain", -1: "got worse on the domain"}
