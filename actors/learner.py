@@ -33,6 +33,7 @@ from actors.storage import Storage
 from actors.weight_publish import Update, make_publisher
 from raft_ray import models
 from raft_ray.announce import announce
+from raft_ray.attention import attend_in_float32
 from raft_ray.config import Balance, Config, Dtype, Graphs
 from raft_ray.errors import RaftError
 from raft_ray.losses import EmaBalancer, FixedBalancer
@@ -336,6 +337,8 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
             # Stage 0 has no accumulator of its own: it adds up in bfloat16.
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
     model = models.load_model(folder, config.model, torch.bfloat16 if half else torch.float32)
+    if half and not on_gpu:
+        attend_in_float32(model)
     if learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raft_ray.attention import SDPA_FLOAT32
 from raft_ray.errors import ModelError
 from raft_ray.losses import sft_loss, topk_kl_from_hidden
 from raft_ray.prompts import EncodedRow
@@ -127,7 +128,8 @@ def check_shareable(config: Any) -> None:
     """Refuse models whose layers do more than full attention: a mask does not tell their other layers who sees whom."""
     text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(text, "_attn_implementation", "sdpa") not in (None, "sdpa", "eager"):
+    masked = (None, "sdpa", "eager", SDPA_FLOAT32)
+    if kinds != {"full_attention"} or getattr(text, "_attn_implementation", "sdpa") not in masked:
         raise ModelError(
             f"learner.share_prompt=true needs full attention in every layer, the model has {', '.join(sorted(kinds))}; "
             "set learner.share_prompt=false"
