@@ -2,7 +2,8 @@
 
 ```
 stage 1, once ──> for each seed, for each point of the grid: sft, sdft, opd, raft, ..., then fapm (prunes sft's model)
-                  ──> evaluation: the base and every model ──> compare.json, .csv, .md, .html
+                  ──> evaluation: the base and every model ──> each row's point ──> compare.json, .csv, .md, .html
+          seeds beyond `compare.grid_seeds`, at these points alone <──┘
 ```
 
 A row that changes stage 1 refines anew, with what models wrote before out of the same cache. A training that fails is
@@ -29,10 +30,10 @@ from actors.run import console, refined_rows, running, trained
 from actors.storage import locate
 from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import write_comparison
-from raft_ray.compare.plan import FAPM, PRUNED, Training, left_out, plan
+from raft_ray.compare.plan import FAPM, PRUNED, Training, at_points, by_seeds, left_out, plan
 from raft_ray.compare.summary import BASE
 from raft_ray.compare.summary import compare as summarise
-from raft_ray.compare.tuning import ONLY, Tuned, split, tune
+from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
 from raft_ray.compare.verdict import verdict
 from raft_ray.config import Config
 from raft_ray.data import Row
@@ -61,39 +62,133 @@ def compare(config: Config) -> Path:
     asked = _asked(config, prepared)
     if len({training.point for training in trainings}) > 1:
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
-    failed: dict[str, str] = {}
     _forget(trainings, run_dir)
     with running(config, prepared, others=filter(None, (one.config for one in trainings))) as (bars, run_dir):
         if rest := left_out(config):
             console.print(f"not in compare.methods, so not trained: {', '.join(rest)}", highlight=False)
-        rows = refined_rows(config, prepared, bars, run_dir)
-        rows_of: dict[str, list[Row] | None] = {}
-        folders = {BASE: prepared.folder}
-        for number, training in enumerate(trainings):
-            bars.update("All trainings", number, len(trainings), training.name)
-            if training.row not in rows_of:
-                own = partial(_own_rows, training, prepared, bars, run_dir)
-                rows_of[training.row] = _tried(training.row, failed, own) if training.refines else rows
-            if (found := rows_of[training.row]) is None:
-                continue
-            folder = _tried(training.name, failed, partial(_train, training, config, prepared, found, bars))
-            if folder is not None:
-                folders[training.name] = folder
-        bars.update("All trainings", len(trainings), len(trainings))
-        blocks = _evaluate(folders, config, prepared, bars, run_dir, failed)
-    grid: dict[str, dict[str, list[dict[str, Any]]]] = {BASE: {ONLY: [blocks[BASE]]}} if BASE in blocks else {}
-    for training in trainings:
-        if training.name in blocks:
-            grid.setdefault(training.row, {}).setdefault(training.point, []).append(blocks[training.name])
-    if not grid.keys() - {BASE}:
-        raise RaftError(f"no method could be compared: {'; '.join(f'{k}: {v}' for k, v in failed.items())}")
-    tuned = tune(grid, config.compare.validation, config.run.seed)
+        work = _Work(config, prepared, bars, run_dir, refined_rows(config, prepared, bars, run_dir))
+        whole, rest_of_seeds = by_seeds(trainings, config.compare)
+        chosen = choose(work.done(whole), config.compare.validation, config.run.seed)
+        trainings = whole + at_points(rest_of_seeds, chosen)
+        grid = work.done(trainings)
+    tuned = tune(grid, chosen, config.compare.validation, config.run.seed)
     comparison = summarise(tuned, seed=config.run.seed)
     traces = _traces(trainings, tuned, run_dir)
-    page = write_comparison(run_dir, comparison, failed, _facts(config, asked, tuned), traces)
-    for line in verdict(comparison, failed):
+    page = write_comparison(run_dir, comparison, work.failed, _facts(config, asked, tuned), traces)
+    for line in verdict(comparison, work.failed):
         console.print(line, highlight=False)
     return page
+
+
+class _Work:
+    """Trains and evaluates, and knows what that has left so far."""
+
+    def __init__(self, config: Config, prepared: Prepared, bars: Bars, run_dir: Path, rows: list[Row]) -> None:
+        self.failed: dict[str, str] = {}
+        """Reason by training, or by row whose stage 1 failed."""
+        self._config, self._prepared, self._bars, self._run_dir = config, prepared, bars, run_dir
+        self._rows = rows
+        self._rows_of: dict[str, list[Row] | None] = {}
+        self._folders = {BASE: prepared.folder}
+
+    def done(self, trainings: list[Training]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """Train and evaluate what has not been; returns the evaluations of all seeds by row and point, the base's too.
+
+        Raises `RaftError` where all have failed.
+        """
+        for number, training in enumerate(trainings):
+            self._bars.update("All trainings", number, len(trainings), training.name)
+            if training.name not in self._folders | self.failed:
+                self._train(training)
+        self._bars.update("All trainings", len(trainings), len(trainings))
+        blocks = self._evaluated()
+        grid: dict[str, dict[str, list[dict[str, Any]]]] = {BASE: {ONLY: [blocks[BASE]]}} if BASE in blocks else {}
+        for training in trainings:
+            if training.name in blocks:
+                grid.setdefault(training.row, {}).setdefault(training.point, []).append(blocks[training.name])
+        if not grid.keys() - {BASE}:
+            raise RaftError(f"no method could be compared: {'; '.join(f'{k}: {v}' for k, v in self.failed.items())}")
+        return grid
+
+    def _train(self, training: Training) -> None:
+        if training.row not in self._rows_of:
+            refined = partial(self._refined, training)
+            self._rows_of[training.row] = self._tried(training.row, refined) if training.refines else self._rows
+        rows = self._rows_of[training.row]
+        if rows is not None and (folder := self._tried(training.name, partial(self._model, training, rows))):
+            self._folders[training.name] = folder
+
+    def _refined(self, training: Training) -> list[Row]:
+        """The rows of a training that changes stage 1, refined beside the main ones to share their cache."""
+        assert training.config is not None, "FAPM has no overrides"
+        return refined_rows(training.config, self._prepared, self._bars, self._run_dir, f"refined-{training.row}")
+
+    def _model(self, training: Training, rows: list[Row]) -> str:
+        """The folder of one training's model."""
+        config = training.config
+        if config is None:
+            return self._prune(training)
+        folder = trained(config, self._prepared, rows, self._bars, training.folder, training.name)
+        try:
+            # Four times the model each; with a grid and seeds they would fill the disk.
+            locate(config, training.folder).clear()
+        except RaftError as error:
+            console.print(f"[yellow]{training.name}[/]: its checkpoints stay: {error}", highlight=False)
+        return folder
+
+    def _prune(self, training: Training) -> str:
+        """FAPM's model."""
+        config, out = self._config, training.folder / "model"
+        if out.exists():
+            return str(out)
+        tuned = _pruned(training, self._run_dir)
+        if not tuned.is_dir():
+            raise RaftError(f"{FAPM} prunes the model of {PRUNED}, which failed")
+        self._bars.update(f"{training.name}: prune", 0, 1)
+        training.folder.mkdir(parents=True, exist_ok=True)
+        options = actor_options(role="evaluate", num_cpus=config.teacher.num_cpus, num_gpus=0, threads=None)
+        task = ray.remote(_prune).options(**options)
+        ref = task.remote(self._prepared.folder, str(tuned), str(out), config.compare.sparsity)
+        get(ref, config.teacher.timeout, f"{training.name} (a Ray task)")
+        self._bars.update(f"{training.name}: prune", 1, 1)
+        return str(out)
+
+    def _evaluated(self) -> dict[str, dict[str, Any]]:
+        """Each model's part of `eval.json`: some at once, and one at a time where one of them cannot be evaluated."""
+        path = self._run_dir / "eval.json"
+        done: dict[str, Any] = json.loads(path.read_text())["methods"] if path.exists() else {}
+        missing = {
+            name: folder for name, folder in self._folders.items() if name not in done and name not in self.failed
+        }
+        for models in _batches(missing):
+            problems: dict[str, str] = {}
+            found = _tried("evaluation", problems, partial(self._measure, models, BASE in done))
+            if found is not None:
+                done.update(found)
+            else:
+                console.print(f"[yellow]{problems['evaluation']}[/]: these models are evaluated one at a time")
+                for name, folder in models.items():
+                    done.update(self._tried(name, partial(self._measure, {name: folder}, BASE in done)) or {})
+            # With what an earlier comparison in this folder measured of rows that this one leaves out.
+            path.write_text(json.dumps({"main": "raft", "methods": done}, indent=1, ensure_ascii=False))
+        return {name: block for name, block in done.items() if name in self._folders}
+
+    def _measure(self, models: dict[str, str], asked: bool) -> dict[str, Any]:
+        """Evaluations of these models and of the base, which drift and distance are measured against. `asked`: it has
+        been evaluated before, and its answers are known."""
+        answers = self._run_dir / "base_answers.json"
+        if not asked:
+            answers.unlink(missing_ok=True)
+        return evaluate(
+            {BASE: self._folders[BASE], **models},
+            self._config,
+            self._prepared.test,
+            lambda what, part, total: self._bars.update(f"Evaluate: {what}", part, total),
+            answers,
+        )
+
+    def _tried(self, name: str, work: Callable[[], Any]) -> Any:
+        return _tried(name, self.failed, work)
 
 
 def _forget(trainings: list[Training], run_dir: Path) -> None:
@@ -115,12 +210,6 @@ def _pruned(training: Training, run_dir: Path) -> Path:
     return run_dir / "methods" / PRUNED / training.point / training.folder.name / "model"
 
 
-def _own_rows(training: Training, prepared: Prepared, bars: Bars, run_dir: Path) -> list[Row]:
-    """The rows of a training that changes stage 1, refined beside the comparison's own so as to share their cache."""
-    assert training.config is not None, "FAPM has no overrides"
-    return refined_rows(training.config, prepared, bars, run_dir, f"refined-{training.row}")
-
-
 def _traces(trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
     """Of each method the metrics of its first seed at its point, and its evaluation."""
     metrics: dict[str, list[dict[str, Any]]] = {}
@@ -133,70 +222,10 @@ def _traces(trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
     return Traces(run, {name: blocks[0] for name, blocks in tuned.methods.items()})
 
 
-def _train(training: Training, config: Config, prepared: Prepared, rows: list[Row], bars: Bars) -> str:
-    """The folder of one training's model."""
-    if training.config is not None:
-        folder = trained(training.config, prepared, rows, bars, training.folder, training.name)
-        try:
-            # Four times the model each; with a grid and seeds they would fill the disk.
-            locate(training.config, training.folder).clear()
-        except RaftError as error:
-            console.print(f"[yellow]{training.name}[/]: its checkpoints stay: {error}", highlight=False)
-        return folder
-    out = training.folder / "model"
-    if out.exists():
-        return str(out)
-    tuned = _pruned(training, Path(config.run.dir).absolute())
-    if not tuned.is_dir():
-        raise RaftError(f"{FAPM} prunes the model of {PRUNED}, which failed")
-    bars.update(f"{training.name}: prune", 0, 1)
-    training.folder.mkdir(parents=True, exist_ok=True)
-    options = actor_options(role="evaluate", num_cpus=config.teacher.num_cpus, num_gpus=0, threads=None)
-    task = ray.remote(_prune).options(**options)
-    ref = task.remote(prepared.folder, str(tuned), str(out), config.compare.sparsity)
-    get(ref, config.teacher.timeout, f"{training.name} (a Ray task)")
-    bars.update(f"{training.name}: prune", 1, 1)
-    return str(out)
-
-
 def _prune(base: str, tuned: str, out: str, sparsity: float) -> None:
     from raft_ray.prune import prune_folder
 
     prune_folder(weights_folder(base), tuned, out, sparsity)
-
-
-def _evaluate(
-    folders: dict[str, str], config: Config, prepared: Prepared, bars: Bars, run_dir: Path, failed: dict[str, str]
-) -> dict[str, dict[str, Any]]:
-    """Each model's part of `eval.json`: some at once, and one at a time where one of them cannot be evaluated."""
-    path, answers = run_dir / "eval.json", run_dir / "base_answers.json"
-    done: dict[str, Any] = json.loads(path.read_text())["methods"] if config.run.resume and path.exists() else {}
-    missing = {name: folder for name, folder in folders.items() if name not in done}
-
-    def measure(models: dict[str, str]) -> dict[str, Any]:
-        # Drift and distance are measured against the base, which takes part each time and is asked once.
-        if BASE not in done:
-            answers.unlink(missing_ok=True)
-        return evaluate(
-            {BASE: folders[BASE], **models},
-            config,
-            prepared.test,
-            lambda what, part, total: bars.update(f"Evaluate: {what}", part, total),
-            answers,
-        )
-
-    for models in _batches(missing):
-        problems: dict[str, str] = {}
-        found = _tried("evaluation", problems, partial(measure, models))
-        if found is not None:
-            done.update(found)
-        else:
-            console.print(f"[yellow]{problems['evaluation']}[/]: these models are evaluated one at a time")
-            for name, folder in models.items():
-                done.update(_tried(name, failed, partial(measure, {name: folder})) or {})
-        # With what an earlier comparison in this folder measured of rows that this one leaves out.
-        path.write_text(json.dumps({"main": "raft", "methods": done}, indent=1, ensure_ascii=False))
-    return {name: block for name, block in done.items() if name in folders}
 
 
 def _batches(folders: dict[str, str]) -> Iterator[dict[str, str]]:
@@ -231,6 +260,8 @@ def _facts(config: Config, asked: int, tuned: Tuned) -> dict[str, str]:
         "seeds": ", ".join(map(str, config.compare.seeds)),
     }
     if config.compare.grid:
+        if (whole := config.compare.grid_seeds) and whole < len(config.compare.seeds):
+            facts["seeds"] += f" ({', '.join(map(str, config.compare.seeds[:whole]))} for the whole grid)"
         facts["grid"] = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in config.compare.grid.items())
         facts["validation questions"] = str(tuned.questions)
     return facts

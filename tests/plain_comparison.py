@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from raft_ray.compare.summary import compare as summarise
-from raft_ray.compare.tuning import ONLY, tune
+from raft_ray.compare.tuning import ONLY, choose, tune
 
 
 def compare(methods: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The comparison of these evaluations by method."""
-    return summarise(tune({name: {ONLY: blocks} for name, blocks in methods.items()}, 0.5, 0))
+    grid = {name: {ONLY: blocks} for name, blocks in methods.items()}
+    return summarise(tune(grid, choose(grid, 0.5, 0), 0.5, 0))

@@ -72,10 +72,10 @@ def points_table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]
     """Column names, and a row of cells for each point of the grid; no rows without a grid."""
     points = comparison["points"]
     scores = list(dict.fromkeys(score for point in points for score in point["scores"]))
-    columns = ["Method", "Point", *(_label(score) for score in scores), *_NUMBERS.values(), "Chosen", "Front"]
+    columns = ["Method", "Point", "Seeds", *(_label(score) for score in scores), *_NUMBERS.values(), "Chosen", "Front"]
     rows = []
     for point in points:
-        cells = [method_label(point["method"]), point["point"] or "-"]
+        cells = [method_label(point["method"]), point["point"] or "-", str(point["seeds"])]
         cells += [_number_cell(point["scores"][score], about) for score in scores]
         cells += [_number_cell(point[key]) for key in _NUMBERS]
         rows.append([*cells, "yes" if point["chosen"] else "", "yes" if point["front"] else ""])
@@ -119,7 +119,7 @@ def _csv(comparison: dict[str, Any]) -> str:
         if not point["chosen"]:
             for measure, value in _measures(point):
                 numbers = [value["mean"], value["low"], value["high"]]
-                writer.writerow([point["method"], point["point"], "", measure, *numbers, "", "", ""])
+                writer.writerow([point["method"], point["point"], point["seeds"], measure, *numbers, "", "", ""])
     return text.getvalue()
 
 

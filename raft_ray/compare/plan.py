@@ -6,6 +6,7 @@ Knows nothing about Ray: configs in, configs out.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from raft_ray import settings
 from raft_ray.compare.tuning import ONLY
-from raft_ray.config import Config, Method
+from raft_ray.config import CompareConfig, Config, Method
 from raft_ray.errors import ConfigError
 from raft_ray.settings.baselines import SHARED
 
@@ -89,6 +90,20 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
         for (row, point), made in configs.items()
         for folder in [run_dir / "methods" / row / point / f"seed{seed}"]
     ]
+
+
+def by_seeds(trainings: list[Training], compare: CompareConfig) -> tuple[list[Training], list[Training]]:
+    """Those of the seeds that the whole grid is trained with (`compare.grid_seeds`), and those of the other seeds."""
+    whole = compare.seeds[: compare.grid_seeds]
+    return [one for one in trainings if one.seed in whole], [one for one in trainings if one.seed not in whole]
+
+
+def at_points(trainings: list[Training], chosen: Mapping[str, str]) -> list[Training]:
+    """Those at their row's chosen point, with the models that FAPM prunes at its own."""
+    wanted = set(chosen.items())
+    if FAPM in chosen:
+        wanted.add((PRUNED, chosen[FAPM]))
+    return [one for one in trainings if (one.row, one.point) in wanted]
 
 
 def left_out(config: Config) -> list[str]:

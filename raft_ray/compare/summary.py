@@ -27,10 +27,10 @@ def compare(tuned: Tuned, *, reference: str = "sft", seed: int = 0) -> dict[str,
 
     Returns `{"reference", "methods": {name: {"seeds", "scores": {score: S}, "drift": E,
     "drift_first": E, "agreement": E, "words": E, "weight_distance": E, "dominated_by": [name]}}, "front": [name],
-    "chosen": {name: point}, "validation_questions": n, "points": [{"method", "point", "chosen", "scores": {score: E},
-    "drift": E, ..., "front": bool}]}` with E a mean and its interval, or none, and S such an interval with `retention`,
-    `base`, and the differences with their p to the reference (`against`) and to the base (`on_base`). `points` are all
-    that were trained, and empty without a grid.
+    "chosen": {name: point}, "validation_questions": n, "points": [{"method", "point", "seeds", "chosen", "scores":
+    {score: E}, "drift": E, ..., "front": bool}]}` with E a mean and its interval, or none, and S such an interval with
+    `retention`, `base`, and the differences with their p to the reference (`against`) and to the base (`on_base`).
+    `points` are all that were trained, and empty without a grid.
     """
     methods = tuned.methods
     if not methods or not all(methods.values()):
@@ -63,6 +63,7 @@ def _points(tuned: Tuned, scores: list[str], seed: int) -> list[dict[str, Any]]:
         f"{name}/{point}": {
             "method": name,
             "point": point,
+            "seeds": len(blocks),
             "chosen": tuned.chosen.get(name, point) == point,
             "scores": {score: _mean(blocks, score, seed) for score in scores},
             **{key: _number(blocks, part, value) for key, part, value in _NUMBERS},

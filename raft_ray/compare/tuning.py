@@ -35,17 +35,30 @@ class Tuned:
     """How many test questions were given to the choice; 0 without a grid."""
 
 
-def tune(grid: Grid, share: float, seed: int) -> Tuned:
-    """Choose a point for each method.
+def choose(grid: Grid, share: float, seed: int) -> dict[str, str]:
+    """Each method's point: the one with the highest mean accuracy over seeds and validation questions, of equals the
+    one that drifted least. A point that misses a seed that another has is not taken.
 
     Args:
         share: part of the test questions on which points are chosen.
         seed: of the split.
 
-    The point with the highest mean accuracy over seeds and validation questions is taken, of equals the one that
-    drifted least. A point that misses a seed that another has is not taken. Raises as `split` does.
+    Raises as `split` does.
     """
-    if all(len(points) == 1 for points in grid.values()):
+    if _single(grid):
+        return {name: next(iter(points)) for name, points in grid.items()}
+    validation, _ = split(_questions(grid), share, seed)
+    return {name: _best(found, validation) for name, found in grid.items()}
+
+
+def tune(grid: Grid, chosen: Mapping[str, str], share: float, seed: int) -> Tuned:
+    """Every method at its chosen point, on the questions that `choose` did not see (all, without a grid).
+
+    Args:
+        grid: may hold more seeds than the points were chosen by.
+        share, seed: as for `choose`.
+    """
+    if _single(grid):
         methods = {name: list(next(iter(points.values()))) for name, points in grid.items()}
         return Tuned(methods, {}, {}, 0)
     validation, reported = split(_questions(grid), share, seed)
@@ -53,13 +66,16 @@ def tune(grid: Grid, share: float, seed: int) -> Tuned:
         name: {point: [_cut(block, reported) for block in blocks] for point, blocks in found.items()}
         for name, found in grid.items()
     }
-    chosen = {name: _best(found, validation) for name, found in grid.items()}
     return Tuned(
-        {name: points[name][point] for name, point in chosen.items()},
+        {name: points[name][chosen[name]] for name in grid},
         points,
         {name: point for name, point in chosen.items() if len(grid[name]) > 1},
         len(validation),
     )
+
+
+def _single(grid: Grid) -> bool:
+    return all(len(points) == 1 for points in grid.values())
 
 
 def split(questions: int, share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -79,6 +79,9 @@ class CompareConfig:
     grid: dict[str, Any] = field(default_factory=dict)
     """Values that every row is trained with in turn, `{learner.lr: [1e-4, 2e-4]}`: all are shown, and the one that does
     best on validation questions stands for the row."""
+    grid_seeds: int | None = None
+    """How many of the seeds train the whole grid and choose each row's point; the others train that point alone. None:
+    all seeds train the whole grid."""
     validation: float = 0.5
     """Share of the test questions that the grid's values are chosen on; the others are reported. All without a grid."""
     sparsity: float = 0.9

@@ -107,6 +107,7 @@ RANGES: dict[str, _Range] = {
     "eval.temperature": _NOT_NEGATIVE,
     "eval.samples": _NOT_NEGATIVE,
     "compare.sparsity": _SHARE,
+    "compare.grid_seeds": _FROM_ONE,
     "compare.validation": ("greater than 0 and less than 1", lambda value: 0 < value < 1),
 }
 """Dotted key -> the range of its number, in words and as a test. A key that is none is not tested."""

@@ -40,14 +40,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-def _evaluate(folders: dict[str, str], run_dir: Path, resume: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
-    config = Config()
-    config.run.resume = resume
-    failed: dict[str, str] = {}
+def _evaluate(folders: dict[str, str], run_dir: Path) -> tuple[dict[str, Any], dict[str, str]]:
     prepared = Prepared.__new__(Prepared)
     object.__setattr__(prepared, "test", None)
+    object.__setattr__(prepared, "folder", folders["base"])
     with Bars(Console(quiet=True)) as bars:
-        return module._evaluate(folders, config, prepared, bars, run_dir, failed), failed
+        work = module._Work(Config(), prepared, bars, run_dir, [])
+        work._folders = folders
+        return work._evaluated(), work.failed
 
 
 def test_all_models_are_evaluated_together(asked: list[list[str]], tmp_path: Path) -> None:
@@ -67,11 +67,11 @@ def test_a_model_that_cannot_be_evaluated_loses_none_of_the_others(asked: list[l
 
 def test_a_resumed_comparison_evaluates_what_is_missing(asked: list[list[str]], tmp_path: Path) -> None:
     before, _ = _evaluate(FOLDERS, tmp_path)
-    blocks, _ = _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path, resume=True)
+    blocks, _ = _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path)
     assert asked[1:] == [["base", "opd/seed0"]]
     assert {name: blocks[name] for name in before} == before, "the base was asked anew"
     assert "opd/seed0" in blocks
-    _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path, resume=True)
+    _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path)
     assert len(asked) == 2
 
 

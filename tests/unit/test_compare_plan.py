@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from raft_ray import settings
-from raft_ray.compare.plan import left_out, plan
+from raft_ray.compare.plan import at_points, by_seeds, left_out, plan
 from raft_ray.config import Config, Method, Target
 from raft_ray.errors import ConfigError
 
@@ -117,6 +118,25 @@ def test_the_ablations_differ_from_raft_in_what_their_names_say() -> None:
         "k_256": [("distill", "top_k", 256)],
     }
     assert made["fixed_1"].distill.fixed_lambda == 1.0
+
+
+def test_the_seeds_beyond_the_grids_train_chosen_points_and_what_fapm_prunes_there() -> None:
+    config = _config(
+        "compare.methods=[sft,fapm,raft]",
+        "compare.seeds=[3,1,2]",
+        "compare.grid={learner.lr: [1, 2]}",
+        "compare.grid_seeds=1",
+    )
+    trainings = plan(config, RUN)
+    whole, others = by_seeds(trainings, config.compare)
+    assert {one.seed for one in whole} == {3}
+    assert len(whole) == 6
+    further = at_points(others, {"base": "", "sft": "lr=1", "fapm": "lr=2", "raft": "lr=2"})
+    assert [one.name for one in further] == [
+        f"{row}/seed{seed}" for seed in (1, 2) for row in ("sft/lr=1", "sft/lr=2", "raft/lr=2", "fapm/lr=2")
+    ]
+    everything = replace(config.compare, grid_seeds=None)
+    assert by_seeds(trainings, everything) == (trainings, [])
 
 
 @pytest.mark.parametrize(

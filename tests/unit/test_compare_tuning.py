@@ -11,7 +11,7 @@ import pytest
 from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import points_table, write_comparison
 from raft_ray.compare.summary import compare
-from raft_ray.compare.tuning import ONLY, split, tune
+from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
 from raft_ray.compare.verdict import frontier, verdict
 from raft_ray.errors import ConfigError
 from raft_ray.report.files import Run
@@ -43,6 +43,10 @@ def _grid() -> dict[str, dict[str, list[dict[str, Any]]]]:
     }
 
 
+def _tuned(grid: dict[str, dict[str, list[dict[str, Any]]]]) -> Tuned:
+    return tune(grid, choose(grid, 0.4, 7), 0.4, 7)
+
+
 def test_the_split_is_whole_seeded_and_in_order() -> None:
     assert sorted(VALIDATION + REPORTED) == list(range(QUESTIONS))
     assert len(VALIDATION) == 40
@@ -63,7 +67,7 @@ def test_no_questions_are_refused() -> None:
 
 
 def test_points_are_chosen_on_validation_and_reported_on_the_rest() -> None:
-    tuned = tune(_grid(), 0.4, 7)
+    tuned = _tuned(_grid())
     # RAFT's points are equal on validation: the one that drifts less is taken.
     assert tuned.chosen == {"sft": "lr=2", "opd": "lr=2", "raft": "lr=1"}
     assert tuned.questions == 40
@@ -75,19 +79,34 @@ def test_points_are_chosen_on_validation_and_reported_on_the_rest() -> None:
 def test_a_point_that_lost_a_seed_is_not_chosen() -> None:
     grid = _grid()
     grid["sft"]["lr=1"].append(_block(0.5, 0.8, 0.4))
-    assert tune(grid, 0.4, 7).chosen["sft"] == "lr=1"
+    assert _tuned(grid).chosen["sft"] == "lr=1"
+
+
+def test_more_seeds_of_a_chosen_point_do_not_choose_again() -> None:
+    grid = _grid()
+    chosen = choose(grid, 0.4, 7)
+    # FAPM's point may need another seed of SFT at a point that SFT was not given.
+    grid["sft"]["lr=1"].append(_block(1.0, 1.0, 0.4))
+    grid["sft"]["lr=2"].append(_block(0.2, 0.5, 0.6))
+    tuned = tune(grid, chosen, 0.4, 7)
+    assert tuned.chosen["sft"] == "lr=2"
+    assert [block["domain"]["accuracy"] for block in tuned.methods["sft"]] == pytest.approx([0.7, 0.5])
+    points = {(one["method"], one["point"]): one for one in compare(tuned)["points"]}
+    assert points["sft", "lr=1"]["seeds"] == points["sft", "lr=2"]["seeds"] == 2
+    assert points["raft", "lr=1"]["seeds"] == 1
+    assert points["sft", "lr=2"]["scores"]["domain"]["mean"] == pytest.approx(0.6)
 
 
 def test_without_a_grid_nothing_is_split() -> None:
     grid = {"base": {ONLY: [_block(0.1, 0.1, 0.0)]}, "sft": {ONLY: [_block(0.5, 0.8, 0.4)]}}
-    tuned = tune(grid, 0.4, 7)
+    tuned = _tuned(grid)
     assert (tuned.points, tuned.chosen, tuned.questions) == ({}, {}, 0)
     assert len(tuned.methods["sft"][0]["domain"]["correct"]) == QUESTIONS
     assert compare(tuned)["points"] == []
 
 
 def test_all_points_and_their_front() -> None:
-    comparison = compare(tune(_grid(), 0.4, 7))
+    comparison = compare(_tuned(_grid()))
     json.dumps(comparison)
     points = {(one["method"], one["point"]): one for one in comparison["points"]}
     assert len(points) == 7
@@ -107,7 +126,7 @@ def test_all_points_and_their_front() -> None:
 
 
 def test_what_the_points_say_in_words() -> None:
-    comparison = compare(tune(_grid(), 0.4, 7))
+    comparison = compare(_tuned(_grid()))
     assert frontier(comparison) == [
         "With at most half the drift of SFT's best point (lr=1: 80%, drift 0.4): RAFT reaches 60%, SFT drifts further "
         "everywhere.",
@@ -116,22 +135,22 @@ def test_what_the_points_say_in_words() -> None:
     assert any(line.startswith("SFT at lr=2, chosen on 40 other questions: ") for line in verdict(comparison))
     far = _grid()
     far["raft"] = {"lr=1": [_block(0.9, 0.9, 0.3)], "lr=2": [_block(0.6, 0.9, 0.3)]}
-    assert frontier(compare(tune(far, 0.4, 7)))[0].endswith(
+    assert frontier(compare(_tuned(far)))[0].endswith(
         ": RAFT drifts further everywhere, SFT drifts further everywhere."
     )
     far["sft"] |= {"lr=0.5": [_block(0.4, 0.95, 0.25)], "lr=0.2": [_block(0.4, 0.7, 0.1)]}
-    assert frontier(compare(tune(far, 0.4, 7)))[:2] == [
+    assert frontier(compare(_tuned(far)))[:2] == [
         "With at most half the drift of SFT's best point (lr=0.5: 95%, drift 0.25): RAFT drifts further everywhere, "
         "SFT reaches 70%.",
         "SFT at lr=0.5 (95%, drift 0.25) is at least as accurate as RAFT's chosen point (90%, drift 0.3), with no more "
         "drift.",
     ]
     del far["raft"]
-    assert frontier(compare(tune(far, 0.4, 7))) == []
+    assert frontier(compare(_tuned(far))) == []
 
 
 def test_files_show_every_point_the_front_and_the_curves(tmp_path: Path) -> None:
-    tuned = tune(_grid(), 0.4, 7)
+    tuned = _tuned(_grid())
     comparison = compare(tuned)
     metrics = [{"step": step, "sft_loss": 1.0 / step, "kl_loss": 0.1, "lambda": 2.0} for step in range(1, 4)]
     traces = Traces(Run(tmp_path, "raft", None, {"raft": metrics, "sft": metrics}), {"raft": tuned.methods["raft"][0]})
@@ -145,5 +164,5 @@ def test_files_show_every_point_the_front_and_the_curves(tmp_path: Path) -> None
     assert len(rows) == 7
     assert all(len(row) == len(columns) for row in rows)
     assert "## All points" in (tmp_path / "compare.md").read_text()
-    assert "\nraft,lr=2,,domain,0.9," in (tmp_path / "compare.csv").read_text()
+    assert "\nraft,lr=2,1,domain,0.9," in (tmp_path / "compare.csv").read_text()
     assert "\nraft,lr=1,1,domain,0.6," in (tmp_path / "compare.csv").read_text()
