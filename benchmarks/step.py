@@ -33,12 +33,13 @@ from raft_ray.step import train_step
 from raft_ray.student import make_micro_batches
 from raft_ray.trajectory import Sample, Trajectory
 
-# name, share_prompt, padded tokens of a micro-batch, hold
+# name, share_prompt, padded tokens of a micro-batch, hold, attention (none: the learner's own)
 VARIANTS = [
-    ("prompt read twice, one micro-batch", False, 10**6, True),
-    ("prompt shared, one micro-batch", True, 10**6, True),
-    ("prompt shared, micro-batches, recompute", True, 512, False),
-    ("prompt shared, micro-batches, hold", True, 512, True),
+    ("prompt read twice, one micro-batch", False, 10**6, True, None),
+    ("prompt shared, one micro-batch", True, 10**6, True, None),
+    ("prompt shared, micro-batches, recompute", True, 512, False, None),
+    ("prompt shared, micro-batches, hold", True, 512, True, None),
+    ("prompt shared, one micro-batch, attention in the model's dtype", True, 10**6, True, "sdpa"),
 ]
 
 
@@ -56,6 +57,8 @@ def main() -> None:
     folder = models.resolve(config.model.path)
     vocabulary = models.vocabulary_size(folder, config.model)
     engine = make_engine(config, folder)
+    model = engine.module.model
+    own = model.config._attn_implementation
     random = np.random.default_rng(0)
 
     def ids(count: int) -> list[int]:
@@ -73,7 +76,8 @@ def main() -> None:
     ]
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name, *_ in variants}
     for round_number in range(arguments.rounds + 1):
-        for name, share, tokens, hold in variants:
+        for name, share, tokens, hold, attention in variants:
+            model.set_attn_implementation(attention or own)
             batches = make_micro_batches(rows, samples, total=len(rows), tokens=tokens, share_prompt=share)
             start = time.perf_counter()
             marks: list[float] = []

@@ -101,6 +101,8 @@ def test_a_grid_is_trained_and_each_method_gets_its_point(
         "eval.ifeval_rows=0",
         "eval.general_rows=2",
         "learner.max_steps=2",
+        "compare.seeds=[0,1]",
+        "compare.grid_seeds=1",
         "compare.grid={learner.lr: [1e-4, 1e-2]}",
     ]
     compare(make_config(run, *keys, "compare.methods=[sft,fapm]"))
@@ -111,11 +113,17 @@ def test_a_grid_is_trained_and_each_method_gets_its_point(
     assert drifts["sft", "lr=0.01"] > drifts["sft", "lr=0.0001"] > 0
     assert drifts["sft", "lr=0.01"] > drifts["fapm", "lr=0.01"] > 0
     evaluated = json.loads((run / "eval.json").read_text())["methods"]
-    assert set(evaluated) == {"base", *(f"{row}/lr={lr}/seed0" for row in ("sft", "fapm") for lr in ("0.0001", "0.01"))}
+    chosen = result["chosen"]
+    whole = {f"{row}/lr={lr}/seed0" for row in ("sft", "fapm") for lr in ("0.0001", "0.01")}
+    # The second seed has each row's point alone, and the model that FAPM prunes at its own.
+    further = {f"{row}/{chosen[row]}/seed1" for row in ("sft", "fapm")} | {f"sft/{chosen['fapm']}/seed1"}
+    assert set(evaluated) == {"base", *whole, *further}
+    assert {result["methods"][row]["seeds"] for row in ("sft", "fapm")} == {2}
+    assert "0, 1 (0 for the whole grid)" in result["facts"]["seeds"]
 
     # A comparison of fewer rows in the same folder loses nothing that was measured.
     keys[-1] = "compare.grid={learner.lr: [1e-2, 1e-3]}"
-    compare(make_config(run, *keys, "compare.methods=[sft]", "run.resume=true"))
+    compare(make_config(run, *keys, "compare.methods=[sft]", "compare.seeds=[0]", "run.resume=true"))
     assert set(json.loads((run / "compare.json").read_text())["methods"]) == {"base", "sft"}
     later = json.loads((run / "eval.json").read_text())["methods"]
     assert {name: later[name]["domain"] for name in evaluated} == {
