@@ -62,7 +62,7 @@ def table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for name, result in methods.items():
         point = comparison["chosen"].get(name)
         cells = [method_label(name) + (f" ({point})" if point else ""), str(result["seeds"])]
-        cells += [_score_cell(result["scores"][score], name) for score in scores]
+        cells += [_score_cell(score, result["scores"][score], name) for score in scores]
         cells += [_number_cell(result[key]) for key in _NUMBERS]
         rows.append([*cells, "yes" if name in comparison["front"] else ""])
     return columns, rows
@@ -82,14 +82,16 @@ def points_table(comparison: dict[str, Any]) -> tuple[list[str], list[list[str]]
     return columns, rows
 
 
-def _score_cell(score: dict[str, Any] | None, name: str) -> str:
-    if score is None:
+def _score_cell(score: str, found: dict[str, Any] | None, name: str) -> str:
+    if found is None:
         return "-"
-    text = f"{about(score['mean'])} [{about(score['low'])}, {about(score['high'])}]"
-    if name != "base" and score["base"] is not None:
-        kept = "base 0" if score["retention"] is None else f"{score['retention']:.0%} of base"
-        text += f" ({kept})"
-    return text
+    text = f"{about(found['mean'])} [{about(found['low'])}, {about(found['high'])}]"
+    if name == "base" or found["base"] is None:
+        return text
+    if score == "domain":  # gained rather than kept
+        return f"{text} ({100 * (found['mean'] - found['base']):+.0f} points)"
+    kept = "base 0" if found["retention"] is None else f"{found['retention']:.0%} of base"
+    return f"{text} ({kept})"
 
 
 def _number_cell(number: dict[str, Any] | None, form: Format = short) -> str:

@@ -106,10 +106,21 @@ def frontier(comparison: dict[str, Any], main: str = MAIN) -> list[str]:
             f"chosen point ({_at(chosen)}), with no more drift."
         )
     if main != OPD and (rivals := places.get(OPD)):
-        reached_at = [(gain_at_loss(ours, place.loss), place.gain) for place in rivals.values()]
-        won = sum(reached is not None and reached > gain for reached, gain in reached_at)
-        lines.append(f"At the drift of {method_label(OPD)}'s points {name} is more accurate in {won} of {len(rivals)}.")
+        lines.append(_at_equal_drift(name, ours, method_label(OPD), rivals))
     return lines
+
+
+def _at_equal_drift(name: str, ours: dict[str, Place], other: str, rivals: dict[str, Place]) -> str:
+    """At how many of the rival's points a method is more accurate with no more drift; where it drifts further
+    everywhere, nothing can be said."""
+    reached_at = [(gain_at_loss(ours, place.loss), place.gain) for place in rivals.values()]
+    compared = [(reached, gain) for reached, gain in reached_at if reached is not None]
+    if not compared:
+        return f"Nothing can be said of {name} at {other}'s drifts: it has no point that drifts as little."
+    won = sum(reached > gain for reached, gain in compared)
+    beyond = len(rivals) - len(compared)
+    rest = f"; {beyond} more {'drifts' if beyond == 1 else 'drift'} less than any of {name}'s" if beyond else ""
+    return f"At the drift of {other}'s points {name} is more accurate in {won} of {len(compared)}{rest}."
 
 
 def _at(place: Place) -> str:

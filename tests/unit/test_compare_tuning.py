@@ -130,7 +130,7 @@ def test_what_the_points_say_in_words() -> None:
     assert frontier(comparison) == [
         "With at most half the drift of SFT's best point (lr=1: 80%, drift 0.4): RAFT reaches 60%, SFT drifts further "
         "everywhere.",
-        "At the drift of OPD's points RAFT is more accurate in 1 of 2.",
+        "At the drift of OPD's points RAFT is more accurate in 1 of 1; 1 more drifts less than any of RAFT's.",
     ]
     assert any(line.startswith("SFT at lr=2, chosen on 40 other questions: ") for line in verdict(comparison))
     far = _grid()
@@ -145,6 +145,10 @@ def test_what_the_points_say_in_words() -> None:
         "SFT at lr=0.5 (95%, drift 0.25) is at least as accurate as RAFT's chosen point (90%, drift 0.3), with no more "
         "drift.",
     ]
+    far["opd"] = {"lr=1": [_block(0.2, 0.2, 0.02)]}
+    assert frontier(compare(_tuned(far)))[-1] == (
+        "Nothing can be said of RAFT at OPD's drifts: it has no point that drifts as little."
+    )
     del far["raft"]
     assert frontier(compare(_tuned(far))) == []
 
