@@ -67,10 +67,12 @@ def compare(config: Config) -> Path:
         if rest := left_out(config):
             console.print(f"not in compare.methods, so not trained: {', '.join(rest)}", highlight=False)
         work = _Work(config, prepared, bars, run_dir, refined_rows(config, prepared, bars, run_dir))
-        whole, rest_of_seeds = by_seeds(trainings, config.compare)
-        chosen = choose(work.done(whole), config.compare.validation, config.run.seed)
-        trainings = whole + at_points(rest_of_seeds, chosen)
+        trainings, others = by_seeds(trainings, config.compare)
         grid = work.done(trainings)
+        chosen = choose(grid, config.compare.validation, config.run.seed)
+        if further := at_points(others, chosen):
+            trainings += further
+            grid = work.done(trainings)
     tuned = tune(grid, chosen, config.compare.validation, config.run.seed)
     comparison = summarise(tuned, seed=config.run.seed)
     traces = _traces(trainings, tuned, run_dir)

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+from test_step import TEMPERATURE, rows_and_samples, tiny_model
 from torch import Tensor
 
 from raft_ray.attention import SDPA_FLOAT32, attend_in_float32
 from raft_ray.student import MicroBatch, Student, make_micro_batches
-from tests.unit.test_step import TEMPERATURE, rows_and_samples, tiny_model
 
 
 def _batch(share_prompt: bool) -> MicroBatch:

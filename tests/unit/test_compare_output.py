@@ -46,7 +46,7 @@ def test_four_files_with_the_same_numbers(tmp_path: Path) -> None:
     text = (tmp_path / "compare.md").read_text()
     assert "| RAFT | 2 | 55% [" in text
     assert "(+45 points)" in text
-    assert "% of base)" in text
+    assert "(100% of base)" in text
     assert r"out \| of memory" in text
 
     html = page.read_text()
