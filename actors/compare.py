@@ -38,6 +38,7 @@ from raft_ray.compare.verdict import verdict
 from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import RaftError
+from raft_ray.files import write_whole
 from raft_ray.preflight import Prepared, preflight
 from raft_ray.records import steps_done
 from raft_ray.report.files import Run, read_metrics
@@ -172,7 +173,8 @@ class _Work:
                 for name, folder in models.items():
                     done.update(self._tried(name, partial(self._measure, {name: folder}, BASE in done)) or {})
             # With what an earlier comparison in this folder measured of rows that this one leaves out.
-            path.write_text(json.dumps({"main": "raft", "methods": done}, indent=1, ensure_ascii=False))
+            text = json.dumps({"main": "raft", "methods": done}, indent=1, ensure_ascii=False)
+            write_whole(path, text, errors="replace")
         return {name: block for name, block in done.items() if name in self._folders}
 
     def _measure(self, models: dict[str, str], asked: bool) -> dict[str, Any]:
@@ -199,12 +201,14 @@ def _forget(trainings: list[Training], run_dir: Path) -> None:
     if not path.exists():
         return
     kept = json.loads(path.read_text())
+    before = len(kept["methods"])
     for training in trainings:
         if training.config is None and not _pruned(training, run_dir).exists():
             shutil.rmtree(training.folder, ignore_errors=True)
         if not (training.folder / "model").exists():
             kept["methods"].pop(training.name, None)
-    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False))
+    if len(kept["methods"]) < before:
+        write_whole(path, json.dumps(kept, indent=1, ensure_ascii=False))
 
 
 def _pruned(training: Training, run_dir: Path) -> Path:

@@ -39,6 +39,7 @@ from raft_ray.data import Row
 from raft_ray.errors import ConfigError
 from raft_ray.evaluate import domain
 from raft_ray.evaluate.judged import JudgePrompts, Opinion, domain_part, load_judge_prompts, open_part, open_verdicts
+from raft_ray.files import write_whole
 
 Progress = Callable[[str, int, int], None]
 
@@ -89,7 +90,7 @@ def evaluate(
     if known is not None:
         pairs = ray.put(known) if known else None
     elif base_answers is not None:
-        base_answers.write_text(json.dumps(ray.get(pairs) if pairs is not None else []))
+        write_whole(base_answers, json.dumps(ray.get(pairs) if pairs is not None else []))
     _scored(models, config, asked, pairs, measured, report)
     if config.eval.judges and answered:
         _judged(answered, config, asked, measured, report)

@@ -2,8 +2,9 @@
 
     RUN/refined/part-*.parquet ── Ray Data ──> GapActor × teacher.actors ──> _gap.pq (a row's numbers), _gap.json
 
-The actors are the teacher's (the frozen original model, a forward pass): their resources are those of section
-`teacher`. The driver sees a few numbers a row. What is measured is `raft_ray.refine.gap`.
+The actors are the teacher's (the frozen original model, a forward pass): their resources, and the template of what a
+teacher reads, are those of section `teacher`. The driver sees a few numbers a row. What is measured is
+`raft_ray.refine.gap`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import pyarrow.parquet as pq
 from actors.cluster import actor_options, log_to_file
 from raft_ray.config import Config
 from raft_ray.errors import DataError, RaftError
+from raft_ray.files import write_whole
 from raft_ray.models import load_model, load_tokenizer, model_context, resolve
-from raft_ray.prompts import PromptEncoder
+from raft_ray.prompts import PromptEncoder, load_teacher_template
 from raft_ray.refine.gap import COLUMNS, GAP, VALUES, VALUES_SCHEMA, Gap, read_gap
 from raft_ray.refine.likelihood import Likelihood
 from raft_ray.refine.schema import part_files
@@ -34,7 +36,7 @@ Progress = Callable[[int, int], None]
 def measure_gap(config: Config, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Measure the gap of the refined rows in `folder`, write it there, and return it; Ray must be running.
 
-    A gap that was measured on the same files with the same model is not measured again.
+    A gap that was measured on the same files with the same model and template is not measured again.
 
     Args:
         config: of the run.
@@ -73,22 +75,25 @@ def measure_gap(config: Config, folder: Path, progress: Progress | None = None) 
         "seconds": round(time.monotonic() - started, 3),
         "fingerprint": fingerprint,
     }
-    unfinished = folder / f"{GAP}.partial"
-    unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / GAP)
+    write_whole(folder / GAP, json.dumps(result, indent=2) + "\n")
     return result
 
 
 class GapActor:
     """A worker of Ray Data: the original model."""
 
-    def __init__(self, config: Config, run_dir: str) -> None:
+    def __init__(self, config: Config, run_dir: str, template: str | None) -> None:
         import ray
         import torch
 
         log_to_file(Path(run_dir), f"gap-{str(ray.get_runtime_context().get_actor_id())[:8]}")
         folder = resolve(config.model.path)
-        encoder = PromptEncoder(load_tokenizer(folder, config.model), model_context(folder, config.model))
+        encoder = PromptEncoder(
+            load_tokenizer(folder, config.model),
+            model_context(folder, config.model),
+            teacher_template=template,
+            on_long_reference=config.teacher.on_long_reference,
+        )
         model: Any = load_model(folder, config.model).eval()
         device = "cuda" if config.teacher.num_gpus > 0 and torch.cuda.is_available() else "cpu"
         self._likelihood = Likelihood(model.to(device), encoder, tokens=config.teacher.tokens)
@@ -128,7 +133,7 @@ def _values(config: Config, folder: Path, files: list[Path]) -> Iterator[pa.Tabl
         ).select_columns(COLUMNS)
         data = rows.map_batches(
             GapActor,
-            fn_constructor_args=(config, str(folder.parent)),
+            fn_constructor_args=(config, str(folder.parent), _template(config)),
             compute=ray.data.ActorPoolStrategy(size=teacher.actors),
             batch_size=config.refine.batch,
             batch_format="pyarrow",
@@ -139,8 +144,14 @@ def _values(config: Config, folder: Path, files: list[Path]) -> Iterator[pa.Tabl
             yield values.select(VALUES_SCHEMA.names).cast(VALUES_SCHEMA)
 
 
+def _template(config: Config) -> str | None:
+    """What the teacher reads; none for a teacher that is another model, whose use of it is not the original's."""
+    return load_teacher_template(config.teacher) if config.teacher.path is None else None
+
+
 def _fingerprint(config: Config, files: list[Path]) -> str:
-    """Tells whether a gap on record is that of these files and this model."""
+    """Tells whether a gap on record is that of these files, this model and this template."""
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     model = (config.model.path, config.model.dtype.value, config.model.context, config.run.seed)
-    return hashlib.sha256(json.dumps([model, facts]).encode()).hexdigest()
+    template = (_template(config), config.teacher.on_long_reference.value)
+    return hashlib.sha256(json.dumps([model, template, facts]).encode()).hexdigest()

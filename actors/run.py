@@ -38,6 +38,7 @@ from raft_ray import data, settings
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.table import summary_table
+from raft_ray.files import write_whole
 from raft_ray.pipeline import RowOrder
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
 from raft_ray.prompts import rows_digest
@@ -302,7 +303,7 @@ def _evaluated(
         "seconds": round(time.perf_counter() - start, 1),
         "methods": methods,
     }
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    write_whole(path, json.dumps(result, indent=1, ensure_ascii=False), errors="replace")
     return result
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from raft_ray.config import Config
 from raft_ray.errors import RaftError
+from raft_ray.files import write_whole
 from raft_ray.settings import local_storage
 
 _logger = logging.getLogger(__name__)
@@ -216,9 +217,7 @@ def locate(config: Config, run_dir: Path) -> Storage:
     local = local_storage(config.run.storage)
     name = f"{Path(config.run.dir).absolute().name}-{config.distill.method.value}-{uuid.uuid4().hex[:8]}"
     storage = Storage(str(local.absolute()) if local else config.run.storage, name)
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(asdict(storage), indent=1) + "\n")
-    new.replace(file)
+    write_whole(file, json.dumps(asdict(storage), indent=1) + "\n")
     return storage
 
 

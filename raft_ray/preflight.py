@@ -14,10 +14,9 @@ from raft_ray import models
 from raft_ray.config import Config, DomainMetric, Method, ModelConfig, Target
 from raft_ray.data import Row, check_rows, length_check, read_rows, write_bad_rows
 from raft_ray.errors import ConfigError, DataError, ModelError
-from raft_ray.prompts import EncodedRow, PromptEncoder, show_row
+from raft_ray.prompts import EncodedRow, PromptEncoder, load_teacher_template, show_row
 from raft_ray.settings import distils, for_method
 from raft_ray.slices import Scan, scan
-from raft_ray.templates import load_prompt
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,7 +91,7 @@ def preflight(config: Config, *, trains: bool = True, keep_rows: bool = True) ->
 def make_encoder(config: Config, folder: str) -> PromptEncoder:
     """The prompt encoder of a run's method: with the teacher template where the teacher reads the answer."""
     conditioned = config.distill.method is Method.raft
-    template = load_prompt(config.teacher.template, ("prompt", "answer"), "teacher.template") if conditioned else None
+    template = load_teacher_template(config.teacher) if conditioned else None
     return PromptEncoder(
         models.load_tokenizer(folder, config.model),
         models.model_context(folder, config.model),
@@ -228,4 +227,4 @@ def _check_judged(config: Config, trains: bool) -> None:
         _check_judges(config)
     for name in config.run.baselines if trains else ():
         if Method(name) is Method.raft:
-            load_prompt(for_method(config, name).teacher.template, ("prompt", "answer"), "teacher.template")
+            load_teacher_template(for_method(config, name).teacher)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raft_ray.config import OnLongReference
+from raft_ray.config import OnLongReference, TeacherConfig
 from raft_ray.errors import DataError
-from raft_ray.templates import fill
+from raft_ray.templates import fill, load_prompt
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +39,11 @@ class EncodedRow:
     """The target of the cross-entropy, its end-of-turn token included."""
     teacher_prompt: list[int]
     """What the teacher reads before the student's response; empty for methods without a teacher."""
+
+
+def load_teacher_template(teacher: TeacherConfig) -> str:
+    """The text of `teacher.template`, with `{prompt}` and `{answer}` in it. Raises `ConfigError`."""
+    return load_prompt(teacher.template, ("prompt", "answer"), "teacher.template")
 
 
 def rows_digest(table: Mapping[int, EncodedRow]) -> str:

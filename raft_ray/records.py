@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from raft_ray.files import write_whole
 from raft_ray.pipeline import Place, RowOrder
 from raft_ray.spans import Span, read_spans
 from raft_ray.trajectory import SampleInfo
@@ -59,7 +60,7 @@ class RunRecords:
             if path.exists():
                 # A line without its end is one that a killed run left unfinished.
                 whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-                _replace(path, [line for line in whole if json.loads(line)["step"] < step])
+                write_whole(path, "".join(line for line in whole if json.loads(line)["step"] < step))
         self._rewind_spans(step)
 
     def span(self, span: Span) -> None:
@@ -148,7 +149,7 @@ class RunRecords:
         path = self._dir / "spans.jsonl"
         kept = [span for span in read_spans(path) if span.step < step]
         if path.exists():
-            _replace(path, [json.dumps(span.to_json()) + "\n" for span in kept])
+            write_whole(path, "".join(json.dumps(span.to_json()) + "\n" for span in kept))
         if self._began is None:
             self._began = max((span.end for span in kept), default=0.0)
 
@@ -168,13 +169,6 @@ def steps_done(run_dir: str | Path) -> int:
     """Optimizer steps that `metrics.jsonl` of a run folder has on record; 0 without one."""
     path = Path(run_dir) / "metrics.jsonl"
     return sum(1 for line in path.read_text().splitlines() if line) if path.exists() else 0
-
-
-def _replace(path: Path, lines: Sequence[str]) -> None:
-    """Write a file anew, whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text("".join(lines))
-    new.replace(path)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -101,9 +101,8 @@ def write_refine_run(folder: Path, rows: int = ROWS) -> Path:
     for row in made:
         gold, rewrite = noise.gauss(-4.8, 0.9), noise.gauss(-1.4, 0.35)
         fused = noise.gauss(-1.1, 0.3) if row["accepted"] else gold
-        values.append(
-            {"row": row["row"], "accepted": row["accepted"], "gold": gold, "rewrite": rewrite, "fused": fused}
-        )
+        texts = {"gold": gold, "rewrite": rewrite, "fused": fused, "conditioned": fused + noise.gauss(0.7, 0.1)}
+        values.append({"row": row["row"], "accepted": row["accepted"], **texts})
     table = pa.Table.from_pylist(values, schema=VALUES_SCHEMA)
     pq.write_table(table, refined / VALUES)
     gap = Gap(seed=0)

@@ -13,6 +13,7 @@ from typing import Any
 
 from raft_ray.compare.charts import Traces, course_figures, gain_figures
 from raft_ray.compare.verdict import verdict
+from raft_ray.files import write_whole
 from raft_ray.report.answers import open_answers
 from raft_ray.report.svg import Format
 from raft_ray.report.words import about, method_label, short
@@ -49,7 +50,7 @@ def write_comparison(
         "html": _html(comparison, lines, facts, traces),
     }
     for kind, text in texts.items():
-        (folder / f"compare.{kind}").write_text(text, encoding="utf-8", errors="replace")
+        write_whole(folder / f"compare.{kind}", text, errors="replace")
     return folder / "compare.html"
 
 

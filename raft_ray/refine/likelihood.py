@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from raft_ray.errors import DataError
 from raft_ray.evaluate.hidden import Head, Pair
 from raft_ray.evaluate.likelihood import log_likelihoods
 from raft_ray.prompts import PromptEncoder
@@ -22,7 +24,8 @@ class Likelihood:
 
     Args:
         model: the original model, in evaluation mode.
-        encoder: its chat template and context.
+        encoder: its chat template and context; with a teacher template, fused answers are read in the teacher's place
+            too.
         tokens: padded tokens a forward pass; also bounds the hidden states that exist at one time.
         chunk: positions whose logits exist at one time.
 
@@ -43,6 +46,7 @@ class Likelihood:
         """
         pairs: list[Pair] = []
         places: dict[tuple[int, str], int] = {}
+        shown: dict[int, int] = {}
         for number, row in enumerate(rows):
             prompt = self._encoder.prompt(row["messages"])
             for text in {row["answer"], row["rewrite"], row["fused"]} - {None, ""}:
@@ -50,6 +54,9 @@ class Likelihood:
                 if len(prompt) + len(answer) <= self._encoder.context:
                     places[number, text] = len(pairs)
                     pairs.append((prompt, answer))
+            if pair := self._conditioned(row):
+                shown[number] = len(pairs)
+                pairs.append(pair)
         found = self.score(pairs)
 
         def value(number: int, text: str | None) -> float | None:
@@ -63,9 +70,21 @@ class Likelihood:
                 "gold": value(number, row["answer"]),
                 "rewrite": value(number, row["rewrite"]),
                 "fused": value(number, row["fused"]),
+                "conditioned": found[shown[number]] if number in shown else None,
             }
             for number, row in enumerate(rows)
         ]
+
+    def _conditioned(self, row: dict[str, Any]) -> Pair | None:
+        """The teacher's prompt and the fused answer; none without a template, or where they do not fit."""
+        if self._encoder.teacher_template is None or not row["fused"]:
+            return None
+        answer = self._encoder.answer(row["messages"], row["fused"])
+        roomy = replace(self._encoder, max_new_tokens=len(answer))
+        try:
+            return roomy.teacher_prompt(row["messages"], row["fused"]), answer
+        except DataError:
+            return None
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """The mean log-likelihood a token, in nats, of each `(prompt ids, answer ids)`."""

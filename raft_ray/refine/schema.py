@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raft_ray.errors import DataError
+from raft_ray.files import write_whole
 
 OFF = "off"
 """`refused` of rows that were never refined (`refine.enabled=false`)."""
@@ -126,7 +127,7 @@ SUMMARY = "_summary.json"
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

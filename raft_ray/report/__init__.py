@@ -13,11 +13,11 @@ Knows nothing about models, Ray or training: whatever wrote the files, the repor
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raft_ray.errors import RaftError
+from raft_ray.files import write_whole
 
 if TYPE_CHECKING:
     from raft_ray.report.files import Run
@@ -76,8 +76,6 @@ def _write(path: Path, template: str, values: dict[str, Any]) -> Path:
         css=figures.method_css,
     )
     html = environment.get_template(template).render(values)
-    partial = path.with_suffix(".html.partial")
-    # A model can emit lone surrogates, which JSON carries and UTF-8 cannot.
-    partial.write_text(html, encoding="utf-8", errors="replace")
-    os.replace(partial, path)
+    # A model can emit lone surrogates.
+    write_whole(path, html, errors="replace")
     return path

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raft_ray.refine.gap import KINDS, in_words
+from raft_ray.refine.gap import CONDITIONED, KINDS, in_words, reference_in_words
 from raft_ray.report.files import Run
 from raft_ray.report.refine_facts import BELOW_TAU, Facts
 from raft_ray.report.refine_figures import KIND_CSS, likelihood_figure, score_figures, similarity_figure
@@ -21,7 +21,11 @@ REFUSED_SAMPLES = 8
 
 UNMEASURED = "Not measured: refine.gap=false, or stage 1 has not finished (`raft-ray refine RUN --resume` measures it)."
 NAMES = {"gold": "Gold answers", "rewrite": "Rewrites", "fused": "Fused answers"}
-RISES = {"rewrite_minus_gold": "Rewrite over gold", "fused_minus_gold": "Fused over gold"}
+RISES = {
+    "rewrite_minus_gold": "Rewrite over gold",
+    "fused_minus_gold": "Fused over gold",
+    "conditioned_minus_fused": "Fused, shown over unseen",
+}
 
 
 def page(run: Run, facts: Facts) -> dict[str, Any]:
@@ -75,6 +79,9 @@ def _claims(run: Run, facts: Facts) -> list[dict[str, str]]:
         shrank = rise["low"] is not None and rise["low"] > 0
         grew = rise["high"] is not None and rise["high"] < 0
         claims.append({"tone": "good" if shrank else "bad" if grew else "even", "text": in_words(run.gap)})
+        if words := reference_in_words(run.gap):
+            low = run.gap["all"]["conditioned_minus_fused"]["low"]
+            claims.append({"tone": "bad" if low is not None and low <= 0 else "even", "text": words})
     else:
         claims.append({"tone": "even", "text": f"Compatibility gap: {UNMEASURED}"})
     if facts.refused:
@@ -158,16 +165,18 @@ def _gap(run: Run, facts: Facts) -> dict[str, Any]:
     for part, name in (("all", "All rows"), ("accepted", "Accepted rows")):
         means = run.gap[part]
         lines = [line(NAMES[kind], means[kind], KIND_CSS[kind]) for kind in KINDS]
+        lines.append(line("Fused answers, shown to the teacher", means[CONDITIONED]))
         lines += [line(text, means[key]) for key, text in RISES.items()]
         parts.append({"name": name, "lines": lines})
     return {
-        "words": in_words(run.gap),
+        "words": [words for words in (in_words(run.gap), reference_in_words(run.gap)) if words],
         "figure": likelihood_figure(facts),
         "parts": parts,
         "notes": [
             "Mean log-likelihood a token (end of turn included) given the question, under the original model, in nats; "
             "higher is likelier. Intervals: 95%, bootstrap over rows; the rises over gold are paired. Rewrites "
-            "are all that were written, the refused ones too."
+            "are all that were written, the refused ones too. Shown: the teacher reads the fused answer in its prompt "
+            "(teacher.template) before it."
         ],
     }
 

@@ -50,6 +50,7 @@ def _check_data(config: Config, trains: bool) -> None:
 
 
 def _check_refine(config: Config) -> None:
+    from raft_ray.prompts import load_teacher_template
     from raft_ray.refine import check_refine
 
     refine = config.refine
@@ -59,6 +60,8 @@ def _check_refine(config: Config) -> None:
         )
     if refine.enabled:
         check_refine(config)
+        if refine.gap:
+            load_teacher_template(config.teacher)
         check_fits(config, "refine.max_new_tokens", refine.max_new_tokens)
 
 

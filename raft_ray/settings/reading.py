@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 import raft_ray
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError
+from raft_ray.files import write_whole
 from raft_ray.settings.precision import settle
 
 MISSING = "???"
@@ -68,7 +69,7 @@ def load_saved(path: str | Path) -> Config:
 
 def save(config: Config, path: str | Path) -> None:
     """Write all keys of `config` to the YAML file `path`."""
-    Path(path).write_text(to_yaml(config), encoding="utf-8")
+    write_whole(Path(path), to_yaml(config))
 
 
 def to_yaml(config: Config) -> str:

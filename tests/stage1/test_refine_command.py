@@ -26,7 +26,8 @@ def test_one_command_refines_measures_reports_and_exports(train_file: Path, tmp_
     assert gap is not None
     assert gap["rows"] == len(rows) == 6
     assert gap["all"]["gold"]["n"] == 6
-    assert {name for name in VALUES_SCHEMA.names if name in gap["all"]} == {"gold", "rewrite", "fused"}
+    assert {name for name in VALUES_SCHEMA.names if name in gap["all"]} == {"gold", "rewrite", "fused", "conditioned"}
+    assert gap["all"]["conditioned_minus_fused"]["n"] == 6
     html = (run / "refine_report.html").read_text(encoding="utf-8")
     assert "What training uses" in html
     assert f"{gap['all']['gold']['mean']:.3f}" in html

@@ -57,7 +57,10 @@ def test_every_rows_numbers_are_those_of_the_model_whatever_the_actors(tmp_path:
     tokenizer = load_tokenizer(resolve(TINY), settings.model)
     model: Any = load_model(resolve(TINY), settings.model).eval()
     values = pq.read_table(folder / VALUES).to_pylist()
-    own = Likelihood(model, PromptEncoder(tokenizer, 512)).measure(rows)
+    template = (
+        "Background reference knowledge: {answer}\nAnswer the question based on the reference knowledge: {prompt}"
+    )
+    own = Likelihood(model, PromptEncoder(tokenizer, 512, teacher_template=template)).measure(rows)
     assert [value["row"] for value in values] == list(range(21))
     for value, mine in zip(values, own, strict=True):
         assert value == pytest.approx(mine, abs=1e-4)
@@ -77,6 +80,16 @@ def test_every_rows_numbers_are_those_of_the_model_whatever_the_actors(tmp_path:
     again = measure_gap(settings, folder)
     assert pq.read_table(folder / VALUES).to_pylist() == values
     assert again["all"]["gold"]["low"] != gap["all"]["gold"]["low"]
+
+    (tmp_path / "mine.txt").write_text("{prompt} Say this: {answer}")
+    settings.teacher.template = str(tmp_path / "mine.txt")
+    other = measure_gap(settings, folder)
+    assert other["all"]["fused"] == again["all"]["fused"]
+    assert other["all"]["conditioned"]["mean"] != again["all"]["conditioned"]["mean"]
+
+    # Another teacher's use of the reference is not the original model's.
+    settings.teacher.path = TINY
+    assert measure_gap(settings, folder)["all"]["conditioned"]["n"] == 0
 
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from raft_ray.config import ModelConfig
+from raft_ray.config import ModelConfig, OnLongReference
 from raft_ray.errors import DataError
 from raft_ray.evaluate import hidden
 from raft_ray.models import load_tokenizer
 from raft_ray.prompts import PromptEncoder
-from raft_ray.refine.gap import GAP, KINDS, VALUES_SCHEMA, Gap, in_words, read_gap
+from raft_ray.refine.gap import CONDITIONED, GAP, KINDS, VALUES_SCHEMA, Gap, in_words, read_gap, reference_in_words
 from raft_ray.refine.interval import Means
 from raft_ray.refine.likelihood import Likelihood
 
@@ -54,6 +54,9 @@ def encoder(tiny_model: Path) -> PromptEncoder:
     return PromptEncoder(load_tokenizer(str(tiny_model), ModelConfig()), context=512)
 
 
+TEMPLATE = "Know this: {answer}\nNow say: {prompt}"
+
+
 def expected(tiny_model: Path, encoder: PromptEncoder, messages: list[dict[str, str]], answer: str) -> float:
     """By the definition: one sequence, the whole model and its softmax in float64."""
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).eval()
@@ -79,6 +82,36 @@ def test_it_is_the_mean_log_probability_of_the_answers_tokens_and_the_end_of_tur
             else:
                 assert value[kind] == pytest.approx(expected(tiny_model, encoder, given["messages"], text), abs=1e-4)
     assert len({value["gold"] for value in measured}) == len(ROWS)
+
+
+def test_the_fused_answer_is_read_again_by_a_teacher_that_was_shown_it(tiny_model: Path, model: Any) -> None:
+    encoder = PromptEncoder(load_tokenizer(str(tiny_model), ModelConfig()), context=512, teacher_template=TEMPLATE)
+    for given, value in zip(ROWS, Likelihood(model, encoder).measure(ROWS), strict=True):
+        asked = f"Know this: {given['fused']}\nNow say: {given['messages'][0]['content']}"
+        shown = expected(tiny_model, encoder, [{"role": "user", "content": asked}], given["fused"])
+        assert value["conditioned"] == pytest.approx(shown, abs=1e-4)
+        assert value["fused"] != pytest.approx(shown, abs=1e-4)
+
+
+def test_without_a_template_there_is_no_teacher_to_read_it(model: Any, encoder: PromptEncoder) -> None:
+    assert [value["conditioned"] for value in Likelihood(model, encoder).measure(ROWS)] == [None] * len(ROWS)
+
+
+@pytest.mark.parametrize("on_long_reference", list(OnLongReference))
+def test_a_reference_that_does_not_fit_is_left_out_or_shortened_as_the_teacher_does(
+    model: Any, encoder: PromptEncoder, on_long_reference: OnLongReference
+) -> None:
+    long = row(0, "Why?", "Because.", None, " ".join(["Because"] * 60) + ".")
+    plain = len(encoder.prompt(long["messages"])) + len(encoder.answer(long["messages"], long["fused"]))
+    narrow = PromptEncoder(
+        encoder.tokenizer,
+        context=plain + 30,
+        teacher_template=TEMPLATE,
+        on_long_reference=on_long_reference,
+    )
+    (value,) = Likelihood(model, narrow).measure([long])
+    assert value["fused"] is not None
+    assert (value["conditioned"] is None) == (on_long_reference is OnLongReference.error)
 
 
 def test_only_a_chunk_of_positions_has_logits_and_a_repeated_text_is_read_once(
@@ -107,14 +140,15 @@ def test_what_does_not_fit_the_context_has_no_value(model: Any, encoder: PromptE
     assert value["fused"] is None
 
 
-def table(values: list[tuple[bool, float | None, float | None, float | None]]) -> pa.Table:
-    keys = ("accepted", *KINDS)
+def table(values: list[tuple[bool | float | None, ...]]) -> pa.Table:
+    """Rows of whether it was accepted, the kinds, and where given the fused answer for a teacher that has seen it."""
+    keys = ("accepted", *KINDS, CONDITIONED)
     return pa.Table.from_pylist(
-        [{"row": i, **dict(zip(keys, v, strict=True))} for i, v in enumerate(values)], schema=VALUES_SCHEMA
+        [{"row": i, **dict(zip(keys, v, strict=False))} for i, v in enumerate(values)], schema=VALUES_SCHEMA
     )
 
 
-def measured(values: list[tuple[bool, float | None, float | None, float | None]], seed: int = 0) -> dict[str, Any]:
+def measured(values: list[tuple[bool | float | None, ...]], seed: int = 0) -> dict[str, Any]:
     gap = Gap(seed)
     gap.add(table(values))
     return gap.result()
@@ -131,7 +165,7 @@ def test_differences_are_paired_and_accepted_rows_are_counted_apart() -> None:
 
 
 def test_the_same_rows_cut_in_another_way_give_the_same_intervals() -> None:
-    values = [(i % 3 == 0, -5.0 + i / 7, -2.0, -4.0 + i / 9) for i in range(40)]
+    values = [(i % 3 == 0, -5.0 + i / 7, -2.0, -4.0 + i / 9, -1.0 - i / 11) for i in range(40)]
     whole, parts = Gap(7), Gap(7)
     whole.add(table(values))
     for start in (0, 1, 13):
@@ -182,6 +216,23 @@ def test_the_words_say_when_there_is_nothing_to_compare() -> None:
     assert "no rewrite was accepted" in in_words(measured([(False, -4.0, -2.0, -4.0)] * 3))
     assert "could not be measured" in in_words(measured([(True, None, None, None)]))
     assert "single row" in in_words(measured([(True, -4.0, -2.0, -1.0)]))
+
+
+def test_the_words_say_whether_the_teacher_uses_what_it_is_shown() -> None:
+    noise = [0.1, -0.1] * 15
+    likelier = reference_in_words(measured([(True, -4.0, -2.0, -3.0, -0.5 + n) for n in noise]))
+    assert likelier is not None
+    assert likelier.startswith(
+        "Shown the fused answer, the teacher finds it likelier: from a probability a token of 0.05 to 0.61, +2.500 nats"
+    )
+    unused = reference_in_words(measured([(True, -4.0, -2.0, -3.0, -3.0 + n) for n in noise]))
+    assert unused is not None
+    assert unused.startswith("The teacher does not use the reference as far as these rows show; ")
+    assert "over 30 rows" in unused
+    assert reference_in_words(measured([(True, -4.0, -2.0, -3.0)])) is None
+    single = reference_in_words(measured([(True, -4.0, -2.0, -3.0, -1.0)]))
+    assert single is not None
+    assert "single row" in single
 
 
 def test_a_broken_record_is_named(tmp_path: Path) -> None:

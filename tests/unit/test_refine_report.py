@@ -56,6 +56,7 @@ def test_the_first_lines_say_what_came_of_it(run: Path) -> None:
     accepted = sum(row["accepted"] for row in read_refined(run / "refined"))
     assert f"{accepted} of 400 rows have a refined answer (41.0%)." in text
     assert "The compatibility gap shrank; fused answers against gold ones over the same 400 rows: +1.5" in text
+    assert "Shown the fused answer, the teacher finds it likelier: from a probability a token of 0.0" in text
     assert "The commonest reason to refuse a rewrite: below τ (" in text
     assert "Krippendorff's alpha 0.7" in text
 
@@ -74,10 +75,16 @@ def test_the_rows_nearest_to_tau_can_be_read(run: Path) -> None:
 def test_gap_style_time_and_judges_are_told(run: Path) -> None:
     sections = report(run).sections
     gap = json.loads((run / "refined" / GAP).read_text())
+    names = {
+        "fused_minus_gold": "Fused over gold",
+        "conditioned": "Fused answers, shown to the teacher",
+        "conditioned_minus_fused": "Fused, shown over unseen",
+    }
     for part in ("all", "accepted"):
-        rise = gap[part]["fused_minus_gold"]
-        line = f"{rise['mean']:.3f} {rise['low']:.3f} to {rise['high']:.3f} {rise['n']}"
-        assert f"Fused over gold {line}" in sections["Compatibility gap"]
+        for key, name in names.items():
+            rise = gap[part][key]
+            line = f"{rise['mean']:.3f} {rise['low']:.3f} to {rise['high']:.3f} {rise['n']}"
+            assert f"{name} {line}" in sections["Compatibility gap"]
     rows = read_refined(run / "refined")
     words = mean(len((row["rewrite"] or "").replace("-", " ").split()) for row in rows)
     assert f"Rewrites 400 {words:.3g} " in sections["Length and style"]

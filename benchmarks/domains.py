@@ -1,0 +1,141 @@
+"""What several comparisons say together: each method's averages over their domains, and a chart of every point.
+
+    python benchmarks/domains.py RUN [RUN ...] [--chart OUT.png]
+
+A RUN is the folder of a `raft-ray compare`, or its `compare.json`. Methods stand at the point chosen for them on
+validation questions. Ratios to SFT and to the base are taken in each domain and then averaged, so that no domain counts
+for more because its questions are easier. Only methods that every domain has are averaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from raft_ray.compare.front import Place, gain_at_loss, pareto_front
+from raft_ray.report.words import method_label
+
+Comparison = dict[str, Any]
+REFERENCE = "sft"
+COLUMNS = (
+    "method",
+    "domain accuracy",
+    "of SFT's",
+    "drift, nats a token",
+    "of SFT's",
+    "IFEval",
+    "of the base's",
+    "words, of the base's",
+)
+
+
+def averages(domains: dict[str, Comparison]) -> list[list[str]]:
+    """A row of cells for each method, as `COLUMNS`."""
+    found = [comparison["methods"] for comparison in domains.values()]
+    names = [name for name in found[0] if all(name in methods for methods in found)]
+    rows = []
+    for name in names:
+        accuracy, drift, ifeval, words = (_values(found, name, key) for key in ("domain", "drift", "ifeval", "words"))
+        cells = [f"{mean(accuracy):.1%}", _ratio(accuracy, _values(found, REFERENCE, "domain"))]
+        cells += [f"{mean(drift):.3f}", _ratio(drift, _values(found, REFERENCE, "drift"))]
+        cells += [f"{mean(ifeval):.1%}", _ratio(ifeval, _values(found, "base", "ifeval"))]
+        rows.append([method_label(name), *cells, _ratio(words, _values(found, "base", "words"))])
+    return rows
+
+
+def aims(domains: dict[str, Comparison]) -> list[str]:
+    """In each domain and on average: what RAFT and SFT reach with at most half the drift of SFT's best point, and RAFT
+    at the drift of each of OPD's."""
+    lines, reached = [], []
+    for domain, comparison in domains.items():
+        places = _places(comparison)
+        best = max(places[REFERENCE].values(), key=lambda place: place.gain)
+        raft, sft = (gain_at_loss(places[name], best.loss / 2) for name in ("raft", REFERENCE))
+        reached.append((best.gain, raft or 0.0))
+        level = [
+            f"{'none' if ours is None else f'{ours:.1%}'} to {place.gain:.1%} at {place.loss:.3f}"
+            for place in places.get("opd", {}).values()
+            for ours in [gain_at_loss(places["raft"], place.loss)]
+        ]
+        lines.append(
+            f"{domain}: SFT's best point {best.gain:.1%} at {best.loss:.3f}; with at most half of that drift RAFT "
+            f"{'none' if raft is None else f'{raft:.1%}'}, SFT {'none' if sft is None else f'{sft:.1%}'}; "
+            f"RAFT to OPD at its drifts: {', '.join(level) or 'no OPD'}"
+        )
+    best, raft = (mean(values) for values in zip(*reached, strict=True))
+    lines.append(f"average: SFT's best points {best:.1%}; RAFT with at most half of their drift {raft:.1%} (none as 0)")
+    return lines
+
+
+def _values(found: list[dict[str, Any]], name: str, key: str) -> list[float]:
+    results = [methods[name] for methods in found]
+    return [float((result["scores"].get(key) or result[key])["mean"]) for result in results]
+
+
+def _ratio(values: list[float], others: list[float]) -> str:
+    """The mean of the ratios; none where a rival has 0, as the base's drift."""
+    if not all(others):
+        return ""
+    return f"{mean(value / other for value, other in zip(values, others, strict=True)):.0%}"
+
+
+def _places(comparison: Comparison) -> dict[str, dict[str, Place]]:
+    """Where each method's points stand; a comparison without a grid has one a method."""
+    places: dict[str, dict[str, Place]] = {}
+    points = comparison["points"] or [{"method": name, **one} for name, one in comparison["methods"].items()]
+    for point in points:
+        place = Place(point["scores"]["domain"]["mean"], point["drift"]["mean"])
+        places.setdefault(point["method"], {})[point.get("point", "")] = place
+    return places
+
+
+def chart(domains: dict[str, Comparison], path: Path) -> None:
+    """A panel for each domain: every point's accuracy against its drift, those chosen filled, the front dashed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(domains), 4.2), layout="constrained")
+    names = list(dict.fromkeys(name for comparison in domains.values() for name in _places(comparison)))
+    for panel, (domain, comparison) in zip(
+        figure.subplots(1, len(domains), squeeze=False)[0], domains.items(), strict=True
+    ):
+        every = {}
+        for name, points in _places(comparison).items():
+            color = f"C{names.index(name)}"
+            for point, place in points.items():
+                chosen = comparison["chosen"].get(name, point) == point
+                panel.plot(place.loss, place.gain, "o", color=color, fillstyle="full" if chosen else "none")
+                every[f"{name}/{point}"] = place
+        front = [every[key] for key in pareto_front(every)]
+        panel.plot([place.loss for place in front], [place.gain for place in front], "--", color="gray", linewidth=1)
+        panel.set(title=domain, xlabel="drift, nats a token", ylim=(0, 1))
+        panel.grid(alpha=0.3)
+        if panel.get_subplotspec().is_first_col():
+            panel.set_ylabel("domain accuracy")
+    handles = [
+        figure.axes[0].plot([], [], "o", color=f"C{i}", label=method_label(name))[0] for i, name in enumerate(names)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(names), 3 * len(domains)))
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--chart", type=Path)
+    arguments = parser.parse_args()
+    domains = {}
+    for run in arguments.runs:
+        domains[run.stem] = json.loads((run / "compare.json" if run.is_dir() else run).read_text(encoding="utf-8"))
+    for row in [list(COLUMNS), ["---"] + ["---:"] * (len(COLUMNS) - 1), *averages(domains)]:
+        print(f"| {' | '.join(row)} |")
+    print()
+    print("\n".join(f"- {line}" for line in aims(domains)))
+    if arguments.chart:
+        chart(domains, arguments.chart)
+
+
+if __name__ == "__main__":
+    main()
