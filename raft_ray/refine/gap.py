@@ -106,12 +106,12 @@ def reference_in_words(gap: dict[str, Any]) -> str | None:
         return None
     if rise["low"] is None:
         return "Whether the teacher uses the reference rests on a single row, which shows nothing."
-    amount = f"{rise['mean']:+.3f} nats a token (95% interval {rise['low']:+.3f} to {rise['high']:+.3f})"
+    amount = f"{rise['mean']:+.3f} nats, 95% interval {rise['low']:+.3f} to {rise['high']:+.3f}"
     share = f"{math.exp(shown['mean'] - rise['mean']):.2g} to {math.exp(shown['mean']):.2g}"
-    change = f"from a probability a token of {share}, {amount} over {rise['n']:,} rows"
+    change = f"a token's probability goes from {share} ({amount}, {rise['n']:,} rows)"
     if rise["low"] > 0:
         return f"Shown the fused answer, the teacher finds it likelier: {change}."
-    return f"The teacher does not use the reference as far as these rows show; shown the fused answer: {change}."
+    return f"The teacher does not use the reference as far as these rows show: {change}."
 
 
 def read_gap(folder: Path) -> dict[str, Any] | None:

@@ -223,12 +223,12 @@ def test_the_words_say_whether_the_teacher_uses_what_it_is_shown() -> None:
     likelier = reference_in_words(measured([(True, -4.0, -2.0, -3.0, -0.5 + n) for n in noise]))
     assert likelier is not None
     assert likelier.startswith(
-        "Shown the fused answer, the teacher finds it likelier: from a probability a token of 0.05 to 0.61, +2.500 nats"
+        "Shown the fused answer, the teacher finds it likelier: a token's probability goes from 0.05 to 0.61 (+2.500 "
     )
     unused = reference_in_words(measured([(True, -4.0, -2.0, -3.0, -3.0 + n) for n in noise]))
     assert unused is not None
-    assert unused.startswith("The teacher does not use the reference as far as these rows show; ")
-    assert "over 30 rows" in unused
+    assert unused.startswith("The teacher does not use the reference as far as these rows show: ")
+    assert "30 rows" in unused
     assert reference_in_words(measured([(True, -4.0, -2.0, -3.0)])) is None
     single = reference_in_words(measured([(True, -4.0, -2.0, -3.0, -1.0)]))
     assert single is not None

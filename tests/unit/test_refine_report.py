@@ -56,7 +56,7 @@ def test_the_first_lines_say_what_came_of_it(run: Path) -> None:
     accepted = sum(row["accepted"] for row in read_refined(run / "refined"))
     assert f"{accepted} of 400 rows have a refined answer (41.0%)." in text
     assert "The compatibility gap shrank; fused answers against gold ones over the same 400 rows: +1.5" in text
-    assert "Shown the fused answer, the teacher finds it likelier: from a probability a token of 0.0" in text
+    assert "Shown the fused answer, the teacher finds it likelier: a token's probability goes from 0.0" in text
     assert "The commonest reason to refuse a rewrite: below τ (" in text
     assert "Krippendorff's alpha 0.7" in text
 
