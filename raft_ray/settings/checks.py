@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raft_ray.config import Config
+from raft_ray.config import Config, Method
 from raft_ray.errors import ConfigError
 from raft_ray.settings import reading
 from raft_ray.settings.baselines import check_baselines
@@ -28,6 +28,8 @@ def check(config: Config, *, trains: bool = True) -> None:
     _check_data(config, trains)
     check_storage(config)
     _check_refine(config)
+    if trains:
+        _check_teacher(config)
     _check_eval(config)
     check_training(config, "")
     check_baselines(config)
@@ -50,7 +52,6 @@ def _check_data(config: Config, trains: bool) -> None:
 
 
 def _check_refine(config: Config) -> None:
-    from raft_ray.prompts import load_teacher_template
     from raft_ray.refine import check_refine
 
     refine = config.refine
@@ -60,9 +61,15 @@ def _check_refine(config: Config) -> None:
         )
     if refine.enabled:
         check_refine(config)
-        if refine.gap:
-            load_teacher_template(config.teacher)
         check_fits(config, "refine.max_new_tokens", refine.max_new_tokens)
+
+
+def _check_teacher(config: Config) -> None:
+    """Its prompt file is there where training or the compatibility gap reads it."""
+    from raft_ray.prompts import load_teacher_template
+
+    if config.distill.method is Method.raft or (config.refine.enabled and config.refine.gap):
+        load_teacher_template(config.teacher)
 
 
 def _check_eval(config: Config) -> None:

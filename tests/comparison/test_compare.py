@@ -32,6 +32,8 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
 
     test = tmp_path / "test.jsonl"
     test.write_text("".join(json.dumps({"prompt": f"What is {n}?", "answer": "x"}) + "\n" for n in range(6)))
+    long = tmp_path / "long.txt"
+    long.write_text("Know this. " * 2000 + "{answer} {prompt}")
     run = tmp_path / "run"
     keys = [
         f"data.test={test}",
@@ -42,15 +44,15 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
         "distill.target=auto",
         "learner.max_steps=2",
         "compare.methods=[sft,sdft,opd,fapm,raft,strict,broken]",
-        # A row with refined rows of its own; and such a teacher prompt file does not exist where its training looks.
-        f"compare.overrides={{{STRICT}, broken: {{distill: {{method: raft}}, teacher: {{template: absent.txt}}}}}}",
+        # A row with refined rows of its own; and one whose teacher's prompts do not fit the context.
+        f"compare.overrides={{{STRICT}, broken: {{distill: {{method: raft}}, teacher: {{template: {long}}}}}}}",
     ]
     page = compare(make_config(run, *keys))
 
     result = json.loads((run / "compare.json").read_text())
     assert list(result["methods"]) == ["base", "sft", "sdft", "opd", "raft", "strict", "fapm"]
     assert list(result["failed"]) == ["broken/seed0"]
-    assert "absent.txt" in result["failed"]["broken/seed0"]
+    assert "and leaves no room for rollout.max_new_tokens" in result["failed"]["broken/seed0"]
     assert any("broken/seed0 failed: " in line for line in result["verdict"])
     assert page.is_file()
     for name, method in result["methods"].items():

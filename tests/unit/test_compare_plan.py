@@ -157,6 +157,10 @@ def test_the_seeds_beyond_the_grids_train_chosen_points_and_what_fapm_prunes_the
         (["compare.overrides={sft: {data: {limit: 3}}}"], "compare.overrides.sft.data: cannot differ"),
         (["compare.overrides={sft: {learner: {lrr: 1}}}"], "compare.overrides.sft: unknown key learner.lrr"),
         (["compare.overrides={sft: {learner: {lr: -1}}}"], "compare.overrides.sft: learner.lr=-1.0: must be"),
+        (
+            ["compare.overrides={raft: {teacher: {template: absent.txt}}}"],
+            "compare.overrides.raft: teacher.template=absent.txt: no such prompt file",
+        ),
         (["compare.overrides={sft: {distill: {method: raft}}}"], "give the row another name than that of a method"),
         (["compare.grid={lr: [1]}"], "compare.grid.lr: name a key that methods are trained with, such as learner.lr"),
         (["compare.grid={run.seed: [1]}"], "compare.grid.run.seed: name a key"),
