@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import RaftError
+from raft_ray.files import write_whole
 
 NAMESPACE = "raft-ray"
 _FILE = "cluster.json"
@@ -34,7 +35,7 @@ def reachable(run_dir: Path) -> Iterator[None]:
 
     path = run_dir / _FILE
     address = ray.get_runtime_context().gcs_address
-    path.write_text(json.dumps({"address": address, "namespace": NAMESPACE, "pipeline": actor_name(run_dir)}))
+    write_whole(path, json.dumps({"address": address, "namespace": NAMESPACE, "pipeline": actor_name(run_dir)}))
     try:
         yield
     finally:

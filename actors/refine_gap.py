@@ -49,7 +49,8 @@ def measure_gap(config: Config, folder: Path, progress: Progress | None = None) 
     files = part_files(folder)
     if not files:
         raise DataError(f"{folder}: no refined rows there (part-*.parquet); run `raft-ray refine` first")
-    fingerprint = _fingerprint(config, files)
+    template = _template(config)
+    fingerprint = _fingerprint(config, files, template)
     known = read_gap(folder)
     if known is not None and known.get("fingerprint") == fingerprint and (folder / VALUES).exists():
         return known
@@ -61,7 +62,7 @@ def measure_gap(config: Config, folder: Path, progress: Progress | None = None) 
     gap = Gap(config.run.seed)
     partial = folder / f"{VALUES}.partial"
     with pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
-        for values in _values(config, folder, files):
+        for values in _values(config, folder, files, template):
             writer.write_table(values)
             gap.add(values)
             done += values.num_rows
@@ -103,7 +104,7 @@ class GapActor:
         return pa.Table.from_pylist(self._likelihood.measure(batch.to_pylist()), schema=VALUES_SCHEMA)
 
 
-def _values(config: Config, folder: Path, files: list[Path]) -> Iterator[pa.Table]:
+def _values(config: Config, folder: Path, files: list[Path], template: str | None) -> Iterator[pa.Table]:
     """Tables of `VALUES_SCHEMA`, in the order of the rows."""
     import ray
 
@@ -133,7 +134,7 @@ def _values(config: Config, folder: Path, files: list[Path]) -> Iterator[pa.Tabl
         ).select_columns(COLUMNS)
         data = rows.map_batches(
             GapActor,
-            fn_constructor_args=(config, str(folder.parent), _template(config)),
+            fn_constructor_args=(config, str(folder.parent), template),
             compute=ray.data.ActorPoolStrategy(size=teacher.actors),
             batch_size=config.refine.batch,
             batch_format="pyarrow",
@@ -149,9 +150,9 @@ def _template(config: Config) -> str | None:
     return load_teacher_template(config.teacher) if config.teacher.path is None else None
 
 
-def _fingerprint(config: Config, files: list[Path]) -> str:
+def _fingerprint(config: Config, files: list[Path], template: str | None) -> str:
     """Tells whether a gap on record is that of these files, this model and this template."""
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     model = (config.model.path, config.model.dtype.value, config.model.context, config.run.seed)
-    template = (_template(config), config.teacher.on_long_reference.value)
-    return hashlib.sha256(json.dumps([model, template, facts]).encode()).hexdigest()
+    reads = (template, config.teacher.on_long_reference.value)
+    return hashlib.sha256(json.dumps([model, reads, facts]).encode()).hexdigest()

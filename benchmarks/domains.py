@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from raft_ray.compare.front import Place, gain_at_loss, pareto_front
+from raft_ray.compare.front import Place, gain_at_loss, pareto_front, places_of
 from raft_ray.report.words import method_label
 
 Comparison = dict[str, Any]
@@ -84,12 +84,8 @@ def _ratio(values: list[float], others: list[float]) -> str:
 
 def _places(comparison: Comparison) -> dict[str, dict[str, Place]]:
     """Where each method's points stand; a comparison without a grid has one a method."""
-    places: dict[str, dict[str, Place]] = {}
-    points = comparison["points"] or [{"method": name, **one} for name, one in comparison["methods"].items()]
-    for point in points:
-        place = Place(point["scores"]["domain"]["mean"], point["drift"]["mean"])
-        places.setdefault(point["method"], {})[point.get("point", "")] = place
-    return places
+    methods = comparison["methods"].items()
+    return places_of(comparison["points"] or [{"method": name, "point": "", **one} for name, one in methods])
 
 
 def chart(domains: dict[str, Comparison], path: Path) -> None:

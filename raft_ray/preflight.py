@@ -15,7 +15,7 @@ from raft_ray.config import Config, DomainMetric, Method, ModelConfig, Target
 from raft_ray.data import Row, check_rows, length_check, read_rows, write_bad_rows
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.prompts import EncodedRow, PromptEncoder, load_teacher_template, show_row
-from raft_ray.settings import distils, for_method
+from raft_ray.settings import distils
 from raft_ray.slices import Scan, scan
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _check_choices(config: Config, test: list[Row]) -> None:
 
 
 def _check_judged(config: Config, trains: bool) -> None:
-    """Stage 1 and evaluation find their prompt files and packages; baselines find their templates."""
+    """Stage 1 and evaluation find their prompt files and packages."""
     if trains and config.refine.enabled:
         from raft_ray.refine import check_refine
         from raft_ray.refine.roles import SELF, local_models, model_config
@@ -225,6 +225,3 @@ def _check_judged(config: Config, trains: bool) -> None:
         load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
     if config.eval.enabled:
         _check_judges(config)
-    for name in config.run.baselines if trains else ():
-        if Method(name) is Method.raft:
-            load_teacher_template(for_method(config, name).teacher)

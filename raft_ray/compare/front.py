@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,17 @@ class Place:
     def dominates(self, other: Place) -> bool:
         """At least as good in both, and better in one."""
         return self.gain >= other.gain and self.loss <= other.loss and self != other
+
+
+def places_of(points: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Place]]:
+    """Where points of a grid stand that have both domain accuracy and drift, by method and point; `points` as in
+    `compare.json`."""
+    places: dict[str, dict[str, Place]] = {}
+    for point in points:
+        if point["scores"].get("domain") and point["drift"]:
+            place = Place(point["scores"]["domain"]["mean"], point["drift"]["mean"])
+            places.setdefault(point["method"], {})[point["point"]] = place
+    return places
 
 
 def pareto_front(places: Mapping[str, Place]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raft_ray.compare.front import Place, dominated_by, gain_at_loss
+from raft_ray.compare.front import Place, dominated_by, gain_at_loss, places_of
 from raft_ray.report.verdict import SAME_DRIFT, SIGNIFICANT
 from raft_ray.report.words import about, method_label, short, times
 
@@ -77,11 +77,7 @@ def frontier(comparison: dict[str, Any], main: str = MAIN) -> list[str]:
 
     Empty without a grid, or where `main` was not evaluated.
     """
-    places: dict[str, dict[str, Place]] = {}
-    for point in comparison["points"]:
-        if point["scores"].get("domain") and point["drift"]:
-            place = Place(point["scores"]["domain"]["mean"], point["drift"]["mean"])
-            places.setdefault(point["method"], {})[point["point"]] = place
+    places = places_of(comparison["points"])
     ours, name = places.get(main), method_label(main)
     if not ours:
         return []

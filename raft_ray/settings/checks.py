@@ -28,11 +28,11 @@ def check(config: Config, *, trains: bool = True) -> None:
     _check_data(config, trains)
     check_storage(config)
     _check_refine(config)
-    if trains:
-        _check_teacher(config)
     _check_eval(config)
     check_training(config, "")
     check_baselines(config)
+    if trains:
+        _check_teacher(config)
     check_local(config)
 
 
@@ -65,11 +65,14 @@ def _check_refine(config: Config) -> None:
 
 
 def _check_teacher(config: Config) -> None:
-    """Its prompt file is there where training or the compatibility gap reads it."""
+    """Its prompt file is there where the compatibility gap or the training of a method reads it."""
     from raft_ray.prompts import load_teacher_template
 
-    if config.distill.method is Method.raft or (config.refine.enabled and config.refine.gap):
+    if config.refine.enabled and config.refine.gap:
         load_teacher_template(config.teacher)
+    for made in (config, *(reading.for_method(config, name) for name in config.run.baselines)):
+        if made.distill.method is Method.raft:
+            load_teacher_template(made.teacher)
 
 
 def _check_eval(config: Config) -> None:

@@ -125,6 +125,11 @@ BAD_CONFIGS = [
     bad("run smoke run.overrides.sft.learner.lrr=1", "run.overrides.sft", "did you mean learner.lr?"),
     bad("run smoke refine.judges=[keyfacts]", "refine.judges", "key_facts"),
     bad("run smoke teacher.template=nope", "teacher.template=nope", "no such prompt file"),
+    bad(
+        "run sft data.train=good.jsonl run.baselines=[raft] run.overrides.raft.teacher.template=nope",
+        "teacher.template=nope",
+        "no such prompt file",
+    ),
     bad("run smoke refine.rewrite_prompt=./nope.txt", "refine.rewrite_prompt=./nope.txt", "no such prompt file"),
     bad("run smoke rollout.tensor_parallel=2", "rollout.num_gpus=2"),
     bad("run smoke sync.backend=nccl", "sync.backend=nccl", "learner.num_gpus=0", "sync.backend=object_store"),
