@@ -4,7 +4,8 @@
 
 A RUN is the folder of a `raft-ray compare`, or its `compare.json`. Methods stand at the point chosen for them on
 validation questions. Ratios to SFT and to the base are taken in each domain and then averaged, so that no domain counts
-for more because its questions are easier. Only methods that every domain has are averaged.
+for more because its questions are easier; differences have the interval that the domains' own make together. Only
+methods that every domain has are averaged.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from statistics import mean
 from typing import Any
 
 from raft_ray.compare.front import Place, gain_at_loss, pareto_front, places_of
+from raft_ray.compare.statistics import Estimate, average
 from raft_ray.report.words import method_label
 
 Comparison = dict[str, Any]
@@ -24,10 +26,12 @@ COLUMNS = (
     "method",
     "domain accuracy",
     "of SFT's",
+    "points on SFT",
     "drift, nats a token",
     "of SFT's",
     "IFEval",
     "of the base's",
+    "points on the base",
     "words, of the base's",
 )
 
@@ -40,8 +44,10 @@ def averages(domains: dict[str, Comparison]) -> list[list[str]]:
     for name in names:
         accuracy, drift, ifeval, words = (_values(found, name, key) for key in ("domain", "drift", "ifeval", "words"))
         cells = [f"{mean(accuracy):.1%}", _ratio(accuracy, _values(found, REFERENCE, "domain"))]
+        cells += [_difference(found, name, "domain", "against")]
         cells += [f"{mean(drift):.3f}", _ratio(drift, _values(found, REFERENCE, "drift"))]
         cells += [f"{mean(ifeval):.1%}", _ratio(ifeval, _values(found, "base", "ifeval"))]
+        cells += [_difference(found, name, "ifeval", "on_base")]
         rows.append([method_label(name), *cells, _ratio(words, _values(found, "base", "words"))])
     return rows
 
@@ -80,6 +86,16 @@ def _ratio(values: list[float], others: list[float]) -> str:
     if not all(others):
         return ""
     return f"{mean(value / other for value, other in zip(values, others, strict=True)):.0%}"
+
+
+def _difference(found: list[dict[str, Any]], name: str, score: str, rival: str) -> str:
+    """The mean difference to a rival in points; blank for the rival itself."""
+    tests = [methods[name]["scores"][score][rival] for methods in found]
+    if not all(tests):
+        return ""
+    # IFEval's prompts are the same everywhere.
+    one = average([Estimate(**test["difference"]) for test in tests], independent=score == "domain")
+    return f"{100 * one.mean:+.1f}" + ("" if one.low is None else f" ({100 * one.low:+.1f} to {100 * one.high:+.1f})")
 
 
 def _places(comparison: Comparison) -> dict[str, dict[str, Place]]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
+from math import comb, hypot
+from statistics import fmean
 
 import numpy as np
 
@@ -60,6 +61,26 @@ def estimate_of(values: Sequence[float], *, draws: int = DRAWS, seed: int = 0) -
     if len(values) == 1:
         return Estimate(float(values[0]), None, None)
     return estimate([[value] for value in values], draws=draws, seed=seed)
+
+
+def average(estimates: Sequence[Estimate], *, independent: bool = True) -> Estimate:
+    """The mean of several estimates, such as one a domain, with its interval; none where one of them has none.
+
+    Args:
+        independent: each side's width is `sqrt(Σ wᵢ²) / n`. Estimates over the same questions are not: their errors may
+            be all the same, and the widths are averaged.
+
+    Raises `ValueError` for nothing.
+    """
+    if not estimates:
+        raise ValueError("nothing to average")
+    mean, n = fmean(one.mean for one in estimates), len(estimates)
+    below = [one.mean - one.low for one in estimates if one.low is not None]
+    above = [one.high - one.mean for one in estimates if one.high is not None]
+    if len(below) < n or len(above) < n:
+        return Estimate(mean, None, None)
+    low, high = (hypot(*widths) / n if independent else fmean(widths) for widths in (below, above))
+    return Estimate(mean, mean - low, mean + high)
 
 
 def paired(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, confidence: float = CONFIDENCE, seed: int = 0) -> Paired:

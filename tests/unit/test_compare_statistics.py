@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from raft_ray.compare.front import Place, dominated_by, gain_at_loss, pareto_front
-from raft_ray.compare.statistics import estimate, estimate_of, mcnemar, paired
+from raft_ray.compare.statistics import Estimate, average, estimate, estimate_of, mcnemar, paired
 
 
 def test_mcnemar_by_hand() -> None:
@@ -54,6 +54,29 @@ def test_one_number_has_no_interval_and_several_have() -> None:
     assert (one.mean, one.low, one.high) == (0.25, None, None)
     several = estimate_of([0.2, 0.4])
     assert (several.mean, several.low, several.high) == (pytest.approx(0.3), 0.2, 0.4)
+
+
+def test_an_average_over_domains_by_hand() -> None:
+    found = [Estimate(0.1, -0.2, 0.4), Estimate(0.3, -0.1, 0.7)]
+    # Widths 0.3 and 0.4, whose root of squares is 0.5; half of it for two domains.
+    assert average(found) == Estimate(pytest.approx(0.2), pytest.approx(-0.05), pytest.approx(0.45))
+    assert average(found, independent=False) == Estimate(pytest.approx(0.2), pytest.approx(-0.15), pytest.approx(0.55))
+    assert average([*found, Estimate(0.5, None, None)]) == Estimate(pytest.approx(0.3), None, None)
+    with pytest.raises(ValueError, match="nothing to average"):
+        average([])
+
+
+def test_the_average_of_independent_domains_covers_the_truth() -> None:
+    # Three domains of 50 questions each, right by a fair coin: about 95 of 100 intervals hold 0.5.
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(60):
+        domains = [estimate(random.integers(0, 2, (1, 50)).tolist(), draws=500) for _ in range(3)]
+        one = average(domains)
+        assert one.low is not None
+        assert one.high is not None
+        held += one.low <= 0.5 <= one.high
+    assert held >= 53
 
 
 def test_one_seed_each_is_tested_by_mcnemar() -> None:
