@@ -67,12 +67,15 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
     if not saved_path.is_file():
         raise ConfigError(f"run.dir={folder}: there is no run to resume (no config.yaml there); leave out --resume")
     trained = (folder / "model").exists() or not longer
+    another = "start a new run with --run-dir"
+    # The folder of a main run holds refined rows and every other model as well.
+    retrain = another if longer and folder == Path(config.run.dir) else "remove that folder to train it anew"
     saved, now = reading.flatten(reading.load_saved(saved_path)), reading.flatten(config)
     for key in (key for key in now if saved[key] != now[key]):
         if trained and (_trains(key) or (key in _LENGTH and not longer)):
-            what, anew = f"the model in {folder} was trained", "remove that folder to train it anew"
+            what, anew = f"the model in {folder} was trained", retrain
         elif key in _CHECKPOINT:
-            what, anew = f"the run in {folder} was started", "start a new run with --run-dir"
+            what, anew = f"the run in {folder} was started", another
         elif (folder / "eval.json").exists() and _measures(key):
             what, anew = f"{folder / 'eval.json'} was measured", "remove that file to measure all models anew"
         else:

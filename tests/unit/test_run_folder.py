@@ -88,11 +88,13 @@ def test_resume_refuses_what_made_a_model_that_is_there(tmp_path: Path, key: str
     settings.check_run_dir(resumed)
 
     resumed.run.baselines = ["sft"]
-    assert check_folder(resumed).startswith(f"{key}: the model in {folder}/methods/sft was trained with ")
+    message = check_folder(resumed)
+    assert message.startswith(f"{key}: the model in {folder}/methods/sft was trained with ")
+    assert "remove that folder" in message
     (folder / "model").mkdir()
     message = check_folder(resumed)
     assert message.startswith(f"{key}: the model in {folder} was trained with ")
-    assert "remove that folder" in message
+    assert "start a new run with --run-dir" in message
 
 
 def test_resume_refuses_to_mix_evaluations(tmp_path: Path) -> None:
