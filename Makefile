@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 help:
 	@echo 'make demo         fine-tune the embedded 135M model on chemistry facts with RAFT and SFT, and write the report'
 	@echo 'make test         unit and integration tests'
-	@echo 'make unit         unit tests only (six minutes on two cores)'
+	@echo 'make unit         unit tests only (some minutes)'
 	@echo 'make elastic-test rollout actors come and go while a run goes on'
 	@echo 'make resume-test  checkpoints, and runs that go on from them'
 	@echo 'make stage1-test  stage 1 on engines, behind a server, killed and resumed'
