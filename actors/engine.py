@@ -12,8 +12,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from raft_ray import models, rope
 from raft_ray.config import ModelConfig, RolloutConfig
 
 if TYPE_CHECKING:
@@ -35,10 +37,11 @@ class Engine:
 
     Args:
         folder: the model's, or its hub name.
-        model: its dtype, and what loading it may do; `path` and `context` are not looked at.
+        model: its dtype, what loading it may do, and the context that its rotary factors are for.
         resources: section `rollout`, of which it takes threads, GPUs and memory.
         context: longest prompt + response in tokens.
-        weight_sync: name of a weight-transfer back end, if the weights will be replaced.
+        weight_sync: name of a weight-transfer back end, if the weights will be replaced before the first use. The
+            engine then starts with random ones: what an update does not bring cannot pass for what it should bring.
     """
 
     def __init__(
@@ -76,7 +79,8 @@ class Engine:
             gpu_memory_utilization=resources.gpu_memory_utilization,
             enforce_eager=not on_gpu,
             trust_remote_code=model.trust_remote_code,
-            load_format="auto" if model.allow_pickle else "safetensors",
+            load_format="dummy" if weight_sync else "auto" if model.allow_pickle else "safetensors",
+            hf_overrides=partial(rope.freeze, context=models.model_context(folder, model)),
             generation_config="vllm",
             disable_log_stats=True,
             # Between the parts of a JSON answer a small model writes blank lines until its limit cuts it off.
@@ -135,6 +139,17 @@ class Engine:
             for output in outputs
         ]
 
+    def logprobs(self, prompt: list[int], response: list[int]) -> list[float]:
+        """The log-probability of each token of `response` after the ids before it, at temperature 1, in nats."""
+        from vllm import SamplingParams, TokensPrompt
+
+        ids = [*prompt, *response]
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=ids)], params, use_tqdm=False)
+        assert output.prompt_logprobs is not None
+        places = range(len(prompt), len(ids))
+        return [found[ids[place]].logprob for place in places if (found := output.prompt_logprobs[place])]
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """For the block vLLM computes nothing and keeps what it is writing; then it goes on. From `between` only."""
@@ -166,8 +181,13 @@ class Engine:
 
     def load_weights(self, folder: str) -> None:
         """Go on with the weights of `folder`, a model of the same architecture, without starting anew."""
+        self.weights_change()
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         self.weights_changed()
+
+    def weights_change(self) -> None:
+        """Call before every way of replacing the weights."""
+        self.llm.collective_rpc(unpack_experts)
 
     def weights_changed(self) -> None:
         """Forget what was derived from the old weights; call after every way of replacing them."""
@@ -177,6 +197,20 @@ class Engine:
     def _forget_prefixes(self) -> None:
         """The prefix cache holds keys and values of the old weights. While some are in use, it is not emptied."""
         self._stale_prefixes = not self.llm.reset_prefix_cache()
+
+
+def unpack_experts(worker: Any) -> None:
+    """Let a vLLM worker pack its experts for the CPU with the next weights too; elsewhere nothing happens.
+
+    vLLM packs them with the kernel's first weights only; later ones would be read as if they were packed.
+    """
+    from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        for module in worker.model_runner.get_model().modules():
+            if isinstance(method := getattr(module, "quant_method", None), FusedMoEMethodBase):
+                method.moe_kernel = None
 
 
 def repack_heads(worker: Any) -> None:

@@ -25,11 +25,11 @@ def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], f
 
     (weights,) = ray.get(ref)
     assert isinstance(weights, Weights)
+    # Copies: safetensors wants memory of its own for each tensor.
+    state = models.checkpoint_tensors(original, config, {name: tensor.clone() for name, tensor in weights.tensors()})
     target, partial = Path(folder), Path(folder + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    # Copies: safetensors wants memory of its own for each tensor.
-    state = {name: tensor.clone() for name, tensor in weights.tensors()}
     save_torch_state_dict(state, partial, max_shard_size="5GB")
     settings = AutoConfig.from_pretrained(original, trust_remote_code=config.trust_remote_code)
     settings.dtype = weights.specs[0].dtype

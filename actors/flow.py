@@ -33,7 +33,7 @@ from raft_ray.errors import RaftError
 from raft_ray.ledger import Ledger
 from raft_ray.pipeline import RowOrder
 from raft_ray.records import RunRecords
-from raft_ray.trajectory import Chunk
+from raft_ray.trajectory import Chunk, Probe
 
 WAITS = "waits for places"
 
@@ -46,6 +46,8 @@ class Published:
     ref: list[ray.ObjectRef] | None
     """In a list, so that Ray passes the reference on; none where they were pushed, or where none are needed."""
     checksum: int
+    probe: Probe | None = None
+    """With a run's first weights: what an engine that holds them must find likely."""
 
 
 class Flow:
@@ -204,7 +206,7 @@ class Flow:
 
     async def _send(self, member: Member, weights: Published) -> None:
         await within(
-            member.handle.load_weights.remote(weights.version, weights.ref, weights.checksum),
+            member.handle.load_weights.remote(weights.version, weights.ref, weights.checksum, weights.probe),
             self._config.sync.timeout,
             member.who,
             f"loading weights of version {weights.version}",

@@ -35,15 +35,23 @@ from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.attention import attend_in_float32
 from raft_ray.config import Balance, Config, Dtype, Graphs
-from raft_ray.errors import RaftError
+from raft_ray.errors import ModelError, RaftError
+from raft_ray.head import Head
 from raft_ray.losses import EmaBalancer, FixedBalancer
+from raft_ray.model_checks import check_repeatable
 from raft_ray.pipeline import RowOrder
 from raft_ray.prompts import EncodedRow
 from raft_ray.schedule import learning_rate
 from raft_ray.step import StepLosses, train_step
-from raft_ray.student import Student, empty_micro_batch, make_micro_batches
-from raft_ray.teacher import decoder_and_head
-from raft_ray.trajectory import Sample
+from raft_ray.student import Student, answer_logprobs, empty_micro_batch, make_micro_batches, sharing_error
+from raft_ray.trajectory import Probe, Sample
+
+PROBE_TOKENS = 128
+# By whether the model computes in half precision: what rounding does, and no more than a tenth of what an error does.
+SHARING_ERROR = {False: 1e-3, True: 0.1}
+"""Relative difference of hidden states (`raft_ray.student.sharing_error`)."""
+LOGPROB_ERROR = {False: 0.02, True: 0.3}
+"""Mean absolute difference of log-probabilities between learner and rollout engine, nats per token."""
 
 
 @dataclass
@@ -140,9 +148,11 @@ class Rank:
         if threads:
             torch.set_num_threads(threads)
         self.checkpoints = Checkpoints(task.storage, self.config, task.order, task.digest)
+        self.half = self.config.model.dtype is not Dtype.float32
         self.engine = make_engine(self.config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
+        self.share_prompt = self._may_share()
         self.publisher = make_publisher(
             self.config, self.student.model, rank, lambda version: self._call(task.pipeline.hold.remote(version))
         )
@@ -152,8 +162,9 @@ class Rank:
         step = self._restore()
         # Also version 0: an engine that survived a restart may hold later weights.
         first = self.publisher.pack(step) if self.task.distils else Update(step)
+        probe = self._probe() if self.task.distils else None
         if self.rank == 0:
-            begun = self.task.pipeline.begin.remote(step, first.ref, first.checksum, self.task.table)
+            begun = self.task.pipeline.begin.remote(step, first.ref, first.checksum, self.task.table, probe)
             self._call(begun)
         torch.distributed.barrier()
         for at in range(step, self.steps):
@@ -173,7 +184,7 @@ class Rank:
             samples if self.task.distils else None,
             total=total,
             tokens=learner.tokens,
-            share_prompt=learner.share_prompt,
+            share_prompt=self.share_prompt,
         )
         empty = empty_micro_batch(self.kept if self.task.distils else None)
         batches += [empty] * (self._largest(len(batches)) - len(batches))
@@ -223,6 +234,44 @@ class Rank:
             self._checkpoint_seconds = time.perf_counter() - start
         if last:
             self._export(update.ref)
+
+    def _may_share(self) -> bool:
+        """Whether rows may share their prompts (`learner.share_prompt`): measured on the longest row that can come."""
+        wanted = self.config.learner.share_prompt
+        if not self.task.distils or wanted is False:
+            return False
+        row = max(self.table.values(), key=lambda row: len(row.prompt) + len(row.answer))
+        response = (row.answer * (self.config.rollout.max_new_tokens // len(row.answer) + 1))[
+            : self.config.rollout.max_new_tokens
+        ]
+        self.engine.eval()
+        # One number for all ranks: they must decide alike.
+        error = self._sum([sharing_error(self.engine, row, response, self.device)])[0] / self.ranks
+        self.engine.train()
+        allowed = SHARING_ERROR[self.half]
+        if error <= allowed:
+            return True
+        name = type(self.student.model).__name__
+        found = (
+            f"{name} computes other hidden states for a row of {len(row.prompt)} + {len(row.answer)} + {len(response)} "
+            f"tokens that shares its prompt (relative difference {error:.2g}, rounding makes at most {allowed:g})"
+        )
+        if wanted:
+            raise ModelError(f"learner.share_prompt=true: {found}; leave learner.share_prompt out")
+        if self.rank == 0:
+            self._call(self.task.pipeline.notice.remote(f"prompts are not shared: {found}"))
+        return False
+
+    def _probe(self) -> Probe:
+        """What rollout engines must find likely too, once they hold the weights that training starts from."""
+        row = min(self.table.values(), key=lambda row: abs(len(row.prompt) + len(row.answer) - PROBE_TOKENS))
+        # The engine must have room for a token after it.
+        room = models.model_context(self.task.folder, self.config.model) - len(row.prompt) - 1
+        row = EncodedRow(row.row, row.prompt, row.answer[: min(PROBE_TOKENS, room)], [])
+        self.engine.eval()
+        logprobs = answer_logprobs(self.engine, row, self.device)
+        self.engine.train()
+        return Probe(row.prompt, row.answer, logprobs, LOGPROB_ERROR[self.half])
 
     def _next_batch(self, step: int) -> tuple[list[EncodedRow], list[Sample]]:
         """This rank's rows and samples; samples that went down with a node are asked for again."""
@@ -333,16 +382,17 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
     if half:
         # float16 rollouts, too, are trained in bfloat16: it needs no loss scaling.
         settings["bf16"] = {"enabled": True}
-        if learner.zero_stage > 0:
-            # Stage 0 has no accumulator of its own: it adds up in bfloat16.
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    model = models.load_model(folder, config.model, torch.bfloat16 if half else torch.float32)
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    dtype = torch.bfloat16 if half else torch.float32
+    model = models.load_model(folder, config.model, dtype, dropout=learner.dropout)
+    if not learner.dropout:
+        check_repeatable(model)
     if half and not on_gpu:
         attend_in_float32(model)
     if learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    student = Student(model, config.distill.temperature, learner.share_prompt)
+    student = Student(model, config.distill.temperature)
     optimizer = torch.optim.AdamW(
         student.parameters(),
         lr=learner.lr,
@@ -354,8 +404,10 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
         optimizer.register_step_pre_hook(partial(_clip, learner.grad_clip))
     if learner.zero_stage == 3:
         # The losses use the head outside its own module: ZeRO must gather it for the student's whole forward.
-        _, head = decoder_and_head(model)
-        deepspeed.zero.register_external_parameter(student, head)
+        head = Head.of(model)
+        for parameter in (head.weight, head.bias):
+            if parameter is not None:
+                deepspeed.zero.register_external_parameter(student, parameter)
     engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=settings)
     return engine
 

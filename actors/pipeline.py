@@ -34,7 +34,7 @@ from raft_ray.errors import RaftError
 from raft_ray.pipeline import RowOrder, balanced_shares
 from raft_ray.prompts import EncodedRow
 from raft_ray.records import RunRecords
-from raft_ray.trajectory import SampleInfo
+from raft_ray.trajectory import Probe, SampleInfo
 
 
 class PipelineActor:
@@ -69,6 +69,7 @@ class PipelineActor:
         self._scaled_by_hand = False
         self._loops = Loops()
         self._diary = Diary(self._records)
+        self._notices: list[str] = []
         self._step = 0
         self._step_began = 0.0
 
@@ -97,13 +98,19 @@ class PipelineActor:
     # What the learners call.
 
     async def begin(
-        self, step: int, ref: list[ray.ObjectRef] | None, checksum: int, table: list[ray.ObjectRef]
+        self,
+        step: int,
+        ref: list[ray.ObjectRef] | None,
+        checksum: int,
+        table: list[ray.ObjectRef],
+        probe: Probe | None = None,
     ) -> None:
         """(Re)start at `step` with the learner's weights as version `step`; what was on the way is dropped.
 
         Args:
             table: as for `prepare`; a restarted pipeline actor has it from here.
             ref: the packed weights; none for methods that do not sample.
+            probe: what engines with these weights must find likely.
         """
         announce("pipeline", "begin", step)
         await self.prepare(table)
@@ -111,8 +118,13 @@ class PipelineActor:
         self._records.rewind(step)
         self._diary.forget()
         self._step, self._step_began = step, self._diary.now()
-        self._flow = self._new_flow(Published(step, ref, checksum))
+        self._flow = self._new_flow(Published(step, ref, checksum, probe))
         self._flow.start()
+
+    def notice(self, text: str) -> None:
+        """Tell the user something about the run: in its events, and on the driver's terminal."""
+        self._records.event("notice", "learner", "", text)
+        self._notices.append(text)
 
     async def next_batch(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
         """The rows that `rank` trains on at `step`: `(info, [sample ref], row)` each, balanced by tokens over ranks.
@@ -180,12 +192,13 @@ class PipelineActor:
     # What the driver and the command line call.
 
     def progress(self) -> dict[str, Any]:
-        """`step` done, `steps` of the run, the last metrics, and the error if the pipeline stopped."""
+        """`step` done, `steps` of the run, the last metrics, the error if the pipeline stopped, and notices."""
         return {
             "step": self._step,
             "steps": self._order.steps,
             "last": self._records.last,
             "error": str(self._loops.error) if self._loops.error else None,
+            "notices": self._notices,
         }
 
     def status(self) -> dict[str, Any]:

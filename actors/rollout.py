@@ -24,7 +24,7 @@ from raft_ray.config import Config
 from raft_ray.errors import RaftError
 from raft_ray.pipeline import Place
 from raft_ray.prompts import EncodedRow
-from raft_ray.trajectory import Chunk, Trajectory, with_tokens
+from raft_ray.trajectory import Chunk, Probe, Trajectory, with_tokens
 
 
 class RolloutActor:
@@ -59,8 +59,10 @@ class RolloutActor:
         """The actor's node, once its engine runs."""
         return here()
 
-    def load_weights(self, version: int, ref: list[ray.ObjectRef], checksum: int) -> float:
-        """Take up a version, verified by its checksum; returns the seconds it took. Raises `RaftError`.
+    def load_weights(self, version: int, ref: list[ray.ObjectRef], checksum: int, probe: Probe | None = None) -> float:
+        """Take up a version, verified by its checksum and by the probe; returns the seconds it took.
+
+        Raises `RaftError` for other weights, or for an engine that computes something else with them.
 
         May be called while `generate` runs (`sync.in_flight`): vLLM pauses meanwhile.
         """
@@ -71,6 +73,8 @@ class RolloutActor:
             announce(self.name, "loading", version)
             self._version = None
             self._receiver.load(version, ref, checksum)
+            if probe is not None:
+                self._compare(probe)
             self._version = version
             return time.perf_counter() - start
 
@@ -138,6 +142,16 @@ class RolloutActor:
             rollout=self.name,
             versions=tuple(spans) if len(spans) > 1 else (),
         )
+
+    def _compare(self, probe: Probe) -> None:
+        """The engine finds likely what the learner does: weights can arrive whole and be left out by a kernel."""
+        error = probe.error(self._engine.logprobs(probe.prompt, probe.answer))
+        if not error <= probe.allowed:
+            raise RaftError(
+                f"{self.name} on {here()}: with the learner's weights its engine gives other log-probabilities than "
+                f"the learner, by {error:.3g} nats per token where rounding makes at most {probe.allowed:g}; vLLM and "
+                "transformers compute this architecture differently, so it cannot be trained on-policy"
+            )
 
     def _held(self) -> int:
         if self._version is None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
+from rich.markup import escape
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from actors import attach
@@ -251,14 +252,21 @@ def _start_pipeline(run_dir: Path, restarts: int, arguments: tuple[Any, ...]) ->
 def _watched(pipeline: Any, bars: Bars, phase: str) -> Iterator[None]:
     """Draw the pipeline's progress, from a thread of its own, while the learners run."""
     done = threading.Event()
+    told = 0
+
+    def show(now: dict[str, Any]) -> None:
+        nonlocal told
+        for text in now["notices"][told:]:
+            console.print(f"[yellow]{phase}:[/] {escape(text)}", highlight=False)
+        told = len(now["notices"])
+        bars.update(phase, now["step"], now["steps"], _note(now["last"]))
 
     def watch() -> None:
         while not done.wait(0.5):
             try:
-                now = ray.get(pipeline.progress.remote(), timeout=30)
+                show(ray.get(pipeline.progress.remote(), timeout=30))
             except (ray.exceptions.RayError, TimeoutError):
                 continue
-            bars.update(phase, now["step"], now["steps"], _note(now["last"]))
 
     thread = threading.Thread(target=watch, name="progress", daemon=True)
     thread.start()
@@ -267,8 +275,7 @@ def _watched(pipeline: Any, bars: Bars, phase: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join(timeout=35)
-    now = ray.get(pipeline.progress.remote(), timeout=60)
-    bars.update(phase, now["step"], now["steps"], _note(now["last"]))
+    show(ray.get(pipeline.progress.remote(), timeout=60))
 
 
 def _note(last: dict[str, Any] | None) -> str:

@@ -60,9 +60,9 @@ class Publisher:
 
     def pack(self, version: int) -> Update:
         """Put the model's weights into the object store; all ranks."""
-        tensors = weight_sync.full_tensors(self._model, self._zero_stage)
+        tensors = weight_sync.full_tensors(self._model, self._zero_stage, dtype=self._dtype)
         if self._rank == 0:
-            weights = weight_sync.pack(version, tensors, self._dtype)
+            weights = weight_sync.pack(version, tensors)
             return Update(version, [ray.put(weights)], weights.checksum, weights.buffer.nbytes)
         for _ in tensors:
             pass

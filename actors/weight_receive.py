@@ -103,5 +103,6 @@ class Receiver:
         if self._open:
             # A learner died half-way through an update; vLLM begins no new one before the old one's end.
             self._engine.llm.finish_weight_update()
+        self._engine.weights_change()
         self._engine.llm.start_weight_update()
         self._open = True

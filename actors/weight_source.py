@@ -9,11 +9,11 @@ import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
 from actors.weight_checksum import Checksum
-from actors.weight_sync import full_tensors
+from actors.weight_sync import full_tensors, persistent_buffers
 
 
 class DeepSpeedSource(WeightSource):
-    """Full tensors under checkpoint names, for ZeRO 0-3; each pass reads the weights as they are then.
+    """Full tensors under their names in the model, for ZeRO 0-3; each pass reads the weights as they are then.
 
     Args:
         model: the causal model.
@@ -37,7 +37,7 @@ class DeepSpeedSource(WeightSource):
             # Under ZeRO-3 a parameter's own shape is that of an empty tensor.
             ParamMeta(name, self._dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
             for name, parameter in self._model.named_parameters()
-        ]
+        ] + [ParamMeta(name, buffer.dtype, tuple(buffer.shape)) for name, buffer in persistent_buffers(self._model)]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self._checksum = Checksum()
@@ -52,4 +52,4 @@ class DeepSpeedSource(WeightSource):
 
     def sizes(self) -> list[int]:
         """Bytes of each tensor."""
-        return [self._dtype.itemsize * torch.Size(meta.shape).numel() for meta in self.metadata()]
+        return [meta.dtype.itemsize * torch.Size(meta.shape).numel() for meta in self.metadata()]

@@ -68,20 +68,20 @@ class Weights:
             yield spec.name, flat.view(getattr(torch, spec.dtype)).reshape(spec.shape)
 
 
-def pack(version: int, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype) -> Weights:
-    """Copy named tensors, cast to `dtype`, into one buffer.
+def pack(version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> Weights:
+    """Copy named tensors into one buffer.
 
     Args:
-        tensors: full (gathered) tensors under their checkpoint names; a tied tensor once.
+        tensors: full (gathered) tensors under their names in the model; a tied tensor once.
     """
     specs: list[TensorSpec] = []
     parts: list[tuple[int, np.ndarray]] = []
     offset = 0
     checksum = Checksum()
     for name, tensor in tensors:
-        value = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+        value = tensor.detach().cpu().contiguous()
         raw = value.reshape(-1).view(torch.uint8).numpy()
-        specs.append(TensorSpec(name, str(dtype).removeprefix("torch."), tuple(tensor.shape), offset, raw.nbytes))
+        specs.append(TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(tensor.shape), offset, raw.nbytes))
         parts.append((offset, raw))
         checksum.add(name, value)
         offset += -(-raw.nbytes // 64) * 64
@@ -94,25 +94,35 @@ def pack(version: int, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch
 def full_tensors(
     model: Any, zero_stage: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """`(checkpoint name, full tensor)` of a DeepSpeed model in a fixed order, a tied tensor once.
+    """`(name, full tensor)` of a DeepSpeed model's parameters and persistent buffers in a fixed order, a tied tensor
+    once. Names are those in the model.
 
     Args:
-        dtype, device: of what is yielded; none leaves it as it is.
+        dtype, device: of what is yielded; none leaves it as it is. Buffers, which nothing trains, keep their dtype.
 
     Under ZeRO-3 each step is a collective: all ranks must iterate to the end. What is yielded there is a copy, since
     ZeRO takes the gathered tensor apart again while the consumer still packs it. Below ZeRO-3 it may be the
     parameter itself, not to be written to.
     """
-    if zero_stage < 3:
-        for name, parameter in model.named_parameters():
-            yield name, parameter.detach().to(device=device, dtype=dtype)
-        return
-    import deepspeed
-
     for name, parameter in model.named_parameters():
+        if zero_stage < 3:
+            yield name, parameter.detach().to(device=device, dtype=dtype)
+            continue
+        import deepspeed
+
         with deepspeed.zero.GatheredParameters([parameter]):
             full = parameter.detach().to(device=device, dtype=dtype, copy=True)
         yield name, full
+    for name, buffer in persistent_buffers(model):
+        yield name, buffer.detach().to(device=device)
+
+
+def persistent_buffers(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those buffers of a model that a checkpoint holds, such as a router's biases; ZeRO leaves them whole."""
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer
 
 
 def register() -> None:

@@ -56,8 +56,8 @@ class WaitingRollout:
     def ready(self) -> str:
         return "simulated"
 
-    def load_weights(self, version: int, ref: list[Any], checksum: int) -> float:
-        del ref, checksum
+    def load_weights(self, version: int, ref: list[Any], checksum: int, probe: Any) -> float:
+        del ref, checksum, probe
         time.sleep(self._times.load)
         self._version = version
         return self._times.load

@@ -10,11 +10,14 @@ D hidden size. A reduction is always "mean over a row's tokens, then mean over r
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from raft_ray.head import Head
 
 __all__ = ["EmaBalancer", "FixedBalancer", "sft_loss", "token_weights", "topk_kl", "topk_kl_from_hidden"]
 
@@ -71,6 +74,7 @@ def topk_kl_from_hidden(
     token_weight: Tensor,
     temperature: float,
     chunk: int = 32,
+    head: Head | None = None,
 ) -> Tensor:
     """`topk_kl` from hidden states, with the same value and gradients, never holding an [n, V] tensor.
 
@@ -79,47 +83,55 @@ def topk_kl_from_hidden(
 
     Args:
         hidden: [n, D] the student's last hidden states at the positions that predict response tokens.
-        head_weight: [V, D] of the output head (no bias).
+        head_weight: [V, D] of the output head.
         teacher_ids: [n, K] integer.
         teacher_logprobs: [n, K] log-probabilities or logits; `-inf` in padded slots.
         token_weight: [n] float, see `token_weights`; a position of weight 0 is ignored.
         temperature: T > 0.
+        head: what `head_weight` belongs to, where logits have a bias, a scale or a soft cap.
 
     Returns:
         A float32 scalar.
     """
-    return _TopKKL.apply(hidden, head_weight, teacher_ids, teacher_logprobs, token_weight, temperature, chunk)
+    head = head or Head(head_weight)
+    return _TopKKL.apply(
+        hidden, head_weight, head.bias, teacher_ids, teacher_logprobs, token_weight, temperature, chunk, head
+    )
 
 
 class _TopKKL(torch.autograd.Function):
-    """Analytic gradient: `∂L/∂v_k = w · T · (p̃_k − q̃_k)` on the K columns and 0 elsewhere."""
+    """Analytic gradient: `∂L/∂v_k = w · T · (p̃_k − q̃_k)` on the K columns and 0 elsewhere, times the head's slope."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         head_weight: Tensor,
+        bias: Tensor | None,
         teacher_ids: Tensor,
         teacher_logprobs: Tensor,
         token_weight: Tensor,
         temperature: float,
         chunk: int,
+        head: Head,
     ) -> Tensor:
+        head = replace(head, weight=head_weight, bias=bias)
         n = hidden.shape[0]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         slope = torch.empty(teacher_ids.shape, dtype=torch.float32, device=hidden.device)
         for start in range(0, n, chunk):
             part = slice(start, start + chunk)
             ids = teacher_ids[part].long()
-            logits = torch.bmm(head_weight[ids], hidden[part].unsqueeze(-1)).squeeze(-1).float()
+            chosen = head.chosen(hidden[part], ids)
             keep = (token_weight[part] != 0).unsqueeze(-1)
-            logits = torch.where(keep, logits, 0.0)
+            logits = torch.where(keep, chosen, 0.0)
             target = torch.where(keep, teacher_logprobs[part].float(), 0.0)
             kl, teacher, student = _renormalised_kl(logits, target, temperature)
             weight = token_weight[part].float()
             loss += temperature**2 * (weight * kl).sum()
-            slope[part] = (student - teacher) * (weight * temperature).unsqueeze(-1)
+            slope[part] = (student - teacher) * (weight * temperature).unsqueeze(-1) * head.slope(logits)
         ctx.save_for_backward(hidden, head_weight, teacher_ids, slope)
+        ctx.bias = None if bias is None else bias.dtype
         ctx.chunk = chunk
         return loss
 
@@ -134,17 +146,26 @@ class _TopKKL(torch.autograd.Function):
             if ctx.needs_input_grad[1]
             else None
         )
+        rows = head_weight.shape[0]
+        grad_bias = torch.zeros(rows, dtype=torch.float32, device=head_weight.device) if ctx.bias else None
         for start in range(0, hidden.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
             ids = teacher_ids[part].long()
             scaled = slope[part] * grad_loss
             if grad_hidden is not None:
-                rows = head_weight[ids]
-                grad_hidden[part] = torch.bmm(scaled.unsqueeze(1).to(rows.dtype), rows).squeeze(1)
+                chosen = head_weight[ids]
+                grad_hidden[part] = torch.bmm(scaled.unsqueeze(1).to(chosen.dtype), chosen).squeeze(1)
             if grad_head is not None:
                 outer = scaled.unsqueeze(-1) * hidden[part].float().unsqueeze(1)
                 grad_head.index_add_(0, ids.flatten(), outer.flatten(0, 1))
-        return grad_hidden, None if grad_head is None else grad_head.to(head_weight.dtype), None, None, None, None, None
+            if grad_bias is not None:
+                grad_bias.index_add_(0, ids.flatten(), scaled.flatten())
+        return (
+            grad_hidden,
+            None if grad_head is None else grad_head.to(head_weight.dtype),
+            None if grad_bias is None else grad_bias.to(ctx.bias),
+            *[None] * 6,
+        )
 
 
 def _renormalised_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +178,14 @@ def _renormalised_kl(student: Tensor, teacher: Tensor, temperature: float) -> tu
     return (q * difference).sum(-1), q, log_p.exp()
 
 
-def sft_loss(hidden: Tensor, head_weight: Tensor, labels: Tensor, token_weight: Tensor, chunk: int = 256) -> Tensor:
+def sft_loss(
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    token_weight: Tensor,
+    chunk: int = 256,
+    head: Head | None = None,
+) -> Tensor:
     """Cross-entropy of the answer's tokens, Eq. 5, from hidden states, `chunk` positions at a time.
 
     Each chunk's [chunk, V] logits are made again in the backward pass instead of being kept.
@@ -167,22 +195,23 @@ def sft_loss(hidden: Tensor, head_weight: Tensor, labels: Tensor, token_weight: 
         head_weight: [V, D].
         labels: [n] integer, the answer's tokens.
         token_weight: [n] float, see `token_weights`.
+        head: as in `topk_kl_from_hidden`.
 
     Returns:
         A float32 scalar.
     """
+    head = head or Head(head_weight)
     loss = hidden.new_zeros((), dtype=torch.float32)
     for start in range(0, hidden.shape[0], chunk):
         part = slice(start, start + chunk)
         loss = loss + checkpoint(
-            _weighted_cross_entropy, hidden[part], head_weight, labels[part], token_weight[part], use_reentrant=False
+            _weighted_cross_entropy, hidden[part], head, labels[part], token_weight[part], use_reentrant=False
         )
     return loss
 
 
-def _weighted_cross_entropy(hidden: Tensor, head_weight: Tensor, labels: Tensor, token_weight: Tensor) -> Tensor:
-    logits = (hidden @ head_weight.T).float()
-    losses = torch.nn.functional.cross_entropy(logits, labels.long(), reduction="none")
+def _weighted_cross_entropy(hidden: Tensor, head: Head, labels: Tensor, token_weight: Tensor) -> Tensor:
+    losses = torch.nn.functional.cross_entropy(head.logits(hidden), labels.long(), reduction="none")
     return (losses * token_weight).sum()
 
 

@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from raft_ray import rope
 from raft_ray.config import ModelConfig
 from raft_ray.errors import ModelError
+from raft_ray.model_checks import check_folder_kind, check_keys, check_ties, remove_randomness, settle_attention
+from raft_ray.weight_files import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +73,8 @@ def check_folder(folder: str, config: ModelConfig) -> None:
     root = Path(folder)
     if not root.is_dir():
         return
-    if not (root / "config.json").exists():
-        raise ModelError(f"model.path={folder}: no config.json there; it is not a Hugging Face model folder")
+    settings = _read_settings(root)
+    check_folder_kind(root, settings)
     if not any((root / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
         raise ModelError(f"model.path={folder}: no tokenizer there; save one with tokenizer.save_pretrained")
     if not any(root.glob("*.safetensors")) and not config.allow_pickle:
@@ -81,6 +84,22 @@ def check_folder(folder: str, config: ModelConfig) -> None:
                 "convert them to safetensors, or set model.allow_pickle=true if you trust them"
             )
         raise ModelError(f"model.path={folder}: no *.safetensors weights there")
+
+
+def _read_settings(root: Path) -> dict[str, Any]:
+    """`config.json` of a folder. Raises `ModelError`."""
+    path = root / "config.json"
+    if not path.exists():
+        adapter = "; it holds an adapter alone: merge it into its base with peft's merge_and_unload"
+        raise ModelError(
+            f"model.path={root}: no config.json there; it is not a Hugging Face model folder"
+            + (adapter if (root / "adapter_config.json").exists() else "")
+        )
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return settings
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a readable JSON file ({_first_line(error)})") from error
 
 
 def model_identity(folder: str) -> str:
@@ -120,48 +139,122 @@ def load_tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(folder: str, config: ModelConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_model(
+    folder: str, config: ModelConfig, dtype: torch.dtype | None = None, *, dropout: bool = False
+) -> PreTrainedModel:
     """The causal language model on the CPU, in `dtype` (default: `model.dtype`).
+
+    What comes back computes what the run assumes: every tensor is the checkpoint's, rotary factors are those of
+    `model.context` for every row, attention leaves nothing out, and `Head` makes its logits.
+
+    Args:
+        dropout: keep what the model's config drops at random in training.
 
     Only from safetensors, unless `model.allow_pickle`. Raises `ModelError`.
     """
     import torch
+
+    from raft_ray.head import check_head
+
+    dtype = dtype if dtype is not None else getattr(torch, config.dtype.value)
+    model = _from_checkpoint(folder, config, dropout=dropout, dtype=dtype)
+    settle_attention(model)
+    check_head(model)
+    return model
+
+
+def check_weights(folder: str, config: ModelConfig) -> None:
+    """Refuse a local folder whose tensors are not those of its architecture; reads names and shapes, not the tensors.
+
+    Hub names pass: loading tells. Raises `ModelError`.
+    """
+    if os.path.isdir(folder):
+        _from_checkpoint(folder, config, device_map="meta")
+
+
+def checkpoint_tensors(folder: str, config: ModelConfig, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A model's tensors under the names and in the form in which checkpoints of its architecture hold them.
+
+    transformers packs the experts of a layer into one tensor when it loads them, for instance.
+
+    Args:
+        folder: of the original model.
+        state: by their names in the model, `named_parameters` and persistent buffers.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
+
+    if os.path.isdir(folder):
+        model = _from_checkpoint(folder, config, device_map="meta")
+    else:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                _config(folder, config), trust_remote_code=config.trust_remote_code
+            )
+    converted: dict[str, torch.Tensor] = revert_weight_conversion(model, state)
+    return converted
+
+
+def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
-    check_folder(folder, config)
+    load: Any = AutoModelForCausalLM.from_pretrained
+    settings = _config(folder, config)
+    rope.freeze(settings, model_context(folder, config))
+    if not dropout:
+        remove_randomness(settings.get_text_config())
+    if os.path.isdir(folder) and not config.allow_pickle:
+        weight_files(folder)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = load(
             folder,
-            dtype=dtype if dtype is not None else getattr(torch, config.dtype.value),
+            config=settings,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=None if config.allow_pickle else True,
+            output_loading_info=True,
+            **arguments,
         )
-    except (OSError, ValueError) as error:
+    # A damaged or foreign folder raises anything: transformers, safetensors and the model's own code have a part in it.
+    except Exception as error:
         raise ModelError(f"model.path={folder}: the model could not be loaded ({_first_line(error)})") from error
+    check_keys(folder, found)
+    check_ties(folder, model)
+    return model
 
 
 def model_context(folder: str, config: ModelConfig) -> int:
-    """Longest prompt + response in tokens: `model.context`, or the limit that the model's own config states."""
-    limit = _config(folder, config).max_position_embeddings
+    """Longest prompt + response in tokens: `model.context`, or the limit that the model's own config states.
+
+    Where rotary factors depend on the length (`raft_ray.rope`), the limit is the length that the short ones hold for;
+    a longer context is to be asked for. Raises `ModelError`.
+    """
+    settings = _config(folder, config)
+    text = settings.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
     if config.context is None:
-        return int(limit)
-    if config.context > limit:
+        if limit is None:
+            raise ModelError(f"model.path={folder}: its config states no longest sequence; set model.context")
+        return min(int(limit), rope.original_length(text) or int(limit))
+    if limit is not None and config.context > limit:
         raise ModelError(f"model.context={config.context}: {folder} reads at most {limit} tokens")
+    rope.freeze(settings, config.context)
     return config.context
 
 
 def vocabulary_size(folder: str, config: ModelConfig) -> int:
     """Rows of the model's output head."""
-    return int(_config(folder, config).vocab_size)
+    return int(_config(folder, config).get_text_config().vocab_size)
 
 
 def _config(folder: str, config: ModelConfig) -> Any:
+    """The folder's whole config, made anew at each call."""
     from transformers import AutoConfig
 
     check_folder(folder, config)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code).get_text_config()
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model.path={folder}: no model config could be loaded ({_first_line(error)})") from error
 
 

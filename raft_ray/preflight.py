@@ -52,9 +52,11 @@ def preflight(config: Config, *, trains: bool = True, keep_rows: bool = True) ->
     Raises `ModelError`, `ConfigError` or `DataError` for the first thing that cannot work.
     """
     folder = models.resolve(config.model.path)
+    models.check_weights(folder, config.model)
     context = models.model_context(folder, config.model)
     teacher = models.resolve(config.teacher.path) if config.teacher.path else folder
     if teacher != folder:
+        models.check_weights(teacher, config.model)
         _check_same_vocabulary(config, folder, teacher)
     if config.rollout.max_new_tokens >= context:
         raise ConfigError(

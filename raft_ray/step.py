@@ -3,7 +3,8 @@
 λ of step s needs the whole step's losses before the first gradient that it weighs. So the micro-batches are first
 forwarded for their losses; after one all-reduce of two numbers every rank has the same λ; then the gradients of
 `L_SFT + λ L_KL` are taken, λ a constant. `recompute` forwards without a graph first and again with one (about a third
-more work), `hold` keeps all graphs; a single micro-batch is always held. Without distillation there is no λ, and each
+more work), from the same random state, so that dropout hides the same; `hold` keeps all graphs; a single micro-batch is
+always held. Without distillation there is no λ, and each
 micro-batch is forwarded once. Either way the gradient is exactly that of the whole batch.
 
 Knows nothing about Ray or data; the engine is DeepSpeed's, or anything with the same three calls.
@@ -64,6 +65,7 @@ def train_step(
         on_gradients: called between the last backward pass and the optimizer's update.
     """
     kept: dict[int, Tensor] = {}
+    random: list[list[Tensor]] = []
     sums = [0.0, 0.0]
 
     def count(losses: Tensor) -> None:
@@ -83,6 +85,7 @@ def train_step(
 
     with torch.set_grad_enabled(hold or len(batches) == 1):
         for index, batch in enumerate(batches):
+            random.append(_random_state())
             losses = engine(batch)
             count(losses)
             if losses.requires_grad:
@@ -90,8 +93,23 @@ def train_step(
     sft, kl = reduce(sums)
     weight = balancer.update(sft, kl)
     for index, batch in enumerate(batches):
-        losses = kept.pop(index) if index in kept else engine(batch)
+        if index in kept:
+            losses = kept.pop(index)
+        else:
+            _set_random_state(random[index])
+            losses = engine(batch)
         engine.backward((losses[0] + weight * losses[1]) * ranks)
     on_gradients()
     engine.step()
     return StepLosses(sft + weight * kl, sft, kl, weight)
+
+
+def _random_state() -> list[Tensor]:
+    """Of this process: the CPU's generator and, where there is one, the current GPU's."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def _set_random_state(state: list[Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    for of_gpu in state[1:]:
+        torch.cuda.set_rng_state(of_gpu)

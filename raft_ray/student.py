@@ -7,27 +7,27 @@ apart:                           prompt | answer ŷ                   two sequen
                                  prompt | response z
 ```
 
-Both layouts give the same losses; sharing saves the prompt's second pass. The losses are computed inside `forward`,
-from hidden states, so that no [batch, tokens, vocabulary] tensor exists and so that DeepSpeed's ZeRO-3 has the head
-gathered while it is needed. Knows nothing about Ray, DeepSpeed or ranks.
+Both layouts give the same losses where all that a layer knows of a sequence is who sees whom and at which position;
+`sharing_error` measures on a row whether that is so. Sharing saves the prompt's second pass. The losses are
+computed inside `forward`, from hidden states, so that no [batch, tokens, vocabulary] tensor exists and so that
+DeepSpeed's ZeRO-3 has the head gathered while it is needed. Knows nothing about Ray, DeepSpeed or ranks.
 
 Shapes: B sequences, L padded tokens, n predicting positions of all rows in one list, K kept by the teacher, D hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from raft_ray.attention import SDPA_FLOAT32
-from raft_ray.errors import ModelError
+from raft_ray.head import Head
 from raft_ray.losses import sft_loss, topk_kl_from_hidden
 from raft_ray.prompts import EncodedRow
-from raft_ray.teacher import decoder_and_head, micro_batches, pad_right
+from raft_ray.teacher import micro_batches, pad_right
 from raft_ray.trajectory import Sample
 
 _MASS_POSITIONS = 64
@@ -80,60 +80,87 @@ class MicroBatch:
         return sum(int((part.weight > 0).sum()) for part in parts)
 
 
+class Reading(NamedTuple):
+    """What a student makes of a micro-batch, for the proofs at a run's start."""
+
+    hidden: Tensor
+    """[n, D] float32 of all predicting positions, those of the answers first."""
+    logprobs: Tensor
+    """[answer tokens] float32, of the labels at temperature 1."""
+
+
 class Student(nn.Module):
     """Wraps a transformers causal model: `forward(micro_batch)` is its weighted losses `[2]`, float32: (SFT, KL).
 
     Args:
         model: the causal model.
         temperature: T of the KL.
-        share_prompt: the micro-batches will share prompts, which takes a model with full attention in every layer.
-
-    Raises `ModelError` for a model whose losses cannot be computed so.
     """
 
-    def __init__(self, model: Any, temperature: float, share_prompt: bool = True) -> None:
+    def __init__(self, model: Any, temperature: float) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
-        decoder_and_head(model)
-        if share_prompt:
-            check_shareable(model.config)
         self.student_mass: list[float] = []
         """For each KL micro-batch since the list was emptied, the mean probability of the teacher's top K under the
         student, over at most 64 positions (a vocabulary-wide softmax at every position would cost too much)."""
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        decoder, head = decoder_and_head(self.model)
-        hidden_BLD = decoder(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
+    def forward(self, batch: MicroBatch, read: bool = False) -> Tensor | Reading:
+        """The weighted losses; or, to `read`, what they are taken from."""
+        head = Head.of(self.model)
+        hidden_BLD = self._hidden(batch)
+        if read:
+            return _reading(hidden_BLD, batch, head)
         at = batch.answers
-        sft = sft_loss(hidden_BLD[at.sequences, at.columns], head, batch.labels, at.weight)
+        hidden = hidden_BLD[at.sequences, at.columns]
+        sft = sft_loss(hidden, head.weight, batch.labels, at.weight, head=head)
         if batch.responses is None:
             return torch.stack([sft, torch.zeros_like(sft)])
         assert batch.teacher_ids is not None
         assert batch.teacher_logprobs is not None
         at = batch.responses
         hidden = hidden_BLD[at.sequences, at.columns]
-        with torch.no_grad():
-            self.student_mass.append(_student_mass(hidden, head, batch.teacher_ids))
-        kl = topk_kl_from_hidden(hidden, head, batch.teacher_ids, batch.teacher_logprobs, at.weight, self.temperature)
+        # One of weight 0 is there for the collectives alone.
+        if at.weight.any():
+            with torch.no_grad():
+                self.student_mass.append(_student_mass(hidden, head, batch.teacher_ids))
+        kl = topk_kl_from_hidden(
+            hidden, head.weight, batch.teacher_ids, batch.teacher_logprobs, at.weight, self.temperature, head=head
+        )
         return torch.stack([sft, kl])
 
+    def _hidden(self, batch: MicroBatch) -> Tensor:
+        """[B, L, D]."""
+        mask = batch.attention
+        if mask is not None and self.model.config._attn_implementation == "eager":
+            # A model's own attention adds its mask, and would take a bool for 0 and 1.
+            lowest = torch.finfo(self.model.dtype).min
+            mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill_(~mask, lowest)
+        hidden: Tensor = self.model.get_decoder()(
+            input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
+        ).last_hidden_state
+        return hidden
 
-def check_shareable(config: Any) -> None:
-    """Refuse models whose layers do more than full attention: a mask does not tell their other layers who sees whom."""
-    text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    masked = (None, "sdpa", "eager", SDPA_FLOAT32)
-    if kinds != {"full_attention"} or getattr(text, "_attn_implementation", "sdpa") not in masked:
-        raise ModelError(
-            f"learner.share_prompt=true needs full attention in every layer, the model has {', '.join(sorted(kinds))}; "
-            "set learner.share_prompt=false"
-        )
+
+@torch.no_grad()
+def sharing_error(forward: Callable[..., Any], row: EncodedRow, response: Sequence[int], device: torch.device) -> float:
+    """How far a row's hidden states in the shared layout are from those apart: the largest relative difference of a
+    predicting position. It is rounding, or shows what the model knows of a sequence beside mask and positions (a
+    window, a bias by distance, a state).
+
+    Args:
+        forward: a `Student`, or the engine around one, in evaluation mode; called twice.
+    """
+    layouts = (_shared([row], [list(response)], 1), _apart([row], [list(response)], 1))
+    shared, apart = (forward(batch.to(device), read=True).hidden for batch in layouts)
+    return float(((shared - apart).norm(dim=-1) / apart.norm(dim=-1).clamp(min=1e-6)).max())
+
+
+@torch.no_grad()
+def answer_logprobs(forward: Callable[..., Any], row: EncodedRow, device: torch.device) -> list[float]:
+    """The log-probability of each token of a row's answer, in nats; `forward` as for `sharing_error`, called once."""
+    found: list[float] = forward(_plain([row], 1).to(device), read=True).logprobs.tolist()
+    return found
 
 
 def make_micro_batches(
@@ -261,8 +288,15 @@ def _shared(rows: Sequence[EncodedRow], responses: Sequence[list[int]], total: i
     )
 
 
-def _student_mass(hidden: Tensor, head: Tensor, teacher_ids: Tensor) -> float:
+def _reading(hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> Reading:
+    parts = [at for at in (batch.answers, batch.responses) if at is not None]
+    answers, *others = (hidden_BLD[at.sequences, at.columns] for at in parts)
+    logprobs = head.logits(answers).log_softmax(-1).gather(-1, batch.labels[:, None])[:, 0]
+    return Reading(torch.cat([answers, *others]).float(), logprobs)
+
+
+def _student_mass(hidden: Tensor, head: Head, teacher_ids: Tensor) -> float:
     step = -(-hidden.shape[0] // _MASS_POSITIONS)
-    logits = (hidden[::step] @ head.T).float()
+    logits = head.logits(hidden[::step])
     chosen = logits.gather(-1, teacher_ids[::step].long())
     return float((chosen.logsumexp(-1) - logits.logsumexp(-1)).exp().mean())

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from raft_ray.errors import ModelError
+from raft_ray.head import Head
 
 
 def micro_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -42,23 +42,6 @@ def pad_right(sequences: Sequence[Sequence[int]], value: int = 0) -> Tensor:
     return out
 
 
-def decoder_and_head(model: Any) -> tuple[nn.Module, nn.Parameter]:
-    """The part of a causal model that gives last hidden states, and the [V, D] weight of its head.
-
-    Raises `ModelError` for a model whose logits are not just `hidden @ weight.T` (a bias, a scale, a soft cap):
-    the losses here compute them so.
-    """
-    decoder = model.get_decoder()
-    head = model.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise ModelError(f"{type(model).__name__}: its output head is missing or has a bias, which is not supported")
-    text = model.config.get_text_config()
-    for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(text, key, None) not in (None, 1, 1.0):
-            raise ModelError(f"{type(model).__name__}: {key} changes its logits after the head, which is not supported")
-    return decoder, head.weight
-
-
 @torch.inference_mode()
 def score(
     model: Any,
@@ -82,9 +65,9 @@ def score(
     Returns:
         For each response `(ids [L, K] int32, log-probabilities at temperature 1 [L, K] float16, mean top-K mass)`.
     """
-    decoder, head = decoder_and_head(model)
-    device = head.device
-    kept = min(top_k, head.shape[0])
+    decoder, head = model.get_decoder(), Head.of(model)
+    device = head.weight.device
+    kept = min(top_k, head.rows)
     results: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     for group in micro_batches(lengths, tokens):
@@ -103,10 +86,10 @@ def score(
     return [results[i] for i in range(len(responses))]
 
 
-def _top_k(hidden_nD: Tensor, head_VD: Tensor, kept: int, chunk: int) -> tuple[Tensor, Tensor]:
+def _top_k(hidden_nD: Tensor, head: Head, kept: int, chunk: int) -> tuple[Tensor, Tensor]:
     ids, values = [], []
     for part in hidden_nD.split(chunk):
-        logits = (part @ head_VD.T).float()
+        logits = head.logits(part)
         top = logits.topk(kept, dim=-1)
         ids.append(top.indices.to(torch.int32).cpu())
         values.append((top.values - logits.logsumexp(-1, keepdim=True)).cpu())

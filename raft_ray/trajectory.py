@@ -29,6 +29,22 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What the learner makes of a row with a run's first weights, for the rollout engines to be compared with."""
+
+    prompt: list[int]
+    answer: list[int]
+    logprobs: list[float]
+    """Of the answer's tokens, nats."""
+    allowed: float
+    """Mean absolute difference that rounding may make, nats."""
+
+    def error(self, logprobs: list[float]) -> float:
+        """The mean absolute difference of an engine's log-probabilities of the answer's tokens."""
+        return float(np.abs(np.subtract(logprobs, self.logprobs)).mean())
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """What the student wrote for one row (Eq. 6)."""
 

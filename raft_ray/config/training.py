@@ -128,8 +128,9 @@ class TeacherConfig:
 class LearnerConfig:
     workers: int = 1
     """Data-parallel ranks (Ray Train workers)."""
-    zero_stage: int = 0
-    """DeepSpeed ZeRO stage 0-3; a resumed run keeps it, but may change `learner.workers`."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO stage 0-3; a resumed run keeps it, but may change `learner.workers`. Stage 0 would add gradients
+    up in half precision, so it takes `model.dtype=float32`."""
     batch: int = 16
     """Rows a step, over all ranks."""
     lr: float = 5e-6
@@ -145,8 +146,11 @@ class LearnerConfig:
     schedule: Schedule = Schedule.constant
     tokens: int = 4096
     """Tokens a micro-batch (padded)."""
-    share_prompt: bool = True
-    """Answer and response of a row share one pass over the prompt: less work, the same losses; full attention only."""
+    share_prompt: bool | None = None
+    """Answer and response of a row share one pass over the prompt: less work. None: where the model is shown, at the
+    start and on the longest row, to compute the same then; true refuses a model that does not."""
+    dropout: bool = False
+    """Keep the dropout that the model's own config has. Off, a step's losses are functions of weights and rows."""
     graphs: Graphs = Graphs.recompute
     gradient_checkpointing: bool = False
     checkpoint_every: int = 0

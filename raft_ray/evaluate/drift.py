@@ -21,7 +21,8 @@ import torch
 from transformers import PreTrainedModel
 
 from raft_ray.errors import ModelError
-from raft_ray.evaluate.hidden import Head, Pair, response_hidden
+from raft_ray.evaluate.hidden import Pair, response_hidden
+from raft_ray.head import Head
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,21 @@ class Reference:
         if not self.sequences:
             raise ValueError("drift needs at least one response token")
         self.tokens = tokens
-        self.head = Head(base_model)
+        self.head = Head.of(base_model).in_float32()
         self.hidden_nD = response_hidden(base_model, self.sequences, tokens=tokens)
 
     @torch.inference_mode()
     def compare(self, tuned_model: PreTrainedModel, *, chunk: int = 256) -> Drift:
         """The drift of `tuned_model`. Raises `ModelError` when its vocabulary is another."""
-        head = Head(tuned_model)
+        head = Head.of(tuned_model).in_float32()
         if head.rows != self.head.rows:
             raise ModelError(f"drift: the tuned model has {head.rows} output tokens, its base {self.head.rows}")
         tuned_nD = response_hidden(tuned_model, self.sequences, tokens=self.tokens)
         divergences: list[torch.Tensor] = []
         agreed = 0
         for base_CD, tuned_CD in zip(self.hidden_nD.split(chunk), tuned_nD.split(chunk), strict=True):
-            p_CV = self.head(base_CD).log_softmax(-1)
-            q_CV = head(tuned_CD).log_softmax(-1)
+            p_CV = self.head.logits(base_CD).log_softmax(-1)
+            q_CV = head.logits(tuned_CD).log_softmax(-1)
             agreed += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
             # kl_div(input=log q, target=log p) is KL(p ‖ q), and 0 where p is 0.
             kl_C = torch.nn.functional.kl_div(q_CV, p_CV, reduction="none", log_target=True).sum(-1)

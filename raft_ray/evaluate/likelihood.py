@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from raft_ray.evaluate.hidden import Head, Pair, response_hidden
+from raft_ray.evaluate.hidden import Pair, response_hidden
+from raft_ray.head import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,14 +97,14 @@ def log_likelihoods(
             targets += pairs[place][1]
             owners += [place] * size
         start += size
-    head = head or Head(model)
+    head = head or Head.of(model).in_float32()
     device = hidden_nD.device
     totals = torch.zeros(len(pairs), dtype=torch.float64)
     # Positions of a group lie side by side, so one that several pairs share is rarely computed twice.
     for part in range(0, len(positions), chunk):
         here = slice(part, part + chunk)
         distinct, inverse = torch.tensor(positions[here]).unique(return_inverse=True)
-        logprobs_CV = head(hidden_nD[distinct.to(device)]).log_softmax(-1)
+        logprobs_CV = head.logits(hidden_nD[distinct.to(device)]).log_softmax(-1)
         values = logprobs_CV[inverse.to(device), torch.tensor(targets[here], device=device)]
         totals.index_add_(0, torch.tensor(owners[here]), values.double().cpu())
     return totals.tolist()

@@ -13,8 +13,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from raft_ray.errors import DataError
-from raft_ray.evaluate.hidden import Head, Pair
+from raft_ray.evaluate.hidden import Pair
 from raft_ray.evaluate.likelihood import log_likelihoods
+from raft_ray.head import Head
 from raft_ray.prompts import PromptEncoder
 from raft_ray.teacher import micro_batches
 
@@ -37,7 +38,7 @@ class Likelihood:
         self._encoder = encoder
         self._tokens = tokens
         self._chunk = chunk
-        self._head = Head(model)
+        self._head = Head.of(model).in_float32()
 
     def measure(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows with the `COLUMNS` of `raft_ray.refine.gap` to rows of its `VALUES_SCHEMA`, in order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raft_ray.config import Balance, Config, Method, RolloutConfig, SyncBackend
+from raft_ray.config import Balance, Config, Dtype, Method, RolloutConfig, SyncBackend
 from raft_ray.errors import ConfigError
 from raft_ray.settings.ranges import check_fits
 
@@ -22,6 +22,11 @@ def check_training(config: Config, where: str) -> None:
         raise ConfigError(
             f"{where}learner.batch={learner.batch}: not divisible by learner.workers={learner.workers}; "
             f"{learner.batch + learner.workers - learner.batch % learner.workers} is"
+        )
+    if learner.zero_stage == 0 and config.model.dtype is not Dtype.float32:
+        raise ConfigError(
+            f"{where}learner.zero_stage=0: would add up the gradients of a {config.model.dtype.value} model in half "
+            "precision; set learner.zero_stage=1, or model.dtype=float32"
         )
     if learner.max_steps is not None and learner.warmup_steps >= learner.max_steps:
         raise ConfigError(

@@ -52,7 +52,7 @@ def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_ve
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     models = [changed_model(seed) for seed in (1, 2)]
-    packed = [weight_sync.pack(v, model.named_parameters(), torch.float32) for v, model in enumerate(models)]
+    packed = [weight_sync.pack(v, model.named_parameters()) for v, model in enumerate(models)]
     refs = [[ray.put(weights)] for weights in packed]
     prompt = prompt_ids()
     config = make_config(

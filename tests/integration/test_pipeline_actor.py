@@ -45,7 +45,7 @@ class IdleRollout:
     def ready(self) -> str:
         return "here"
 
-    def load_weights(self, version: int, ref: list[Any], checksum: int) -> float:
+    def load_weights(self, version: int, ref: list[Any], checksum: int, probe: Any) -> float:
         self.diary.append(f"load {version}")
         self._version = version
         return 0.0
@@ -72,8 +72,8 @@ class PatientRollout(IdleRollout):
         super().__init__(name)
         self._came = threading.Event()
 
-    def load_weights(self, version: int, ref: list[Any], checksum: int) -> float:
-        seconds = super().load_weights(version, ref, checksum)
+    def load_weights(self, version: int, ref: list[Any], checksum: int, probe: Any) -> float:
+        seconds = super().load_weights(version, ref, checksum, probe)
         if version == 1:
             self._came.set()
         return seconds

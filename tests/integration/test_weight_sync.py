@@ -68,7 +68,7 @@ def test_after_a_sync_the_engine_answers_as_the_new_weights_do(probe: Any) -> No
     ids = prompt_ids()
     for version in (1, 2):
         model = changed_model(version)
-        weights = weight_sync.pack(version, model.named_parameters(), torch.float32)
+        weights = weight_sync.pack(version, model.named_parameters())
         ray.get(probe.load.remote(version, [ray.put(weights)], weights.checksum), timeout=120)
         assert ray.get(probe.generate.remote(ids), timeout=120) == greedy(model, ids)
 
@@ -76,7 +76,7 @@ def test_after_a_sync_the_engine_answers_as_the_new_weights_do(probe: Any) -> No
 def test_weights_that_are_not_the_learners_are_refused(probe: Any) -> None:
     from actors import weight_sync
 
-    weights = weight_sync.pack(3, changed_model(3).named_parameters(), torch.float32)
+    weights = weight_sync.pack(3, changed_model(3).named_parameters())
     with pytest.raises(ray.exceptions.RayTaskError, match="probe: weights of version 3"):
         ray.get(probe.load.remote(3, [ray.put(weights)], weights.checksum + 1), timeout=120)
     with pytest.raises(ray.exceptions.RayTaskError, match="version 4"):
@@ -87,7 +87,7 @@ def test_a_version_that_lacks_a_parameter_is_refused(probe: Any) -> None:
     from actors import weight_sync
 
     tensors = [(n, p) for n, p in changed_model(5).named_parameters() if "layers.1.mlp.down_proj" not in n]
-    weights = weight_sync.pack(5, tensors, torch.float32)
+    weights = weight_sync.pack(5, tensors)
     with pytest.raises(ray.exceptions.RayTaskError, match=r"lacks weights for .*down_proj"):
         ray.get(probe.load.remote(5, [ray.put(weights)], weights.checksum), timeout=120)
 
@@ -95,7 +95,7 @@ def test_a_version_that_lacks_a_parameter_is_refused(probe: Any) -> None:
 def test_the_same_seed_samples_the_same_tokens(probe: Any) -> None:
     from actors import weight_sync
 
-    weights = weight_sync.pack(6, changed_model(6).named_parameters(), torch.float32)
+    weights = weight_sync.pack(6, changed_model(6).named_parameters())
     ray.get(probe.load.remote(6, [ray.put(weights)], weights.checksum), timeout=120)
     ids = prompt_ids()
     first, again, other = (ray.get(probe.generate.remote(ids, 1.0, seed), timeout=120) for seed in (1, 1, 2))
@@ -107,7 +107,7 @@ def test_packing_keeps_every_tensor_bit_for_bit() -> None:
     from actors import weight_sync
 
     model = changed_model(7)
-    weights = weight_sync.pack(0, model.named_parameters(), torch.float32)
+    weights = weight_sync.pack(0, model.named_parameters())
     assert [name for name, _ in weights.tensors()] == [name for name, _ in model.named_parameters()]
     for (_, packed), (_, original) in zip(weights.tensors(), model.named_parameters(), strict=True):
         assert torch.equal(packed, original)

@@ -1,0 +1,98 @@
+"""A model's output head: last hidden states to logits, `softcap(scale · (hidden @ weight.T + bias))`.
+
+The losses, the teacher and the evaluation make logits a few positions at a time, never a [batch, tokens, vocabulary]
+tensor, so they cannot call the model's own forward. This is the one place that knows how a model makes its logits, and
+`check_head` compares it with that forward: an architecture that does something else is refused.
+
+Shapes: n positions of all rows in one list, D hidden size, K chosen tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raft_ray.errors import ModelError
+
+# What configs call a factor on the logits, and the power of it that multiplies them.
+_SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
+_SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap")
+_PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a model makes logits; its tensors are the model's own."""
+
+    weight: Tensor
+    """[V, D]."""
+    bias: Tensor | None = None
+    """[V]."""
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> Head:
+        """The head of a transformers causal model. Raises `ModelError` for a model without one."""
+        layer = model.get_output_embeddings()
+        if layer is None or getattr(layer, "weight", None) is None:
+            raise ModelError(f"{type(model).__name__}: it has no output head; raft-ray trains causal language models")
+        text = model.config.get_text_config()
+        scale = 1.0
+        for key, power in _SCALES.items():
+            scale *= float(getattr(text, key, None) or 1.0) ** power
+        caps = [cap for key in _SOFTCAPS if (cap := getattr(text, key, None))]
+        return cls(layer.weight, getattr(layer, "bias", None), scale, float(caps[0]) if caps else None)
+
+    def in_float32(self) -> Head:
+        """The same in float32, apart from the model: for measurements in which bfloat16's rounding would show."""
+        bias = None if self.bias is None else self.bias.detach().float()
+        return replace(self, weight=self.weight.detach().float(), bias=bias)
+
+    @property
+    def rows(self) -> int:
+        """V."""
+        return self.weight.shape[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, D] to float32 logits [n, V]; the product is in the weight's dtype."""
+        return self.shaped(nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float())
+
+    def chosen(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """[n, D] and token ids [n, K] to the float32 logits [n, K] of those tokens; memory n · K · D."""
+        logits = torch.bmm(self.weight[ids], hidden.unsqueeze(-1)).squeeze(-1)
+        return self.shaped((logits if self.bias is None else logits + self.bias[ids]).float())
+
+    def shaped(self, product: Tensor) -> Tensor:
+        """The logits that `hidden @ weight.T + bias` becomes."""
+        logits = product if self.scale == 1 else product * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """The derivative of `shaped`, by its value."""
+        return self.scale if self.softcap is None else self.scale * (1 - (logits / self.softcap) ** 2)
+
+
+@torch.inference_mode()
+def check_head(model: Any) -> None:
+    """Refuse a model whose logits `Head` does not make as the model itself does, to rounding.
+
+    Raises `ModelError`.
+    """
+    head = Head.of(model)
+    seeded = torch.Generator().manual_seed(0)
+    ids = torch.randint(head.rows, (1, _PROBE_TOKENS), generator=seeded).to(head.weight.device)
+    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    ours = head.logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
+    # Two units in the last place of the dtype in which the model works, of the largest logit of a position.
+    allowed = 2 * torch.finfo(head.weight.dtype).eps * own.abs().amax(-1, keepdim=True).clamp(min=1e-3)
+    if own.shape != ours.shape or ((own - ours).abs() > allowed).any():
+        ratio = float((own / ours).median()) if own.shape == ours.shape else float("nan")
+        raise ModelError(
+            f"{type(model).__name__}: it changes its logits after the output head in a way that is not known here "
+            f"(they are {ratio:.4g} times ours); models with a scale ({', '.join(_SCALES)}), a soft cap "
+            f"({', '.join(_SOFTCAPS)}) or a bias can be trained"
+        )
