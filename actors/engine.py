@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raft_ray import models, rope
+from raft_ray import rope
 from raft_ray.config import ModelConfig, RolloutConfig
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Engine:
             enforce_eager=not on_gpu,
             trust_remote_code=model.trust_remote_code,
             load_format="dummy" if weight_sync else "auto" if model.allow_pickle else "safetensors",
-            hf_overrides=partial(rope.freeze, context=models.model_context(folder, model)),
+            hf_overrides=partial(rope.freeze, context=model.context),
             generation_config="vllm",
             disable_log_stats=True,
             # Between the parts of a JSON answer a small model writes blank lines until its limit cuts it off.

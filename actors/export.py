@@ -25,8 +25,7 @@ def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], f
 
     (weights,) = ray.get(ref)
     assert isinstance(weights, Weights)
-    # Copies: safetensors wants memory of its own for each tensor.
-    state = models.checkpoint_tensors(original, config, {name: tensor.clone() for name, tensor in weights.tensors()})
+    state = models.checkpoint_tensors(original, config, dict(weights.tensors()))
     target, partial = Path(folder), Path(folder + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -64,8 +64,11 @@ def check_keys(folder: str, found: dict[str, Any]) -> None:
         )
 
 
-def check_ties(folder: str, model: Any) -> None:
+def check_ties(folder: str, model: Any, tied: bool) -> None:
     """Refuse a local checkpoint that holds two different tensors where its config makes them one.
+
+    Args:
+        tied: by the config before loading: transformers unties what differs, and vLLM does not.
 
     Raises `ModelError`.
     """
@@ -73,12 +76,12 @@ def check_ties(folder: str, model: Any) -> None:
 
     from raft_ray.weight_files import weight_files
 
-    if not Path(folder).is_dir() or not model.config.get_text_config().tie_word_embeddings:
+    if not Path(folder).is_dir() or not tied:
         return
     from safetensors import safe_open
 
     files = weight_files(folder)
-    for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+    for name, source in (model._tied_weights_keys or {}).items():
         if name in files and source in files:
             with safe_open(files[name], "pt") as one, safe_open(files[source], "pt") as other:
                 if not torch.equal(one.get_tensor(name), other.get_tensor(source)):

@@ -192,8 +192,8 @@ def checkpoint_tensors(folder: str, config: ModelConfig, state: dict[str, torch.
             model = AutoModelForCausalLM.from_config(
                 _config(folder, config), trust_remote_code=config.trust_remote_code
             )
-    converted: dict[str, torch.Tensor] = revert_weight_conversion(model, state)
-    return converted
+    # Copies: safetensors wants memory of its own for each tensor, and a converted one may be a part of another.
+    return {name: tensor.clone() for name, tensor in revert_weight_conversion(model, state).items()}
 
 
 def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False, **arguments: Any) -> Any:
@@ -201,7 +201,8 @@ def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False,
 
     load: Any = AutoModelForCausalLM.from_pretrained
     settings = _config(folder, config)
-    rope.freeze(settings, model_context(folder, config))
+    rope.freeze(settings, config.context)
+    tied = bool(settings.get_text_config().tie_word_embeddings)
     if not dropout:
         remove_randomness(settings.get_text_config())
     if os.path.isdir(folder) and not config.allow_pickle:
@@ -213,13 +214,15 @@ def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=None if config.allow_pickle else True,
             output_loading_info=True,
+            # They are refused below, by name.
+            ignore_mismatched_sizes=True,
             **arguments,
         )
     # A damaged or foreign folder raises anything: transformers, safetensors and the model's own code have a part in it.
     except Exception as error:
         raise ModelError(f"model.path={folder}: the model could not be loaded ({_first_line(error)})") from error
     check_keys(folder, found)
-    check_ties(folder, model)
+    check_ties(folder, model, tied)
     return model
 
 

@@ -31,14 +31,17 @@ def original_length(text: Any) -> int | None:
     return min(lengths, default=None)
 
 
-def freeze(config: Any, context: int) -> Any:
+def freeze(config: Any, context: int | None) -> Any:
     """Write into a model's config which factors hold for every row of up to `context` tokens; returns the config.
+
+    Args:
+        context: `model.context`; none is the longest for which nothing has to be written.
 
     Raises `ModelError` for a context that dynamic NTK would stretch.
     """
     text = config.get_text_config()
     original = original_length(text)
-    if original is None or context <= original:
+    if original is None or context is None or context <= original:
         return config
     for rope in _parameters(text):
         if rope["rope_type"] != "longrope":

@@ -17,6 +17,7 @@ Shapes: B sequences, L padded tokens, n predicting positions of all rows in one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -146,13 +147,19 @@ class Student(nn.Module):
 def sharing_error(forward: Callable[..., Any], row: EncodedRow, response: Sequence[int], device: torch.device) -> float:
     """How far a row's hidden states in the shared layout are from those apart: the largest relative difference of a
     predicting position. It is rounding, or shows what the model knows of a sequence beside mask and positions (a
-    window, a bias by distance, a state).
+    window, a bias by distance, a state). Infinite for a model that takes no mask of its rows' own.
 
     Args:
         forward: a `Student`, or the engine around one, in evaluation mode; called twice.
     """
-    layouts = (_shared([row], [list(response)], 1), _apart([row], [list(response)], 1))
-    shared, apart = (forward(batch.to(device), read=True).hidden for batch in layouts)
+    apart = forward(_apart([row], [list(response)], 1).to(device), read=True).hidden
+    try:
+        shared = forward(_shared([row], [list(response)], 1).to(device), read=True).hidden
+    # The model's own code, which may do anything with a mask that it does not expect.
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return math.inf
     return float(((shared - apart).norm(dim=-1) / apart.norm(dim=-1).clamp(min=1e-6)).max())
 
 

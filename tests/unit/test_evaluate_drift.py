@@ -11,7 +11,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from raft_ray.errors import ModelError
 from raft_ray.evaluate.drift import Reference, drift
-from raft_ray.evaluate.hidden import Head, Pair
+from raft_ray.evaluate.hidden import Pair
+from raft_ray.head import Head
 
 
 def _llama(seed: int = 0, vocabulary: int = 61, tied: bool = True) -> PreTrainedModel:
@@ -127,7 +128,7 @@ def test_one_reference_serves_many_models() -> None:
 def test_no_logits_of_more_than_a_chunk_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     base = _llama()
     seen: list[int] = []
-    own = Head.__call__
+    own = Head.logits
 
     def watch(head: Head, hidden: torch.Tensor) -> torch.Tensor:
         seen.append(len(hidden))
@@ -135,8 +136,7 @@ def test_no_logits_of_more_than_a_chunk_exist(monkeypatch: pytest.MonkeyPatch) -
 
     reference = Reference(base, _pairs())
     tuned = _perturbed(base)
-    monkeypatch.setattr(Head, "__call__", watch)
-    monkeypatch.setattr(Head, "_check", lambda head, model: None)
+    monkeypatch.setattr(Head, "logits", watch)
     # The models' own heads must not run at all.
     monkeypatch.setattr(torch.nn.Linear, "forward", _refuse_vocabulary(torch.nn.Linear.forward))
     reference.compare(tuned, chunk=5)
@@ -163,17 +163,3 @@ def test_empty_answers_are_left_out_and_nothing_at_all_is_an_error() -> None:
 def test_another_vocabulary_is_an_error() -> None:
     with pytest.raises(ModelError, match="62 output tokens, its base 61"):
         drift(_llama(), _llama(vocabulary=62), _pairs())
-
-
-def test_logits_computed_in_an_unknown_way_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _llama()
-    forward = type(model).forward
-
-    def scaled(self: PreTrainedModel, *args: object, **kwargs: object) -> object:
-        output = forward(self, *args, **kwargs)
-        output.logits = 3 * output.logits
-        return output
-
-    monkeypatch.setattr(type(model), "forward", scaled)
-    with pytest.raises(ModelError, match="not known here"):
-        drift(model, model, _pairs())

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from raft_ray.config import ModelConfig, OnLongReference
 from raft_ray.errors import DataError
-from raft_ray.evaluate import hidden
+from raft_ray.head import Head
 from raft_ray.models import load_tokenizer
 from raft_ray.prompts import PromptEncoder
 from raft_ray.refine.gap import CONDITIONED, GAP, KINDS, VALUES_SCHEMA, Gap, in_words, read_gap, reference_in_words
@@ -118,13 +118,13 @@ def test_only_a_chunk_of_positions_has_logits_and_a_repeated_text_is_read_once(
     model: Any, encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     likelihood = Likelihood(model, encoder, chunk=4)
-    own, widths = hidden.Head.__call__, []
+    own, widths = Head.logits, []
 
-    def watch(head: hidden.Head, hidden: torch.Tensor) -> torch.Tensor:
+    def watch(head: Head, hidden: torch.Tensor) -> torch.Tensor:
         widths.append(len(hidden))
         return own(head, hidden)
 
-    monkeypatch.setattr(hidden.Head, "__call__", watch)
+    monkeypatch.setattr(Head, "logits", watch)
     likelihood.measure(ROWS)
     assert max(widths) <= 4
     texts = [{r["answer"], r["rewrite"], r["fused"]} - {None, ""} for r in ROWS]

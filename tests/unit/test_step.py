@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raft_ray.errors import ModelError
 from raft_ray.losses import EmaBalancer, token_weights, topk_kl
 from raft_ray.pipeline import Place
 from raft_ray.prompts import EncodedRow
 from raft_ray.step import StepLosses, train_step
-from raft_ray.student import MicroBatch, Student, check_shareable, empty_micro_batch, make_micro_batches
-from raft_ray.teacher import decoder_and_head, micro_batches, score
+from raft_ray.student import MicroBatch, Student, empty_micro_batch, make_micro_batches
+from raft_ray.teacher import micro_batches, score
 from raft_ray.trajectory import Sample, Trajectory
 
 TEMPERATURE = 1.5
@@ -260,13 +259,6 @@ def test_sharing_the_prompt_reads_it_once() -> None:
     )
 
 
-def test_a_model_with_sliding_windows_must_not_share_prompts() -> None:
-    config = LlamaConfig()
-    config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(ModelError, match=r"sliding_attention; set learner\.share_prompt=false"):
-        check_shareable(config)
-
-
 @pytest.mark.parametrize("tokens", [1, 10, 100])
 def test_micro_batches_hold_every_row_once_within_their_tokens(tokens: int) -> None:
     lengths = [3, 9, 1, 4, 4, 7]
@@ -276,11 +268,41 @@ def test_micro_batches_hold_every_row_once_within_their_tokens(tokens: int) -> N
         assert len(group) == 1 or max(lengths[i] for i in group) * len(group) <= tokens
 
 
-def test_a_model_whose_logits_are_changed_after_the_head_is_refused() -> None:
+def test_dropout_hides_the_same_in_both_passes_of_a_step() -> None:
+    """The losses that λ comes from are those whose gradients are taken."""
+    rows, samples = rows_and_samples(5)
+    taken: list[Tensor] = []
+
+    class Watching(PlainEngine):
+        def __call__(self, batch: MicroBatch) -> Tensor:
+            losses = super().__call__(batch)
+            taken.append(losses.detach())
+            return losses
+
     model = tiny_model(0)
-    model.config.logit_scale = 0.5
-    with pytest.raises(ModelError, match="logit_scale"):
-        decoder_and_head(model)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    batches = make_micro_batches(rows, samples, total=5, tokens=30, share_prompt=True)
+    assert len(batches) > 1
+    train_step(
+        Watching(Student(model, TEMPERATURE).train()),
+        batches,
+        balancer=EmaBalancer(),
+        ranks=1,
+        hold=False,
+        reduce=lambda values: values,
+    )
+    first, second = taken[: len(batches)], taken[len(batches) :]
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_micro_batches_of_weight_0_do_not_count_in_the_students_mass() -> None:
+    rows, samples = rows_and_samples(3)
+    student = Student(tiny_model(0), TEMPERATURE)
+    (batch,) = make_micro_batches(rows, samples, total=3, tokens=1000, share_prompt=True)
+    student(batch)
+    student(empty_micro_batch(12))
+    assert len(student.student_mass) == 1
 
 
 def test_weights_of_tokens_average_over_tokens_then_rows() -> None:
