@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raft_ray import rope
 from raft_ray.config import ModelConfig, RolloutConfig
+from raft_ray.errors import RaftError
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams, TokensPrompt
@@ -68,6 +69,7 @@ class Engine:
         from vllm import LLM
         from vllm.config import WeightTransferConfig
 
+        self._folder = folder
         self._stale_prefixes = False
         on_gpu = torch.cuda.is_available()
         self.llm = LLM(
@@ -190,8 +192,16 @@ class Engine:
         self.llm.collective_rpc(unpack_experts)
 
     def weights_changed(self) -> None:
-        """Forget what was derived from the old weights; call after every way of replacing them."""
+        """Forget what was derived from the old weights; call after every way of replacing them.
+
+        Raises `RaftError` for a model whose experts vLLM has not taken up.
+        """
         self.llm.collective_rpc(repack_heads)
+        if not all(self.llm.collective_rpc(has_packed_experts)):
+            raise RaftError(
+                f"{self._folder}: vLLM does not take up new weights for the experts of this architecture while it "
+                "runs; it can be trained by methods without rollouts (sft, sdft), and evaluated alone"
+            )
         self._forget_prefixes()
 
     def _forget_prefixes(self) -> None:
@@ -211,6 +221,14 @@ def unpack_experts(worker: Any) -> None:
         for module in worker.model_runner.get_model().modules():
             if isinstance(method := getattr(module, "quant_method", None), FusedMoEMethodBase):
                 method.moe_kernel = None
+
+
+def has_packed_experts(worker: Any) -> bool:
+    """Whether every layer of experts has been packed again since `unpack_experts`."""
+    from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+
+    methods = [getattr(module, "quant_method", None) for module in worker.model_runner.get_model().modules()]
+    return all(method.moe_kernel is not None for method in methods if isinstance(method, FusedMoEMethodBase))
 
 
 def repack_heads(worker: Any) -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded:smollm2-135m-instruct"
 TINY = "random:tiny"
 
+# By their configs' model_type; an engine of another such architecture is refused when it has got its first weights.
+_READ_ONCE = {"gpt_oss"}
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja", ".py"}
 _SAMPLE = 1 << 20
 _SAMPLES = 32
@@ -170,6 +172,16 @@ def check_weights(folder: str, config: ModelConfig) -> None:
     """
     if os.path.isdir(folder):
         _from_checkpoint(folder, config, device_map="meta")
+
+
+def check_rollouts(folder: str, config: ModelConfig) -> None:
+    """Refuse an architecture whose engines cannot follow a learner. Raises `ModelError`."""
+    kind = _config(folder, config).get_text_config().model_type
+    if kind in _READ_ONCE:
+        raise ModelError(
+            f"model.path={folder}: vLLM reads the experts of {kind} once and takes up no later weights, which rollouts "
+            "need; train it with distill.method=sft or sdft"
+        )
 
 
 def checkpoint_tensors(folder: str, config: ModelConfig, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

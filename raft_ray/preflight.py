@@ -53,6 +53,8 @@ def preflight(config: Config, *, trains: bool = True, keep_rows: bool = True) ->
     """
     folder = models.resolve(config.model.path)
     models.check_weights(folder, config.model)
+    if trains and distils(config):
+        models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)
     teacher = models.resolve(config.teacher.path) if config.teacher.path else folder
     if teacher != folder:

@@ -90,7 +90,15 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         layer_types=["sliding_attention", "full_attention"],
         eos_token_id=2,
         pad_token_id=1,
-        rope_parameters={"rope_type": "default", "rope_theta": 150000.0},
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 128,
+        },
     ),
     # Beside those of the matrix, for what they do to logits, positions and checkpoints.
     "granite": lambda: hf.GraniteConfig(
