@@ -210,7 +210,10 @@ def checkpoint_tensors(folder: str, config: ModelConfig, state: dict[str, torch.
 
 def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    # Drawn by every process of a run, over the run's own bars.
+    disable_progress_bar()
     load: Any = AutoModelForCausalLM.from_pretrained
     settings = _config(folder, config)
     rope.freeze(settings, config.context)
