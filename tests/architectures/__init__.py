@@ -1,0 +1,1 @@
+"""Tokenizers, templates and models of the shapes that people train, small enough for unit tests."""
