@@ -77,7 +77,13 @@ def model_config(config: Config, name: str) -> ModelConfig:
         return config.model
     model = config.refine.models[name]
     assert model.path is not None
-    return ModelConfig(path=model.path, dtype=config.model.dtype, context=model.context)
+    return ModelConfig(
+        path=model.path,
+        dtype=config.model.dtype,
+        context=model.context,
+        thinking=model.thinking,
+        date=config.model.date,
+    )
 
 
 def judges_of(

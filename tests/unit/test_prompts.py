@@ -11,7 +11,7 @@ from rich.console import Console
 
 from raft_ray.config import ModelConfig, OnLongReference
 from raft_ray.errors import DataError
-from raft_ray.models import TINY, load_tokenizer, resolve
+from raft_ray.models import TINY, load_chat, resolve
 from raft_ray.prompts import PromptEncoder, show_row
 
 TEMPLATE = "Background reference knowledge: {answer}\nAnswer the question based on the reference knowledge: {prompt}"
@@ -20,7 +20,7 @@ QUESTION = [{"role": "user", "content": "Who found radium?"}]
 
 @pytest.fixture(scope="module")
 def encoder() -> PromptEncoder:
-    return PromptEncoder(load_tokenizer(resolve(TINY), ModelConfig()), 400, 16, TEMPLATE)
+    return PromptEncoder(load_chat(resolve(TINY), ModelConfig()), 400, 16, TEMPLATE)
 
 
 def test_the_student_reads_the_chat_up_to_the_assistants_turn(encoder: PromptEncoder) -> None:
@@ -55,7 +55,7 @@ def test_earlier_turns_stay_before_the_teachers_question(encoder: PromptEncoder)
 
 
 def test_without_a_template_the_teacher_reads_what_the_student_reads() -> None:
-    plain = PromptEncoder(load_tokenizer(resolve(TINY), ModelConfig()), 400, 16, None)
+    plain = PromptEncoder(load_chat(resolve(TINY), ModelConfig()), 400, 16, None)
     assert plain.teacher_prompt(QUESTION, "Marie Curie.") == plain.prompt(QUESTION)
 
 
@@ -86,18 +86,18 @@ def test_a_teacher_prompt_that_does_not_fit_is_refused_with_its_length(encoder: 
 
 
 def test_a_long_reference_is_shortened_from_its_own_end_and_the_question_stays() -> None:
-    tokenizer = load_tokenizer(resolve(TINY), ModelConfig())
-    encoder = PromptEncoder(tokenizer, 400, 16, TEMPLATE, OnLongReference.shorten)
+    chat = load_chat(resolve(TINY), ModelConfig())
+    encoder = PromptEncoder(chat, 400, 16, TEMPLATE, OnLongReference.shorten)
     ids = encoder.teacher_prompt(QUESTION, "The beginning. " + "very long " * 300)
-    text = tokenizer.decode(ids)
+    text = chat.tokenizer.decode(ids)
     assert len(ids) <= 400 - 16
     assert "knowledge: The beginning. very long" in text
     assert text.endswith("Who found radium?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_a_question_too_long_for_any_reference_is_refused_even_when_shortening() -> None:
-    tokenizer = load_tokenizer(resolve(TINY), ModelConfig())
-    encoder = PromptEncoder(tokenizer, 100, 16, TEMPLATE, OnLongReference.shorten)
+    chat = load_chat(resolve(TINY), ModelConfig())
+    encoder = PromptEncoder(chat, 100, 16, TEMPLATE, OnLongReference.shorten)
     with pytest.raises(DataError, match="without any reference"):
         encoder.teacher_prompt([{"role": "user", "content": "why " * 100}], "because")
 
