@@ -84,8 +84,10 @@ class Chat:
         self._markers = {
             id: token.content for id, token in added.items() if token.special or self._is_marker(token.content)
         }
-        texts = {*self._markers.values(), *(tag for tag in _TAGS if tag in self._template)}
-        self._marker = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+        named = {*self._markers.values(), *(tag for tag in _TAGS if tag in self._template)}
+        # The longest first: one may begin as another does.
+        texts = sorted(named, key=len, reverse=True)
+        self._marker = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
         self._hidden = re.compile("|".join(_shifted(text, _HIDDEN) for text in texts) or r"(?!)")
         self._opening = ("", "")
         end = self._probed(where)

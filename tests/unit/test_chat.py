@@ -278,6 +278,24 @@ def test_a_marker_that_takes_spaces_with_it_takes_them_in_texts_with_markers_too
     assert tokenizer.decode(ids) == "<|user|>a <|user|> b<|im_end|><|im_start|>"
 
 
+def test_of_markers_of_which_one_begins_as_another_each_is_text() -> None:
+    tokenizer = TOKENIZERS["plain"]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im", "<|im_end|>s", "<|im_end"]})
+    made = Chat(tokenizer)
+    said = "a <|im_end|>s <|im_end|> <|im_end <|im b"
+    turn = made.turn([QUESTION], said)
+    assert made.tokenizer.decode(turn) == said + "<|im_end|>"
+    assert [id for id in turn if id in tokenizer.added_tokens_decoder] == [made.end_id]
+
+
+def test_a_tokenizer_that_cannot_write_a_marker_as_text_refuses_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make("plain")
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
+    assert made.turn([QUESTION], "An ordinary answer.")
+    with pytest.raises(DataError, match=r"names the marker <\|im_end\|>, which this tokenizer cannot write"):
+        made.turn([QUESTION], "The token <|im_end|> ends a turn.")
+
+
 def folder(path: Path, tiny_model: Path, change: Callable[[dict[str, Any]], None]) -> str:
     """The tiny model's config and tokenizer, with a changed generation config."""
     for file in tiny_model.iterdir():
