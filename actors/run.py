@@ -170,9 +170,9 @@ def trained(
     settings.save(config, run_dir / "config.yaml")
     encoded, unfit = encode(config, prepared.folder, rows)
     if unfit:
-        data.write_bad_rows([*prepared.scan.bad, *unfit], run_dir / "bad_rows.jsonl")
+        data.write_bad_rows(unfit, run_dir / "gold_rows.jsonl")
         console.print(
-            f"[yellow]{len(unfit)} rows keep their gold answer[/], listed in {run_dir / 'bad_rows.jsonl'}",
+            f"[yellow]{len(unfit)} rows keep their gold answer[/], listed in {run_dir / 'gold_rows.jsonl'}",
             soft_wrap=True,
         )
     table, digest = [ray.put(encoded)], rows_digest(encoded)

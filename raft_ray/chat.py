@@ -64,7 +64,8 @@ class Chat:
         where: opens error messages: which model this is.
 
     Raises `ModelError` for a template that cannot be used: one that does not compile, refuses a question, leaves out
-    what it is given, opens no assistant's turn, or opens a block of thinking that nobody asked for.
+    what it is given, opens no assistant's turn, opens a block of thinking that nobody asked for, or cannot be told to
+    think.
     """
 
     def __init__(
@@ -154,10 +155,14 @@ class Chat:
     def summary(self) -> str:
         """On what generation stops and whether the model thinks, in one line."""
         stops = ", ".join(map(self._shown, self.stop_ids))
-        switch = any(re.search(pattern, self._template) for pattern in _SWITCHES.values())
-        mode = ("on" if self.thinking else "off") if switch or self._opening[0] else "the template knows no such mode"
+        known = self._has_switch or self._opening[0]
+        mode = ("on" if self.thinking else "off") if known else "the template knows no such mode"
         day = f"; date: {self._midnight:%Y-%m-%d}" if "strftime_now" in self._template else ""
         return f"Generation stops on {stops}. Thinking: {mode}{day}."
+
+    @property
+    def _has_switch(self) -> bool:
+        return any(re.search(pattern, self._template) for pattern in _SWITCHES.values())
 
     # Contents as text
 
@@ -273,6 +278,8 @@ class Chat:
                     f"{block[0] + chr(10) * 2 + block[1]!r} there"
                 )
             self._opening = block
+        elif self.thinking and not self._has_switch:
+            raise ModelError(f"{where}: its chat template cannot be told to think; leave out model.thinking")
         first = self.tokenizer.encode(after, add_special_tokens=False)[:1]
         return first[0] if first and first[0] in self._markers else None
 

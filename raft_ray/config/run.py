@@ -23,7 +23,8 @@ class OnBadRow(StrEnum):
     error = "error"
     """Stop before anything starts, listing the bad rows with their line numbers."""
     skip = "skip"
-    """Leave them out, and list them in the log and in `bad_rows.jsonl` of the run folder."""
+    """Leave them out, and list them in the log and in `bad_rows.jsonl` of the run folder. A row whose fused answer or
+    rewrite does not fit, which is known after stage 1, trains on its gold answer and is listed in `gold_rows.jsonl`."""
 
 
 @dataclass

@@ -175,6 +175,11 @@ def test_with_thinking_on_a_rows_thinking_is_the_templates() -> None:
     assert not set(tags) & set(made.prompt([{"role": "user", "content": "What is <think>?"}]))
 
 
+def test_thinking_that_a_template_knows_nothing_of_is_refused() -> None:
+    with pytest.raises(ModelError, match="cannot be told to think; leave out model"):
+        with_template(CHATML + OPENS, thinking=True)
+
+
 def test_a_template_that_always_opens_a_block_of_thinking_is_refused_unless_thinking_is_on() -> None:
     with pytest.raises(ModelError, match=r"opens a block of thinking \(<think>\).*model.thinking=true"):
         with_template(R1)
