@@ -119,6 +119,8 @@ def _check_model(name: str, model: RefineModelConfig, used: bool) -> None:
     if model.path is not None and (model.model is not None or model.api_key_env is not None):
         extra = "model" if model.model is not None else "api_key_env"
         raise ConfigError(f"{key}.{extra}: is for endpoints, and the model runs here (path); leave it out")
+    if model.base_url is not None and model.thinking:
+        raise ConfigError(f"{key}.thinking: is for models that run here (path); an endpoint has its own settings")
     if model.tensor_parallel > 1 and model.num_gpus < model.tensor_parallel:
         raise ConfigError(
             f"{key}.tensor_parallel={model.tensor_parallel}: needs as many GPUs an engine; "
