@@ -113,6 +113,12 @@ class Chat:
         """
         prompt = self._render(messages, generate=True)
         full = self._render([*messages, {"role": "assistant", "content": answer}], generate=False)
+        begin, end = _TAGS
+        if not self.thinking and begin in self._template and answer.lstrip().startswith(begin) and end in answer:
+            raise DataError(
+                f"the answer begins with a block of thinking ({begin}), and model.thinking is off; set "
+                "model.thinking=true, or remove the block"
+            )
         opening, closing = self._opening
         hidden = self._hide("assistant", answer)
         if opening and closing in hidden:
@@ -274,7 +280,7 @@ class Chat:
             if not self.thinking:
                 raise ModelError(
                     f"{where}: its chat template opens a block of thinking ({block[0]}) before every answer, which "
-                    "thinking=false cannot close; set model.thinking=true, or let the template write "
+                    "model.thinking=false cannot close; set model.thinking=true, or let the template write "
                     f"{block[0] + chr(10) * 2 + block[1]!r} there"
                 )
             self._opening = block

@@ -175,6 +175,12 @@ def test_with_thinking_on_a_rows_thinking_is_the_templates() -> None:
     assert not set(tags) & set(made.prompt([{"role": "user", "content": "What is <think>?"}]))
 
 
+@pytest.mark.parametrize("name", ["qwen3", "smollm3"])
+def test_a_row_that_thinks_is_refused_where_thinking_is_off(name: str) -> None:
+    with pytest.raises(DataError, match=r"begins with a block of thinking .* model.thinking=true"):
+        make(name).turn([QUESTION], "<think>\nHm.\n</think>\n\nParis.")
+
+
 def test_thinking_that_a_template_knows_nothing_of_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot be told to think; leave out model"):
         with_template(CHATML + OPENS, thinking=True)
