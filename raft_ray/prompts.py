@@ -121,8 +121,10 @@ class PromptEncoder:
 
     def row(self, row: int, messages: Messages, target: str, reference: str | None, where: str = "row") -> EncodedRow:
         """A whole row; `reference=None` for methods without a teacher. Raises `DataError` if it does not fit."""
-        prompt = self.prompt(messages)
-        answer = self.answer(messages, target)
+        try:
+            prompt, answer = self.prompt(messages), self.answer(messages, target)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
         longest = max(len(answer), self.max_new_tokens)
         if len(prompt) + longest > self.context:
             raise DataError(

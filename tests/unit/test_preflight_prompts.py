@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from architectures.tokenizers import GENERATION, TOKENIZERS
 from rich.console import Console
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from raft_ray import models, settings
 from raft_ray.cli.app import load
@@ -124,6 +124,16 @@ def test_a_fused_answer_that_does_not_fit_follows_on_bad_row(model: Path, tmp_pa
     assert line == 2
     assert reason.startswith("fused answer: ")
     assert reason.endswith("trained on its gold answer")
+
+
+def test_a_fused_answer_that_cannot_be_encoded_is_named_with_its_row(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(tmp_path, [GOOD], "distill.target=fused", "distill.method=sft")
+    rows = [replace(preflight(made).train[0], fused="<|im_end|> ends a turn.")]
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
+    with pytest.raises(DataError, match=r"train.jsonl: row 1: the text names the marker <\|im_end\|>"):
+        encode(made, str(model), rows)
 
 
 def test_a_gold_answer_that_does_not_fit_is_refused_whatever_on_bad_row_says(model: Path, tmp_path: Path) -> None:
