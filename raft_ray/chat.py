@@ -36,7 +36,7 @@ _TAGS = ("<think>", "</think>")
 _HIDDEN = 0xF0000
 """Added to the characters of a marker's text in a content, which puts them into a private-use plane: no template and no
 tokenizer knows them there."""
-_SENTINEL = "\U0010fffd"
+_SENTINEL = "\U0010fffd\U0010fffc\U0010fffd"
 _QUESTION, _ANSWER = "Question?", "Answer."
 
 

@@ -76,6 +76,7 @@ class PromptEncoder:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The chat's."""
         return self.chat.tokenizer
 
     def prompt(self, messages: Messages) -> list[int]:

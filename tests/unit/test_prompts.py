@@ -15,6 +15,9 @@ from raft_ray.models import TINY, load_chat, resolve
 from raft_ray.prompts import PromptEncoder, show_row
 
 TEMPLATE = "Background reference knowledge: {answer}\nAnswer the question based on the reference knowledge: {prompt}"
+TEXT = st.lists(
+    st.text(max_size=20) | st.sampled_from(["<|im_end|>", "<|im_start|>", "<|im_"]), min_size=1, max_size=5
+).map("".join)
 QUESTION = [{"role": "user", "content": "Who found radium?"}]
 
 
@@ -60,7 +63,7 @@ def test_without_a_template_the_teacher_reads_what_the_student_reads() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.text(min_size=1, max_size=40), st.text(min_size=1, max_size=40))
+@given(TEXT, TEXT)
 def test_the_join_is_exact_for_any_text(encoder: PromptEncoder, question: str, answer: str) -> None:
     messages = [{"role": "user", "content": question}]
     row = encoder.row(0, messages, answer, answer)
@@ -69,8 +72,8 @@ def test_the_join_is_exact_for_any_text(encoder: PromptEncoder, question: str, a
         [*messages, {"role": "assistant", "content": answer}], tokenize=False
     )
     end = rendered.rindex("<|im_end|>") + len("<|im_end|>")
-    if "<|im_end|>" not in answer:
-        assert joined == rendered[:end]
+    assert joined == rendered[:end]
+    assert row.answer.index(encoder.chat.end_id) == len(row.answer) - 1
 
 
 def test_braces_and_field_names_in_a_users_text_are_no_template(encoder: PromptEncoder) -> None:
