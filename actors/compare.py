@@ -59,7 +59,7 @@ def compare(config: Config) -> Path:
         for training in trainings:
             if training.config and steps_done(training.folder):
                 check_same_run(training.config, training.folder, longer=False)
-    prepared = preflight(config)
+    prepared = preflight(config, others=[training.config for training in trainings if training.config])
     asked = _asked(config, prepared)
     if len({training.point for training in trainings}) > 1:
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training

@@ -1,7 +1,7 @@
 """One vLLM engine in the calling process: token ids in, token ids out.
 
-Used by rollout actors, stage 1 and the evaluation alike. Knows nothing about templates, text, rows or Ray,
-except that its weights can be replaced while it lives (see `actors.weight_sync`).
+Used by rollout actors, stage 1 and the evaluation alike. Knows nothing about text, rows or Ray, and of
+templates only where a turn ends, except that its weights can be replaced while it lives (see `actors.weight_sync`).
 
 Sampling is deterministic: the same engine, weights, list of prompts and seed give the same tokens.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raft_ray import rope
+from raft_ray import models, rope
 from raft_ray.config import ModelConfig, RolloutConfig
 from raft_ray.errors import RaftError
 
@@ -71,6 +71,7 @@ class Engine:
 
         self._folder = folder
         self._stale_prefixes = False
+        self._stop_ids = models.load_chat(folder, model).stop_ids
         on_gpu = torch.cuda.is_available()
         self.llm = LLM(
             model=folder,
@@ -123,6 +124,7 @@ class Engine:
                 top_p=top_p,
                 detokenize=False,
                 skip_special_tokens=False,
+                stop_token_ids=self._stop_ids,
                 structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
             )
             for limit in limits

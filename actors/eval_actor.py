@@ -28,7 +28,6 @@ from raft_ray.evaluate.length import length
 from raft_ray.evaluate.mmlu import Mmlu, load_mmlu
 from raft_ray.evaluate.open_questions import OpenQuestion, load_open_questions
 from raft_ray.general import general_prompts
-from raft_ray.prompts import PromptEncoder
 
 CHUNK = 64
 """About how many prompts a call of the engine gets: enough to fill a CPU's batch, few enough to show progress."""
@@ -107,18 +106,17 @@ class EvalActor:
             ifeval.check()
         folder = sources.resolve(self.folder)
         model = self.config.model
-        self.tokenizer = sources.load_tokenizer(folder, model)
+        self.chat = sources.load_chat(folder, model)
         self.chats = self.asked.chats(self.config)
         limit = sources.model_context(folder, model)
-        self.encoder = PromptEncoder(self.tokenizer, limit)
-        self.prompts = [self.encoder.prompt(messages) for _, _, messages, _ in self.chats]
+        self.prompts = [self.chat.prompt(messages) for _, _, messages, _ in self.chats]
         self.second = [place for place, question in enumerate(self.asked.open) if len(question.turns) > 1]
         # No longer than needed: the KV cache must hold one whole context.
         needed = [len(ids) + chat[3] for ids, chat in zip(self.prompts, self.chats, strict=True)]
         for place in self.second:
             chat = chat_of(self.asked.open[place], [""])
             # The first answer, decoded and read again, may have more tokens than it was written in: twice as much room.
-            needed.append(len(self.encoder.prompt(chat)) + 3 * self.config.eval.open_max_new_tokens)
+            needed.append(len(self.chat.prompt(chat)) + 3 * self.config.eval.open_max_new_tokens)
         self.context = context = min(limit, max(needed))
         self.limits = [min(chat[3], context - len(ids)) for ids, chat in zip(self.prompts, self.chats, strict=True)]
         self.engine = Engine(folder, model, self.config.rollout, context=context)
@@ -152,7 +150,7 @@ class EvalActor:
         prompts: dict[int, list[int]] = {}
         for place in places:
             chat = chat_of(self.asked.open[place], [self.answers[first[place]][0]])
-            ids = self.encoder.prompt(chat)
+            ids = self.chat.prompt(chat)
             if len(ids) < self.context:
                 prompts[place] = ids
             else:
@@ -167,7 +165,7 @@ class EvalActor:
         completions = self.engine.generate(
             prompts, max_new_tokens=limits, temperature=self.config.eval.temperature, seed=self.config.run.seed
         )
-        texts = [str(self.tokenizer.decode(one.token_ids, skip_special_tokens=True)) for one in completions]
+        texts = [self.chat.text(one.token_ids) for one in completions]
         return [(text, one.token_ids, one.truncated) for text, one in zip(texts, completions, strict=True)]
 
     def measure(self) -> dict[str, Any]:

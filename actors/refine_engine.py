@@ -22,8 +22,7 @@ from actors.remote import within
 from raft_ray.announce import announce
 from raft_ray.config import Config, ModelConfig, RolloutConfig
 from raft_ray.errors import RaftError
-from raft_ray.models import load_tokenizer, model_context, model_identity, resolve
-from raft_ray.prompts import PromptEncoder
+from raft_ray.models import load_chat, model_context, model_identity, resolve
 from raft_ray.refine.generation import Ask, Generation
 from raft_ray.refine.roles import SELF, is_local, model_config, models_used
 
@@ -73,8 +72,7 @@ class RefineEngine:
 
         folder = resolve(plan.model.path)
         self._context = model_context(folder, plan.model)
-        self._tokenizer = load_tokenizer(folder, plan.model)
-        self._encoder = PromptEncoder(self._tokenizer, self._context)
+        self._chat = load_chat(folder, plan.model)
         self._engine = Engine(folder, plan.model, plan.resources, context=self._context)
 
     def ready(self) -> str:
@@ -90,9 +88,9 @@ class RefineEngine:
         seed: int,
         schema: dict[str, Any] | None = None,
     ) -> list[Generation]:
-        """A text for each ask, special tokens left out; see `raft_ray.refine.generation.Generate`."""
+        """A text for each ask, without special tokens and thinking; see `raft_ray.refine.generation.Generate`."""
         announce(self._name, "generating", asks=len(asks))
-        prompts = [self._encoder.prompt(ask.chat) for ask in asks]
+        prompts = [self._chat.prompt(ask.chat) for ask in asks]
         fitting = [ids for ids in prompts if len(ids) + max_new_tokens <= self._context]
         # What the prefix cache holds depends on earlier calls, and what it gives differs in the last bits.
         self._engine.llm.reset_prefix_cache()
@@ -109,7 +107,7 @@ class RefineEngine:
                 generations.append(Generation("", too_long=True))
                 continue
             completion = next(completions)
-            text = str(self._tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+            text = self._chat.text(completion.token_ids)
             generations.append(
                 Generation(
                     text,
@@ -199,6 +197,7 @@ def identity(config: Config, name: str) -> str:
     if is_local(config.refine, name):
         model = model_config(config, name)
         folder = resolve(model.path)
-        return f"{model_identity(folder)} {model.dtype.value} {model_context(folder, model)}"
+        thinks = " thinking" if model.thinking else ""
+        return f"{model_identity(folder)} {model.dtype.value} {model_context(folder, model)}{thinks}"
     remote = config.refine.models[name]
     return f"{remote.base_url} {remote.model}"

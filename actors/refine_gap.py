@@ -24,7 +24,7 @@ from actors.cluster import actor_options, log_to_file
 from raft_ray.config import Config
 from raft_ray.errors import DataError, RaftError
 from raft_ray.files import write_whole
-from raft_ray.models import load_model, load_tokenizer, model_context, resolve
+from raft_ray.models import load_chat, load_model, model_context, resolve
 from raft_ray.prompts import PromptEncoder, load_teacher_template
 from raft_ray.refine.gap import COLUMNS, GAP, VALUES, VALUES_SCHEMA, Gap, read_gap
 from raft_ray.refine.likelihood import Likelihood
@@ -90,7 +90,7 @@ class GapActor:
         log_to_file(Path(run_dir), f"gap-{str(ray.get_runtime_context().get_actor_id())[:8]}")
         folder = resolve(config.model.path)
         encoder = PromptEncoder(
-            load_tokenizer(folder, config.model),
+            load_chat(folder, config.model),
             model_context(folder, config.model),
             teacher_template=template,
             on_long_reference=config.teacher.on_long_reference,
@@ -153,6 +153,6 @@ def _template(config: Config) -> str | None:
 def _fingerprint(config: Config, files: list[Path], template: str | None) -> str:
     """Tells whether a gap on record is that of these files, this model and this template."""
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    model = (config.model.path, config.model.dtype.value, config.model.context, config.run.seed)
+    model = (config.model.path, config.model.dtype.value, config.model.context, config.model.thinking, config.run.seed)
     reads = (template, config.teacher.on_long_reference.value)
     return hashlib.sha256(json.dumps([model, reads, facts]).encode()).hexdigest()

@@ -51,7 +51,8 @@ console = Console(stderr=False)
 
 def run(config: Config) -> Path:
     """Refine, train the method and its baselines, evaluate all, report. Returns the path of `report.html`."""
-    prepared = preflight(config, keep_rows=not config.refine.enabled)
+    baselines = {name: settings.for_method(config, name) for name in config.run.baselines}
+    prepared = preflight(config, keep_rows=not config.refine.enabled, others=baselines.values())
     if config.refine.enabled and prepared.refined:
         raise ConfigError(
             f"data.train={config.data.train}: its rows are refined already; set refine.enabled=false to train on them"
@@ -60,8 +61,7 @@ def run(config: Config) -> Path:
         rows = refined_rows(config, prepared, bars, run_dir)
         main = config.distill.method.value
         folders = {"base": prepared.folder}
-        for name in config.run.baselines:
-            baseline = settings.for_method(config, name)
+        for name, baseline in baselines.items():
             folders[name] = trained(baseline, prepared, rows, bars, run_dir / "methods" / name)
         folders[main] = trained(config, prepared, rows, bars, run_dir)
         if config.eval.enabled:
@@ -130,6 +130,8 @@ def running(
     training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {config.data.train}"
     model = f"model {config.model.path} in {config.model.dtype.value}"
     console.print(f"{what or training}, {model}, run folder {run_dir}", highlight=False)
+    for note in prepared.notes:
+        console.print(f"[yellow]{note}[/]", highlight=False, soft_wrap=True)
     with Bars(console) as bars:
         bars.update("Ray starts", 0, 1)
         with cluster(config, *others):
@@ -167,7 +169,13 @@ def trained(
         return str(folder)
     run_dir.mkdir(parents=True, exist_ok=True)
     settings.save(config, run_dir / "config.yaml")
-    encoded = encode(config, prepared.folder, rows)
+    encoded, unfit = encode(config, prepared.folder, rows)
+    if unfit:
+        data.write_bad_rows(unfit, run_dir / "gold_rows.jsonl")
+        console.print(
+            f"[yellow]{len(unfit)} rows keep their gold answer[/], listed in {run_dir / 'gold_rows.jsonl'}",
+            soft_wrap=True,
+        )
     table, digest = [ray.put(encoded)], rows_digest(encoded)
     del encoded
     overlapped = config.sync.max_staleness > 0

@@ -19,7 +19,6 @@ from actors.eval_actor import Questions
 from raft_ray import models as sources
 from raft_ray.config import Config
 from raft_ray.evaluate.mmlu import LETTERS, lettered, scores
-from raft_ray.prompts import PromptEncoder
 
 if TYPE_CHECKING:
     from raft_ray.evaluate.likelihood import Choices, Chosen
@@ -44,7 +43,7 @@ class ScoreActor:
         """Tokenise the questions. Returns how many questions each chunk has."""
         log_to_file(Path(self.config.run.dir), "evaluate")
         folder, model = sources.resolve(self.folder), self.config.model
-        self.tokenizer = sources.load_tokenizer(folder, model)
+        self.chat = sources.load_chat(folder, model)
         # model.context bounds an engine's memory, which this is not; benchmarks are asked within the model's own limit.
         self.limit = sources.model_context(folder, replace(model, context=None))
         self.parts: dict[str, list[Choices]] = {}
@@ -125,7 +124,6 @@ class ScoreActor:
         """The domain's questions with their choices as answers, and with lettered choices and letters as answers."""
         from raft_ray.evaluate.likelihood import Choices
 
-        encoder = PromptEncoder(self.tokenizer, self.limit)
         parts: dict[str, list[Choices]] = {"choice": [], "letter": []}
         for row in self.asked.domain:
             assert row.choices is not None
@@ -137,8 +135,8 @@ class ScoreActor:
                 "letter": ([*row.messages[:-1], {"role": "user", "content": asked}], letters),
             }
             for name, (messages, texts) in chats.items():
-                ids = [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
-                parts[name].append(Choices(encoder.prompt(messages), ids, [len(text) for text in texts], right))
+                ids = [self.chat.content(text) for text in texts]
+                parts[name].append(Choices(self.chat.prompt(messages), ids, [len(text) for text in texts], right))
         return parts
 
     def _mmlu(self, shots: int) -> list[Choices]:
@@ -148,7 +146,9 @@ class ScoreActor:
         questions = []
         for question in self.asked.mmlu.test:
             prompt = self.asked.mmlu.prompt(question, shots)
-            pairs = [encode_pair(self.tokenizer, prompt, f" {letter}") for letter in LETTERS[: len(question.choices)]]
+            pairs = [
+                encode_pair(self.chat.tokenizer, prompt, f" {letter}") for letter in LETTERS[: len(question.choices)]
+            ]
             ids = [continuation for _, continuation in pairs]
             questions.append(Choices(pairs[0][0], ids, [1] * len(ids), question.right))
         return questions

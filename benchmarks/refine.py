@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.config import Config, DataConfig, ModelConfig, OnBadRow, RefineConfig, SimilarityOn
-from raft_ray.models import EMBEDDED, load_tokenizer, model_context, resolve
+from raft_ray.models import EMBEDDED, load_chat, model_context, resolve
 from raft_ray.prompts import PromptEncoder
 from raft_ray.refine.prompts import load_prompts
 from raft_ray.slices import Scan, read_slice, scan
@@ -56,7 +56,7 @@ class Bare:
 def prompts(config: Config, found: Scan) -> list[list[list[int]]]:
     """Token ids of what stage 1 asks, batch by batch."""
     folder = resolve(config.model.path)
-    encoder = PromptEncoder(load_tokenizer(folder, config.model), model_context(folder, config.model))
+    encoder = PromptEncoder(load_chat(folder, config.model), model_context(folder, config.model))
     template = load_prompts(config.refine).rewrite
     rows = [row for part in found.slices for row in read_slice(found.source, found.config, found.split, part)]
     chats = [

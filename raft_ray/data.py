@@ -309,7 +309,10 @@ def length_check(config: DataConfig, count_tokens: CountTokens) -> Check:
         for name, text in targets.items():
             if text is None:
                 continue
-            prompt_tokens, answer_tokens = count_tokens(row.messages, text)
+            try:
+                prompt_tokens, answer_tokens = count_tokens(row.messages, text)
+            except DataError as error:
+                return str(error)
             if prompt_tokens > config.max_prompt:
                 return f"prompt has {prompt_tokens} tokens, data.max_prompt is {config.max_prompt}"
             if answer_tokens > config.max_answer:

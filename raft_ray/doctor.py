@@ -188,13 +188,16 @@ def _model(model: str) -> Iterator[Finding]:
     try:
         folder = models.resolve(model)
         models.check_folder(folder, config)
-        tokenizer = models.load_tokenizer(folder, config)
+        chat = models.load_chat(folder, config)
         context, rows = models.model_context(folder, config), models.vocabulary_size(folder, config)
     except ModelError as error:
         yield Finding(Verdict.fail, "model", model, str(error))
         return
     yield Finding(Verdict.ok, "model", f"{model}: context {context}, vocabulary {rows}")
-    yield Finding(Verdict.ok, "chat template", f"there; a turn ends with {tokenizer.eos_token}")
+    if difference := chat.difference():
+        yield Finding(Verdict.warn, "chat template", chat.summary(), difference)
+    else:
+        yield Finding(Verdict.ok, "chat template", chat.summary())
 
 
 def _version(name: str) -> str | None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from raft_ray import rope
+from raft_ray.chat import Chat, with_thinking
 from raft_ray.config import ModelConfig
 from raft_ray.errors import ModelError
 from raft_ray.model_checks import check_folder_kind, check_keys, check_ties, remove_randomness, settle_attention
@@ -126,7 +127,8 @@ def model_identity(folder: str) -> str:
 
 
 def load_tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer, which must have a chat template and an end-of-sequence token. Raises `ModelError`."""
+    """The tokenizer, which must have a chat template and an end-of-sequence token; its template thinks by default if
+    `model.thinking` says so. Raises `ModelError`."""
     from transformers import AutoTokenizer
 
     check_folder(folder, config)
@@ -138,7 +140,36 @@ def load_tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
         raise ModelError(f"model.path={folder}: the tokenizer has no chat template; raft-ray trains chat models")
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model.path={folder}: the tokenizer has no end-of-sequence token")
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        tokenizer.chat_template = {name: with_thinking(text, config.thinking) for name, text in templates.items()}
+    else:
+        tokenizer.chat_template = with_thinking(templates, config.thinking)
     return tokenizer
+
+
+def load_chat(folder: str, config: ModelConfig) -> Chat:
+    """The tokenizer with its chat template, checked, as this run uses it. Raises `ModelError`."""
+    where = f"model.path={folder}"
+    stops, size = _generation_stops(folder, config), vocabulary_size(folder, config)
+    if (beyond := max(stops, default=0)) >= size:
+        raise ModelError(
+            f"{where}: generation_config.json stops on token {beyond} (eos_token_id), and the model has {size}; "
+            "repair one of the two"
+        )
+    tokenizer = load_tokenizer(folder, config)
+    return Chat(tokenizer, stops=stops, thinking=config.thinking, date=config.date, where=where)
+
+
+def _generation_stops(folder: str, config: ModelConfig) -> list[int]:
+    """`eos_token_id` of the generation config, or of the model's config where it has none."""
+    from transformers import GenerationConfig
+
+    try:
+        eos = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:
+        eos = _config(folder, config).get_text_config().eos_token_id
+    return [eos] if isinstance(eos, int) else list(eos or [])
 
 
 def load_model(

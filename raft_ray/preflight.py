@@ -5,16 +5,18 @@ Loads tokenizers and configs, never weights; knows nothing about Ray. What it re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raft_ray import models
-from raft_ray.config import Config, DomainMetric, Method, ModelConfig, Target
-from raft_ray.data import Row, check_rows, length_check, read_rows, write_bad_rows
+from raft_ray.chat import Chat
+from raft_ray.config import Config, DomainMetric, Method, ModelConfig, OnBadRow, Target
+from raft_ray.data import BadRow, Row, check_rows, length_check, read_rows, write_bad_rows
 from raft_ray.errors import ConfigError, DataError, ModelError
-from raft_ray.prompts import EncodedRow, PromptEncoder, load_teacher_template, show_row
+from raft_ray.prompts import EncodedRow, PromptEncoder, load_teacher_template, show_messages, show_prompt, show_row
 from raft_ray.settings import distils
 from raft_ray.slices import Scan, scan
 
@@ -36,6 +38,8 @@ class Prepared:
     train: list[Row]
     """The training rows, unless only stage 1 wants them."""
     test: list[Row] | None
+    notes: list[str]
+    """What one should know of the model before it trains, a line each."""
 
     @property
     def refined(self) -> bool:
@@ -43,33 +47,54 @@ class Prepared:
         return self.scan.fused == self.scan.rows
 
 
-def preflight(config: Config, *, trains: bool = True, keep_rows: bool = True) -> Prepared:
+def preflight(
+    config: Config, *, trains: bool = True, keep_rows: bool = True, others: Iterable[Config] = ()
+) -> Prepared:
     """Check model, teacher, prompt files and data of a run against each other.
 
     The training rows are read once, one at a time; with `keep_rows` they stay in memory. An evaluation, which
     `trains` nothing, does without them.
 
+    Args:
+        others: of methods that train on the same rows, whose targets and teacher's prompts must fit as well.
+
     Raises `ModelError`, `ConfigError` or `DataError` for the first thing that cannot work.
     """
+    methods = [config, *others]
     folder = models.resolve(config.model.path)
     models.check_weights(folder, config.model)
-    if trains and distils(config):
+    if trains and any(distils(each) for each in methods):
         models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)
     teacher = models.resolve(config.teacher.path) if config.teacher.path else folder
-    if teacher != folder:
-        models.check_weights(teacher, config.model)
-        _check_same_vocabulary(config, folder, teacher)
-    if config.rollout.max_new_tokens >= context:
-        raise ConfigError(
-            f"rollout.max_new_tokens={config.rollout.max_new_tokens}: leaves no room for a prompt in a context of "
-            f"{context}"
-        )
-    encoder = make_encoder(config, folder)
-    _check_judged(config, trains)
+    for each in methods:
+        if each.teacher.path and (path := models.resolve(each.teacher.path)) != folder:
+            models.check_weights(path, config.model)
+            _check_same_vocabulary(each, folder, path)
+        if each.rollout.max_new_tokens >= context:
+            raise ConfigError(
+                f"rollout.max_new_tokens={each.rollout.max_new_tokens}: leaves no room for a prompt in a context of "
+                f"{context}"
+            )
+    chat = models.load_chat(folder, config.model)
+    encoders = {_reads(each): (make_encoder(each, chat), target_of(each), distils(each)) for each in methods}
+    readers = _check_judged(config, trains)
 
     def count(messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
-        return len(encoder.prompt(messages)), len(encoder.answer(messages, answer))
+        return len(chat.prompt(messages)), len(chat.turn(messages, answer))
+
+    def unfit(row: Row) -> str | None:
+        """Why a row does not fit the context with some method's target, or cannot be asked of a model."""
+        try:
+            for reader in readers:
+                reader.prompt(row.messages)
+            for encoder, target, taught in encoders.values():
+                # What stage 1 will write is not known; `encode` looks at it.
+                answer = _answer(row, target) or row.answer
+                encoder.row(row.index, row.messages, answer, answer if taught else None, "row")
+        except DataError as error:
+            return str(error).removeprefix("row: ")
+        return None
 
     rows: list[Row] = []
     found = Scan(config.data.train, config.data, "train")
@@ -80,7 +105,7 @@ def preflight(config: Config, *, trains: bool = True, keep_rows: bool = True) ->
             config.data,
             split="train",
             batch=config.refine.batch,
-            check=lambda row: fits_limits(row) or _unfit(encoder, row),
+            check=lambda row: fits_limits(row) or unfit(row),
             visit=rows.append if keep_rows else None,
         )
         check_rows(found, found.bad, config.data, f"data.train={config.data.train}")
@@ -89,41 +114,65 @@ def preflight(config: Config, *, trains: bool = True, keep_rows: bool = True) ->
         test, bad_test = read_rows(config.data.test, config.data, split="test", count_tokens=count)
         check_rows(test, bad_test, config.data, f"data.test={config.data.test}")
         _check_choices(config, test)
-    return Prepared(folder, teacher, context, found, rows, test)
+    difference = chat.difference()
+    return Prepared(folder, teacher, context, found, rows, test, [difference] if difference else [])
 
 
-def make_encoder(config: Config, folder: str) -> PromptEncoder:
+def make_encoder(config: Config, chat: Chat) -> PromptEncoder:
     """The prompt encoder of a run's method: with the teacher template where the teacher reads the answer."""
     conditioned = config.distill.method is Method.raft
     template = load_teacher_template(config.teacher) if conditioned else None
     return PromptEncoder(
-        models.load_tokenizer(folder, config.model),
-        models.model_context(folder, config.model),
+        chat,
+        models.model_context(models.resolve(config.model.path), config.model),
         config.rollout.max_new_tokens if distils(config) else 0,
         template,
         config.teacher.on_long_reference,
     )
 
 
-def encode(config: Config, folder: str, rows: Sequence[Row]) -> dict[int, EncodedRow]:
+def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, EncodedRow], list[BadRow]]:
     """The training rows of a method as token ids, by index: its target answer, and its teacher's prompt.
+
+    A row whose rewrite or fused answer does not fit keeps its gold answer under `data.on_bad_row=skip`, as one whose
+    rewrite was refused, and is among the second list's.
 
     Raises `DataError` for a row whose target is missing or that does not fit.
     """
-    encoder = make_encoder(config, folder)
-    target = target_of(config)
-    encoded = {}
+    encoder = make_encoder(config, models.load_chat(folder, config.model))
+    target, taught = target_of(config), distils(config)
+    encoded, unfit = {}, []
     for row in rows:
-        answer = {Target.gold: row.answer, Target.rewrite: row.rewrite or row.answer, Target.fused: row.fused}[target]
         where = f"data.train={config.data.train}: row {row.line}"
+        answer = _answer(row, target)
         if answer is None:
             raise DataError(
                 f"{where}: no fused answer; set refine.enabled=true, run `raft-ray refine` first, "
                 "or train on the gold answers with distill.target=gold"
             )
-        reference = answer if distils(config) else None
-        encoded[row.index] = encoder.row(row.index, row.messages, answer, reference, where)
-    return encoded
+        try:
+            encoded[row.index] = encoder.row(row.index, row.messages, answer, answer if taught else None, where)
+        except DataError as error:
+            if answer == row.answer:
+                raise
+            if config.data.on_bad_row is OnBadRow.error:
+                raise DataError(f"{error}; or train on its gold answer instead with data.on_bad_row=skip") from error
+            gold = row.answer
+            encoded[row.index] = encoder.row(row.index, row.messages, gold, gold if taught else None, where)
+            reason = str(error).removeprefix(f"{where}: ")
+            unfit.append(BadRow(row.line, f"{target.value} answer: {reason}; trained on its gold answer"))
+    return encoded, unfit
+
+
+def _answer(row: Row, target: Target) -> str | None:
+    """The answer of a row that a target means; none where the row has no fused one."""
+    return {Target.gold: row.answer, Target.rewrite: row.rewrite or row.answer, Target.fused: row.fused}[target]
+
+
+def _reads(config: Config) -> tuple[object, ...]:
+    """What decides whether a row fits a method."""
+    reads = (config.rollout.max_new_tokens, config.teacher.template, config.teacher.on_long_reference)
+    return (config.distill.method is Method.raft, distils(config), target_of(config), *reads)
 
 
 def target_of(config: Config) -> Target:
@@ -134,7 +183,7 @@ def target_of(config: Config) -> Target:
 
 
 def show_prompts(config: Config, row: int, console: Console) -> None:
-    """Print what student and teacher read for training row `row` (0-based), with the ids around the joins.
+    """Print what student, teacher and rewriter read for training row `row` (0-based), with the ids around the joins.
 
     Takes the row's fused answer where the file has one, else its gold answer. Raises as `preflight` does.
     """
@@ -143,22 +192,30 @@ def show_prompts(config: Config, row: int, console: Console) -> None:
         raise ConfigError(f"--row {row}: the training set has rows 0 to {len(prepared.train) - 1}")
     chosen = prepared.train[row]
     chosen = replace(chosen, fused=chosen.fused or chosen.answer)
-    encoder = make_encoder(config, prepared.folder)
-    show_row(encoder, encode(config, prepared.folder, [chosen])[row], console)
+    encoder = make_encoder(config, models.load_chat(prepared.folder, config.model))
+    encoded, _ = encode(config, prepared.folder, [chosen])
+    show_row(encoder, encoded[row], console)
+    if config.refine.enabled:
+        _show_rewriter(config, chosen, console)
+
+
+def _show_rewriter(config: Config, row: Row, console: Console) -> None:
+    """Print what stage 1's rewriter reads: an endpoint has its own template."""
+    from raft_ray.refine.prompts import load_prompts, rewrite_chat
+    from raft_ray.refine.roles import is_local, model_config
+
+    name = config.refine.rewriter
+    asked = rewrite_chat(load_prompts(config.refine).rewrite, row.messages, row.prompt, row.answer)
+    if is_local(config.refine, name):
+        model = model_config(config, name)
+        show_prompt(models.load_chat(models.resolve(model.path), model), asked, f"rewriter ({name})", console)
+    else:
+        show_messages(asked, f"rewriter ({name}, by its own chat template)", console)
 
 
 def write_bad(prepared: Prepared, run_dir: Path) -> None:
     """List the rows that were left out in `RUN/bad_rows.jsonl`."""
     write_bad_rows(prepared.scan.bad, run_dir / "bad_rows.jsonl")
-
-
-def _unfit(encoder: PromptEncoder, row: Row) -> str | None:
-    """Why a row does not fit the context together with its response or, for RAFT, in the teacher's prompt."""
-    try:
-        encoder.row(row.index, row.messages, row.fused or row.answer, row.fused or row.answer, "row")
-    except DataError as error:
-        return str(error).removeprefix("row: ")
-    return None
 
 
 def _check_judges(config: Config) -> None:
@@ -175,14 +232,15 @@ def _check_judges(config: Config) -> None:
         load_open_questions(config.eval.open)
 
 
-def _check_refine_model(key: str, model: ModelConfig) -> None:
-    """A local model of `refine.models` has weights, tokenizer, chat template and the context asked for."""
+def _check_refine_model(key: str, model: ModelConfig) -> Chat:
+    """A local model of `refine.models` has weights, tokenizer, chat template and the context asked for. Returns its
+    template."""
     try:
         folder = models.resolve(model.path)
-        models.load_tokenizer(folder, model)
         models.model_context(folder, model)
+        return models.load_chat(folder, model)
     except ModelError as error:
-        raise ModelError(str(error).replace("model.", f"{key}.", 1)) from error
+        raise ModelError(re.sub(r"(?<![\w./-])model\.", f"{key}.", str(error))) from error
 
 
 def _check_same_vocabulary(config: Config, folder: str, teacher: str) -> None:
@@ -209,8 +267,10 @@ def _check_choices(config: Config, test: list[Row]) -> None:
         )
 
 
-def _check_judged(config: Config, trains: bool) -> None:
-    """Stage 1 and evaluation find their prompt files and packages."""
+def _check_judged(config: Config, trains: bool) -> list[Chat]:
+    """Stage 1 and evaluation find their prompt files and packages. Returns the templates of other models here that
+    rewrite or fuse, which read a row's whole chat."""
+    readers = []
     if trains and config.refine.enabled:
         from raft_ray.refine import check_refine
         from raft_ray.refine.roles import SELF, local_models, model_config
@@ -218,7 +278,9 @@ def _check_judged(config: Config, trains: bool) -> None:
         check_refine(config)
         for name in local_models(config.refine):
             if name != SELF:
-                _check_refine_model(f"refine.models.{name}", model_config(config, name))
+                chat = _check_refine_model(f"refine.models.{name}", model_config(config, name))
+                if name in (config.refine.rewriter, config.refine.fuser):
+                    readers.append(chat)
     if config.eval.enabled and config.eval.ifeval_rows != 0:
         from raft_ray.evaluate.ifeval import check
 
@@ -229,3 +291,4 @@ def _check_judged(config: Config, trains: bool) -> None:
         load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
     if config.eval.enabled:
         _check_judges(config)
+    return readers

@@ -4,7 +4,7 @@ Student: the chat, then its response. Teacher: the same chat with the last quest
 together with the reference answer (Eq. 7), then the *student's* response ids, verbatim. Nothing is ever decoded
 and encoded again, so both read the same tokens at every response position.
 
-Knows nothing about models or Ray; needs a tokenizer with a chat template.
+Knows nothing about models or Ray; how a chat becomes ids is `raft_ray.chat`'s.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raft_ray.chat import Chat
 from raft_ray.config import OnLongReference, TeacherConfig
 from raft_ray.errors import DataError
 from raft_ray.templates import fill, load_prompt
@@ -60,34 +61,31 @@ class PromptEncoder:
     """Chats to token ids.
 
     Args:
-        tokenizer: with a chat template.
+        chat: tokenizer and chat template.
         context: longest prompt + response in tokens.
         max_new_tokens: longest response, for which a prompt must leave room.
         teacher_template: text with `{prompt}` and `{answer}`; none for a teacher that reads what the student reads.
         on_long_reference: what to do with a teacher prompt that does not fit.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    chat: Chat
     context: int
     max_new_tokens: int = 0
     teacher_template: str | None = None
     on_long_reference: OnLongReference = OnLongReference.error
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The chat's."""
+        return self.chat.tokenizer
+
     def prompt(self, messages: Messages) -> list[int]:
-        """Ids up to and including the marker that opens the assistant's turn."""
-        return self._encode(self._prompt_text(messages))
+        """Ids up to and including the marker that opens the assistant's turn. Raises `DataError`."""
+        return self.chat.prompt(messages)
 
     def answer(self, messages: Messages, answer: str) -> list[int]:
-        """Ids of the assistant's turn as the chat template writes it, up to and including its end-of-turn token.
-
-        Encoded apart from the prompt, because generation, too, starts after the prompt's ids.
-        """
-        prompt = self._prompt_text(messages)
-        full = self._template([*messages, {"role": "assistant", "content": answer}], generate=False)
-        # Some templates rewrite earlier turns once an answer follows; the turn itself is then answer + end.
-        ids = self._encode(full[len(prompt) :] if full.startswith(prompt) else answer)
-        end = self.tokenizer.eos_token_id
-        return ids[: ids.index(end) + 1] if end in ids else [*ids, end]
+        """Ids of the assistant's turn, as `Chat.turn`. Raises `DataError`."""
+        return self.chat.turn(messages, answer)
 
     def teacher_prompt(self, messages: Messages, reference: str, where: str = "row") -> list[int]:
         """Ids that the teacher reads before the response: Eq. 7's reference and question in the last user turn.
@@ -109,7 +107,7 @@ class PromptEncoder:
                 f"rollout.max_new_tokens={self.max_new_tokens} in a context of {self.context}; "
                 "set teacher.on_long_reference=shorten, or raise model.context"
             )
-        tokens = self._encode(reference)
+        tokens = self.chat.content(reference)
         keep = len(tokens)
         while len(ids) > room and keep > 0:
             # At least one token less each time: joins can make the text a token longer than counted.
@@ -124,8 +122,10 @@ class PromptEncoder:
 
     def row(self, row: int, messages: Messages, target: str, reference: str | None, where: str = "row") -> EncodedRow:
         """A whole row; `reference=None` for methods without a teacher. Raises `DataError` if it does not fit."""
-        prompt = self.prompt(messages)
-        answer = self.answer(messages, target)
+        try:
+            prompt, answer = self.prompt(messages), self.answer(messages, target)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
         longest = max(len(answer), self.max_new_tokens)
         if len(prompt) + longest > self.context:
             raise DataError(
@@ -141,17 +141,23 @@ class PromptEncoder:
         content = fill(self.teacher_template, prompt=last["content"], answer=reference)
         return [*before, {"role": last["role"], "content": content}]
 
-    def _prompt_text(self, messages: Messages) -> str:
-        return self._template(messages, generate=True)
 
-    def _template(self, messages: Messages, generate: bool) -> str:
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        assert isinstance(text, str)
-        return text
+def show_prompt(chat: Chat, messages: Messages, who: str, console: Console) -> None:
+    """Print what a model reads of a chat."""
+    ids = chat.prompt(messages)
+    _show(f"[bold]{who}[/] reads {len(ids)} tokens", str(chat.tokenizer.decode(ids)), console)
 
-    def _encode(self, text: str) -> list[int]:
-        # The template writes every special token itself.
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+def show_messages(messages: Messages, who: str, console: Console) -> None:
+    """Print a chat whose template is not known."""
+    _show(f"[bold]{who}[/]", "\n".join(f"{each['role']}: {each['content']}" for each in messages), console)
+
+
+def _show(title: str, text: str, console: Console) -> None:
+    from rich.markup import escape
+
+    console.rule(title, align="left")
+    console.print(escape(text), highlight=False)
 
 
 def show_row(encoder: PromptEncoder, row: EncodedRow, console: Console, around: int = 6) -> None:
@@ -181,3 +187,6 @@ def show_row(encoder: PromptEncoder, row: EncodedRow, console: Console, around: 
         "In training the response is what the student samples; the teacher gets the same ids.",
         highlight=False,
     )
+    console.print(escape(encoder.chat.summary()), highlight=False)
+    if difference := encoder.chat.difference():
+        console.print(f"[yellow]{escape(difference)}[/]", highlight=False)

@@ -81,7 +81,10 @@ def load(config: str, overrides: list[str] | None, resume: bool = False, run_dir
         keys.append(f"run.dir={json.dumps(run_dir)}")
     if resume:
         keys.append("run.resume=true")
-    return settings.load(config, keys)
+    loaded = settings.load(config, keys)
+    if resume and not any(key.startswith("model.date=") for key in keys):
+        settings.keep_date(loaded)
+    return loaded
 
 
 def ready(config: str, overrides: list[str] | None, resume: bool, run_dir: str | None) -> Config:

@@ -174,7 +174,7 @@ def evaluate(
     measured = found.model or loaded.model.path
     from raft_ray import models
 
-    models.load_tokenizer(models.resolve(measured), loaded.model)
+    models.load_chat(models.resolve(measured), loaded.model)
     from actors.run import evaluate as measure
 
     measure(loaded, measured, base=loaded.model.path if found.has_base else None)

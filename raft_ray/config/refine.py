@@ -28,6 +28,8 @@ class RefineModelConfig:
     num_gpus: float = 0
     tensor_parallel: int = 1
     context: int | None = None
+    thinking: bool = False
+    """A local model thinks before it answers, as `model.thinking`."""
     base_url: str | None = None
     """An OpenAI-compatible endpoint, such as `http://localhost:8000/v1`."""
     model: str | None = None

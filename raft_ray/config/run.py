@@ -23,7 +23,8 @@ class OnBadRow(StrEnum):
     error = "error"
     """Stop before anything starts, listing the bad rows with their line numbers."""
     skip = "skip"
-    """Leave them out, and list them in the log and in `bad_rows.jsonl` of the run folder."""
+    """Leave them out, and list them in the log and in `bad_rows.jsonl` of the run folder. A row whose fused answer or
+    rewrite does not fit, which is known after stage 1, trains on its gold answer and is listed in `gold_rows.jsonl`."""
 
 
 @dataclass
@@ -55,6 +56,13 @@ class ModelConfig:
     """Of rollout and teacher weights; the learner computes in it with fp32 master weights."""
     context: int | None = None
     """Longest prompt + response; none takes the model's own limit."""
+    thinking: bool = False
+    """The model thinks before it answers, where its chat template knows that choice: in rollouts, teacher, stage 1 and
+    evaluation, and by default once it is exported. What it thought is never scored. Rows without thinking train an
+    empty block."""
+    date: str | None = None
+    """The date that chat templates print, YYYY-MM-DD. None takes the day on which the config is read; a resumed run
+    keeps its own."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along."""
     allow_pickle: bool = False

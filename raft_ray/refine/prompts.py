@@ -5,12 +5,14 @@ Knows nothing about rows or models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raft_ray.config import RefineConfig
 from raft_ray.refine.judges import JUDGES
 from raft_ray.refine.roles import NONE
-from raft_ray.templates import load_prompt, prompt_hash
+from raft_ray.refine.schema import Message
+from raft_ray.templates import fill, load_prompt, prompt_hash
 
 REWRITE_FIELDS = ("prompt", "answer")
 FUSE_FIELDS = ("prompt", "answer", "rewrite")
@@ -42,3 +44,13 @@ def load_prompts(refine: RefineConfig) -> RefinePrompts:
         load_prompt(refine.fuse_prompt, FUSE_FIELDS, "refine.fuse_prompt") if fuses else "",
         load_prompt(refine.judge_prompt, JUDGE_FIELDS, "refine.judge_prompt") if model_judges else "",
     )
+
+
+def rewrite_chat(template: str, messages: Sequence[Message], prompt: str, answer: str) -> list[Message]:
+    """What the rewriter reads of a row (Eq. 1): its chat, question and gold answer in the prompt file's text."""
+    return asking(messages, fill(template, prompt=prompt, answer=answer))
+
+
+def asking(messages: Sequence[Message], content: str) -> list[Message]:
+    """A row's chat with `content` in the place of its last message."""
+    return [*messages[:-1], {"role": "user", "content": content}]

@@ -18,11 +18,11 @@ from raft_ray.refine.filter import semantic_filter
 from raft_ray.refine.generation import Ask, Generate, Generation
 from raft_ray.refine.guards import Draft, refusal
 from raft_ray.refine.judges import Case, Judge, embedded_text
-from raft_ray.refine.prompts import RefinePrompts, load_prompts
+from raft_ray.refine.prompts import RefinePrompts, asking, load_prompts, rewrite_chat
 from raft_ray.refine.roles import check_roles
 from raft_ray.refine.schema import FAILED, OFF, Candidate, Message, RefinedRow
-from raft_ray.refine.thinking import without_thinking
 from raft_ray.templates import fill
+from raft_ray.thinking import without_thinking
 
 
 class SourceRow(Protocol):
@@ -98,7 +98,7 @@ class Refiner:
         """One rewrite of each of `rows`, generated together, with its similarity and whether it is accepted."""
         template = self._prompts.rewrite
         generations = self._rewriter(
-            [Ask(_chat(row, fill(template, prompt=row["prompt"], answer=row["answer"])), draw=attempt) for row in rows],
+            [Ask(rewrite_chat(template, row["messages"], row["prompt"], row["answer"]), draw=attempt) for row in rows],
             temperature=self._config.temperature,
             max_new_tokens=self._config.max_new_tokens,
             seed=self._seed,
@@ -142,7 +142,7 @@ class Refiner:
         count = self._config.candidates
         generations = fuser(
             [
-                Ask(_chat(row, self._fuse_prompt(row)), draw=number * count + one)
+                Ask(asking(row["messages"], self._fuse_prompt(row)), draw=number * count + one)
                 for row in rows
                 for one in range(count)
             ],
@@ -228,11 +228,6 @@ def right_answers(answer: str, answers: Sequence[str]) -> tuple[str, ...]:
 def is_judged(candidate: Candidate) -> bool:
     """At least one judge gave it a score."""
     return any(score["score"] is not None for score in candidate["scores"])
-
-
-def _chat(row: RefinedRow, content: str) -> list[Message]:
-    """The row's chat with `content` in the place of its last message."""
-    return [*row["messages"][:-1], {"role": "user", "content": content}]
 
 
 def _candidate(text: str, source: str, number: int) -> Candidate:

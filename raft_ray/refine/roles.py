@@ -77,7 +77,13 @@ def model_config(config: Config, name: str) -> ModelConfig:
         return config.model
     model = config.refine.models[name]
     assert model.path is not None
-    return ModelConfig(path=model.path, dtype=config.model.dtype, context=model.context)
+    return ModelConfig(
+        path=model.path,
+        dtype=config.model.dtype,
+        context=model.context,
+        thinking=model.thinking,
+        date=config.model.date,
+    )
 
 
 def judges_of(
@@ -113,6 +119,8 @@ def _check_model(name: str, model: RefineModelConfig, used: bool) -> None:
     if model.path is not None and (model.model is not None or model.api_key_env is not None):
         extra = "model" if model.model is not None else "api_key_env"
         raise ConfigError(f"{key}.{extra}: is for endpoints, and the model runs here (path); leave it out")
+    if model.base_url is not None and model.thinking:
+        raise ConfigError(f"{key}.thinking: is for models that run here (path); an endpoint has its own settings")
     if model.tensor_parallel > 1 and model.num_gpus < model.tensor_parallel:
         raise ConfigError(
             f"{key}.tensor_parallel={model.tensor_parallel}: needs as many GPUs an engine; "

@@ -22,7 +22,7 @@ from raft_ray.settings.reading import (
     to_yaml,
 )
 from raft_ray.settings.resources import required_resources
-from raft_ray.settings.resume import check_same_run
+from raft_ray.settings.resume import check_same_run, keep_date
 from raft_ray.settings.training import distils
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "explained",
     "flatten",
     "for_method",
+    "keep_date",
     "keys",
     "load",
     "load_saved",

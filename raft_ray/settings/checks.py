@@ -6,6 +6,7 @@ Every error is one line that names the key and the fix. It knows nothing about t
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 from raft_ray.config import Config, Method
@@ -25,6 +26,7 @@ def check(config: Config, *, trains: bool = True) -> None:
         trains: the training set is needed; an evaluation goes without.
     """
     check_ranges(config, "")
+    _check_date(config)
     _check_data(config, trains)
     check_storage(config)
     _check_refine(config)
@@ -34,6 +36,15 @@ def check(config: Config, *, trains: bool = True) -> None:
     if trains:
         _check_teacher(config)
     check_local(config)
+
+
+def _check_date(config: Config) -> None:
+    try:
+        date.fromisoformat(config.model.date or date.today().isoformat())
+    except ValueError as error:
+        raise ConfigError(
+            f"model.date={config.model.date}: takes a day such as 2026-01-31, or null for today"
+        ) from error
 
 
 def _check_data(config: Config, trains: bool) -> None:

@@ -1,12 +1,16 @@
-"""What a run computes in where its config leaves that to the machine (`model.dtype=auto`)."""
+"""What a run computes in, and which day it is there, where its config leaves that to the machine."""
 
 from __future__ import annotations
+
+from datetime import date
 
 from raft_ray.config import Config, Dtype
 
 
 def settle(config: Config) -> None:
-    """Put the machine's precision in the place of `auto`: bfloat16 on GPUs, else what `of_cpu` says of this CPU."""
+    """Put the machine's precision in the place of `model.dtype=auto`: bfloat16 on GPUs, else what `of_cpu` says of this
+    CPU. And today in the place of no `model.date`, so that all that is encoded for a run names the same day."""
+    config.model.date = config.model.date or date.today().isoformat()
     if config.model.dtype is not Dtype.auto:
         return
     roles = (config.rollout, config.teacher, config.learner)

@@ -19,6 +19,8 @@ _CHECKPOINT = frozenset(
         "run.storage",
         "model.path",
         "model.dtype",
+        "model.thinking",
+        "model.date",
         "data.train",
         "data.limit",
         "learner.batch",
@@ -53,6 +55,13 @@ _WITHOUT_EFFECT = {
 _LENGTH = frozenset({"learner.epochs", "learner.max_steps"})
 _MEASURED = frozenset({"data.test", "data.test_split", "compare.sparsity", *_LENGTH})
 """Beside all of section `eval`: what `eval.json` follows from and the model does not, or not alone."""
+
+
+def keep_date(config: Config) -> None:
+    """Let a run that is resumed name the day on which it was started: its rows were encoded with that."""
+    saved = Path(config.run.dir) / "config.yaml"
+    if saved.is_file():
+        config.model.date = reading.load_saved(saved).model.date
 
 
 def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None:

@@ -73,11 +73,11 @@ def test_ifeval_is_asked_and_scored_as_by_lm_eval(tmp_path: Path) -> None:
     theirs = _lm_eval(tmp_path / "cache", "ifeval", folder, str(file), "24")
 
     config = ModelConfig(path=models.EMBEDDED)
-    tokenizer = models.load_tokenizer(folder, config)
-    encoder = PromptEncoder(tokenizer, models.model_context(folder, config))
+    chat = models.load_chat(folder, config)
+    encoder = PromptEncoder(chat, models.model_context(folder, config))
     for prompt, context in zip(prompts, theirs["contexts"], strict=True):
         asked = encoder.prompt([{"role": "user", "content": prompt.prompt}])
-        assert asked == tokenizer(context, add_special_tokens=False)["input_ids"]
+        assert asked == chat.tokenizer(context, add_special_tokens=False)["input_ids"]
     ours = score(prompts, theirs["responses"])
     assert ours["correct"] == theirs["correct"]
     for kind in ("strict", "loose"):

@@ -12,7 +12,7 @@ import torch
 from changed_weights import changed_model, prompt_ids
 
 from raft_ray.config import Config, Dtype, ModelConfig, RolloutConfig
-from raft_ray.models import TINY, load_tokenizer, resolve
+from raft_ray.models import TINY, load_chat, load_tokenizer, resolve
 
 # Workers cannot import test modules: the probe travels as code.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -38,6 +38,11 @@ class Probe:
     def generate(self, ids: list[int], temperature: float = 0.0, seed: int = 0) -> list[int]:
         (completion,) = self.engine.generate([ids], max_new_tokens=12, temperature=temperature, seed=seed)
         return completion.token_ids
+
+    def stop_on(self, ids: list[int]) -> list[int]:
+        """Returns those of before."""
+        before, self.engine._stop_ids = self.engine._stop_ids, ids
+        return before
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,15 @@ def test_after_a_sync_the_engine_answers_as_the_new_weights_do(probe: Any) -> No
         weights = weight_sync.pack(version, model.named_parameters())
         ray.get(probe.load.remote(version, [ray.put(weights)], weights.checksum), timeout=120)
         assert ray.get(probe.generate.remote(ids), timeout=120) == greedy(model, ids)
+
+
+def test_a_completion_ends_with_the_first_token_that_is_a_stop(probe: Any) -> None:
+    ids = prompt_ids()
+    usual = ray.get(probe.generate.remote(ids), timeout=120)
+    before = ray.get(probe.stop_on.remote([usual[2]]), timeout=120)
+    assert before == load_chat(resolve(TINY), ModelConfig()).stop_ids
+    assert ray.get(probe.generate.remote(ids), timeout=120) == usual[: usual.index(usual[2]) + 1]
+    ray.get(probe.stop_on.remote(before), timeout=120)
 
 
 def test_weights_that_are_not_the_learners_are_refused(probe: Any) -> None:

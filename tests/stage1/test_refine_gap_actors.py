@@ -10,7 +10,7 @@ import pytest
 
 from raft_ray.config import Config, Dtype
 from raft_ray.errors import DataError, RaftError
-from raft_ray.models import TINY, load_model, load_tokenizer, resolve
+from raft_ray.models import TINY, load_chat, load_model, resolve
 from raft_ray.prompts import PromptEncoder
 from raft_ray.refine.gap import GAP, VALUES, read_gap
 from raft_ray.refine.likelihood import Likelihood
@@ -54,13 +54,13 @@ def test_every_rows_numbers_are_those_of_the_model_whatever_the_actors(tmp_path:
     done: list[tuple[int, int]] = []
     gap = measure_gap(settings, folder, lambda *now: done.append(now))
 
-    tokenizer = load_tokenizer(resolve(TINY), settings.model)
+    chat = load_chat(resolve(TINY), settings.model)
     model: Any = load_model(resolve(TINY), settings.model).eval()
     values = pq.read_table(folder / VALUES).to_pylist()
     template = (
         "Background reference knowledge: {answer}\nAnswer the question based on the reference knowledge: {prompt}"
     )
-    own = Likelihood(model, PromptEncoder(tokenizer, 512, teacher_template=template)).measure(rows)
+    own = Likelihood(model, PromptEncoder(chat, 512, teacher_template=template)).measure(rows)
     assert [value["row"] for value in values] == list(range(21))
     for value, mine in zip(values, own, strict=True):
         assert value == pytest.approx(mine, abs=1e-4)

@@ -187,6 +187,7 @@ BAD_CONFIGS = [
     bad("run judged.yaml eval.enabled=false refine.rewriter=big", "refine.models.big.api_key_env", "is not set"),
     bad("report none", "none: no such run folder"),
     bad("show-config smok", "no preset is called smok"),
+    bad("run smoke model.date=31.1.2026", "model.date=31.1.2026", "2026-01-31"),
     bad("show-prompts smoke data.max_prompt=0", "data.max_prompt=0", "at least 1"),
 ]
 

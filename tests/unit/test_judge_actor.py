@@ -168,8 +168,9 @@ class _Engine:
         return [Completion(self.words[:limit], len(self.words) > limit) for limit in max_new_tokens]
 
 
-def test_second_turns_follow_the_own_first_answer_and_one_without_room_stays_unanswered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("written", ["Hello.", "<think>\n</think>Hello."])
+def test_second_turns_follow_the_own_first_answer_without_its_thinking_and_one_without_room_stays_unanswered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
     config = Config()
     config.model.path = models.TINY
@@ -179,7 +180,7 @@ def test_second_turns_follow_the_own_first_answer_and_one_without_room_stays_una
     folder = models.resolve(models.TINY)
     tokenizer = models.load_tokenizer(folder, config.model)
     monkeypatch.setattr("actors.engine.Engine", _Engine)
-    monkeypatch.setattr(_Engine, "words", tokenizer.encode("Hello.", add_special_tokens=False), raising=False)
+    monkeypatch.setattr(_Engine, "words", tokenizer.encode(written, add_special_tokens=False), raising=False)
     monkeypatch.setattr(eval_actor, "log_to_file", lambda *_: None)
     questions = [
         OpenQuestion(("One turn?",), (None,)),

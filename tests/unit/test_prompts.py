@@ -11,16 +11,19 @@ from rich.console import Console
 
 from raft_ray.config import ModelConfig, OnLongReference
 from raft_ray.errors import DataError
-from raft_ray.models import TINY, load_tokenizer, resolve
+from raft_ray.models import TINY, load_chat, resolve
 from raft_ray.prompts import PromptEncoder, show_row
 
 TEMPLATE = "Background reference knowledge: {answer}\nAnswer the question based on the reference knowledge: {prompt}"
+TEXT = st.lists(
+    st.text(max_size=20) | st.sampled_from(["<|im_end|>", "<|im_start|>", "<|im_"]), min_size=1, max_size=5
+).map("".join)
 QUESTION = [{"role": "user", "content": "Who found radium?"}]
 
 
 @pytest.fixture(scope="module")
 def encoder() -> PromptEncoder:
-    return PromptEncoder(load_tokenizer(resolve(TINY), ModelConfig()), 400, 16, TEMPLATE)
+    return PromptEncoder(load_chat(resolve(TINY), ModelConfig()), 400, 16, TEMPLATE)
 
 
 def test_the_student_reads_the_chat_up_to_the_assistants_turn(encoder: PromptEncoder) -> None:
@@ -55,12 +58,12 @@ def test_earlier_turns_stay_before_the_teachers_question(encoder: PromptEncoder)
 
 
 def test_without_a_template_the_teacher_reads_what_the_student_reads() -> None:
-    plain = PromptEncoder(load_tokenizer(resolve(TINY), ModelConfig()), 400, 16, None)
+    plain = PromptEncoder(load_chat(resolve(TINY), ModelConfig()), 400, 16, None)
     assert plain.teacher_prompt(QUESTION, "Marie Curie.") == plain.prompt(QUESTION)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.text(min_size=1, max_size=40), st.text(min_size=1, max_size=40))
+@given(TEXT, TEXT)
 def test_the_join_is_exact_for_any_text(encoder: PromptEncoder, question: str, answer: str) -> None:
     messages = [{"role": "user", "content": question}]
     row = encoder.row(0, messages, answer, answer)
@@ -69,8 +72,8 @@ def test_the_join_is_exact_for_any_text(encoder: PromptEncoder, question: str, a
         [*messages, {"role": "assistant", "content": answer}], tokenize=False
     )
     end = rendered.rindex("<|im_end|>") + len("<|im_end|>")
-    if "<|im_end|>" not in answer:
-        assert joined == rendered[:end]
+    assert joined == rendered[:end]
+    assert row.answer.index(encoder.chat.end_id) == len(row.answer) - 1
 
 
 def test_braces_and_field_names_in_a_users_text_are_no_template(encoder: PromptEncoder) -> None:
@@ -86,18 +89,18 @@ def test_a_teacher_prompt_that_does_not_fit_is_refused_with_its_length(encoder: 
 
 
 def test_a_long_reference_is_shortened_from_its_own_end_and_the_question_stays() -> None:
-    tokenizer = load_tokenizer(resolve(TINY), ModelConfig())
-    encoder = PromptEncoder(tokenizer, 400, 16, TEMPLATE, OnLongReference.shorten)
+    chat = load_chat(resolve(TINY), ModelConfig())
+    encoder = PromptEncoder(chat, 400, 16, TEMPLATE, OnLongReference.shorten)
     ids = encoder.teacher_prompt(QUESTION, "The beginning. " + "very long " * 300)
-    text = tokenizer.decode(ids)
+    text = chat.tokenizer.decode(ids)
     assert len(ids) <= 400 - 16
     assert "knowledge: The beginning. very long" in text
     assert text.endswith("Who found radium?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_a_question_too_long_for_any_reference_is_refused_even_when_shortening() -> None:
-    tokenizer = load_tokenizer(resolve(TINY), ModelConfig())
-    encoder = PromptEncoder(tokenizer, 100, 16, TEMPLATE, OnLongReference.shorten)
+    chat = load_chat(resolve(TINY), ModelConfig())
+    encoder = PromptEncoder(chat, 100, 16, TEMPLATE, OnLongReference.shorten)
     with pytest.raises(DataError, match="without any reference"):
         encoder.teacher_prompt([{"role": "user", "content": "why " * 100}], "because")
 

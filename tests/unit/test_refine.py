@@ -339,6 +339,10 @@ def test_a_folder_without_refined_rows_is_an_error(tmp_path: Path) -> None:
         ),
         ({"models": {"big": RefineModelConfig(path="p", api_key_env="K")}}, r"big\.api_key_env: is for endpoints"),
         (
+            {"models": {"big": RefineModelConfig(base_url="http://localhost/v1", model="m", thinking=True)}},
+            r"big\.thinking: is for models that run here",
+        ),
+        (
             {
                 "rewriter": "big",
                 "models": {"big": RefineModelConfig(base_url="http://x", model="m", api_key_env="NO_KEY")},

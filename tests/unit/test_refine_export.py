@@ -92,7 +92,7 @@ def test_training_takes_the_fused_answers_and_gold_where_it_is_asked_for(exporte
         config = settings.load("sft", [f"data.train={exported}", "model.path=random:tiny", f"distill.target={target}"])
         prepared = preflight(config)
         tokenizer = models.load_tokenizer(prepared.folder, config.model)
-        encoded = encode(config, prepared.folder, prepared.train)
+        encoded, _ = encode(config, prepared.folder, prepared.train)
         assert [tokenizer.decode(encoded[i].answer, skip_special_tokens=True) for i in range(ROWS)] == texts
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from raft_ray.config import ModelConfig, OnLongReference
 from raft_ray.errors import DataError
 from raft_ray.head import Head
-from raft_ray.models import load_tokenizer
+from raft_ray.models import load_chat
 from raft_ray.prompts import PromptEncoder
 from raft_ray.refine.gap import CONDITIONED, GAP, KINDS, VALUES_SCHEMA, Gap, in_words, read_gap, reference_in_words
 from raft_ray.refine.interval import Means
@@ -51,7 +51,7 @@ def model(tiny_model: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def encoder(tiny_model: Path) -> PromptEncoder:
-    return PromptEncoder(load_tokenizer(str(tiny_model), ModelConfig()), context=512)
+    return PromptEncoder(load_chat(str(tiny_model), ModelConfig()), context=512)
 
 
 TEMPLATE = "Know this: {answer}\nNow say: {prompt}"
@@ -85,7 +85,7 @@ def test_it_is_the_mean_log_probability_of_the_answers_tokens_and_the_end_of_tur
 
 
 def test_the_fused_answer_is_read_again_by_a_teacher_that_was_shown_it(tiny_model: Path, model: Any) -> None:
-    encoder = PromptEncoder(load_tokenizer(str(tiny_model), ModelConfig()), context=512, teacher_template=TEMPLATE)
+    encoder = PromptEncoder(load_chat(str(tiny_model), ModelConfig()), context=512, teacher_template=TEMPLATE)
     for given, value in zip(ROWS, Likelihood(model, encoder).measure(ROWS), strict=True):
         asked = f"Know this: {given['fused']}\nNow say: {given['messages'][0]['content']}"
         shown = expected(tiny_model, encoder, [{"role": "user", "content": asked}], given["fused"])
@@ -104,7 +104,7 @@ def test_a_reference_that_does_not_fit_is_left_out_or_shortened_as_the_teacher_d
     long = row(0, "Why?", "Because.", None, " ".join(["Because"] * 60) + ".")
     plain = len(encoder.prompt(long["messages"])) + len(encoder.answer(long["messages"], long["fused"]))
     narrow = PromptEncoder(
-        encoder.tokenizer,
+        encoder.chat,
         context=plain + 30,
         teacher_template=TEMPLATE,
         on_long_reference=on_long_reference,
@@ -134,7 +134,7 @@ def test_only_a_chunk_of_positions_has_logits_and_a_repeated_text_is_read_once(
 
 def test_what_does_not_fit_the_context_has_no_value(model: Any, encoder: PromptEncoder) -> None:
     room = len(encoder.prompt(ROWS[0]["messages"])) + len(encoder.answer(ROWS[0]["messages"], "Paris"))
-    narrow = PromptEncoder(encoder.tokenizer, context=room)
+    narrow = PromptEncoder(encoder.chat, context=room)
     (value,) = Likelihood(model, narrow).measure(ROWS[:1])
     assert value["gold"] is not None
     assert value["fused"] is None

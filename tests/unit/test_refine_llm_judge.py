@@ -14,8 +14,8 @@ from raft_ray.refine.generation import Ask, Generation
 from raft_ray.refine.judges import Case
 from raft_ray.refine.llm_judge import VERDICT_SCHEMA, LlmJudge, NoVerdictError, Verdict, read_verdict
 from raft_ray.refine.prompts import JUDGE_FIELDS
-from raft_ray.refine.thinking import without_thinking
 from raft_ray.templates import load_prompt, prompt_hash
+from raft_ray.thinking import without_thinking
 
 TEMPLATE = "Q {prompt}\nR {answer}\nC {candidate}"
 

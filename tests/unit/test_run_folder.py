@@ -56,6 +56,7 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
     [
         ("run.seed", "3"),
         ("run.storage", "elsewhere"),
+        ("model.date", "2020-02-29"),
         ("learner.batch", "4"),
         ("data.train", "b.jsonl"),
         ("distill.method", "opd"),

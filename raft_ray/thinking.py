@@ -43,6 +43,18 @@ def without_thinking(text: str) -> str:
     return answer
 
 
+def open_block(text: str) -> tuple[str, str] | None:
+    """The marker of a block of thinking that `text` begins and does not end, and the marker that ends it; or none."""
+    for begin, end in _BLOCKS:
+        marks = [(match.start(), match.group()) for match in begin.finditer(text)]
+        ends = [match.start() for match in end.finditer(text)]
+        if marks and (not ends or ends[-1] < marks[-1][0]):
+            marker = marks[-1][1]
+            closing = re.sub("start|begin", "end", marker) if "|" in marker else marker[0] + "/" + marker[1:]
+            return marker, closing
+    return None
+
+
 def _without(text: str, begin: re.Pattern[str], end: re.Pattern[str]) -> str:
     """`text` without what stands between `begin` and `end`, blocks inside blocks included."""
     kept, depth, place = "", 0, 0
