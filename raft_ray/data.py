@@ -20,6 +20,7 @@ from typing import Any
 
 from raft_ray.config import DataConfig, OnBadRow
 from raft_ray.errors import DataError
+from raft_ray.normalise import visible
 from raft_ray.sources import START, Place, Split, Unusable, records
 
 CountTokens = Callable[[list[dict[str, str]], str], tuple[int, int]]
@@ -294,6 +295,8 @@ def _checked(value: Any, what: str) -> str:
         raise Unusable(f"{what} is not text ({type(value).__name__})")
     if not value.strip():
         raise Unusable(f"{what} is empty")
+    if not visible(value):
+        raise Unusable(f"{what} has nothing but control and zero-width characters")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
