@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jinja2.exceptions import TemplateError
+
 from raft_ray import models
 from raft_ray.config import Config, DomainMetric, Method, ModelConfig, Target
 from raft_ray.data import Row, check_rows, length_check, read_rows, write_bad_rows
@@ -17,6 +19,7 @@ from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.prompts import EncodedRow, PromptEncoder, load_teacher_template, show_row
 from raft_ray.settings import distils
 from raft_ray.slices import Scan, scan
+from raft_ray.sources import Unusable, first_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,7 +68,12 @@ def preflight(config: Config, *, trains: bool = True, keep_rows: bool = True) ->
     _check_judged(config, trains)
 
     def count(messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
-        return len(encoder.prompt(messages)), len(encoder.answer(messages, answer))
+        try:
+            if reason := _left_out(encoder, messages):
+                raise Unusable(reason)
+            return len(encoder.prompt(messages)), len(encoder.answer(messages, answer))
+        except TemplateError as error:
+            raise Unusable(f"the model's chat template refuses its messages ({first_line(error)})") from error
 
     rows: list[Row] = []
     found = Scan(config.data.train, config.data, "train")
@@ -154,6 +162,19 @@ def _unfit(encoder: PromptEncoder, row: Row) -> str | None:
         encoder.row(row.index, row.messages, row.fused or row.answer, row.fused or row.answer, "row")
     except DataError as error:
         return str(error).removeprefix("row: ")
+    return None
+
+
+def _left_out(encoder: PromptEncoder, messages: list[dict[str, str]]) -> str | None:
+    """Why a chat with a role that not every chat template knows cannot be used: some leave such messages out."""
+    for number, message in enumerate(messages, start=1):
+        if message["role"] not in ("system", "user", "assistant"):
+            without = encoder.prompt([other for other in messages if other is not message])
+            if len(encoder.prompt(messages)) < len(without) + len(message["content"].split()):
+                return (
+                    f"message {number} has role '{message['role']}', which the model's chat template leaves out; "
+                    "call it system"
+                )
     return None
 
 
