@@ -40,6 +40,7 @@ from raft_ray.data import Row
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
 from raft_ray.preflight import Prepared, preflight
+from raft_ray.printable import plain
 from raft_ray.records import steps_done
 from raft_ray.report.files import Run, read_metrics
 from raft_ray.settings import check_same_run
@@ -66,7 +67,7 @@ def compare(config: Config) -> Path:
     _forget(trainings, run_dir)
     with running(config, prepared, others=filter(None, (one.config for one in trainings))) as (bars, run_dir):
         if rest := left_out(config):
-            console.print(f"not in compare.methods, so not trained: {', '.join(rest)}", highlight=False)
+            console.print(f"not in compare.methods, so not trained: {plain(', '.join(rest))}", highlight=False)
         work = _Work(config, prepared, bars, run_dir, refined_rows(config, prepared, bars, run_dir))
         trainings, others = by_seeds(trainings, config.compare)
         grid = work.done(trainings)
@@ -79,7 +80,7 @@ def compare(config: Config) -> Path:
     traces = _traces(trainings, tuned, run_dir)
     page = write_comparison(run_dir, comparison, work.failed, _facts(config, asked, tuned), traces)
     for line in verdict(comparison, work.failed):
-        console.print(line, highlight=False)
+        console.print(plain(line), highlight=False)
     return page
 
 
@@ -136,7 +137,7 @@ class _Work:
             # Four times the model each; with a grid and seeds they would fill the disk.
             locate(config, training.folder).clear()
         except RaftError as error:
-            console.print(f"[yellow]{training.name}[/]: its checkpoints stay: {error}", highlight=False)
+            console.print(f"[yellow]{plain(training.name)}[/]: its checkpoints stay: {plain(error)}", highlight=False)
         return folder
 
     def _prune(self, training: Training) -> str:
@@ -169,7 +170,7 @@ class _Work:
             if found is not None:
                 done.update(found)
             else:
-                console.print(f"[yellow]{problems['evaluation']}[/]: these models are evaluated one at a time")
+                console.print(f"[yellow]{plain(problems['evaluation'])}[/]: these models are evaluated one at a time")
                 for name, folder in models.items():
                     done.update(self._tried(name, partial(self._measure, {name: folder}, BASE in done)) or {})
             # With what an earlier comparison in this folder measured of rows that this one leaves out.
@@ -248,7 +249,7 @@ def _tried(name: str, failed: dict[str, str], work: Callable[[], Any]) -> Any:
     # Whatever stops one method must not lose the hours that went into the others.
     except Exception as error:
         failed[name] = last_line(root_cause(error))
-        console.print(f"[red]{name} failed[/]: {failed[name]}", highlight=False)
+        console.print(f"[red]{plain(name)} failed[/]: {plain(failed[name])}", highlight=False)
         return None
 
 

@@ -41,6 +41,7 @@ from raft_ray.evaluate.table import summary_table
 from raft_ray.files import write_whole
 from raft_ray.pipeline import RowOrder
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
+from raft_ray.printable import plain
 from raft_ray.prompts import rows_digest
 from raft_ray.records import steps_done
 from raft_ray.report import write_refine_report, write_report
@@ -77,7 +78,7 @@ def refine(config: Config) -> Path:
         refine_rows(prepared.scan, config, run_dir / "refined", bars.track("Stage 1: refine"))
         _measure(config, bars, run_dir / "refined")
     if config.refine.enabled:
-        console.print(f"Report: {write_refine_report(run_dir)}", highlight=False, soft_wrap=True)
+        console.print(f"Report: {plain(write_refine_report(run_dir))}", highlight=False, soft_wrap=True)
     return run_dir / "refined"
 
 
@@ -104,7 +105,7 @@ def evaluate(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
     folders = {name: resolve(path) for name, path in named.items() if path is not None}
     if folders["model"] == folders.get("base"):
         del folders["model"]
-    with running(config, prepared, f"[bold]evaluation[/] of {model}") as (bars, run_dir):
+    with running(config, prepared, f"[bold]evaluation[/] of {plain(model)}") as (bars, run_dir):
         result = _evaluated(config, prepared, folders, bars, run_dir)
     console.print(summary_table(result))
     return result
@@ -125,10 +126,12 @@ def running(
     settings.save(config, run_dir / "config.yaml")
     write_bad(prepared, run_dir)
     if prepared.scan.bad:
-        console.print(f"[yellow]{len(prepared.scan.bad)} rows left out[/], listed in {run_dir / 'bad_rows.jsonl'}")
-    training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {config.data.train}"
-    model = f"model {config.model.path} in {config.model.dtype.value}"
-    console.print(f"{what or training}, {model}, run folder {run_dir}", highlight=False)
+        console.print(
+            f"[yellow]{len(prepared.scan.bad)} rows left out[/], listed in {plain(run_dir / 'bad_rows.jsonl')}"
+        )
+    training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {plain(config.data.train)}"
+    model = f"model {plain(config.model.path)} in {config.model.dtype.value}"
+    console.print(f"{what or training}, {model}, run folder {plain(run_dir)}", highlight=False)
     with Bars(console) as bars:
         bars.update("Ray starts", 0, 1)
         with cluster(config, *others):
@@ -311,5 +314,5 @@ def _print_result(run_dir: Path, report: Path) -> None:
     path = run_dir / "eval.json"
     if path.exists():
         console.print(summary_table(json.loads(path.read_text())))
-    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
-    console.print(f"Model:  {run_dir / 'model'}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {plain(report)}", highlight=False, soft_wrap=True)
+    console.print(f"Model:  {plain(run_dir / 'model')}", highlight=False, soft_wrap=True)
