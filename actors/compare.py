@@ -42,6 +42,7 @@ from raft_ray.files import write_whole
 from raft_ray.preflight import Prepared, preflight
 from raft_ray.printable import plain
 from raft_ray.records import steps_done
+from raft_ray.references import shown
 from raft_ray.report.files import Run, read_metrics
 from raft_ray.settings import check_same_run
 
@@ -261,8 +262,8 @@ def _asked(config: Config, prepared: Prepared) -> int:
 
 def _facts(config: Config, asked: int, tuned: Tuned) -> dict[str, str]:
     facts = {
-        "model": config.model.path,
-        "data": config.data.train,
+        "model": shown(config.model.path),
+        "data": shown(config.data.train),
         "test questions": str(asked - tuned.questions),
         "seeds": ", ".join(map(str, config.compare.seeds)),
     }

@@ -44,6 +44,7 @@ from raft_ray.preflight import Prepared, encode, preflight, write_bad
 from raft_ray.printable import plain
 from raft_ray.prompts import rows_digest
 from raft_ray.records import steps_done
+from raft_ray.references import shown
 from raft_ray.report import write_refine_report, write_report
 
 console = Console(stderr=False)
@@ -298,8 +299,8 @@ def _evaluated(
     result = {
         "main": list(folders)[-1],
         "data": {
-            "train": config.data.train if prepared.scan.rows else None,
-            "test": config.data.test,
+            "train": shown(config.data.train) if prepared.scan.rows else None,
+            "test": shown(config.data.test),
             "rows": prepared.scan.rows,
             "test_rows": len(prepared.test or []),
         },
