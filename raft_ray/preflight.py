@@ -17,7 +17,7 @@ from raft_ray.config import Config, DomainMetric, Method, ModelConfig, Target
 from raft_ray.data import Row, check_rows, length_check, read_rows, write_bad_rows
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.prompts import EncodedRow, PromptEncoder, load_teacher_template, show_row
-from raft_ray.settings import distils
+from raft_ray.settings import distils, for_method
 from raft_ray.slices import Scan, scan
 from raft_ray.sources import Unusable, first_line
 
@@ -88,6 +88,9 @@ def preflight(config: Config, *, trains: bool = True, keep_rows: bool = True) ->
             visit=rows.append if keep_rows else None,
         )
         check_rows(found, found.bad, config.data, f"data.train={config.data.train}")
+        if not config.refine.enabled:
+            for method in (config, *(for_method(config, name) for name in config.run.baselines)):
+                check_rewrites(method, found.rewrites)
     test = None
     if config.data.test is not None and config.eval.enabled:
         test, bad_test = read_rows(config.data.test, config.data, split="test", count_tokens=count)
@@ -112,10 +115,12 @@ def make_encoder(config: Config, folder: str) -> PromptEncoder:
 def encode(config: Config, folder: str, rows: Sequence[Row]) -> dict[int, EncodedRow]:
     """The training rows of a method as token ids, by index: its target answer, and its teacher's prompt.
 
-    Raises `DataError` for a row whose target is missing or that does not fit.
+    Raises `DataError` for a row whose target is missing or that does not fit, and where a method that trains on
+    rewrites has none at all.
     """
     encoder = make_encoder(config, folder)
     target = target_of(config)
+    check_rewrites(config, sum(row.rewrite is not None for row in rows))
     encoded = {}
     for row in rows:
         answer = {Target.gold: row.answer, Target.rewrite: row.rewrite or row.answer, Target.fused: row.fused}[target]
@@ -128,6 +133,22 @@ def encode(config: Config, folder: str, rows: Sequence[Row]) -> dict[int, Encode
         reference = answer if distils(config) else None
         encoded[row.index] = encoder.row(row.index, row.messages, answer, reference, where)
     return encoded
+
+
+def check_rewrites(config: Config, rewrites: int) -> None:
+    """Refuse to train on rewrites where there are none: single rows keep their gold answers, but all would be SFT.
+
+    Args:
+        rewrites: rows with an accepted rewrite.
+
+    Raises `DataError`.
+    """
+    if target_of(config) is Target.rewrite and not rewrites:
+        why = "stage 1 accepted none" if config.refine.enabled else "refine.enabled=false, and no row brings one along"
+        raise DataError(
+            f"data.train={config.data.train}: {config.distill.method.value} trains on accepted rewrites, and there are "
+            f"none ({why}); train on refined rows, or on the gold answers with distill.target=gold"
+        )
 
 
 def target_of(config: Config) -> Target:
