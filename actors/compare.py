@@ -30,7 +30,7 @@ from actors.run import console, refined_rows, running, trained
 from actors.storage import locate
 from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import write_comparison
-from raft_ray.compare.plan import FAPM, PRUNED, Training, at_points, by_seeds, left_out, plan
+from raft_ray.compare.plan import FAPM, PRUNED, Training, at_points, by_seeds, left_out, main_row, plan
 from raft_ray.compare.summary import BASE
 from raft_ray.compare.summary import compare as summarise
 from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
@@ -39,7 +39,7 @@ from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
-from raft_ray.preflight import Prepared, preflight
+from raft_ray.preflight import Prepared, check_rewrites, preflight
 from raft_ray.printable import plain
 from raft_ray.records import steps_done
 from raft_ray.references import shown
@@ -62,6 +62,9 @@ def compare(config: Config) -> Path:
             if training.config and steps_done(training.folder):
                 check_same_run(training.config, training.folder, longer=False)
     prepared = preflight(config)
+    for training in trainings:
+        if training.config and not training.config.refine.enabled:
+            check_rewrites(training.config, prepared.scan.rewrites)
     asked = _asked(config, prepared)
     if len({training.point for training in trainings}) > 1:
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
@@ -77,8 +80,8 @@ def compare(config: Config) -> Path:
             trainings += further
             grid = work.done(trainings)
     tuned = tune(grid, chosen, config.compare.validation, config.run.seed)
-    comparison = summarise(tuned, seed=config.run.seed)
-    traces = _traces(trainings, tuned, run_dir)
+    comparison = summarise(tuned, main=main_row(config), seed=config.run.seed)
+    traces = _traces(main_row(config), trainings, tuned, run_dir)
     page = write_comparison(run_dir, comparison, work.failed, _facts(config, asked, tuned), traces)
     for line in verdict(comparison, work.failed):
         console.print(plain(line), highlight=False)
@@ -175,7 +178,7 @@ class _Work:
                 for name, folder in models.items():
                     done.update(self._tried(name, partial(self._measure, {name: folder}, BASE in done)) or {})
             # With what an earlier comparison in this folder measured of rows that this one leaves out.
-            text = json.dumps({"main": "raft", "methods": done}, indent=1, ensure_ascii=False)
+            text = json.dumps({"main": main_row(self._config), "methods": done}, indent=1, ensure_ascii=False)
             write_whole(path, text, errors="replace")
         return {name: block for name, block in done.items() if name in self._folders}
 
@@ -218,7 +221,7 @@ def _pruned(training: Training, run_dir: Path) -> Path:
     return run_dir / "methods" / PRUNED / training.point / training.folder.name / "model"
 
 
-def _traces(trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
+def _traces(main: str, trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
     """Of each method the metrics of its first seed at its point, and its evaluation."""
     metrics: dict[str, list[dict[str, Any]]] = {}
     for training in trainings:
@@ -226,7 +229,7 @@ def _traces(trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
         path = training.folder / "metrics.jsonl"
         if shown and training.row not in metrics and path.exists():
             metrics[training.row] = read_metrics(path)
-    run = Run(run_dir, "raft", None, metrics)
+    run = Run(run_dir, main, None, metrics)
     return Traces(run, {name: blocks[0] for name, blocks in tuned.methods.items()})
 
 
@@ -262,6 +265,7 @@ def _asked(config: Config, prepared: Prepared) -> int:
 
 def _facts(config: Config, asked: int, tuned: Tuned) -> dict[str, str]:
     facts = {
+        "main row": main_row(config),
         "model": shown(config.model.path),
         "data": shown(config.data.train),
         "test questions": str(asked - tuned.questions),

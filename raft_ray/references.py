@@ -109,8 +109,9 @@ def _check_uri(key: str, uri: str) -> None:
         return
     asked = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     secret = next((name for name in asked if any(word in name.lower() for word in _SECRET_FIELDS)), None)
-    # Azure writes CONTAINER@ACCOUNT.
-    if "@" in parts.netloc and not parts.scheme.startswith(("abfs", "wasb")):
+    # Azure writes CONTAINER@ACCOUNT, HDFS USER@HOST.
+    user, at, _ = parts.netloc.rpartition("@")
+    if at and (":" in user or parts.scheme in ("s3", "gs", "gcs", "http", "https")):
         secret = "a user or key before @"
     if secret:
         raise ConfigError(
