@@ -255,8 +255,9 @@ def _chat(record: dict[str, Any], names: DataConfig) -> tuple[list[dict[str, str
         raise Unusable(f"{field} have no user message right before the answer")
     if record.get("fused") is None and record.get(names.answer_field) not in (None, answer):
         raise Unusable(f"{field} end with another answer than the one in field '{names.answer_field}'; remove one")
-    if record.get(names.prompt_field) not in (None, before[-1]["content"]):
-        raise Unusable(f"{field} end with another question than the one in field '{names.prompt_field}'; remove one")
+    # Of a longer chat, people note the first question or the last.
+    if record.get(names.prompt_field) not in (None, *(message["content"] for message in before)):
+        raise Unusable(f"{field} do not hold the question in field '{names.prompt_field}'; remove one")
     return before, answer
 
 

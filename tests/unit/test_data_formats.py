@@ -59,6 +59,7 @@ LINE = encoded(GOOD)
         (chat({"role": "developer", "content": "Be brief"}, USER, REPLY), [("Hi", "Hello")]),
         (chat({"role": "user", "content": "a"}, {"role": "user", "content": "b"}, REPLY), [("b", "Hello")]),
         (chat(USER, REPLY, answer="Hello", prompt="Hi"), [("Hi", "Hello")]),
+        (chat(USER, REPLY, {"role": "user", "content": "Bye"}, REPLY, prompt="Hi"), [("Bye", "Hello")]),
         (
             chat({"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}, REPLY),
             [("Hi", "Hello")],
@@ -96,7 +97,7 @@ BAD_LINES = [
     (chat(USER, {**REPLY, "content": ""}), "content of message 2 is empty"),
     (chat(USER, {**REPLY, "content": None}), "content of message 2 is not text"),
     (chat(USER, REPLY, answer="other"), "messages end with another answer than the one in field 'answer'"),
-    (chat(USER, REPLY, prompt="other"), "messages end with another question than the one in field 'prompt'"),
+    (chat(USER, REPLY, prompt="other"), "messages do not hold the question in field 'prompt'"),
     (chat(USER, REPLY, tools=[{"type": "function"}]), "field 'tools' offers tools"),
     (chat(USER, {**REPLY, "content": None, "tool_calls": [{"id": "1"}]}), "message 2 has a field 'tool_calls'"),
     (chat(USER, {**REPLY, "function_call": {"name": "f"}}), "message 2 has a field 'function_call'"),
