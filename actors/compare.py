@@ -30,7 +30,7 @@ from actors.run import console, refined_rows, running, trained
 from actors.storage import locate
 from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import write_comparison
-from raft_ray.compare.plan import FAPM, PRUNED, Training, at_points, by_seeds, left_out, plan
+from raft_ray.compare.plan import FAPM, PRUNED, Training, at_points, by_seeds, left_out, main_row, plan
 from raft_ray.compare.summary import BASE
 from raft_ray.compare.summary import compare as summarise
 from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
@@ -40,7 +40,9 @@ from raft_ray.data import Row
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
 from raft_ray.preflight import Prepared, preflight
+from raft_ray.printable import plain
 from raft_ray.records import steps_done
+from raft_ray.references import shown
 from raft_ray.report.files import Run, read_metrics
 from raft_ray.settings import check_same_run
 
@@ -66,7 +68,7 @@ def compare(config: Config) -> Path:
     _forget(trainings, run_dir)
     with running(config, prepared, others=filter(None, (one.config for one in trainings))) as (bars, run_dir):
         if rest := left_out(config):
-            console.print(f"not in compare.methods, so not trained: {', '.join(rest)}", highlight=False)
+            console.print(f"not in compare.methods, so not trained: {plain(', '.join(rest))}", highlight=False)
         work = _Work(config, prepared, bars, run_dir, refined_rows(config, prepared, bars, run_dir))
         trainings, others = by_seeds(trainings, config.compare)
         grid = work.done(trainings)
@@ -75,11 +77,11 @@ def compare(config: Config) -> Path:
             trainings += further
             grid = work.done(trainings)
     tuned = tune(grid, chosen, config.compare.validation, config.run.seed)
-    comparison = summarise(tuned, seed=config.run.seed)
-    traces = _traces(trainings, tuned, run_dir)
+    comparison = summarise(tuned, main=main_row(config), seed=config.run.seed)
+    traces = _traces(main_row(config), trainings, tuned, run_dir)
     page = write_comparison(run_dir, comparison, work.failed, _facts(config, asked, tuned), traces)
     for line in verdict(comparison, work.failed):
-        console.print(line, highlight=False)
+        console.print(plain(line), highlight=False)
     return page
 
 
@@ -136,7 +138,7 @@ class _Work:
             # Four times the model each; with a grid and seeds they would fill the disk.
             locate(config, training.folder).clear()
         except RaftError as error:
-            console.print(f"[yellow]{training.name}[/]: its checkpoints stay: {error}", highlight=False)
+            console.print(f"[yellow]{plain(training.name)}[/]: its checkpoints stay: {plain(error)}", highlight=False)
         return folder
 
     def _prune(self, training: Training) -> str:
@@ -169,11 +171,11 @@ class _Work:
             if found is not None:
                 done.update(found)
             else:
-                console.print(f"[yellow]{problems['evaluation']}[/]: these models are evaluated one at a time")
+                console.print(f"[yellow]{plain(problems['evaluation'])}[/]: these models are evaluated one at a time")
                 for name, folder in models.items():
                     done.update(self._tried(name, partial(self._measure, {name: folder}, BASE in done)) or {})
             # With what an earlier comparison in this folder measured of rows that this one leaves out.
-            text = json.dumps({"main": "raft", "methods": done}, indent=1, ensure_ascii=False)
+            text = json.dumps({"main": main_row(self._config), "methods": done}, indent=1, ensure_ascii=False)
             write_whole(path, text, errors="replace")
         return {name: block for name, block in done.items() if name in self._folders}
 
@@ -216,7 +218,7 @@ def _pruned(training: Training, run_dir: Path) -> Path:
     return run_dir / "methods" / PRUNED / training.point / training.folder.name / "model"
 
 
-def _traces(trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
+def _traces(main: str, trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
     """Of each method the metrics of its first seed at its point, and its evaluation."""
     metrics: dict[str, list[dict[str, Any]]] = {}
     for training in trainings:
@@ -224,7 +226,7 @@ def _traces(trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
         path = training.folder / "metrics.jsonl"
         if shown and training.row not in metrics and path.exists():
             metrics[training.row] = read_metrics(path)
-    run = Run(run_dir, "raft", None, metrics)
+    run = Run(run_dir, main, None, metrics)
     return Traces(run, {name: blocks[0] for name, blocks in tuned.methods.items()})
 
 
@@ -248,7 +250,7 @@ def _tried(name: str, failed: dict[str, str], work: Callable[[], Any]) -> Any:
     # Whatever stops one method must not lose the hours that went into the others.
     except Exception as error:
         failed[name] = last_line(root_cause(error))
-        console.print(f"[red]{name} failed[/]: {failed[name]}", highlight=False)
+        console.print(f"[red]{plain(name)} failed[/]: {plain(failed[name])}", highlight=False)
         return None
 
 
@@ -260,8 +262,9 @@ def _asked(config: Config, prepared: Prepared) -> int:
 
 def _facts(config: Config, asked: int, tuned: Tuned) -> dict[str, str]:
     facts = {
-        "model": config.model.path,
-        "data": config.data.train,
+        "main row": main_row(config),
+        "model": shown(config.model.path),
+        "data": shown(config.data.train),
         "test questions": str(asked - tuned.questions),
         "seeds": ", ".join(map(str, config.compare.seeds)),
     }

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from raft_ray.printable import plain
+
 
 class _Rate(TextColumn):
     """Units a second, or seconds a unit where that is the better number."""
@@ -45,13 +47,13 @@ class Bars:
         self.console = console
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
             speed_estimate_period=60,
         )
@@ -77,10 +79,10 @@ class Bars:
         if not self.console.is_terminal:
             task = self._progress.tasks[self._tasks[phase]]
             if not started:
-                self.console.print(f"{phase}: started")
+                self.console.print(f"{plain(phase)}: started")
             elif done >= total and not task.fields.get("said"):
                 self._progress.update(self._tasks[phase], said=True)
-                self.console.print(f"{phase}: {done}/{total} in {task.elapsed or 0:.0f} s {note}")
+                self.console.print(plain(f"{phase}: {done}/{total} in {task.elapsed or 0:.0f} s {note}"))
 
     def _fit(self) -> None:
         """Hide the oldest finished bars where the terminal has no line for one more: it would cut off the newest."""

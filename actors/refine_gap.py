@@ -26,6 +26,7 @@ from raft_ray.errors import DataError, RaftError
 from raft_ray.files import write_whole
 from raft_ray.models import load_chat, load_model, model_context, resolve
 from raft_ray.prompts import PromptEncoder, load_teacher_template
+from raft_ray.references import shown
 from raft_ray.refine.gap import COLUMNS, GAP, VALUES, VALUES_SCHEMA, Gap, read_gap
 from raft_ray.refine.likelihood import Likelihood
 from raft_ray.refine.schema import part_files
@@ -71,7 +72,7 @@ def measure_gap(config: Config, folder: Path, progress: Progress | None = None) 
         raise RaftError(f"{folder}: {done} of {total} rows came back from the measurement of the gap; run it again")
     os.replace(partial, folder / VALUES)
     result = {
-        "model": config.model.path,
+        "model": shown(config.model.path),
         **gap.result(),
         "seconds": round(time.monotonic() - started, 3),
         "fingerprint": fingerprint,

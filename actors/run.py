@@ -17,7 +17,6 @@ from typing import Any
 
 import ray
 from rich.console import Console
-from rich.markup import escape
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from actors import attach
@@ -42,8 +41,10 @@ from raft_ray.evaluate.table import summary_table
 from raft_ray.files import write_whole
 from raft_ray.pipeline import RowOrder
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
+from raft_ray.printable import plain
 from raft_ray.prompts import rows_digest
 from raft_ray.records import steps_done
+from raft_ray.references import shown
 from raft_ray.report import write_refine_report, write_report
 
 console = Console(stderr=False)
@@ -78,7 +79,7 @@ def refine(config: Config) -> Path:
         refine_rows(prepared.scan, config, run_dir / "refined", bars.track("Stage 1: refine"))
         _measure(config, bars, run_dir / "refined")
     if config.refine.enabled:
-        console.print(f"Report: {write_refine_report(run_dir)}", highlight=False, soft_wrap=True)
+        console.print(f"Report: {plain(write_refine_report(run_dir))}", highlight=False, soft_wrap=True)
     return run_dir / "refined"
 
 
@@ -105,7 +106,7 @@ def evaluate(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
     folders = {name: resolve(path) for name, path in named.items() if path is not None}
     if folders["model"] == folders.get("base"):
         del folders["model"]
-    with running(config, prepared, f"[bold]evaluation[/] of {model}") as (bars, run_dir):
+    with running(config, prepared, f"[bold]evaluation[/] of {plain(model)}") as (bars, run_dir):
         result = _evaluated(config, prepared, folders, bars, run_dir)
     console.print(summary_table(result))
     return result
@@ -126,12 +127,14 @@ def running(
     settings.save(config, run_dir / "config.yaml")
     write_bad(prepared, run_dir)
     if prepared.scan.bad:
-        console.print(f"[yellow]{len(prepared.scan.bad)} rows left out[/], listed in {run_dir / 'bad_rows.jsonl'}")
-    training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {config.data.train}"
-    model = f"model {config.model.path} in {config.model.dtype.value}"
-    console.print(f"{what or training}, {model}, run folder {run_dir}", highlight=False)
+        console.print(
+            f"[yellow]{len(prepared.scan.bad)} rows left out[/], listed in {plain(run_dir / 'bad_rows.jsonl')}"
+        )
+    training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {plain(config.data.train)}"
+    model = f"model {plain(config.model.path)} in {config.model.dtype.value}"
+    console.print(f"{what or training}, {model}, run folder {plain(run_dir)}", highlight=False)
     for note in prepared.notes:
-        console.print(f"[yellow]{note}[/]", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]{plain(note)}[/]", highlight=False, soft_wrap=True)
     with Bars(console) as bars:
         bars.update("Ray starts", 0, 1)
         with cluster(config, *others):
@@ -265,7 +268,7 @@ def _watched(pipeline: Any, bars: Bars, phase: str) -> Iterator[None]:
     def show(now: dict[str, Any]) -> None:
         nonlocal told
         for text in now["notices"][told:]:
-            console.print(f"[yellow]{phase}:[/] {escape(text)}", highlight=False)
+            console.print(f"[yellow]{phase}:[/] {plain(text)}", highlight=False)
         told = len(now["notices"])
         bars.update(phase, now["step"], now["steps"], _note(now["last"]))
 
@@ -310,8 +313,8 @@ def _evaluated(
     result = {
         "main": list(folders)[-1],
         "data": {
-            "train": config.data.train if prepared.scan.rows else None,
-            "test": config.data.test,
+            "train": shown(config.data.train) if prepared.scan.rows else None,
+            "test": shown(config.data.test),
             "rows": prepared.scan.rows,
             "test_rows": len(prepared.test or []),
         },
@@ -326,5 +329,5 @@ def _print_result(run_dir: Path, report: Path) -> None:
     path = run_dir / "eval.json"
     if path.exists():
         console.print(summary_table(json.loads(path.read_text())))
-    console.print(f"Report: {report}", highlight=False, soft_wrap=True)
-    console.print(f"Model:  {run_dir / 'model'}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {plain(report)}", highlight=False, soft_wrap=True)
+    console.print(f"Model:  {plain(run_dir / 'model')}", highlight=False, soft_wrap=True)

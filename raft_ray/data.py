@@ -20,12 +20,18 @@ from typing import Any
 
 from raft_ray.config import DataConfig, OnBadRow
 from raft_ray.errors import DataError
+from raft_ray.messages import checked, read_chat
+from raft_ray.printable import one_line
 from raft_ray.sources import START, Place, Split, Unusable, records
 
 CountTokens = Callable[[list[dict[str, str]], str], tuple[int, int]]
 
-_ROLES = ("system", "user", "assistant")
 _SHOWN = 5
+_FIELDS_SHOWN = 20
+_REASON = 500
+"""Characters of a reason at most: names of fields, which it may quote, can be of any length."""
+_CHARACTERS = 64
+"""Of a longer text, so many characters for each token allowed are counted first."""
 _BAD_IN_MEMORY = 1 << 20
 
 
@@ -156,7 +162,7 @@ def iterate(
             yield place, row
             index += 1
         except Unusable as error:
-            yield place, BadRow(place.line, str(error))
+            yield place, BadRow(place.line, one_line(str(error))[:_REASON])
 
 
 def check_any(rows: Sized, bad: Collection[BadRow], source: str, split: Split) -> None:
@@ -165,7 +171,10 @@ def check_any(rows: Sized, bad: Collection[BadRow], source: str, split: Split) -
     if not rows and not bad:
         raise DataError(f"{where}: the data set is empty; each row needs a prompt and an answer")
     if not rows:
-        raise DataError(f"{where}: none of its {len(bad)} rows can be used ({_some(bad, source)})")
+        raise DataError(
+            f"{where}: none of its {len(bad)} rows can be used ({_some(bad, source)}); each needs a prompt and an "
+            "answer, or messages, in the fields that data.prompt_field, data.answer_field and data.messages_field name"
+        )
 
 
 def check_rows(rows: Sized, bad: Collection[BadRow], config: DataConfig, source: str) -> None:
@@ -231,17 +240,10 @@ def _row(record: dict[str, Any], config: DataConfig, *, index: int, line: int) -
 def _chat(record: dict[str, Any], names: DataConfig) -> tuple[list[dict[str, str]], str]:
     """The messages before the answer, and the answer: the last message, or a field beside a chat without one."""
     field = names.messages_field
-    value = record[field]
-    if not isinstance(value, list) or not value:
-        raise Unusable(f"field '{field}' is not a list of messages")
-    messages = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, dict):
-            raise Unusable(f"message {number} is not an object with role and content")
-        if message.get("role") not in _ROLES:
-            raise Unusable(f"message {number} has role {message.get('role')!r}; it must be one of {', '.join(_ROLES)}")
-        content = _checked(message.get("content"), f"content of message {number}")
-        messages.append({"role": message["role"], "content": content})
+    for offered in ("tools", "functions"):
+        if record.get(offered):
+            raise Unusable(f"field '{offered}' offers tools, which are not trained on; leave the row out")
+    messages = read_chat(record[field], field)
     if messages[-1]["role"] == "assistant":
         *before, last = messages
         answer = last["content"]
@@ -251,6 +253,11 @@ def _chat(record: dict[str, Any], names: DataConfig) -> tuple[list[dict[str, str
         raise Unusable(f"{field} do not end with an assistant message")
     if not before or before[-1]["role"] != "user":
         raise Unusable(f"{field} have no user message right before the answer")
+    if record.get("fused") is None and record.get(names.answer_field) not in (None, answer):
+        raise Unusable(f"{field} end with another answer than the one in field '{names.answer_field}'; remove one")
+    # Of a longer chat, people note the first question or the last.
+    if record.get(names.prompt_field) not in (None, *(message["content"] for message in before)):
+        raise Unusable(f"{field} do not hold the question in field '{names.prompt_field}'; remove one")
     return before, answer
 
 
@@ -260,7 +267,7 @@ def _answers(record: dict[str, Any], field: str, answer: str) -> list[str]:
         return [answer]
     if not isinstance(value, list):
         raise Unusable(f"field '{field}' is not a list of texts")
-    others = [_checked(item, f"item {number} of '{field}'") for number, item in enumerate(value, start=1)]
+    others = [checked(item, f"item {number} of '{field}'") for number, item in enumerate(value, start=1)]
     return list(dict.fromkeys([answer, *others]))
 
 
@@ -270,7 +277,7 @@ def _choices(record: dict[str, Any], field: str, answer: str) -> list[str] | Non
         return None
     if not isinstance(value, list) or len(value) < 2:
         raise Unusable(f"field '{field}' is not a list of two or more texts")
-    choices = [_checked(item, f"item {number} of '{field}'") for number, item in enumerate(value, start=1)]
+    choices = [checked(item, f"item {number} of '{field}'") for number, item in enumerate(value, start=1)]
     if len(set(choices)) < len(choices):
         raise Unusable(f"field '{field}' names a choice twice")
     if answer not in choices:
@@ -280,36 +287,37 @@ def _choices(record: dict[str, Any], field: str, answer: str) -> list[str] | Non
 
 def _text(record: dict[str, Any], field: str) -> str:
     if record.get(field) is None:
-        there = ", ".join(name for name, value in record.items() if value is not None) or "none"
+        names = [name for name, value in record.items() if value is not None]
+        there = ", ".join(names[:_FIELDS_SHOWN]) + (", ..." if len(names) > _FIELDS_SHOWN else "") or "none"
         raise Unusable(f"field '{field}' is missing (fields there: {there})")
-    return _checked(record[field], field)
+    return checked(record[field], field)
 
 
 def _optional(record: dict[str, Any], field: str) -> str | None:
-    return None if record.get(field) is None else _checked(record[field], field)
-
-
-def _checked(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise Unusable(f"{what} is not text ({type(value).__name__})")
-    if not value.strip():
-        raise Unusable(f"{what} is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise Unusable(f"{what} has half of a surrogate pair, which is no character") from None
-    return value
+    return None if record.get(field) is None else checked(record[field], field)
 
 
 def length_check(config: DataConfig, count_tokens: CountTokens) -> Check:
-    """What refuses rows beyond `data.max_prompt` or `data.max_answer`."""
+    """What refuses rows beyond `data.max_prompt` or `data.max_answer`.
+
+    Of a text of megabytes, which would take minutes and gigabytes, the beginning is counted first: where that alone has
+    more than twice the tokens allowed, so has the whole.
+    """
 
     def check(row: Row) -> str | None:
+        most_prompt, most_answer = _CHARACTERS * config.max_prompt, _CHARACTERS * config.max_answer
         targets = {"answer": row.answer, "fused answer": row.fused, "rewrite": row.rewrite}
+        begun = [{**message, "content": message["content"][:most_prompt]} for message in row.messages]
         for name, text in targets.items():
             if text is None:
                 continue
             try:
+                if begun != row.messages or len(text) > most_answer:
+                    prompt_tokens, answer_tokens = count_tokens(begun, text[:most_answer])
+                    if prompt_tokens > 2 * config.max_prompt:
+                        return f"prompt has more than {prompt_tokens} tokens, data.max_prompt is {config.max_prompt}"
+                    if answer_tokens > 2 * config.max_answer:
+                        return f"{name} has more than {answer_tokens} tokens, data.max_answer is {config.max_answer}"
                 prompt_tokens, answer_tokens = count_tokens(row.messages, text)
             except DataError as error:
                 return str(error)

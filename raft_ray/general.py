@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 
 from raft_ray.errors import DataError
+from raft_ray.messages import checked
+from raft_ray.sources import Unusable
 
 
 def general_prompts(path: str | None = None) -> list[str]:
@@ -43,15 +45,18 @@ def _prompts(raw: bytes, source: str) -> list[str]:
             row = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise DataError(f"eval.general={source}, line {number}: not UTF-8; save the file as UTF-8") from error
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise DataError(
-                f"eval.general={source}, line {number}: not JSON ({error.msg}); each line must be an object "
+                f"eval.general={source}, line {number}: not JSON ({what}); each line must be an object "
                 'such as {"prompt": "..."}'
             ) from error
         prompt = row.get("prompt") if isinstance(row, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise DataError(f"eval.general={source}, line {number}: it needs a `prompt` field with text")
-        prompts.append(prompt)
+        try:
+            prompts.append(checked(prompt, "prompt"))
+        except Unusable as error:
+            reason = f"it needs a `prompt` field with text ({error})"
+            raise DataError(f"eval.general={source}, line {number}: {reason}") from error
     if not prompts:
         raise DataError(f"eval.general={source}: no prompts in it; each line must be an object with a `prompt` field")
     return prompts

@@ -81,6 +81,8 @@ def preflight(
     readers = _check_judged(config, trains)
 
     def count(messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
+        if reason := _left_out(chat, messages):
+            raise DataError(reason)
         return len(chat.prompt(messages)), len(chat.turn(messages, answer))
 
     def unfit(row: Row) -> str | None:
@@ -109,6 +111,9 @@ def preflight(
             visit=rows.append if keep_rows else None,
         )
         check_rows(found, found.bad, config.data, f"data.train={config.data.train}")
+        for each in methods:
+            if not each.refine.enabled:
+                check_rewrites(each, found.rewrites)
     test = None
     if config.data.test is not None and config.eval.enabled:
         test, bad_test = read_rows(config.data.test, config.data, split="test", count_tokens=count)
@@ -137,14 +142,17 @@ def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, 
     A row whose rewrite or fused answer does not fit keeps its gold answer under `data.on_bad_row=skip`, as one whose
     rewrite was refused, and is among the second list's.
 
-    Raises `DataError` for a row whose target is missing or that does not fit.
+    Raises `DataError` for a row whose target is missing or that does not fit, and where a method that trains on
+    rewrites has none at all.
     """
     encoder = make_encoder(config, models.load_chat(folder, config.model))
     target, taught = target_of(config), distils(config)
     encoded, unfit = {}, []
+    rewrites = 0
     for row in rows:
         where = f"data.train={config.data.train}: row {row.line}"
         answer = _answer(row, target)
+        rewrites += row.rewrite is not None
         if answer is None:
             raise DataError(
                 f"{where}: no fused answer; set refine.enabled=true, run `raft-ray refine` first, "
@@ -161,6 +169,7 @@ def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, 
             encoded[row.index] = encoder.row(row.index, row.messages, gold, gold if taught else None, where)
             reason = str(error).removeprefix(f"{where}: ")
             unfit.append(BadRow(row.line, f"{target.value} answer: {reason}; trained on its gold answer"))
+    check_rewrites(config, rewrites)
     return encoded, unfit
 
 
@@ -173,6 +182,22 @@ def _reads(config: Config) -> tuple[object, ...]:
     """What decides whether a row fits a method."""
     reads = (config.rollout.max_new_tokens, config.teacher.template, config.teacher.on_long_reference)
     return (config.distill.method is Method.raft, distils(config), target_of(config), *reads)
+
+
+def check_rewrites(config: Config, rewrites: int) -> None:
+    """Refuse to train on rewrites where there are none: single rows keep their gold answers, but all would be SFT.
+
+    Args:
+        rewrites: rows with an accepted rewrite.
+
+    Raises `DataError`.
+    """
+    if target_of(config) is Target.rewrite and not rewrites:
+        why = "stage 1 accepted none" if config.refine.enabled else "refine.enabled=false, and no row brings one along"
+        raise DataError(
+            f"data.train={config.data.train}: {config.distill.method.value} trains on accepted rewrites, and there are "
+            f"none ({why}); train on refined rows, or on the gold answers with distill.target=gold"
+        )
 
 
 def target_of(config: Config) -> Target:
@@ -216,6 +241,19 @@ def _show_rewriter(config: Config, row: Row, console: Console) -> None:
 def write_bad(prepared: Prepared, run_dir: Path) -> None:
     """List the rows that were left out in `RUN/bad_rows.jsonl`."""
     write_bad_rows(prepared.scan.bad, run_dir / "bad_rows.jsonl")
+
+
+def _left_out(chat: Chat, messages: list[dict[str, str]]) -> str | None:
+    """Why a chat with a role that not every chat template knows cannot be used: some leave such messages out."""
+    for number, message in enumerate(messages, start=1):
+        if message["role"] not in ("system", "user", "assistant"):
+            without = chat.prompt([other for other in messages if other is not message])
+            if len(chat.prompt(messages)) < len(without) + len(message["content"].split()):
+                return (
+                    f"message {number} has role '{message['role']}', which the model's chat template leaves out; "
+                    "call it system"
+                )
+    return None
 
 
 def _check_judges(config: Config) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from raft_ray.chat import Chat
 from raft_ray.config import OnLongReference, TeacherConfig
 from raft_ray.errors import DataError
+from raft_ray.printable import plain
 from raft_ray.templates import fill, load_prompt
 
 if TYPE_CHECKING:
@@ -162,7 +163,6 @@ def _show(title: str, text: str, console: Console) -> None:
 
 def show_row(encoder: PromptEncoder, row: EncodedRow, console: Console, around: int = 6) -> None:
     """Print what student and teacher read for a row, and the ids on both sides of the joins."""
-    from rich.markup import escape
 
     def decode(ids: list[int]) -> str:
         return str(encoder.tokenizer.decode(ids))
@@ -172,21 +172,22 @@ def show_row(encoder: PromptEncoder, row: EncodedRow, console: Console, around: 
         parts.append(("teacher", row.teacher_prompt))
     for name, prompt in parts:
         console.rule(f"[bold]{name}[/] reads {len(prompt)} tokens, then the response", align="left")
-        console.print(escape(decode(prompt)), highlight=False, end="")
-        console.print(f"[green]{escape(decode(row.answer))}[/]", highlight=False)
+        console.print(plain(decode(prompt)), highlight=False, end="")
+        console.print(f"[green]{plain(decode(row.answer))}[/]", highlight=False)
         console.print("\n[bold]The join[/], as id:token")
         for label, ids, style in (
             ("prompt ends", prompt[-around:], "yellow"),
             ("response begins", row.answer[:around], "green"),
         ):
             cells = "  ".join(f"{i}:{decode([i])!r}" for i in ids)
-            console.print(f"[dim]{label:>15}[/]  [{style}]{escape(cells)}[/]", highlight=False)
+            console.print(f"[dim]{label:>15}[/]  [{style}]{plain(cells)}[/]", highlight=False)
         console.print()
+    end = repr(decode(row.answer[-1:]))
     console.print(
-        f"The answer has {len(row.answer)} tokens and ends with id {row.answer[-1]} ({decode(row.answer[-1:])!r}). "
+        f"The answer has {len(row.answer)} tokens and ends with id {row.answer[-1]:d} ({plain(end)}). "
         "In training the response is what the student samples; the teacher gets the same ids.",
         highlight=False,
     )
-    console.print(escape(encoder.chat.summary()), highlight=False)
+    console.print(plain(encoder.chat.summary()), highlight=False)
     if difference := encoder.chat.difference():
-        console.print(f"[yellow]{escape(difference)}[/]", highlight=False)
+        console.print(f"[yellow]{plain(difference)}[/]", highlight=False)

@@ -57,6 +57,8 @@ class Scan:
     """Good ones."""
     fused: int = 0
     """Rows that bring a fused answer along."""
+    rewrites: int = 0
+    """Rows that bring an accepted rewrite along."""
     bad: BadRows = field(default_factory=BadRows)
 
     def __len__(self) -> int:
@@ -102,6 +104,7 @@ def scan(
             found.slices.append(one)
         found.rows += 1
         found.fused += row.fused is not None
+        found.rewrites += row.rewrite is not None
         if visit:
             visit(row)
     check_any(found, found.bad, source, split)

@@ -10,6 +10,7 @@ record at hand. Knows nothing about what a record must contain; `raft_ray.data` 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from raft_ray.errors import DataError
 Split = Literal["train", "test"]
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<configuration>[\w.-]+))?")
+_DIGITS = 4300
 _FILE_ENDINGS = {".jsonl", ".parquet", ".json", ".csv", ".tsv", ".txt", ".gz", ".zst", ".xlsx", ".arrow", ".yaml"}
 
 
@@ -96,6 +98,11 @@ def jsonl(path: Path, where: str, start: Place = START) -> Records:
                 offset += len(line)
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
+                    if line.lstrip().startswith(b"["):
+                        raise DataError(
+                            f"{where}: begins with a JSON array; what is read is an object on each line (.jsonl), or "
+                            ".parquet: convert it"
+                        )
                 if line.strip():
                     yield place, _parse(line)
     except OSError as error:
@@ -104,14 +111,33 @@ def jsonl(path: Path, where: str, start: Place = START) -> Records:
 
 def _parse(line: bytes) -> dict[str, Any] | Unusable:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=_fields, parse_int=_integer)
+    except Unusable as error:
+        return error
     except UnicodeDecodeError:
         return Unusable("not UTF-8")
     except json.JSONDecodeError as error:
-        return Unusable(f"not JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError) as error:  # numbers and nestings beyond Python's limits
+        if b"\r" in line.rstrip():
+            return Unusable("not JSON: a carriage return inside the line; end lines with a newline")
+        hint = "; a comma stands behind the object" if line.rstrip().endswith(b",") else ""
+        return Unusable(f"not JSON: {error.msg} at column {error.colno}{hint}")
+    except (ValueError, RecursionError) as error:  # nestings beyond Python's limits
         return Unusable(f"not JSON: {first_line(error)}")
     return record if isinstance(record, dict) else Unusable("not a JSON object")
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which Python would keep the last of two fields with the same name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise Unusable(f"field '{next(name for name in names if names.count(name) > 1)}' stands twice in an object")
+    return fields
+
+
+def _integer(digits: str) -> float:
+    """A whole number; one beyond Python's limit for text, which no field that is read may hold, as infinity."""
+    return int(digits) if len(digits) < _DIGITS else math.inf
 
 
 def _parquet(parts: list[Path], where: str, start: Place) -> Records:

@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from raft_ray.printable import plain, printable
+
 
 def status_view(status: dict[str, Any]) -> RenderableType:
     """Progress, actors, queue, rates and advice.
@@ -17,7 +19,7 @@ def status_view(status: dict[str, Any]) -> RenderableType:
     """
     lines: list[RenderableType] = [_headline(status)]
     if status["error"]:
-        lines.append(Text(f"stopped: {status['error']}", style="red"))
+        lines.append(Text(printable(f"stopped: {status['error']}"), style="red"))
     if status["actors"]:
         lines.append(_actors(status["actors"]))
         lines.append(Text(_queue(status["queue"])))
@@ -45,7 +47,8 @@ def _actors(actors: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     for actor in actors:
         version = "-" if actor["version"] is None else str(actor["version"])
-        table.add_row(actor["name"], actor["node"], actor["state"], version, str(actor["rows"]), str(actor["restarts"]))
+        named = (plain(actor[key]) for key in ("name", "node", "state"))
+        table.add_row(*named, version, str(actor["rows"]), str(actor["restarts"]))
     return table
 
 

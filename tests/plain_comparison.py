@@ -8,7 +8,7 @@ from raft_ray.compare.summary import compare as summarise
 from raft_ray.compare.tuning import ONLY, choose, tune
 
 
-def compare(methods: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def compare(methods: dict[str, list[dict[str, Any]]], main: str = "raft") -> dict[str, Any]:
     """The comparison of these evaluations by method."""
     grid = {name: {ONLY: blocks} for name, blocks in methods.items()}
-    return summarise(tune(grid, choose(grid, 0.5, 0), 0.5, 0))
+    return summarise(tune(grid, choose(grid, 0.5, 0), 0.5, 0), main=main)

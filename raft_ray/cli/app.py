@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from raft_ray import __version__, settings
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
+from raft_ray.printable import one_line, printable
 
 INTERRUPTED = 130
 
@@ -32,7 +33,7 @@ class _Commands(TyperGroup):
             known = cause if isinstance(cause, RaftError) else error
             if not isinstance(known, RaftError):
                 raise
-            print(f"error: {_one_line(known)}", file=sys.stderr)
+            print(f"error: {one_line(str(known))}", file=sys.stderr)
             raise typer.Exit(known.exit_code) from None
 
 
@@ -96,8 +97,4 @@ def ready(config: str, overrides: list[str] | None, resume: bool, run_dir: str |
 
 
 def say(what: str, path: Path) -> None:
-    print(f"{what}: {path}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    print(printable(f"{what}: {path}"))

@@ -13,6 +13,7 @@ from rich.table import Table
 from raft_ray import settings
 from raft_ray.cli.app import ConfigArgument, Overrides, app, load
 from raft_ray.doctor import Verdict, examine
+from raft_ray.printable import plain
 
 
 @app.command()
@@ -77,7 +78,10 @@ def doctor(
     colours = {Verdict.ok: "green", Verdict.warn: "yellow", Verdict.fail: "red"}
     for finding in findings:
         table.add_row(
-            f"[{colours[finding.verdict]}]{finding.verdict.value}[/]", finding.what, finding.found, finding.fix
+            f"[{colours[finding.verdict]}]{finding.verdict.value}[/]",
+            plain(finding.what),
+            plain(finding.found),
+            plain(finding.fix),
         )
     Console().print(table)
     if any(finding.verdict is Verdict.fail for finding in findings):

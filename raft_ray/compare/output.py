@@ -14,6 +14,7 @@ from typing import Any
 from raft_ray.compare.charts import Traces, course_figures, gain_figures
 from raft_ray.compare.verdict import verdict
 from raft_ray.files import write_whole
+from raft_ray.printable import printable
 from raft_ray.report.answers import open_answers
 from raft_ray.report.svg import Format
 from raft_ray.report.words import about, method_label, short
@@ -117,13 +118,21 @@ def _csv(comparison: dict[str, Any]) -> str:
             against = value.get("against") or {}
             gap = against.get("difference", {}).get("mean")
             numbers = [value["mean"], value["low"], value["high"], value.get("retention"), gap, against.get("p")]
-            writer.writerow([name, comparison["chosen"].get(name, ""), result["seeds"], measure, *numbers])
+            named = map(_cell, (name, comparison["chosen"].get(name, "")))
+            writer.writerow([*named, result["seeds"], _cell(measure), *numbers])
     for point in comparison["points"]:
         if not point["chosen"]:
             for measure, value in _measures(point):
                 numbers = [value["mean"], value["low"], value["high"]]
-                writer.writerow([point["method"], point["point"], point["seeds"], measure, *numbers, "", "", ""])
+                named = map(_cell, (point["method"], point["point"]))
+                writer.writerow([*named, point["seeds"], _cell(measure), *numbers, "", "", ""])
     return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 def _measures(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

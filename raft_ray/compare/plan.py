@@ -6,6 +6,7 @@ Knows nothing about Ray: configs in, configs out.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray import settings
+from raft_ray.compare.summary import BASE
 from raft_ray.compare.tuning import ONLY
 from raft_ray.config import CompareConfig, Config, Method
 from raft_ray.errors import ConfigError
@@ -21,6 +23,9 @@ from raft_ray.settings.baselines import SHARED
 FAPM = "fapm"
 PRUNED = Method.sft.value
 """The row that FAPM prunes."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_POINT = re.compile(r"[\w .,+=()\[\]-]*")
 
 _METHODS = [method.value for method in Method]
 
@@ -62,6 +67,11 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
     for key, values in (("compare.methods", rows), ("compare.seeds", wanted.seeds)):
         if len(set(values)) < len(values):
             raise ConfigError(f"{key}={values}: names one twice")
+    for key, names in (("compare.methods", rows), ("compare.overrides", wanted.overrides)):
+        for name in names:
+            if not _NAME.fullmatch(str(name)) or name == BASE:
+                why = "the base is a row already" if name == BASE else "it names a folder: letters, digits, . _ - only"
+                raise ConfigError(f"{key}: {name!r} cannot be the name of a row ({why}); choose another")
     if min(wanted.seeds) < 0:
         raise ConfigError(f"compare.seeds={wanted.seeds}: must be at least 0")
     if FAPM in rows and PRUNED not in rows:
@@ -92,6 +102,12 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
     ]
 
 
+def main_row(config: Config) -> str:
+    """The row that the comparison is about: the config's method, or the first row where that is not compared."""
+    method = config.distill.method.value
+    return method if method in config.compare.methods else config.compare.methods[0]
+
+
 def by_seeds(trainings: list[Training], compare: CompareConfig) -> tuple[list[Training], list[Training]]:
     """Those of the seeds that the whole grid is trained with (`compare.grid_seeds`), and those of the other seeds."""
     whole = compare.seeds[: compare.grid_seeds]
@@ -119,6 +135,11 @@ def grid_points(grid: dict[str, Any]) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"{where}: name a key that methods are trained with, such as learner.lr")
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}={values}: must be a list of values, such as [1e-4, 2e-4]")
+        if unfit := [value for value in values if not _POINT.fullmatch(_shown(value))]:
+            raise ConfigError(
+                f"{where}: {unfit[0]!r} cannot be part of a folder's name; compare such values as rows of their own, "
+                "with compare.overrides"
+            )
         if len({_shown(value) for value in values}) < len(values):
             raise ConfigError(f"{where}={values}: names one twice")
     combinations = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]

@@ -18,14 +18,15 @@ Block = dict[str, Any]
 BASE = "base"
 
 
-def compare(tuned: Tuned, *, reference: str = "sft", seed: int = 0) -> dict[str, Any]:
+def compare(tuned: Tuned, *, reference: str = "sft", main: str = "raft", seed: int = 0) -> dict[str, Any]:
     """The comparison of methods, each with its evaluation of every seed.
 
     Args:
         tuned: blocks by method; `base` (one block) is what retention is measured against.
         reference: the method that the others are tested against on the same questions.
+        main: the method that the comparison is about.
 
-    Returns `{"reference", "methods": {name: {"seeds", "scores": {score: S}, "drift": E,
+    Returns `{"main", "reference", "methods": {name: {"seeds", "scores": {score: S}, "drift": E,
     "drift_first": E, "agreement": E, "words": E, "weight_distance": E, "dominated_by": [name]}}, "front": [name],
     "chosen": {name: point}, "validation_questions": n, "points": [{"method", "point", "seeds", "chosen", "scores":
     {score: E}, "drift": E, ..., "front": bool}]}` with E a mean and its interval, or none, and S such an interval with
@@ -48,6 +49,7 @@ def compare(tuned: Tuned, *, reference: str = "sft", seed: int = 0) -> dict[str,
     for name, result in results.items():
         result["dominated_by"] = dominated_by(name, places) if name in places else None
     return {
+        "main": main,
         "reference": reference,
         "methods": results,
         "front": pareto_front(places),

@@ -12,7 +12,6 @@ from raft_ray.compare.front import Place, dominated_by, gain_at_loss, places_of
 from raft_ray.report.verdict import SAME_DRIFT, SIGNIFICANT
 from raft_ray.report.words import about, method_label, short, times
 
-MAIN = "raft"
 BASE = "base"
 OPD = "opd"
 
@@ -26,10 +25,12 @@ def verdict(comparison: dict[str, Any], failed: dict[str, str] | None = None) ->
     return lines
 
 
-def promise(comparison: dict[str, Any], main: str = MAIN) -> str:
-    """Whether `main` reached at least the reference's domain accuracy while staying closer to the base."""
-    methods, reference = comparison["methods"], comparison["reference"]
+def promise(comparison: dict[str, Any]) -> str:
+    """Whether the main method reached at least the reference's domain accuracy while staying closer to the base."""
+    methods, reference, main = comparison["methods"], comparison["reference"], comparison["main"]
     name, other = method_label(main), method_label(reference)
+    if main == reference:
+        return f"{name} is what this comparison is about, and what its other methods are tested against."
     if main not in methods or reference not in methods:
         missing = name if main not in methods else other
         return f"Nothing can be said of {name}'s promise: {missing} was not evaluated."
@@ -71,18 +72,18 @@ def _unlearned(name: str, other: str, main: dict[str, Any], reference: dict[str,
     )
 
 
-def frontier(comparison: dict[str, Any], main: str = MAIN) -> list[str]:
-    """What all points of the grid say: `main` at half of the drift of the reference's best point, who beats its chosen
-    point, and how it stands at OPD's drifts.
+def frontier(comparison: dict[str, Any]) -> list[str]:
+    """What all points of the grid say: the main method at half of the drift of the reference's best point, who beats
+    its chosen point, and how it stands at OPD's drifts.
 
-    Empty without a grid, or where `main` was not evaluated.
+    Empty without a grid, or where it was not evaluated.
     """
-    places = places_of(comparison["points"])
+    places, main = places_of(comparison["points"]), comparison["main"]
     ours, name = places.get(main), method_label(main)
     if not ours:
         return []
     lines = []
-    if rivals := places.get(comparison["reference"]):
+    if main != comparison["reference"] and (rivals := places.get(comparison["reference"])):
         other = method_label(comparison["reference"])
         best, place = max(rivals.items(), key=lambda entry: entry[1].gain)
         lines.append(

@@ -3,44 +3,31 @@
 A stricter measure is that the response is such an answer and nothing else (`exact`). Where rows name choices, the
 model's choice can be read off its log-likelihoods instead (`raft_ray.evaluate.likelihood`); `summary` joins them.
 
-Response and answer are normalised (Unicode NFKC, lower case, punctuation and articles removed) and cut into
-words; the answer's words must occur in the response side by side. Four things need more care than that:
+Response and answer are read as tokens (the table in `raft_ray.normalise`); the answer's tokens must occur in the
+response side by side, numbers with their sign and unit. Two things need more care than that:
 
-- Numbers are words with their sign, decimals and thousands (`1,000` is `1000`), so `7` is not in `1.7`.
-- An answer of one or two letters is a symbol (`Au`, `He`) and is compared with its case; where the symbol is an
+- An answer of one or two letters is a symbol (`Au`, `He`, `R`) and is compared with its case; where the symbol is an
   English word too (`In`, `As`, `I`), its use as that word at the start of a sentence does not count.
 - `yes` and `no` (`true` and `false`) exclude each other: the first of the two in the response decides.
-- Scripts without spaces are compared character by character.
 
 Knows nothing about models, prompts or files: texts only.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import regex
-
 from raft_ray.config import DomainMetric
 from raft_ray.errors import DataError
-
-_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*"
-_NUMBER = r"(?:(?<![\p{L}\p{M}\p{N}])-)?\p{Nd}+(?:[.,]\p{Nd}+)*"
-_WORD = regex.compile(rf"{_UNSPACED}|{_NUMBER}|[\p{{L}}\p{{M}}\p{{N}}]+")
-_THOUSANDS = regex.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+from raft_ray.normalise import has_punctuation, has_symbol, is_short, keys, occurs, tokens, visible
 
 _OPPOSITES = ({"yes", "no"}, {"true", "false"})
-_SYMBOLS_AND_WORDS = frozenset(
-    {"Am", "An", "As", "At", "Be", "By", "Do", "He", "If", "In", "Is", "It", "Of", "On", "So", "To"}
-)
 
 
 def contains(response: str, answers: Sequence[str]) -> bool:
     """Whether any of `answers` occurs in `response`, by the rules above. Raises `DataError` on a blank answer."""
-    text = _unify(response)
-    return any(_contains(text, answer) for answer in answers)
+    return any(_contains(response, answer) for answer in answers)
 
 
 def exact(response: str, answers: Sequence[str]) -> bool:
@@ -48,10 +35,8 @@ def exact(response: str, answers: Sequence[str]) -> bool:
 
     Raises `DataError` on a blank answer.
     """
-    text = _unify(response)
     return any(
-        _contains(text, answer) and _words(text, answer=True) == _words(_unify(answer), answer=True)
-        for answer in answers
+        _contains(response, answer) and keys(response, answer=True) == keys(answer, answer=True) for answer in answers
     )
 
 
@@ -90,58 +75,15 @@ def accuracy(responses: Sequence[str], answers: Sequence[Sequence[str]]) -> tupl
     return sum(correct) / len(correct), correct
 
 
-def _contains(text: str, answer: str) -> bool:
-    wanted = _unify(answer)
-    if not wanted.strip():
+def _contains(response: str, answer: str) -> bool:
+    if not visible(answer):
         raise DataError("an answer is blank: every response would count as right; remove the row")
-    words = _WORD.findall(wanted)
-    if not words:
-        return wanted.strip() in text
-    lowered = words[0].lower() if len(words) == 1 else ""
+    wanted = tokens(answer)
+    if not wanted:
+        return has_punctuation(response, answer)
     for pair in _OPPOSITES:
-        if lowered in pair:
-            return next((word for word in _words(text) if word in pair), None) == lowered
-    if lowered and len(lowered) <= 2 and lowered.isalpha() and not regex.fullmatch(_UNSPACED, words[0]):
-        return _contains_symbol(text, words[0])
-    return _occurs(_words(text), _words(wanted, answer=True))
-
-
-def _contains_symbol(text: str, symbol: str) -> bool:
-    """Whether `symbol` is a word of `text` in this case, other than as an English word."""
-    for match in _WORD.finditer(text):
-        if match.group() != symbol:
-            continue
-        prose = regex.match(r"(?:\s+|['’])\p{Ll}", text[match.end() :]) is not None
-        if symbol == "I" and prose:
-            continue
-        starts_sentence = regex.search(r"(?:^|[.!?:\n])\s*$", text[: match.start()]) is not None
-        if symbol in _SYMBOLS_AND_WORDS and starts_sentence and prose:
-            continue
-        return True
-    return False
-
-
-def _unify(text: str) -> str:
-    """NFKC, one minus sign."""
-    return unicodedata.normalize("NFKC", text).replace("\u2212", "-")
-
-
-def _words(text: str, answer: bool = False) -> list[str]:
-    """Lower-case words without articles; an answer that is nothing but articles keeps them."""
-    words = _WORD.findall(text)
-    # A capital A is a name (vitamin A) unless it opens the answer.
-    kept = [
-        word
-        for place, word in enumerate(words)
-        if word.lower() not in ("the", "an") and word != "a" and not (word == "A" and answer and place == 0)
-    ]
-    return [_number(word).lower() for word in kept or words]
-
-
-def _number(word: str) -> str:
-    return word.replace(",", "") if _THOUSANDS.fullmatch(word) else word
-
-
-def _occurs(words: list[str], wanted: list[str]) -> bool:
-    size = len(wanted)
-    return any(words[start : start + size] == wanted for start in range(len(words) - size + 1))
+        if len(wanted) == 1 and wanted[0].key in pair:
+            return next((key for key in keys(response) if key in pair), None) == wanted[0].key
+    if is_short(wanted):
+        return has_symbol(response, wanted[0].text)
+    return occurs(keys(response), keys(answer, answer=True))

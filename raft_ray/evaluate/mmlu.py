@@ -141,8 +141,8 @@ def _records(file: Path) -> Iterator[tuple[int, Any]]:
                 continue
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"eval.mmlu: {file}, line {number}: not JSON ({error.msg})") from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"eval.mmlu: {file}, line {number}: not JSON ({error})") from error
 
 
 def _question(record: Any, file: Path, root: Path) -> MmluQuestion:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from raft_ray.printable import printable
+
 _NONE = "-"
 
 
@@ -36,7 +38,7 @@ def summary_table(evaluation: dict[str, Any]) -> Table:
     for name, method in methods.items():
         is_base = name == "base"
         table.add_row(
-            Text(name, style="bold" if name == evaluation.get("main") else ""),
+            Text(printable(name), style="bold" if name == evaluation.get("main") else ""),
             _percent(_value(method, "domain", "accuracy")),
             _number(_value(method, "drift", "kl"), ".4f"),
             _ifeval(method, None if is_base else base),

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from raft_ray.config import RefineGuardsConfig
-from raft_ray.refine.key_facts import TERSE_WORDS, invented_facts, missing_facts, normalise, tokens
+from raft_ray.normalise import words
+from raft_ray.refine.key_facts import TERSE_WORDS, invented_facts, missing_facts, normalise
 from raft_ray.refine.language import foreign_letters, in_another_language
 from raft_ray.templates import fill, literals
 from raft_ray.thinking import without_thinking
@@ -117,11 +118,11 @@ def repetition(draft: Draft, limits: RefineGuardsConfig) -> bool:
     """Goes round in circles: says passages again, much more than the gold answer does; makes a third of itself or more
     of one pair of words, three times at least; or stutters (`hahaha`).
     """
-    words = normalise(draft.text).split()
-    pairs = Counter(pairwise(words))
-    if any(count >= _CIRCLES and 2 * count * 3 >= len(words) for count in pairs.values()):
+    said = normalise(draft.text).split()
+    pairs = Counter(pairwise(said))
+    if any(count >= _CIRCLES and 2 * count * 3 >= len(said) for count in pairs.values()):
         return True
-    if _repeated(words) > limits.repetition + _repeated(normalise(draft.answer).split()):
+    if _repeated(said) > limits.repetition + _repeated(normalise(draft.answer).split()):
         return True
     return any(match.group() not in draft.answer for match in _STUTTER.finditer(draft.text))
 
@@ -136,9 +137,9 @@ def language(draft: Draft, limits: RefineGuardsConfig) -> bool:
 
 def length(draft: Draft, limits: RefineGuardsConfig) -> bool:
     """Is much shorter than a gold answer of some length, or much longer than any gold answer."""
-    words, gold = len(tokens(draft.text)), len(tokens(draft.answer))
-    too_short = gold >= _LENGTH_WORDS and words < limits.shortest * gold
-    return too_short or words > limits.longest * max(gold, _LENGTH_WORDS)
+    text, gold = len(words(draft.text)), len(words(draft.answer))
+    too_short = gold >= _LENGTH_WORDS and text < limits.shortest * gold
+    return too_short or text > limits.longest * max(gold, _LENGTH_WORDS)
 
 
 def key_facts(draft: Draft, _: RefineGuardsConfig) -> bool:
@@ -195,4 +196,4 @@ def _repeated(words: list[str]) -> float:
 
 def _spaced(text: str) -> str:
     """The words in lower case between single spaces, also at both ends, so that `in` compares whole words."""
-    return f" {' '.join(token.casefold() for token in tokens(text))} "
+    return f" {' '.join(word.casefold() for word in words(text))} "

@@ -7,31 +7,37 @@ A cosine does not see them: `1868` and `1886` embed alike. Rules only; knows not
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from raft_ray.normalise import ARTICLES, has_symbol, is_short, keys, numbers, occurs, tokens
 
 TERSE_WORDS = 6
 """An answer of at most so many words, without numbers among more than three, is a fact as a whole."""
 
 _CODE = re.compile(r"```(?:\w*\n)?(.+?)```|`([^`\n]+)`", re.DOTALL)
 _QUOTED = re.compile(r'"([^"\n]+)"|“([^”\n]+)”|«([^»\n]+)»|(?<!\w)\'([^\'\n]+)\'(?!\w)')
-_NUMBER = r"(?:(?<![\w)])[-+])?\d+(?:,\d{3})+(?:\.\d+)?(?!\w)|(?:(?<![\w)])[-+])?\d+(?:\.\d+)?(?!\w)"
-_CJK = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
-_TOKEN = re.compile(rf"(?P<number>{_NUMBER})|{_CJK}|(?:(?!{_CJK})[^\W_])+(?:'(?:(?!{_CJK})[^\W_])+)*[+#]*")
 _GAP = "\0"  # stands where a fact was taken out: what is on its two sides does not belong together
-_WORD = re.compile(rf"[^\s{_GAP}]+")
+# What `raft_ray.normalise` reads as one number stays together: `1 000`, `5 million`, `6 × 10^23`, `minus 5`.
+_DIGIT = "[\\d¼-¾⅐-⅞⁰¹²³⁴-⁹]"
+_JOIN = (
+    rf"(?:(?<={_DIGIT})[ \u00a0\u2009\u202f](?=\d{{3}}(?!\d)|\d+[/⁄]\d|[¼-¾⅐-⅞]|[x×*·-] ?\d|%|(?:USD|EUR|GBP|JPY)\b"
+    r"|(?i:thousand|.illion|per ?cent|degree|dollar|euro))"
+    r"|(?<=[×*·%$€£¥-]) (?=\d)|(?:(?<=USD)|(?<=EUR)|(?<=GBP)|(?<=JPY)) (?=\d)"
+    rf"|(?<={_DIGIT} x) (?=\d)|(?:(?<=minus)(?<!{_DIGIT} minus)|(?<=negative)(?<!{_DIGIT} negative)) (?=[\d.$€£¥])"
+    r"|(?:(?<=degree)|(?<=degrees)) (?=[CF]))"
+)
+_WORD = re.compile(rf"[^\s{_GAP}]+(?:{_JOIN}[^\s{_GAP}]+)*")
 _LIST = re.compile(rf"\s*(?:;|,(?!\d)|\n|\band\b|&|{_GAP}+)\s*")
 _PUNCTUATION = " \t\n.,;:!?\"'“”«»*"
 _OUTER = _PUNCTUATION + "()[]{}"
 # Of a multiple-choice answer: `(B) Paris`, `B. Paris`, `The answer is B`, `option (B)`.
 _CHOICE = re.compile(
-    r"\A\s*(?:\(([A-J])\)|([A-J])[.):])(?=\s)|\b(?i:answer|option|choice)(?:\s+is)?:?\s+\(?([A-J])\b(?!\s+[a-z])\)?"
+    r"\A\s*(?:\(([A-J])\)|([A-J])[.):])(?=\s)(?!\s[A-Z]\.)|\b(?i:answer|option|choice)(?:\s+is)?:?\s+\(?([A-J])\b(?!\s+[a-z])\)?"
 )
 _CHOICE_WORDS = frozenset({"answer", "choice", "correct", "option", "right"})
 _SENTENCE_END = tuple(".!?:")
-_ARTICLES = frozenset({"a", "an", "the"})
-_FUNCTION_WORDS = _ARTICLES.union(
+_FUNCTION_WORDS = ARTICLES.union(
     re.findall(
         r"\w+",
         """
@@ -48,12 +54,6 @@ _FUNCTION_WORDS = _ARTICLES.union(
 _LINKS = frozenset(
     {"of", "the", "de", "del", "della", "der", "den", "di", "du", "da", "la", "le", "van", "von", "zu", "y"}
 )
-_SPELLED = re.findall(
-    r"\w+",
-    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen twenty""",
-)
-_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_SPELLED)}
 
 
 def key_facts(answer: str) -> list[str]:
@@ -69,7 +69,8 @@ def key_facts(answer: str) -> list[str]:
     words = _WORD.findall(rest)
     if 0 < len(words) <= 3 or (len(words) <= TERSE_WORDS and not re.search(r"\d", rest)):
         idle = _FUNCTION_WORDS | _CHOICE_WORDS if found else frozenset[str]()
-        terse = [piece.strip(_PUNCTUATION) for piece in _LIST.split(rest) if {*map(str.lower, tokens(piece))} - idle]
+        pieces = [_trim(piece, _PUNCTUATION) for piece in _LIST.split(rest)]
+        terse = [piece for piece in pieces if {token.text.lower() for token in tokens(piece)} - idle]
         return _unique([*(letter for _, letter in found), *terse])
     rest = _take(_CODE, rest, found)
     rest = _take(_QUOTED, rest, found)
@@ -107,25 +108,11 @@ def invented_facts(known: str, text: str) -> list[str]:
 def states(text: str, fact: str) -> bool:
     """Whether `text` contains `fact`, by the rules of `missing_facts`."""
     wanted = tokens(fact)
-    if wanted == ["A"]:
-        return any(match.group() == "A" and _is_letter(match) for match in _TOKEN.finditer(_plain(text)))
-    if all(token.casefold() in _FUNCTION_WORDS for token in wanted):
-        return _contains(tokens(text), wanted)
-    return _contains(_canonical(text), _canonical(fact))
-
-
-def _is_letter(match: re.Match[str]) -> bool:
-    """Whether a lone `A` is a letter, not the article that opens a sentence."""
-    before = match.string[: match.start()].rstrip(" \t\"'“«*_")
-    opens = not before or before.endswith(("\n", *_SENTENCE_END))
-    return not opens or not re.match(r"[ \t]+(?!is\b|was\b|and\b|or\b)[a-z]", match.string[match.end() :])
-
-
-def tokens(text: str) -> list[str]:
-    """Words and numbers of `text` in their own case; numbers without separators, accents and punctuation dropped."""
-    return [
-        _value(match.group()) if match.group("number") else match.group() for match in _TOKEN.finditer(_plain(text))
-    ]
+    if [token.text for token in wanted] == ["A"]:
+        return has_symbol(text, "A")
+    if is_short(wanted) or all(token.text.casefold() in _FUNCTION_WORDS for token in wanted):
+        return occurs([token.text for token in tokens(text)], [token.text for token in wanted])
+    return occurs(_canonical(text), _canonical(fact))
 
 
 def normalise(text: str) -> str:
@@ -134,8 +121,7 @@ def normalise(text: str) -> str:
 
 
 def _canonical(text: str) -> list[str]:
-    lowered = [token.casefold().removesuffix("'s") for token in tokens(text)]
-    return [_NUMBER_WORDS.get(token, _singular(token)) for token in lowered if token not in _ARTICLES]
+    return [_singular(key) for key in keys(text)]
 
 
 def _singular(word: str) -> str:
@@ -143,28 +129,6 @@ def _singular(word: str) -> str:
     if len(word) < 4 or not word.endswith("s") or word.endswith("ss"):
         return word
     return f"{word[:-3]}y" if word.endswith("ies") else word[:-1]
-
-
-def _contains(haystack: list[str], needle: list[str]) -> bool:
-    return any(haystack[i : i + len(needle)] == needle for i in range(len(haystack) - len(needle) + 1))
-
-
-def _plain(text: str) -> str:
-    """Compatibility forms folded (`H₂O` to `H2O`), accents dropped, one kind of dash and apostrophe."""
-    text = text.replace("’", "'").replace("‘", "'")
-    text = re.sub("[\u2010-\u2015\u2212]", "-", text)
-    decomposed = unicodedata.normalize("NFKD", text)
-    return unicodedata.normalize("NFKC", "".join(char for char in decomposed if not unicodedata.combining(char)))
-
-
-def _value(number: str) -> str:
-    """`+1,538.0` as `1538`, `-38.80` as `-38.8`: equal numbers get equal tokens."""
-    digits = number.replace(",", "").removeprefix("+")
-    whole, _, fraction = digits.partition(".")
-    sign = "-" if whole.startswith("-") else ""
-    whole = whole.removeprefix("-").lstrip("0") or "0"
-    fraction = fraction.rstrip("0")
-    return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"
 
 
 def _take(pattern: re.Pattern[str], text: str, found: list[tuple[int, str]]) -> str:
@@ -185,6 +149,7 @@ class _Word:
 
     text: str
     start: int
+    end: int
     opens: bool
     """The first of a sentence, where a capital says nothing."""
     closes: bool
@@ -206,11 +171,11 @@ class _Word:
 def _words(text: str) -> Iterator[_Word]:
     opens = True
     for match in _WORD.finditer(text):
-        word, tail = _trim(match.group()), match.group().rstrip("\"'”»)*")[-1:]
+        word, tail = _trim(match.group(), _OUTER), match.group().rstrip("\"'”»)*")[-1:]
         initial = len(word) == 1 and word.isupper()  # `T. W. Richards` is one name
         ends_sentence = tail in _SENTENCE_END and not initial
         if word:
-            yield _Word(word, match.start(), opens, ends_sentence or match.group()[-1] in ",;)")
+            yield _Word(word, *match.span(), opens, ends_sentence or match.group()[-1] in ",;)")
         opens = ends_sentence if word else opens or ends_sentence
 
 
@@ -220,25 +185,25 @@ def _numbers_and_names(text: str) -> list[tuple[int, str]]:
     run: list[_Word] = []
     for word in _words(text):
         if run and _GAP in text[run[-1].start : word.start]:
-            facts += _name(run)
+            facts += _name(run, text)
             run = []
         if word.has_digit:
-            facts += _name(run)
+            facts += _name(run, text)
             run = []
             # `1538` and `10-20` are numbers; `H2O` is a word.
-            pieces = [word.text] if any(map(str.isalpha, word.text)) else re.findall(_NUMBER, _plain(word.text))
+            pieces = [word.text] if any(map(str.isalpha, word.text)) else numbers(word.text)
             facts += [(word.start, piece) for piece in pieces]
             continue
         if word.has_capital or (run and word.text in _LINKS):
             run.append(word)
             if not word.closes:
                 continue
-        facts += _name(run)
+        facts += _name(run, text)
         run = []
-    return facts + _name(run)
+    return facts + _name(run, text)
 
 
-def _name(run: list[_Word]) -> list[tuple[int, str]]:
+def _name(run: list[_Word], text: str) -> list[tuple[int, str]]:
     """The name that a run of capitalised words is: none or one."""
     while run and run[-1].text.casefold() in _FUNCTION_WORDS | _LINKS:
         run = run[:-1]
@@ -246,11 +211,14 @@ def _name(run: list[_Word]) -> list[tuple[int, str]]:
         run = run[1:]
     if not run or (len(run) == 1 and run[0].opens and not run[0].has_inner_capital):
         return []
-    return [(run[0].start, " ".join(word.text for word in run))]
+    return [(run[0].start, _trim(text[run[0].start : run[-1].end], _OUTER))]
 
 
-def _trim(text: str) -> str:
-    return text.strip(_OUTER)
+def _trim(text: str, outer: str) -> str:
+    """`text` without the characters `outer` at its ends, but for the point of `.5` and `.NET`."""
+    trimmed = text.strip(outer)
+    before = text[: text.find(trimmed)] if trimmed else ""
+    return f".{trimmed}" if before.endswith(".") and not before.endswith("..") and trimmed[0].isalnum() else trimmed
 
 
 def _unique(facts: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from collections import Counter
 from functools import cache
 from typing import Any
 
-from raft_ray.refine.key_facts import tokens
+from raft_ray.normalise import words
 
 _WORDS = 5  # of fewer, no language is told
 _SURE = 0.5
@@ -23,12 +23,12 @@ def in_another_language(text: str, *known: str, least: float) -> bool:
 
     False where either cannot be told: `text` or all of `known` are a few words, or no language of `known` is likely.
     """
-    if len(tokens(text)) < _WORDS:
+    if len(words(text)) < _WORDS:
         return False
     spoken: set[str] = set()
     sure = False
     for sample in (*known, "\n".join(known)):
-        if len(tokens(sample)) >= _WORDS:
+        if len(words(sample)) >= _WORDS:
             likely = _likelihoods(sample)
             sure = sure or max(likely.values()) >= _SURE
             spoken |= {language for language, share in likely.items() if share >= _PLAUSIBLE}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from raft_ray.errors import RaftError
+from raft_ray.printable import one_line
 from raft_ray.report import write_report
 
 if __name__ == "__main__":
@@ -14,5 +15,5 @@ if __name__ == "__main__":
     try:
         print(write_report(Path(sys.argv[1])))
     except RaftError as error:
-        print(error, file=sys.stderr)
+        print(one_line(str(error)), file=sys.stderr)
         sys.exit(error.exit_code)

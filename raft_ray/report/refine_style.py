@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from raft_ray.refine.key_facts import tokens
+from raft_ray.normalise import words as words_of
 
 SEGMENT = 100
 """Words over which variety is taken, so that texts of other lengths can be compared."""
@@ -32,7 +32,7 @@ class Style:
 
     def add(self, text: str) -> None:
         """Take in a text."""
-        words = [token.casefold() for token in tokens(text)]
+        words = [token.casefold() for token in words_of(text)]
         stripped = text.strip()
         self.texts += 1
         self._words[len(words)] += 1

@@ -23,7 +23,7 @@ def explained(config: Config) -> str:
     """`to_yaml(config)` with comments; `load` reads it back to the same config."""
     lines: list[str] = []
     open_sections: list[str] = []
-    for key, value in reading.flatten(config).items():
+    for key, value in reading.flatten_shown(config).items():
         *sections, name = key.split(".")
         shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(open_sections, sections, strict=False))))
         for depth in range(shared, len(sections)):

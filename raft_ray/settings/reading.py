@@ -20,17 +20,24 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    InterpolationValidationError,
+    OmegaConfBaseException,
+)
 
 import raft_ray
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError
 from raft_ray.files import write_whole
+from raft_ray.references import check_no_credentials, shown, with_references
 from raft_ray.settings.precision import settle
 
 MISSING = "???"
 """The value of a key that has none yet (`data.train`)."""
 
+_KEY = re.compile(r"[A-Za-z_][\w-]{0,63}")
 _ENTRY_NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 
@@ -49,6 +56,8 @@ def presets() -> list[str]:
 def load(preset_or_path: str, overrides: list[str] | None = None) -> Config:
     """The config of a preset, YAML file or run folder, with `key=value` overrides applied last.
 
+    What came from the environment (`${oc.env:NAME}`) is there resolved, as a `raft_ray.references.Reference`.
+
     Keys without a value keep `MISSING`; `raft_ray.settings.check` refuses those that a run needs.
     Raises `ConfigError`: one line that names file, key, what the key takes and the nearest valid name.
     """
@@ -58,6 +67,7 @@ def load(preset_or_path: str, overrides: list[str] | None = None) -> Config:
     for override in overrides or []:
         _apply(config, _parse(override), "")
     made = _resolve(config)
+    check_no_credentials(flatten(made))
     settle(made)
     return made
 
@@ -68,18 +78,23 @@ def load_saved(path: str | Path) -> Config:
 
 
 def save(config: Config, path: str | Path) -> None:
-    """Write all keys of `config` to the YAML file `path`."""
+    """Write all keys of `config` to the YAML file `path`; what came from the environment as its reference."""
     write_whole(Path(path), to_yaml(config))
 
 
 def to_yaml(config: Config) -> str:
-    """All keys of `config` as YAML, which `load` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """All keys of `config` as YAML, which `load` reads back; what came from the environment as its reference."""
+    return OmegaConf.to_yaml(OmegaConf.structured(shown(config)))
 
 
 def flatten(config: Config) -> dict[str, Any]:
     """Dotted key -> value, of all keys."""
     return {key: _value(config, key) for key in keys()}
+
+
+def flatten_shown(config: Config) -> dict[str, Any]:
+    """Dotted key -> value as it is written and compared: references for what came from the environment."""
+    return flatten(shown(config))
 
 
 @cache
@@ -93,12 +108,12 @@ def for_method(config: Config, method: str) -> Config:
 
     Raises `ConfigError` if those overrides have unknown keys or wrong types.
     """
-    baseline = OmegaConf.create(OmegaConf.structured(config))
+    baseline = OmegaConf.create(OmegaConf.structured(shown(config)))
     OmegaConf.update(baseline, "run.baselines", [], merge=False)
     OmegaConf.update(baseline, "run.overrides", {}, merge=False)
     OmegaConf.update(baseline, "distill.method", method)
     OmegaConf.update(baseline, "distill.target", "auto")
-    _apply(baseline, config.run.overrides.get(method) or {}, f"run.overrides.{method}: ")
+    _apply(baseline, shown(config.run.overrides.get(method) or {}), f"run.overrides.{method}: ")
     return _resolve(baseline)
 
 
@@ -158,9 +173,24 @@ def _read(path: Path, with_extends: bool = False) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply; a config has sections with keys in them") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold sections such as `learner:` with keys in them")
+    # A name that is none may be the content of some other file, which is nobody's to print.
+    if not all(isinstance(key, str) and _KEY.fullmatch(key) for key in content) or None in content.values():
+        _check_keys(path)
     return {str(key): value for key, value in content.items() if with_extends or key != "extends"}
+
+
+def _check_keys(path: Path) -> None:
+    """Refuse a YAML file that has something other than keys at its top, by the line."""
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    at_top = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else [node] if node else []
+    for key in at_top:
+        if not (isinstance(node, yaml.MappingNode) and _KEY.fullmatch(str(key.value))):
+            line = key.start_mark.line + 1
+            raise ConfigError(f"{path}: not a config: line {line} is no `key:` with a value or keys below it")
 
 
 def _parse(override: str) -> dict[str, Any]:
@@ -174,6 +204,8 @@ def _parse(override: str) -> dict[str, Any]:
         raise ConfigError(f"{override}: the value is not valid YAML: {_yaml_problem(error, where=False)}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{override}: {_first_line(error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{override[:40]}...: nested too deeply") from error
     assert isinstance(parsed, dict)
     return {str(name): value for name, value in parsed.items()}
 
@@ -252,8 +284,9 @@ def _resolve(config: DictConfig) -> Config:
     try:
         made = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{getattr(error, 'full_key', '')}: {_first_line(error)}") from error
+        raise ConfigError(f"{getattr(error, 'full_key', '')}: {_without_value(error)}") from error
     assert isinstance(made, Config)
+    made = with_references(made, OmegaConf.to_container(config, resolve=False))
     for key in missing:
         section, _, name = key.rpartition(".")
         setattr(_value(made, section), name, MISSING)
@@ -321,6 +354,14 @@ def _yaml_problem(error: yaml.YAMLError, where: bool = True) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     what = getattr(error, "problem", None) or _first_line(error)
     return f"{what} in line {mark.line + 1}, column {mark.column + 1}" if mark and where else str(what)
+
+
+def _without_value(error: Exception) -> str:
+    """What is wrong with a reference; a value from the environment that does not fit its key may be a secret."""
+    kinds = (InterpolationKeyError, InterpolationResolutionError)
+    if isinstance(error, kinds) and not isinstance(error, InterpolationValidationError):
+        return _first_line(error)
+    return "the value that its reference stands for is not of the kind that the key takes"
 
 
 def _first_line(error: Exception) -> str:

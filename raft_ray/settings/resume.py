@@ -79,7 +79,7 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
     another = "start a new run with --run-dir"
     # The folder of a main run holds refined rows and every other model as well.
     retrain = another if longer and folder == Path(config.run.dir) else "remove that folder to train it anew"
-    saved, now = reading.flatten(reading.load_saved(saved_path)), reading.flatten(config)
+    saved, now = reading.flatten_shown(reading.load_saved(saved_path)), reading.flatten_shown(config)
     for key in (key for key in now if saved[key] != now[key]):
         if trained and (_trains(key) or (key in _LENGTH and not longer)):
             what, anew = f"the model in {folder} was trained", retrain

@@ -16,6 +16,8 @@ from raft_ray.refine.schema import read_summary
 
 STRICT = "strict: {distill: {method: sft, target: fused}, refine: {tau: 1.0}}"
 """A row whose stage 1 accepts no rewrite."""
+GOLD = "sdft: {distill: {target: gold}}"
+"""Random weights write no rewrite that is accepted, without which SDFT is refused."""
 
 
 def _state(folder: Path) -> dict:
@@ -45,12 +47,13 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
         "learner.max_steps=2",
         "compare.methods=[sft,sdft,opd,fapm,raft,strict,broken]",
         # A row with refined rows of its own; and one whose teacher's prompts do not fit the context.
-        f"compare.overrides={{{STRICT}, broken: {{distill: {{method: raft}}, teacher: {{template: {long}}}}}}}",
+        f"compare.overrides={{{STRICT}, {GOLD}, broken: {{distill: {{method: raft}}, teacher: {{template: {long}}}}}}}",
     ]
     page = compare(make_config(run, *keys))
 
     result = json.loads((run / "compare.json").read_text())
     assert list(result["methods"]) == ["base", "sft", "sdft", "opd", "raft", "strict", "fapm"]
+    assert result["main"] == json.loads((run / "eval.json").read_text())["main"] == "raft"
     assert list(result["failed"]) == ["broken/seed0"]
     assert "and leaves no room for rollout.max_new_tokens" in result["failed"]["broken/seed0"]
     assert any("broken/seed0 failed: " in line for line in result["verdict"])
@@ -76,7 +79,7 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
 
     # What is done is taken as it is: only the row that failed is tried again.
     before = {path: path.stat().st_mtime_ns for path in run.glob("methods/*/seed0/model/model.safetensors")}
-    keys[-1] = f"compare.overrides={{{STRICT}, broken: {{distill: {{method: sft}}}}}}"
+    keys[-1] = f"compare.overrides={{{STRICT}, {GOLD}, broken: {{distill: {{method: sft}}}}}}"
     compare(make_config(run, *keys, "run.resume=true"))
     again = json.loads((run / "compare.json").read_text())
     assert again["failed"] == {}

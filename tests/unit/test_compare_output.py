@@ -99,3 +99,14 @@ def test_five_answers_to_open_questions_are_shown_a_column_a_method(tmp_path: Pa
         block["open_answers"] = []
     html = write_comparison(tmp_path, comparison, {}, {}, Traces(Run(tmp_path, "raft", None), blocks)).read_text()
     assert "Answers to open questions" not in html
+
+
+def test_no_cell_of_the_csv_is_a_formula(tmp_path: Path) -> None:
+    formulas = ["=1+1", "+1", "-1", "@sum", "\t=1"]
+    write_comparison(
+        tmp_path, compare({"base": [_block(10, 0.0)], **{name: [_block(50, 0.5)] for name in formulas}}), {}, {}
+    )
+    with (tmp_path / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == {"base", *(f"'{name}" for name in formulas)}
+    assert all(float(row["mean"]) or row["mean"] for row in rows)

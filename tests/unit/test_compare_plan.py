@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raft_ray import settings
-from raft_ray.compare.plan import at_points, by_seeds, left_out, plan
+from raft_ray.compare.plan import at_points, by_seeds, left_out, main_row, plan
 from raft_ray.config import Config, Method, Target
 from raft_ray.errors import ConfigError
 
@@ -148,6 +148,16 @@ def test_the_seeds_beyond_the_grids_train_chosen_points_and_what_fapm_prunes_the
         (["compare.seeds=[-1]"], "must be at least 0"),
         (["compare.methods=[fapm,raft]"], "fapm prunes the model of sft; name sft as well"),
         (["eval.enabled=false"], "eval.enabled=false: there is nothing to compare"),
+        (["compare.methods=[sft,../out]"], "compare.methods: '../out' cannot be the name of a row (it names a folder"),
+        (["compare.methods=[sft,'a/b']"], "compare.methods: 'a/b' cannot be the name of a row"),
+        (["compare.methods=[sft,'..']"], "compare.methods: '..' cannot be the name of a row"),
+        (["compare.methods=[sft,'=1+1']"], "compare.methods: '=1+1' cannot be the name of a row"),
+        (["compare.methods=[sft,base]"], "compare.methods: 'base' cannot be the name of a row (the base is a row"),
+        (["compare.overrides={../out: {distill: {method: sft}}}"], "compare.overrides: '../out' cannot be the name"),
+        (
+            ["compare.grid={teacher.template: [../../a.txt, b.txt]}"],
+            "compare.grid.teacher.template: '../../a.txt' cannot",
+        ),
         (["compare.methods=[sft,raftt]"], "raftt is no method (sft, sdft, opd, raft, fapm); say what it trains"),
         (["compare.overrides={opt: {}}"], "compare.overrides.opt: no such row"),
         (["compare.overrides={own: {distill: 3}}"], "compare.overrides.own: no such row"),
@@ -180,3 +190,17 @@ def test_what_cannot_be_compared_is_refused(overrides: list[str], message: str) 
         plan(_config(*overrides), RUN)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "main"),
+    [
+        ([], "raft"),
+        (["compare.methods=[sft,opd]"], "sft"),
+        (["compare.methods=[sft,opd]", "distill.method=opd"], "opd"),
+        (["compare.methods=[opd,sft]"], "opd"),
+        (["compare.methods=[mine]", "compare.overrides={mine: {distill: {method: sft}}}"], "mine"),
+    ],
+)
+def test_the_main_row_is_the_configs_method_or_the_first(overrides: list[str], main: str) -> None:
+    assert main_row(_config(*overrides)) == main

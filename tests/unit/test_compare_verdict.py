@@ -149,3 +149,16 @@ def test_a_missing_method_is_named() -> None:
     assert "SFT was not evaluated" in promise(compare({"base": [_block(20, 0.0)], "raft": [_block(90, 0.1)]}))
     with pytest.raises(ValueError, match="needs methods"):
         compare({"raft": []})
+
+
+def test_a_comparison_without_raft_is_about_its_own_main_method() -> None:
+    result = compare(_methods(opd=[_block(110, 0.1)]), main="opd")
+    assert result["main"] == "opd"
+    lines = verdict(result)
+    assert lines[0].startswith("OPD kept its promise on this data")
+    assert not any("RAFT" in line for line in lines)
+
+
+def test_a_comparison_about_the_reference_itself_says_so() -> None:
+    lines = verdict(compare(_methods(opd=[_block(110, 0.1)]), main="sft"))
+    assert lines[0] == "SFT is what this comparison is about, and what its other methods are tested against."

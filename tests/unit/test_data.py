@@ -17,6 +17,7 @@ from raft_ray.config import DataConfig, OnBadRow
 from raft_ray.data import BadRow, Row, check_rows, read_rows, write_bad_rows
 from raft_ray.errors import DataError
 from raft_ray.general import general_prompts
+from raft_ray.normalise import visible
 
 GOOD = {"prompt": "What is 2 + 2?", "answer": "4"}
 CHAT = [
@@ -43,7 +44,9 @@ def words(messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
     return sum(len(message["content"].split()) for message in messages), len(answer.split())
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip() != "")
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+    lambda text: visible(text) and "\0" not in text
+)
 
 
 # What is read
@@ -268,7 +271,7 @@ def test_a_domain_is_a_source(tmp_path: Path) -> None:
         (b"\xff\xfe", "not UTF-8"),
         (b'{"prompt": "a", ', "not JSON: "),
         (b"[1, 2]", "not a JSON object"),
-        (b'{"prompt": ' + b"9" * 5000 + b"}", "not JSON: "),
+        (b'{"prompt": ' + b"9" * 5000 + b"}", "prompt is not text"),
         (b"[" * 100_000, "not JSON: "),
         ({"prompt": "a"}, "field 'answer' is missing (fields there: prompt)"),
         ({"question": "a", "answer": "b"}, "field 'prompt' is missing (fields there: question, answer)"),
@@ -287,7 +290,7 @@ def test_a_domain_is_a_source(tmp_path: Path) -> None:
         ({"messages": CHAT[-1:]}, "messages have no user message right before the answer"),
         ({"messages": [CHAT[1], CHAT[2], CHAT[2]]}, "messages have no user message right before the answer"),
         ({"messages": [{"role": "tool", "content": "x"}, *CHAT]}, "message 1 has role 'tool'"),
-        ({"messages": [*CHAT[:-1], {"role": "assistant", "content": [{"text": "4"}]}]}, "content of message 5 is not"),
+        ({"messages": [*CHAT[:-1], {"role": "assistant", "content": [{"text": "4"}]}]}, "part 1 of message 5 is of"),
         ({"messages": [*CHAT[:-1], {"role": "assistant", "content": ""}]}, "content of message 5 is empty"),
     ],
 )

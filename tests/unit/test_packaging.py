@@ -220,3 +220,8 @@ def test_the_launcher_file_is_what_ray_up_accepts() -> None:
     starts = [config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]]
     assert token
     assert all("RAY_AUTH_MODE=token ray start" in command for command in starts)
+
+
+def test_every_package_is_required_once() -> None:
+    names = [canonicalize_name(Requirement(one).name) for one in PROJECT["project"]["dependencies"]]
+    assert sorted(names) == sorted(set(names))

@@ -121,12 +121,14 @@ def test_a_file_made_elsewhere_trains_too(tmp_path: Path, ending: str) -> None:
     assert bad == []
 
 
-def test_a_chat_without_fused_answers_still_ends_with_its_gold_answer(tmp_path: Path) -> None:
+def test_a_chat_without_fused_answers_that_contradicts_the_answer_beside_it_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "said"}]
-    path.write_text(json.dumps({"messages": chat, "answer": "beside"}) + "\n")
-    rows, _ = read_rows(str(path), DataConfig(), split="train")
-    assert [row.answer for row in rows] == ["said"]
+    rows = [{"messages": chat, "answer": "said"}, {"messages": chat, "answer": "beside"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    good, bad = read_rows(str(path), DataConfig(), split="train")
+    assert [row.answer for row in good] == ["said"]
+    assert [row.line for row in bad] == [2]
 
 
 def test_only_a_batch_of_rows_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,16 +147,18 @@ def test_a_saved_config_is_read_back_the_same(tmp_path: Path) -> None:
     assert settings.load_saved(tmp_path / "config.yaml") == config
 
 
-def test_a_saved_config_holds_every_key_with_interpolations_resolved(
+def test_a_saved_config_holds_every_key_with_all_but_references_to_the_environment_resolved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WHERE", "elsewhere")
-    config = settings.load("demo", ["run.dir=runs/${oc.env:WHERE}-${run.seed}"])
+    config = settings.load("demo", ["run.dir=runs/${oc.env:WHERE}", "data.test=test-${run.seed}.jsonl"])
 
     settings.save(config, tmp_path / "config.yaml")
 
     saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert saved["run"]["dir"] == "runs/elsewhere-0"
+    assert config.run.dir == "runs/elsewhere"
+    assert saved["run"]["dir"] == "runs/${oc.env:WHERE}"
+    assert saved["data"]["test"] == "test-0.jsonl"
     known = set(settings.keys())
 
     def leaves(value: Any, key: str) -> set[str]:
