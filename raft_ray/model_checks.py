@@ -20,7 +20,7 @@ _PROBE = "raft_ray_probe"
 _PROBE_TOKENS = 16
 
 
-def check_folder_kind(root: Path, settings: dict[str, Any]) -> None:
+def check_folder_kind(folder: str, settings: dict[str, Any]) -> None:
     """Refuse folders that hold no weights that can be trained: adapters and quantised models.
 
     Args:
@@ -28,15 +28,15 @@ def check_folder_kind(root: Path, settings: dict[str, Any]) -> None:
 
     Raises `ModelError`.
     """
-    if (root / "adapter_config.json").exists():
+    if (Path(folder) / "adapter_config.json").exists():
         raise ModelError(
-            f"model.path={root}: it holds an adapter (adapter_config.json), which would be left out; merge it into its "
+            f"model.path={folder}: it holds an adapter (adapter_config.json), which would be left out; merge it into its "
             "base with peft's merge_and_unload, and remove adapter files beside whole weights"
         )
     quantised = settings.get("quantization_config") or settings.get("compression_config")
     if quantised:
         raise ModelError(
-            f"model.path={root}: its weights are quantised ({quantised.get('quant_method', 'unknown')}), and cannot be "
+            f"model.path={folder}: its weights are quantised ({quantised.get('quant_method', 'unknown')}), and cannot be "
             "trained; name the folder of the model's bfloat16 or float32 weights"
         )
 

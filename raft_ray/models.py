@@ -76,8 +76,7 @@ def check_folder(folder: str, config: ModelConfig) -> None:
     root = Path(folder)
     if not root.is_dir():
         return
-    settings = _read_settings(root)
-    check_folder_kind(root, settings)
+    check_folder_kind(folder, _read_settings(folder))
     if not any((root / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
         raise ModelError(f"model.path={folder}: no tokenizer there; save one with tokenizer.save_pretrained")
     if not any(root.glob("*.safetensors")) and not config.allow_pickle:
@@ -89,13 +88,14 @@ def check_folder(folder: str, config: ModelConfig) -> None:
         raise ModelError(f"model.path={folder}: no *.safetensors weights there")
 
 
-def _read_settings(root: Path) -> dict[str, Any]:
+def _read_settings(folder: str) -> dict[str, Any]:
     """`config.json` of a folder. Raises `ModelError`."""
+    root = Path(folder)
     path = root / "config.json"
     if not path.exists():
         adapter = "; it holds an adapter alone: merge it into its base with peft's merge_and_unload"
         raise ModelError(
-            f"model.path={root}: no config.json there; it is not a Hugging Face model folder"
+            f"model.path={folder}: no config.json there; it is not a Hugging Face model folder"
             + (adapter if (root / "adapter_config.json").exists() else "")
         )
     try:

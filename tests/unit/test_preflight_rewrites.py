@@ -28,7 +28,8 @@ def _config(folder: Path, *overrides: str, rows: tuple[dict[str, object], ...] =
 )
 def test_a_file_without_rewrites_is_refused_before_anything_starts(tmp_path: Path, overrides: list[str]) -> None:
     with pytest.raises(DataError, match=r"trains on accepted rewrites, and there are none \(refine.enabled=false"):
-        preflight(_config(tmp_path, *overrides))
+        config = _config(tmp_path, *overrides)
+        preflight(config, others=[settings.for_method(config, name) for name in config.run.baselines])
 
 
 def test_rewrites_that_were_all_refused_are_none(tmp_path: Path) -> None:
