@@ -130,7 +130,7 @@ def running(
     model = f"model {config.model.path} in {config.model.dtype.value}"
     console.print(f"{what or training}, {model}, run folder {run_dir}", highlight=False)
     for note in prepared.notes:
-        console.print(f"[yellow]{note}[/]", highlight=False, soft_wrap=True)
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     with Bars(console) as bars:
         bars.update("Ray starts", 0, 1)
         with cluster(config, *others):
