@@ -30,14 +30,14 @@ def check_folder_kind(folder: str, settings: dict[str, Any]) -> None:
     """
     if (Path(folder) / "adapter_config.json").exists():
         raise ModelError(
-            f"model.path={folder}: it holds an adapter (adapter_config.json), which would be left out; merge it into its "
-            "base with peft's merge_and_unload, and remove adapter files beside whole weights"
+            f"model.path={folder}: it holds an adapter (adapter_config.json), which would be left out; merge it into "
+            "its base with peft's merge_and_unload, and remove adapter files beside whole weights"
         )
     quantised = settings.get("quantization_config") or settings.get("compression_config")
     if quantised:
         raise ModelError(
-            f"model.path={folder}: its weights are quantised ({quantised.get('quant_method', 'unknown')}), and cannot be "
-            "trained; name the folder of the model's bfloat16 or float32 weights"
+            f"model.path={folder}: its weights are quantised ({quantised.get('quant_method', 'unknown')}), and cannot "
+            "be trained; name the folder of the model's bfloat16 or float32 weights"
         )
 
 

@@ -27,8 +27,8 @@ def _config(folder: Path, *overrides: str, rows: tuple[dict[str, object], ...] =
     [["distill.method=sdft"], ["distill.method=sft", "run.baselines=[sdft]"], ["distill.target=rewrite"]],
 )
 def test_a_file_without_rewrites_is_refused_before_anything_starts(tmp_path: Path, overrides: list[str]) -> None:
+    config = _config(tmp_path, *overrides)
     with pytest.raises(DataError, match=r"trains on accepted rewrites, and there are none \(refine.enabled=false"):
-        config = _config(tmp_path, *overrides)
         preflight(config, others=[settings.for_method(config, name) for name in config.run.baselines])
 
 
