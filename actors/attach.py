@@ -17,6 +17,7 @@ from typing import Any
 
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
+from raft_ray.json_files import read_json
 
 NAMESPACE = "raft-ray"
 _FILE = "cluster.json"
@@ -64,7 +65,7 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
     block.
     """
     found = find(run)
-    record = json.loads(found.read_text())
+    record = read_json(found)
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray

@@ -39,6 +39,7 @@ from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
+from raft_ray.json_files import read_json
 from raft_ray.preflight import Prepared, preflight
 from raft_ray.records import steps_done
 from raft_ray.report.files import Run, read_metrics
@@ -159,7 +160,7 @@ class _Work:
     def _evaluated(self) -> dict[str, dict[str, Any]]:
         """Each model's part of `eval.json`: some at once, and one at a time where one of them cannot be evaluated."""
         path = self._run_dir / "eval.json"
-        done: dict[str, Any] = json.loads(path.read_text())["methods"] if path.exists() else {}
+        done: dict[str, Any] = _measured(path)["methods"] if path.exists() else {}
         missing = {
             name: folder for name, folder in self._folders.items() if name not in done and name not in self.failed
         }
@@ -200,7 +201,7 @@ def _forget(trainings: list[Training], run_dir: Path) -> None:
     path = run_dir / "eval.json"
     if not path.exists():
         return
-    kept = json.loads(path.read_text())
+    kept = _measured(path)
     before = len(kept["methods"])
     for training in trainings:
         if training.config is None and not _pruned(training, run_dir).exists():
@@ -209,6 +210,15 @@ def _forget(trainings: list[Training], run_dir: Path) -> None:
             kept["methods"].pop(training.name, None)
     if len(kept["methods"]) < before:
         write_whole(path, json.dumps(kept, indent=1, ensure_ascii=False))
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """What an earlier comparison left in `eval.json`. Raises `RaftError`."""
+    fix = "remove it to measure all models anew"
+    kept: Any = read_json(path, fix)
+    if not isinstance(kept, dict) or not isinstance(kept.get("methods"), dict):
+        raise RaftError(f"{path}: `methods` must be an object with an entry a method; {fix}")
+    return kept
 
 
 def _pruned(training: Training, run_dir: Path) -> Path:

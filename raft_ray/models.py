@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from raft_ray.config import ModelConfig
-from raft_ray.errors import ModelError
+from raft_ray.errors import ModelError, RaftError
+from raft_ray.json_files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,13 @@ def check_folder(folder: str, config: ModelConfig) -> None:
         raise ModelError(f"model.path={folder}: no config.json there; it is not a Hugging Face model folder")
     if not any((root / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
         raise ModelError(f"model.path={folder}: no tokenizer there; save one with tokenizer.save_pretrained")
+    if (root / "generation_config.json").exists():
+        try:
+            generation = read_json(root / "generation_config.json", "repair it, or remove it to go by config.json")
+        except RaftError as error:
+            raise ModelError(f"model.path={error}") from error
+        if not isinstance(generation, dict):
+            raise ModelError(f"model.path={folder}: generation_config.json holds no JSON object; repair or remove it")
     if not any(root.glob("*.safetensors")) and not config.allow_pickle:
         if any(root.glob("*.bin")) or any(root.glob("*.pt")):
             raise ModelError(

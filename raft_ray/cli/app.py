@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,16 @@ from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
 
 INTERRUPTED = 130
+_OF_THE_MACHINE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What a file system refuses through no fault of the program: full, read-only, not ours, names too long."""
 
 
 class _Commands(TyperGroup):
@@ -30,6 +41,8 @@ class _Commands(TyperGroup):
             # Ray wraps what an actor raised, and keeps the original as `cause`.
             cause = getattr(error, "cause", None)
             known = cause if isinstance(cause, RaftError) else error
+            if isinstance(known, OSError) and known.errno in _OF_THE_MACHINE:
+                known = RaftError(f"{known.filename or 'a file'}: {known.strerror}; see to that, then run this again")
             if not isinstance(known, RaftError):
                 raise
             print(f"error: {_one_line(known)}", file=sys.stderr)

@@ -67,6 +67,14 @@ def test_a_file_that_is_not_stage_1s_is_never_deleted(tmp_path: Path) -> None:
     pq.write_table(table(SLICES[0]), path)
     with pytest.raises(DataError, match=r"part-00000000\.parquet: not made by this stage 1"):
         sort_out(tmp_path, SLICES, "s")
+    write_part(table(SLICES[0]), SLICES[0], "s", tmp_path)
+    written = pq.read_table(path)
+    other = written.set_column(11, "fused", [["b"] * 3])
+    pq.write_table(other.replace_schema_metadata(written.schema.metadata), path)
+    with pytest.raises(
+        DataError, match=r"part-00000000\.parquet: its rows are not those that stage 1 wrote; delete it"
+    ):
+        sort_out(tmp_path, SLICES, "s")
     path.write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"cannot be read as Parquet"):
         sort_out(tmp_path, SLICES, "s")
