@@ -66,6 +66,8 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
     """
     found = find(run)
     record = read_json(found)
+    if not isinstance(record, dict) or not {"address", "namespace", "pipeline"} <= record.keys():
+        raise RaftError(f"{found}: not written by raft-ray; remove it, and end the run's processes by hand")
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray

@@ -58,14 +58,16 @@ def compare(config: Config) -> Path:
     trainings = plan(config, run_dir)
     if config.run.resume:
         for training in trainings:
-            if training.config and steps_done(training.folder):
+            begun = (training.folder / "model").exists() or steps_done(training.folder)
+            if training.config and begun:
                 check_same_run(training.config, training.folder, longer=False)
     prepared = preflight(config)
     asked = _asked(config, prepared)
     if len({training.point for training in trainings}) > 1:
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
     _forget(trainings, run_dir)
-    with running(config, prepared, others=filter(None, (one.config for one in trainings))) as (bars, run_dir):
+    configs = filter(None, (one.config for one in trainings))
+    with running(config, prepared, others=configs, refines=True) as (bars, run_dir):
         if rest := left_out(config):
             console.print(f"not in compare.methods, so not trained: {', '.join(rest)}", highlight=False)
         work = _Work(config, prepared, bars, run_dir, refined_rows(config, prepared, bars, run_dir))

@@ -22,13 +22,14 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from actors import attach
 from actors.checkpoint import check_resumable, read_state
-from actors.cluster import actor_options, cluster, here, on_node
+from actors.cluster import actor_options, cluster, here, on_node, own_tmp
 from actors.crew import spawn
 from actors.evaluate import evaluate as evaluate_models
 from actors.learner import LearnerTask
 from actors.learner import train as train_workers
 from actors.pipeline import PipelineActor
 from actors.progress import Bars
+from actors.refine import check_resources
 from actors.refine import refine as refine_rows
 from actors.refine_gap import measure_gap
 from actors.remote import last_line, root_cause
@@ -62,7 +63,7 @@ def run(config: Config) -> Path:
         )
     baselines = {name: settings.for_method(config, name) for name in config.run.baselines}
     trainings = [(baseline, Path("methods", name)) for name, baseline in baselines.items()]
-    with running(config, prepared, trainings=[*trainings, (config, Path())]) as (bars, run_dir):
+    with running(config, prepared, trainings=[*trainings, (config, Path())], refines=True) as (bars, run_dir):
         rows = refined_rows(config, prepared, bars, run_dir)
         main = config.distill.method.value
         folders = {"base": prepared.folder}
@@ -79,7 +80,7 @@ def run(config: Config) -> Path:
 def refine(config: Config) -> Path:
     """Stage 1 alone. Returns the folder of refined rows."""
     prepared = preflight(config, keep_rows=False)
-    with running(config, prepared) as (bars, run_dir):
+    with running(config, prepared, refines=True) as (bars, run_dir):
         refine_rows(prepared.scan, config, run_dir / "refined", bars.track("Stage 1: refine"))
         _measure(config, bars, run_dir / "refined")
     if config.refine.enabled:
@@ -123,6 +124,7 @@ def running(
     what: str | None = None,
     others: Iterable[Config] = (),
     trainings: Iterable[tuple[Config, Path]] = (),
+    refines: bool = False,
 ) -> Iterator[tuple[Bars, Path]]:
     """The run folder, locked, with its config, Ray, and the bars. What refuses leaves no folder behind.
 
@@ -130,6 +132,7 @@ def running(
         what: goes on, for the first line; none says what is trained.
         others: of trainings beside the config's own, for which Ray must have room.
         trainings: with their places in the run folder, that are resumed if they have a checkpoint.
+        refines: stage 1 runs, so that Ray must have room for its engines.
     """
     run_dir = Path(config.run.dir).absolute()
     training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {config.data.train}"
@@ -142,8 +145,10 @@ def running(
         console.print(f"{what or training}, {model}, run folder {run_dir}", highlight=False)
         with Bars(console) as bars:
             bars.update("Ray starts", 0, 1)
-            with cluster(config, *others):
+            with cluster(config, *others), own_tmp(run_dir):
                 bars.update("Ray starts", 1, 1)
+                if refines:
+                    check_resources(config)
                 settings.save(config, run_dir / "config.yaml")
                 write_bad(prepared, run_dir)
                 if bad := len(prepared.scan.bad):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def with_cluster(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None
         yield
 
     monkeypatch.setattr(run, "cluster", cluster)
+    monkeypatch.setattr(run, "own_tmp", lambda _: nullcontext())
 
 
 def test_a_cluster_that_is_too_small_leaves_no_run_folder(
@@ -44,6 +45,19 @@ def test_a_cluster_that_is_too_small_leaves_no_run_folder(
 
     with pytest.raises(ConfigError, match="9 CPUs"):
         running(config, prepared(config)).__enter__()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_engines_for_which_there_is_no_room_leave_no_run_folder(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_cluster(monkeypatch)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1.0})
+    config.refine.actors = 7
+
+    with pytest.raises(ConfigError, match=r"refine\.actors=7.*: the engines need 7 CPUs"):
+        running(config, prepared(config), refines=True).__enter__()
 
     assert list(tmp_path.iterdir()) == []
 
