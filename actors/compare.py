@@ -65,9 +65,9 @@ def compare(config: Config) -> Path:
     asked = _asked(config, prepared)
     if len({training.point for training in trainings}) > 1:
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
-    _forget(trainings, run_dir)
     configs = filter(None, (one.config for one in trainings))
     with running(config, prepared, others=configs, refines=True) as (bars, run_dir):
+        _forget(trainings, run_dir)
         if rest := left_out(config):
             console.print(f"not in compare.methods, so not trained: {', '.join(rest)}", highlight=False)
         work = _Work(config, prepared, bars, run_dir, refined_rows(config, prepared, bars, run_dir))

@@ -204,7 +204,10 @@ def trained(
     with writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
     settings.save(config, run_dir / "config.yaml")
-    make_key(run_dir)
+    storage = locate(config, run_dir)
+    if not storage.has_any():
+        make_key(run_dir)
+    key = read_key(run_dir)
     table = [ray.put(encoded)]
     del encoded
     overlapped = config.sync.max_staleness > 0
@@ -237,8 +240,7 @@ def trained(
     try:
         bars.update(phase, 0, order.steps, "engines start")
         # Clears up after a dead run, so not before the actor's name says that none lives.
-        storage = locate(config, run_dir)
-        start = check_resumable(storage, read_key(run_dir), config, order, digest)
+        start = check_resumable(storage, key, config, order, digest)
         for file, count in missing_steps(run_dir, start).items():
             console.print(
                 f"[yellow]{run_dir / file}[/] lacks {count} of the {start} steps that are trained; put it back, or the "

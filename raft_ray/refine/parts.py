@@ -80,10 +80,12 @@ def sort_out(folder: Path, slices: Iterable[Slice], settings: str) -> list[Slice
     pending = dict(wanted)
     for file in part_files(folder):
         try:
-            found = pq.read_schema(file).metadata or {}
-            content = _content(pq.read_table(file))
+            # Not `read_table`, which takes a folder named KEY=VALUE on the way for a column.
+            table = pq.ParquetFile(file).read()
+            content = _content(table)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{file}: cannot be read as Parquet ({error}); delete it, and run again") from error
+        found = table.schema.metadata or {}
         if _SETTINGS not in found:
             raise DataError(f"{file}: not made by this stage 1; move it elsewhere, or name a new run.dir")
         if found.get(_CONTENT) != content.encode():

@@ -39,11 +39,13 @@ def fill(folder: Path, settings: str = "s") -> None:
 
 
 def test_what_was_made_of_the_same_is_kept(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "tau=0.9"
+    tmp_path.mkdir()
     fill(tmp_path)
     assert [file.name for file in part_files(tmp_path)] == [part_name(part) for part in SLICES]
     assert sort_out(tmp_path, SLICES, "s") == []
     assert [row["row"] for row in read_refined(tmp_path)] == list(range(7))
-    assert pq.read_table(tmp_path).schema.remove_metadata().equals(REFINED_SCHEMA)
+    assert pq.ParquetFile(part_files(tmp_path)[0]).read().schema.remove_metadata().equals(REFINED_SCHEMA)
 
 
 def test_other_settings_rows_and_failures_are_made_anew(tmp_path: Path) -> None:
