@@ -39,10 +39,9 @@ from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
-from raft_ray.json_files import read_json
 from raft_ray.preflight import Prepared, preflight
 from raft_ray.records import steps_done
-from raft_ray.report.files import Run, read_metrics
+from raft_ray.report.files import Run, read_evaluation, read_metrics
 from raft_ray.settings import check_same_run
 
 TOGETHER = 8
@@ -162,7 +161,7 @@ class _Work:
     def _evaluated(self) -> dict[str, dict[str, Any]]:
         """Each model's part of `eval.json`: some at once, and one at a time where one of them cannot be evaluated."""
         path = self._run_dir / "eval.json"
-        done: dict[str, Any] = _measured(path)["methods"] if path.exists() else {}
+        done: dict[str, Any] = read_evaluation(path)["methods"] if path.exists() else {}
         missing = {
             name: folder for name, folder in self._folders.items() if name not in done and name not in self.failed
         }
@@ -176,8 +175,9 @@ class _Work:
                 for name, folder in models.items():
                     done.update(self._tried(name, partial(self._measure, {name: folder}, BASE in done)) or {})
             # With what an earlier comparison in this folder measured of rows that this one leaves out.
-            text = json.dumps({"main": "raft", "methods": done}, indent=1, ensure_ascii=False)
-            write_whole(path, text, errors="replace")
+            if done:
+                text = json.dumps({"main": "raft", "methods": done}, indent=1, ensure_ascii=False)
+                write_whole(path, text, errors="replace")
         return {name: block for name, block in done.items() if name in self._folders}
 
     def _measure(self, models: dict[str, str], asked: bool) -> dict[str, Any]:
@@ -203,24 +203,17 @@ def _forget(trainings: list[Training], run_dir: Path) -> None:
     path = run_dir / "eval.json"
     if not path.exists():
         return
-    kept = _measured(path)
+    kept = read_evaluation(path)
     before = len(kept["methods"])
     for training in trainings:
         if training.config is None and not _pruned(training, run_dir).exists():
             shutil.rmtree(training.folder, ignore_errors=True)
         if not (training.folder / "model").exists():
             kept["methods"].pop(training.name, None)
-    if len(kept["methods"]) < before:
+    if not kept["methods"]:
+        path.unlink()
+    elif len(kept["methods"]) < before:
         write_whole(path, json.dumps(kept, indent=1, ensure_ascii=False))
-
-
-def _measured(path: Path) -> dict[str, Any]:
-    """What an earlier comparison left in `eval.json`. Raises `RaftError`."""
-    fix = "remove it to measure all models anew"
-    kept: Any = read_json(path, fix)
-    if not isinstance(kept, dict) or not isinstance(kept.get("methods"), dict):
-        raise RaftError(f"{path}: `methods` must be an object with an entry a method; {fix}")
-    return kept
 
 
 def _pruned(training: Training, run_dir: Path) -> Path:

@@ -24,12 +24,13 @@ def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], f
 
     Raises `RaftError` where it cannot be written.
     """
-    from safetensors import SafetensorError
-
     with writing(folder):
         try:
             return _write(config, original, ref, folder, trained)
-        except SafetensorError as error:
+        except Exception as error:
+            # What safetensors and tokenizers raise, which are written in Rust.
+            if "os error" not in str(error):
+                raise
             raise OSError(str(error)) from error
 
 
@@ -52,7 +53,8 @@ def _write(config: ModelConfig, original: str, ref: list[ray.ObjectRef], folder:
     models.load_tokenizer(original, config).save_pretrained(partial)
     add_old_keys(partial)
     # As it is: transformers would not write again all that it reads. Without one, it goes by the config.
-    if generation := cached_file(original, "generation_config.json", _raise_exceptions_for_missing_entries=False):
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    if generation := cached_file(original, "generation_config.json", **quiet):
         shutil.copyfile(generation, partial / "generation_config.json")
     trained.write(partial)
     shutil.rmtree(target, ignore_errors=True)

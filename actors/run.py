@@ -42,13 +42,13 @@ from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.table import summary_table
 from raft_ray.files import write_whole, writing
-from raft_ray.json_files import read_json
 from raft_ray.lock import locked
 from raft_ray.pipeline import RowOrder
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
 from raft_ray.prompts import rows_digest
 from raft_ray.records import missing_steps, write_event
 from raft_ray.report import write_refine_report, write_report
+from raft_ray.report.files import read_evaluation
 from raft_ray.trained import Trained
 
 console = Console(stderr=False)
@@ -345,8 +345,7 @@ def _evaluated(
     """`eval.json` of all models."""
     path = run_dir / "eval.json"
     if config.run.resume and path.exists():
-        result: dict[str, Any] = read_json(path, "remove it to measure all models anew")
-        return result
+        return read_evaluation(path)
     start = time.perf_counter()
     methods = evaluate_models(
         folders, config, prepared.test, lambda what, done, total: bars.update(f"Evaluate: {what}", done, total)
@@ -369,6 +368,6 @@ def _evaluated(
 def _print_result(run_dir: Path, report: Path) -> None:
     path = run_dir / "eval.json"
     if path.exists():
-        console.print(summary_table(read_json(path)))
+        console.print(summary_table(read_evaluation(path)))
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)
     console.print(f"Model:  {run_dir / 'model'}", highlight=False, soft_wrap=True)

@@ -77,7 +77,7 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise RaftError(f"{folder}: no such run folder")
     config = _read_config(folder / "config.yaml")
-    evaluation = _read_evaluation(folder / "eval.json")
+    evaluation = read_evaluation(folder / "eval.json") if (folder / "eval.json").exists() else None
     main = _main_method(config, evaluation)
     metrics: dict[str, list[Row]] = {}
     traces: dict[str, list[Row]] = {}
@@ -185,6 +185,7 @@ def _read_summary(path: Path) -> Row:
     return summary
 
 
+_ANEW = "remove it to measure all models anew"
 _FIGURES = {
     "domain": ("accuracy",),
     "ifeval": ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"),
@@ -195,18 +196,17 @@ _FIGURES = {
 }
 
 
-def _read_evaluation(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    value = read_json(path)
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What an evaluation has written to `eval.json`. Raises `RaftError`."""
+    value = read_json(path, _ANEW)
     methods = value.get("methods") if isinstance(value, dict) else None
     if not isinstance(methods, dict) or not methods:
-        raise RaftError(f"{path} line 1: `methods` must be an object with an entry a method; run raft-ray eval again")
+        raise RaftError(f"{path} line 1: `methods` must be an object with an entry a method; {_ANEW}")
     if not isinstance(value.get("main"), str):
-        raise RaftError(f"{path} line 1: `main` must name the main method, found {value.get('main')!r}")
+        raise RaftError(f"{path} line 1: `main` must name the main method, found {value.get('main')!r}; {_ANEW}")
     for name, result in methods.items():
         _check_result(f"{path}: methods.{name}", result)
-    return {"main": value["main"], "methods": {name: methods[name] for name in in_order(methods)}}
+    return {**value, "methods": {name: methods[name] for name in in_order(methods)}}
 
 
 def _check_result(where: str, result: Any) -> None:
