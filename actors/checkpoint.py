@@ -46,6 +46,7 @@ from raft_ray.pipeline import RowOrder
 
 _logger = logging.getLogger(__name__)
 
+STATE = "state.json"
 _TAG = "state"
 """DeepSpeed's name for the checkpoint, its folder in ours."""
 
@@ -175,7 +176,7 @@ class Checkpoints:
                 torch.save(_random_states(engine.device), folder / f"random-{self._rank}.pt")
                 engine.save_checkpoint(str(folder), tag=_TAG)
                 if self._rank == 0:
-                    (folder / "state.json").write_text(json.dumps(asdict(state)))
+                    (folder / STATE).write_text(json.dumps(asdict(state)))
                 seal(folder, self._key, step=step, rank=self._rank, ranks=self._ranks)
             announce(f"learner-{self._rank}", "checkpoint", step)
             # Returns when this rank's part is uploaded. Ray Train's controller registers the checkpoint when it has
@@ -277,7 +278,7 @@ def _registered() -> list[str]:
 def read_state(storage: Storage, name: str, key: bytes) -> State:
     """What a checkpoint says of itself. Raises `RaftError` where it cannot be read."""
     try:
-        return State(**json.loads(storage.read(name, "state.json", key)))
+        return State(**json.loads(storage.read(name, STATE, key)))
     except TypeError as error:
         raise RaftError(
             f"checkpoint {storage}/{name}: written by another version of raft-ray; go on with that, or start a new run "

@@ -21,7 +21,7 @@ from rich.console import Console
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from actors import attach
-from actors.checkpoint import check_resumable, read_state
+from actors.checkpoint import STATE, check_resumable, read_state
 from actors.cluster import actor_options, cluster, here, on_node, own_tmp
 from actors.crew import spawn
 from actors.evaluate import evaluate as evaluate_models
@@ -165,7 +165,7 @@ def _check_kept(config: Config, folder: Path) -> None:
     if not (folder / KEY_FILE).exists() and not storage.has_any():
         return
     key = read_key(folder)
-    if (name := storage.newest(key)) and (changed := read_state(storage, name, key).check_settings(config)):
+    if (name := storage.newest(key, STATE)) and (changed := read_state(storage, name, key).check_settings(config)):
         console.print(f"[yellow]{folder} goes on[/] {changed}", highlight=False)
         write_event(folder, "changed", "driver", here(), changed)
 

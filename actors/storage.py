@@ -20,6 +20,7 @@ import json
 import logging
 import uuid
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from io import BytesIO
@@ -100,13 +101,20 @@ class Storage:
         except OSError as error:
             raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
 
-    def newest(self, key: bytes) -> str | None:
-        """The newest checkpoint that is whole by the lengths of its files; changes nothing. Raises `RaftError`."""
+    def newest(self, key: bytes, file: str) -> str | None:
+        """The newest checkpoint whose files have their lengths and of which `file` is what was sealed; changes nothing.
+
+        Raises `RaftError` when the storage cannot be read.
+        """
         try:
             steps = {name: parts[0].step for name in self._folders() if (parts := self._parts(name, key))}
         except OSError as error:
             raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
-        return max(steps, key=lambda name: (steps[name], name), default=None)
+        for name in sorted(steps, key=lambda name: (steps[name], name), reverse=True):
+            with suppress(RaftError):
+                self.read(name, file, key)
+                return name
+        return None
 
     def sweep(self, names: Collection[str]) -> None:
         """Delete all checkpoint folders but these."""

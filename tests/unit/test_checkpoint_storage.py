@@ -149,7 +149,10 @@ def test_a_checkpoint_of_which_any_byte_was_changed_gives_way_to_the_one_before(
 ) -> None:
     before, last = register(root, 1, 2)
     path = last / file
+    assert storage.newest(KEY, "state/shard-0") == last.name
     path.write_bytes(path.read_bytes().replace(b"2", b"7", 1))
+    # It looks at one file only, and changes nothing.
+    assert storage.newest(KEY, "state/shard-0") == (last if file == "state/shard-1" else before).name
     with pytest.raises(RaftError, match=r"not what was written"):
         storage.fetch(last.name, KEY, tmp_path / "copy")
 
