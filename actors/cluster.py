@@ -17,9 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from raft_ray import announce
 from raft_ray.config import Config
@@ -48,15 +50,29 @@ def cluster(config: Config, *others: Config) -> Iterator[None]:
     local = Path(node.get_session_dir_path()) if ours and node is not None and node.is_head() else None
     try:
         yield
+        sockets: set[Path] = socket_folders() if local else set()
     finally:
         if ours:
             stop()
     if local:
+        for folder in sockets:
+            shutil.rmtree(folder, ignore_errors=True)
         # Ray's logs of a run that has ended well; each of our own actors has its log in the run folder.
         shutil.rmtree(local, ignore_errors=True)
         latest = local.with_name("session_latest")
         if latest.is_symlink() and not latest.exists():
             latest.unlink()
+
+
+def socket_folders() -> set[Path]:
+    """Temporary folders of Python's multiprocessing in which processes that this one has started listen: the dashboard
+    of a local Ray does, and is ended by a signal."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            names = [Path(str(connection.laddr)) for connection in process.net_connections("unix")]
+            found |= {name.parent for name in names if name.parent.name.startswith("pymp-")}
+    return found
 
 
 def start(config: Config, *others: Config) -> None:
