@@ -78,9 +78,9 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
     out.mkdir(parents=True, exist_ok=True)
     pending = sort_out(out, scan.slices, settings)
     started = time.monotonic()
-    plans = _plans(config)
+    check_resources(config)
     done = scan.rows - sum(part.count for part in pending)
-    with cache_actor(out.parent, "refine") as cache, _pools(plans, str(out.parent)) as pools:
+    with cache_actor(out.parent, "refine") as cache, _pools(_plans(config), str(out.parent)) as pools:
         before: Counts = ray.get(cache.counts.remote())
         setup = Setup(config, prompts, names, pools, cache, str(out.parent))
         if progress:

@@ -273,7 +273,7 @@ def test_a_run_goes_on_with_fewer_learners_but_not_at_another_zero_stage_or_on_o
             run(make_config(folder, *more, "learner.zero_stage=3"))
         before = data.read_text()
         data.write_text(before.replace("It is 7", "It is 8"))
-        with pytest.raises(RaftError, match=r"data\.train: its 12 rows are not the 12 that"):
+        with pytest.raises(RaftError, match=r"^data\.train: the model in .* was trained on other rows; put that back"):
             run(make_config(folder, *more, f"learner.zero_stage={stage}"))
         data.write_text(before)
 
