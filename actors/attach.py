@@ -17,6 +17,7 @@ from typing import Any
 
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
+from raft_ray.json_files import read_json
 
 NAMESPACE = "raft-ray"
 _FILE = "cluster.json"
@@ -64,7 +65,9 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
     block.
     """
     found = find(run)
-    record = json.loads(found.read_text())
+    record = read_json(found)
+    if not isinstance(record, dict) or not {"address", "namespace", "pipeline"} <= record.keys():
+        raise RaftError(f"{found}: not written by raft-ray; remove it, and end the run's processes by hand")
     if "ray" not in sys.modules:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray

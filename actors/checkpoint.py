@@ -4,14 +4,15 @@
  checkpoint_TIME/state/...          DeepSpeed's files: model, optimizer, and every rank's shard under ZeRO
                  state.json         step, λ's averages, place in the rows' order, number of ranks, ZeRO stage; rank 0's
                  random-R.pt        random states of rank R
-                 part-R.json        what rank R has written (`actors.storage`)
+                 part-R.json        what rank R has written, under the run's seal (`actors.seal`)
 ```
 
 The same number of ranks goes on bit for bit. Another number does so to rounding: without ZeRO every rank holds
 everything; with it, DeepSpeed's universal checkpoint, made on the fly from the shards, is cut anew.
 
-Who waits for whom: all ranks save and restore together. On restore, the first rank of each node puts the checkpoint
-where its node's ranks can read it, and the others wait for it. A rank that dies in between takes the group with it.
+Who waits for whom: all ranks save and restore together. On restore, the first rank of each node copies the checkpoint
+into a folder of its own, checking the seal of every file on the way, and the others of its node wait for it. Nothing is
+unpickled that was not sealed. A rank that dies in between takes the group with it.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ import numpy as np
 import ray.train
 import torch
 
-from actors.storage import Storage, seal
+from actors.seal import seal
+from actors.storage import Storage
+from raft_ray import settings
 from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.errors import RaftError
+from raft_ray.files import writing
 from raft_ray.pipeline import RowOrder
 
 _logger = logging.getLogger(__name__)
 
+STATE = "state.json"
 _TAG = "state"
 """DeepSpeed's name for the checkpoint, its folder in ours."""
 
@@ -60,9 +65,31 @@ class State:
     """`RowOrder.done`: with the step, which rows are trained and which come next. Versions are counted in steps."""
     digest: str
     """`rows_digest` of the training set."""
+    settings: dict[str, Any]
+    """`settings.deciding`: the values that decide what model comes out."""
+
+    def check_settings(self, config: Config) -> str | None:
+        """Refuse keys that decide the model and have changed since, or name them where `run.allow_changes` allows it.
+
+        Raises `RaftError`.
+        """
+        changed = "; ".join(settings.changes(self.settings, settings.deciding(config)))
+        if not changed:
+            return None
+        if not config.run.allow_changes:
+            raise RaftError(
+                f"{changed}: not what the run's checkpoint of step {self.step} was made with; resume with the old "
+                "values, set run.allow_changes=true to go on with the new ones, or start anew with another --run-dir"
+            )
+        return f"from step {self.step} on with {changed}"
 
     def check(self, ranks: int, zero_stage: int, order: RowOrder, digest: str) -> None:
-        """Refuse what these ranks cannot load whole, and another training set. Raises `RaftError`."""
+        """Refuse what these ranks cannot load whole, another training set, and a shorter run. Raises `RaftError`."""
+        if self.step > order.steps:
+            raise RaftError(
+                f"learner.max_steps: the run's newest checkpoint is of step {self.step}, the run would end after "
+                f"{order.steps}; resume with as many steps, or start anew with another --run-dir"
+            )
         place = order.done(self.step)
         if digest != self.digest or place | {"position": 0} != self.order | {"position": 0}:
             raise RaftError(
@@ -83,11 +110,18 @@ class State:
             )
 
 
-def check_resumable(storage: Storage, config: Config, order: RowOrder, digest: str) -> None:
+def check_resumable(storage: Storage, key: bytes, config: Config, order: RowOrder, digest: str) -> int:
     """What the driver does before a run's actors start: clear up the storage, and refuse a checkpoint that its
-    learners could not load. Raises `RaftError`; see `Storage.recover` and `State.check`."""
-    if name := storage.recover(config.learner.keep):
-        _read_state(storage, name).check(config.learner.workers, config.learner.zero_stage, order, digest)
+    learners could not load. Returns the step to go on from, 0 without a checkpoint.
+
+    Raises `RaftError`; see `Storage.recover` and `State.check`.
+    """
+    if not (name := storage.recover(config.learner.keep, key)):
+        return 0
+    state = read_state(storage, name, key)
+    state.check_settings(config)
+    state.check(config.learner.workers, config.learner.zero_stage, order, digest)
+    return state.step
 
 
 class Checkpoints:
@@ -95,13 +129,15 @@ class Checkpoints:
 
     Args:
         order, digest: of the rows that the run trains on (`rows_digest`).
+        key: of the run's seal.
 
     Raises `RaftError` when the checkpoint to go on from cannot be loaded whole.
     """
 
-    def __init__(self, storage: Storage, config: Config, order: RowOrder, digest: str) -> None:
+    def __init__(self, storage: Storage, config: Config, order: RowOrder, digest: str, key: bytes) -> None:
         context = ray.train.get_context()
-        self._storage = storage
+        self._storage, self._key = storage, key
+        self._settings = settings.deciding(config)
         self._order, self._digest = order, digest
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._node, self._first = context.get_node_rank(), context.get_local_rank() == 0
@@ -112,10 +148,12 @@ class Checkpoints:
         self._sweep()
         self._state: State | None = None
         if self._checkpoint is not None:
-            name = Path(self._checkpoint.path).name
-            if self._rank == 0 and not storage.is_whole(name):
-                raise RaftError(f"checkpoint {storage}/{name}: not whole; --resume goes on from the one before it")
-            self._state = _read_state(storage, name)
+            self._name = Path(self._checkpoint.path).name
+            if self._rank == 0 and not storage.is_whole(self._name, key):
+                raise RaftError(
+                    f"checkpoint {storage}/{self._name}: not whole; --resume goes on from the one before it"
+                )
+            self._state = read_state(storage, self._name, key)
             self._state.check(self._ranks, self._zero_stage, order, digest)
 
     @property
@@ -131,17 +169,20 @@ class Checkpoints:
             step: optimizer steps done.
             balancer: λ's averages.
         """
-        state = State(step, balancer, self._ranks, self._zero_stage, self._order.done(step), self._digest)
+        place = self._order.done(step)
+        state = State(step, balancer, self._ranks, self._zero_stage, place, self._digest, self._settings)
         with self._folder() as folder:
-            torch.save(_random_states(engine.device), folder / f"random-{self._rank}.pt")
-            engine.save_checkpoint(str(folder), tag=_TAG)
-            if self._rank == 0:
-                (folder / "state.json").write_text(json.dumps(asdict(state)))
-            seal(folder, step=step, rank=self._rank, ranks=self._ranks)
+            with _writing(folder):
+                torch.save(_random_states(engine.device), folder / f"random-{self._rank}.pt")
+                engine.save_checkpoint(str(folder), tag=_TAG)
+                if self._rank == 0:
+                    (folder / STATE).write_text(json.dumps(asdict(state)))
+                seal(folder, self._key, step=step, rank=self._rank, ranks=self._ranks)
             announce(f"learner-{self._rank}", "checkpoint", step)
             # Returns when this rank's part is uploaded. Ray Train's controller registers the checkpoint when it has
             # seen every rank's report, which it asks for now and then: a rank that died before would undo it.
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            with writing(f"checkpoint in {self._storage}"):
+                ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
         if self._rank == 0:
             _registered()
 
@@ -151,11 +192,12 @@ class Checkpoints:
         On another number of ranks the random states are left as they are: each belongs to a share of the rows that
         no rank has any more.
 
-        Raises `RaftError` when DeepSpeed cannot convert or load it.
+        Raises `RaftError` when a file is not what was sealed, or DeepSpeed cannot convert or load it.
         """
         if self._state is None:
             return None
         with self._readable() as (folder, shards):
+            engine.checkpoint_engine.load = _load_weights_only
             loaded, _ = engine.load_checkpoint(str(shards), tag=_TAG)
             if loaded is None:
                 raise RaftError(f"checkpoint {self._checkpoint}: DeepSpeed finds no state in it")
@@ -169,16 +211,11 @@ class Checkpoints:
     @contextlib.contextmanager
     def _readable(self) -> Iterator[tuple[Path, Path]]:
         """The checkpoint in a folder of this node, and the folder that holds DeepSpeed's state for these ranks."""
-        from pyarrow.fs import LocalFileSystem
-
         with contextlib.ExitStack() as stack:
             mine: tuple[Path, Path] | None = None
             if self._first:
-                if isinstance(self._checkpoint.filesystem, LocalFileSystem):
-                    folder = Path(self._checkpoint.path)
-                else:
-                    folder = stack.enter_context(self._folder())
-                    self._checkpoint.to_directory(folder)
+                folder = stack.enter_context(self._folder())
+                self._storage.fetch(self._name, self._key, folder)
                 shards = folder
                 if self.universal:
                     shards = stack.enter_context(self._folder())
@@ -238,8 +275,37 @@ def _registered() -> list[str]:
     return [Path(entry.checkpoint.path).name for entry in ray.train.get_all_reported_checkpoints(mode)]
 
 
-def _read_state(storage: Storage, name: str) -> State:
-    return State(**json.loads(storage.read(name, "state.json")))
+def read_state(storage: Storage, name: str, key: bytes) -> State:
+    """What a checkpoint says of itself. Raises `RaftError` where it cannot be read."""
+    try:
+        return State(**json.loads(storage.read(name, STATE, key)))
+    except TypeError as error:
+        raise RaftError(
+            f"checkpoint {storage}/{name}: written by another version of raft-ray; go on with that, or start a new run "
+            "with --run-dir"
+        ) from error
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """As `writing`. Torch raises RuntimeError for a failed write, as do its collectives where a rank has died."""
+    with writing(folder):
+        try:
+            yield
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(f"torch could not write it all: {str(error).splitlines()[0]}") from error
+
+
+def _load_weights_only(path: str, map_location: Any = None) -> Any:
+    """A file of DeepSpeed's, in place of its own reader, which unpickles whatever is there."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:

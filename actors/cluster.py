@@ -7,20 +7,29 @@ its ports to the host's address, and whoever reaches them can run code.
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import logging
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from raft_ray import announce
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.settings import required_resources
+
+_TMP = "RAFT_RAY_TMP"
+"""Names the temporary folder of a run's actors, in their environment."""
 
 
 @contextmanager
@@ -37,11 +46,33 @@ def cluster(config: Config, *others: Config) -> Iterator[None]:
 
     ours = not ray.is_initialized()
     start(config, *others)
+    node = ray._private.worker._global_node
+    local = Path(node.get_session_dir_path()) if ours and node is not None and node.is_head() else None
     try:
         yield
+        sockets: set[Path] = socket_folders() if local else set()
     finally:
         if ours:
             stop()
+    if local:
+        for folder in sockets:
+            shutil.rmtree(folder, ignore_errors=True)
+        # Ray's logs of a run that has ended well; each of our own actors has its log in the run folder.
+        shutil.rmtree(local, ignore_errors=True)
+        latest = local.with_name("session_latest")
+        if latest.is_symlink() and not latest.exists():
+            latest.unlink()
+
+
+def socket_folders() -> set[Path]:
+    """Temporary folders of Python's multiprocessing in which processes that this one has started listen: the dashboard
+    of a local Ray does, and is ended by a signal."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            names = [Path(str(connection.laddr)) for connection in process.net_connections("unix")]
+            found |= {name.parent for name in names if name.parent.name.startswith("pymp-")}
+    return found
 
 
 def start(config: Config, *others: Config) -> None:
@@ -138,7 +169,7 @@ def actor_options(
     if overlapped and num_gpus == 0:
         # libgomp's threads spin while they wait; with several torch processes on the same cores that costs 5-8x.
         env["GOMP_SPINCOUNT"] = "1000"
-    env |= {name: os.environ[name] for name in ("RAFT_RAY_CACHE", announce.VARIABLE) if name in os.environ}
+    env |= {name: os.environ[name] for name in ("RAFT_RAY_CACHE", _TMP, announce.VARIABLE) if name in os.environ}
     return {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": {"env_vars": env}}
 
 
@@ -153,6 +184,36 @@ def log_to_file(run_dir: Path, name: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    if run := os.environ.get(_TMP):
+        _use_tmp(Path(tempfile.gettempdir()) / run)
+
+
+@contextmanager
+def own_tmp(run_dir: Path) -> Iterator[None]:
+    """Actors of the run that log to a file have a temporary folder of the run's own on their node; when the block ends
+    well, it is removed on all nodes. What vLLM and multiprocessing put there would stay: actors end by a signal."""
+    import ray
+
+    os.environ[_TMP] = f"raft-ray-tmp-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:12]}"
+    try:
+        yield
+        task = ray.remote(_remove_tmp)
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        done = [task.options(num_cpus=0, **on_node(node)).remote(os.environ[_TMP]) for node in nodes]
+        ray.wait(done, num_returns=len(done), timeout=60)
+    finally:
+        del os.environ[_TMP]
+
+
+def _use_tmp(folder: Path) -> None:
+    # What torch compiles stays for the next run.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.parent / f"torchinductor_{getpass.getuser()}"))
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def _remove_tmp(name: str) -> None:
+    shutil.rmtree(Path(tempfile.gettempdir()) / name, ignore_errors=True)
 
 
 def on_node(node: str | None = None) -> dict[str, Any]:

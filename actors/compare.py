@@ -43,7 +43,7 @@ from raft_ray.preflight import Prepared, preflight
 from raft_ray.printable import plain
 from raft_ray.records import steps_done
 from raft_ray.references import shown
-from raft_ray.report.files import Run, read_metrics
+from raft_ray.report.files import Run, read_evaluation, read_metrics
 from raft_ray.settings import check_same_run
 
 TOGETHER = 8
@@ -59,14 +59,16 @@ def compare(config: Config) -> Path:
     trainings = plan(config, run_dir)
     if config.run.resume:
         for training in trainings:
-            if training.config and steps_done(training.folder):
+            begun = (training.folder / "model").exists() or steps_done(training.folder)
+            if training.config and begun:
                 check_same_run(training.config, training.folder, longer=False)
     prepared = preflight(config, others=[training.config for training in trainings if training.config])
     asked = _asked(config, prepared)
     if len({training.point for training in trainings}) > 1:
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
-    _forget(trainings, run_dir)
-    with running(config, prepared, others=filter(None, (one.config for one in trainings))) as (bars, run_dir):
+    configs = filter(None, (one.config for one in trainings))
+    with running(config, prepared, others=configs, refines=True) as (bars, run_dir):
+        _forget(trainings, run_dir)
         if rest := left_out(config):
             console.print(f"not in compare.methods, so not trained: {plain(', '.join(rest))}", highlight=False)
         work = _Work(config, prepared, bars, run_dir, refined_rows(config, prepared, bars, run_dir))
@@ -161,7 +163,7 @@ class _Work:
     def _evaluated(self) -> dict[str, dict[str, Any]]:
         """Each model's part of `eval.json`: some at once, and one at a time where one of them cannot be evaluated."""
         path = self._run_dir / "eval.json"
-        done: dict[str, Any] = json.loads(path.read_text())["methods"] if path.exists() else {}
+        done: dict[str, Any] = read_evaluation(path)["methods"] if path.exists() else {}
         missing = {
             name: folder for name, folder in self._folders.items() if name not in done and name not in self.failed
         }
@@ -175,8 +177,9 @@ class _Work:
                 for name, folder in models.items():
                     done.update(self._tried(name, partial(self._measure, {name: folder}, BASE in done)) or {})
             # With what an earlier comparison in this folder measured of rows that this one leaves out.
-            text = json.dumps({"main": main_row(self._config), "methods": done}, indent=1, ensure_ascii=False)
-            write_whole(path, text, errors="replace")
+            if done:
+                text = json.dumps({"main": main_row(self._config), "methods": done}, indent=1, ensure_ascii=False)
+                write_whole(path, text, errors="replace")
         return {name: block for name, block in done.items() if name in self._folders}
 
     def _measure(self, models: dict[str, str], asked: bool) -> dict[str, Any]:
@@ -202,14 +205,16 @@ def _forget(trainings: list[Training], run_dir: Path) -> None:
     path = run_dir / "eval.json"
     if not path.exists():
         return
-    kept = json.loads(path.read_text())
+    kept = read_evaluation(path)
     before = len(kept["methods"])
     for training in trainings:
         if training.config is None and not _pruned(training, run_dir).exists():
             shutil.rmtree(training.folder, ignore_errors=True)
         if not (training.folder / "model").exists():
             kept["methods"].pop(training.name, None)
-    if len(kept["methods"]) < before:
+    if not kept["methods"]:
+        path.unlink()
+    elif len(kept["methods"]) < before:
         write_whole(path, json.dumps(kept, indent=1, ensure_ascii=False))
 
 

@@ -40,6 +40,7 @@ from raft_ray.errors import ConfigError
 from raft_ray.evaluate import domain
 from raft_ray.evaluate.judged import JudgePrompts, Opinion, domain_part, load_judge_prompts, open_part, open_verdicts
 from raft_ray.files import write_whole
+from raft_ray.json_files import read_json
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,7 +71,7 @@ def evaluate(
         raise ConfigError("nothing to evaluate: no model, or eval.*_rows and data.test leave no question")
     report = progress or (lambda stage, done, total: None)
     models = {name: models[name] for name in sorted(models, key=lambda name: name != "base")}
-    known = json.loads(base_answers.read_text()) if base_answers is not None and base_answers.exists() else None
+    known = read_json(base_answers) if base_answers is not None and base_answers.exists() else None
     answering = {name: folder for name, folder in models.items() if known is None or name != "base"}
     measured: dict[str, dict[str, Any]] = {
         name: {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from pathlib import Path
 
@@ -11,17 +10,34 @@ import ray
 from actors.weight_sync import Weights
 from raft_ray import models
 from raft_ray.config import ModelConfig
+from raft_ray.files import writing
+from raft_ray.trained import Trained
+from raft_ray.transformers4 import add_old_keys
 
 
 @ray.remote
-def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], folder: str) -> str:
+def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], folder: str, trained: Trained) -> str:
     """Write `folder`: the weights behind `ref` with the original's config, generation config and tokenizer.
 
     Weights are safetensors of at most 5 GB a file, in the dtype that they were packed in. An older `folder` is
-    replaced once the new one is complete.
+    replaced once the new one is complete. `trained` says of what it is, in the folder as well.
+
+    Raises `RaftError` where it cannot be written.
     """
+    with writing(folder):
+        try:
+            return _write(config, original, ref, folder, trained)
+        except Exception as error:
+            # What safetensors and tokenizers raise, which are written in Rust.
+            if "os error" not in str(error):
+                raise
+            raise OSError(str(error)) from error
+
+
+def _write(config: ModelConfig, original: str, ref: list[ray.ObjectRef], folder: str, trained: Trained) -> str:
     from huggingface_hub import save_torch_state_dict
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import AutoConfig
+    from transformers.utils import cached_file
 
     (weights,) = ray.get(ref)
     assert isinstance(weights, Weights)
@@ -34,9 +50,12 @@ def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], f
     settings.dtype = weights.specs[0].dtype
     settings.save_pretrained(partial)
     models.load_tokenizer(original, config).save_pretrained(partial)
-    # Not every model has a generation config; transformers then goes by the config.
-    with contextlib.suppress(OSError):
-        GenerationConfig.from_pretrained(original).save_pretrained(partial)
+    add_old_keys(partial)
+    # As it is: transformers would not write again all that it reads. Without one, it goes by the config.
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    if generation := cached_file(original, "generation_config.json", **quiet):
+        shutil.copyfile(generation, partial / "generation_config.json")
+    trained.write(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return folder

@@ -44,6 +44,7 @@ from raft_ray.prompts import EncodedRow
 from raft_ray.schedule import learning_rate
 from raft_ray.step import StepLosses, train_step
 from raft_ray.student import Student, answer_logprobs, empty_micro_batch, make_micro_batches, sharing_error
+from raft_ray.trained import Trained
 from raft_ray.trajectory import Probe, Sample
 
 PROBE_TOKENS = 128
@@ -73,6 +74,8 @@ class LearnerTask:
     """Id of the node that holds the run folder; the finished model is written there."""
     storage: Storage
     """Of the checkpoints; every node must reach it."""
+    trained: Trained
+    """What the model at the end is of."""
 
 
 def train(task: LearnerTask) -> None:
@@ -116,13 +119,24 @@ def _train_loop(arguments: dict[str, Any]) -> None:
     task: LearnerTask = arguments["task"]
     context = ray.train.get_context()
     log_to_file(Path(task.run_dir), f"learner-{context.get_world_rank()}")
+    timeout = task.config.learner.timeout
+    if ray.get(task.pipeline.stopped.remote(), timeout=timeout):
+        return
     try:
         Rank(task, context.get_world_rank(), context.get_world_size()).run()
     except ray.exceptions.RayTaskError as error:
-        # The pipeline has failed: starting the learners again would not mend it. The driver asks it for the cause.
-        if not isinstance(root_cause(error), RaftError):
+        cause = root_cause(error)
+        if not isinstance(cause, RaftError):
             raise
-        logging.exception("the pipeline has failed")
+        # An actor or task has refused: starting the learners again would not mend it. The driver asks for the cause.
+        logging.exception("the run stops")
+        ray.get(task.pipeline.stop.remote(str(cause)), timeout=timeout)
+        if context.get_world_size() > 1:
+            # Other ranks may wait for this one in a collective. Ray Train ends them, and the next group sees `stopped`.
+            raise
+    except Exception:
+        logging.exception("the rank fails")
+        raise
 
 
 class Rank:
@@ -147,7 +161,8 @@ class Rank:
         threads = self.config.learner.threads
         if threads:
             torch.set_num_threads(threads)
-        self.checkpoints = Checkpoints(task.storage, self.config, task.order, task.digest)
+        key = self._call(task.pipeline.checkpoint_key.remote())
+        self.checkpoints = Checkpoints(task.storage, self.config, task.order, task.digest, key)
         self.half = self.config.model.dtype is not Dtype.float32
         self.engine = make_engine(self.config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
@@ -317,7 +332,8 @@ class Rank:
         if self.rank == 0:
             assert ref is not None
             task = export_model.options(num_cpus=0, **on_node(self.task.node))
-            self._call(task.remote(self.config.model, self.task.folder, ref, str(Path(self.task.run_dir) / "model")))
+            target = str(Path(self.task.run_dir) / "model")
+            self._call(task.remote(self.config.model, self.task.folder, ref, target, self.task.trained))
         torch.distributed.barrier()
 
     def _call(self, ref: Any) -> Any:

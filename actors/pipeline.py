@@ -27,6 +27,7 @@ from actors.crew import Crew
 from actors.diary import Diary
 from actors.flow import Flow, Published
 from actors.loops import Loops
+from actors.seal import read_key
 from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.elastic import Elastic
@@ -67,6 +68,8 @@ class PipelineActor:
         rollout = config.rollout
         self._elastic = Elastic(rollout.min_actors or rollout.actors, rollout.max_actors or rollout.actors)
         self._scaled_by_hand = False
+        self._stopped: str | None = None
+        self._run_dir = Path(run_dir)
         self._loops = Loops()
         self._diary = Diary(self._records)
         self._notices: list[str] = []
@@ -96,6 +99,20 @@ class PipelineActor:
         self._flow = self._new_flow(Published(0, None, 0))
 
     # What the learners call.
+
+    def checkpoint_key(self) -> bytes:
+        """Of the run's seal; see `actors.seal`."""
+        return read_key(self._run_dir)
+
+    async def stop(self, error: str) -> None:
+        """A learner was refused something that no restart mends: the run ends with this error."""
+        self._stopped = self._stopped or error
+        self._loops.error = self._loops.error or RaftError(error)
+        await self._loops.notify()
+
+    def stopped(self) -> str | None:
+        """Why the run ends, once a learner has called `stop`."""
+        return self._stopped
 
     async def begin(
         self,
@@ -197,7 +214,7 @@ class PipelineActor:
             "step": self._step,
             "steps": self._order.steps,
             "last": self._records.last,
-            "error": str(self._loops.error) if self._loops.error else None,
+            "error": self._stopped or (str(self._loops.error) if self._loops.error else None),
             "notices": self._notices,
         }
 

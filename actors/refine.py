@@ -78,10 +78,9 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
     out.mkdir(parents=True, exist_ok=True)
     pending = sort_out(out, scan.slices, settings)
     started = time.monotonic()
-    plans = [plan_pool(config, name) for name in local_models(config.refine)] if config.refine.enabled else []
-    _check_resources(plans)
+    check_resources(config)
     done = scan.rows - sum(part.count for part in pending)
-    with cache_actor(out.parent, "refine") as cache, _pools(plans, str(out.parent)) as pools:
+    with cache_actor(out.parent, "refine") as cache, _pools(_plans(config), str(out.parent)) as pools:
         before: Counts = ray.get(cache.counts.remote())
         setup = Setup(config, prompts, names, pools, cache, str(out.parent))
         if progress:
@@ -188,7 +187,13 @@ def _summed(out: Path) -> dict[str, Any]:
     return summary.result()
 
 
-def _check_resources(plans: list[PoolPlan]) -> None:
+def _plans(config: Config) -> list[PoolPlan]:
+    return [plan_pool(config, name) for name in local_models(config.refine)] if config.refine.enabled else []
+
+
+def check_resources(config: Config) -> None:
+    """Refuse engines for which the cluster has no room. Raises `ConfigError`."""
+    plans = _plans(config)
     have = ray.cluster_resources()
     for unit in ("CPU", "GPU"):
         need = sum(

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.cluster import actor_options, log_to_file, on_node
+from actors.cluster import actor_options, here, log_to_file, on_node
+from actors.remote import get
 from raft_ray.announce import announce
 from raft_ray.refine.cache import Counts, GenerationStore
 from raft_ray.refine.generation import Generation
+
+_TIMEOUT = 300.0
+"""Seconds for its start, and for writing its log into the file."""
 
 
 class CacheActor:
@@ -28,7 +33,12 @@ class CacheActor:
     def __init__(self, run_dir: str, role: str) -> None:
         self._name = f"{role}-cache"
         log_to_file(Path(run_dir), self._name)
-        self._store = GenerationStore(Path(run_dir) / f"{role}_cache.sqlite")
+        self._path = Path(run_dir) / f"{role}_cache.sqlite"
+
+    @cached_property
+    def _store(self) -> GenerationStore:
+        """Opened at the first use, whose caller then learns what is wrong with the file."""
+        return GenerationStore(self._path)
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
         return self._store.get(keys)
@@ -40,18 +50,24 @@ class CacheActor:
     def counts(self) -> Counts:
         return self._store.counts()
 
+    def close(self) -> None:
+        self._store.close()
+
 
 @contextmanager
 def cache_actor(run_dir: Path, role: str) -> Iterator[Any]:
     """The handle of a `CacheActor` on this node, where the run folder is; the actor ends with the block.
 
-    It takes no CPU of its own, since those whose texts it keeps may hold all.
+    It takes no CPU of its own, since those whose texts it keeps may hold all. Raises `RaftError` for a damaged file.
     """
     options = actor_options(role=role, num_cpus=0, num_gpus=0, threads=1)
     actor = ray.remote(CacheActor).options(max_restarts=-1, max_task_retries=-1, **options, **on_node())
     handle: Any = actor.remote(str(run_dir), role)
+    who = f"{role}-cache on {here()}"
     try:
+        get(handle.counts.remote(), _TIMEOUT, who)
         yield handle
+        get(handle.close.remote(), _TIMEOUT, who)
     finally:
         ray.kill(handle)
 

@@ -16,36 +16,42 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.train.v2.api.exceptions import TrainingFailedError
 from rich.console import Console
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from actors import attach
-from actors.checkpoint import check_resumable
-from actors.cluster import actor_options, cluster, on_node
+from actors.checkpoint import STATE, check_resumable, read_state
+from actors.cluster import actor_options, cluster, here, on_node, own_tmp
 from actors.crew import spawn
 from actors.evaluate import evaluate as evaluate_models
 from actors.learner import LearnerTask
 from actors.learner import train as train_workers
 from actors.pipeline import PipelineActor
 from actors.progress import Bars
+from actors.refine import check_resources
 from actors.refine import refine as refine_rows
 from actors.refine_gap import measure_gap
 from actors.remote import last_line, root_cause
 from actors.rollout import RolloutActor
+from actors.seal import KEY_FILE, make_key, read_key
 from actors.storage import locate
 from actors.teacher import TeacherActor
 from raft_ray import data, settings
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.table import summary_table
-from raft_ray.files import write_whole
+from raft_ray.files import write_whole, writing
+from raft_ray.lock import locked
 from raft_ray.pipeline import RowOrder
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
 from raft_ray.printable import plain
 from raft_ray.prompts import rows_digest
-from raft_ray.records import steps_done
+from raft_ray.records import missing_steps, write_event
 from raft_ray.references import shown
 from raft_ray.report import write_refine_report, write_report
+from raft_ray.report.files import read_evaluation
+from raft_ray.trained import Trained
 
 console = Console(stderr=False)
 
@@ -58,7 +64,9 @@ def run(config: Config) -> Path:
         raise ConfigError(
             f"data.train={config.data.train}: its rows are refined already; set refine.enabled=false to train on them"
         )
-    with running(config, prepared) as (bars, run_dir):
+    baselines = {name: settings.for_method(config, name) for name in config.run.baselines}
+    trainings = [(baseline, Path("methods", name)) for name, baseline in baselines.items()]
+    with running(config, prepared, trainings=[*trainings, (config, Path())], refines=True) as (bars, run_dir):
         rows = refined_rows(config, prepared, bars, run_dir)
         main = config.distill.method.value
         folders = {"base": prepared.folder}
@@ -75,7 +83,7 @@ def run(config: Config) -> Path:
 def refine(config: Config) -> Path:
     """Stage 1 alone. Returns the folder of refined rows."""
     prepared = preflight(config, keep_rows=False)
-    with running(config, prepared) as (bars, run_dir):
+    with running(config, prepared, refines=True) as (bars, run_dir):
         refine_rows(prepared.scan, config, run_dir / "refined", bars.track("Stage 1: refine"))
         _measure(config, bars, run_dir / "refined")
     if config.refine.enabled:
@@ -86,7 +94,7 @@ def refine(config: Config) -> Path:
 def train(config: Config) -> Path:
     """Stage 2 alone, on rows as they are (refined ones for RAFT). Returns the folder of the trained model."""
     prepared = preflight(config)
-    with running(config, prepared) as (bars, run_dir):
+    with running(config, prepared, trainings=[(config, Path())]) as (bars, run_dir):
         folder = trained(config, prepared, prepared.train, bars, run_dir)
     return Path(folder)
 
@@ -114,32 +122,57 @@ def evaluate(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
 
 @contextmanager
 def running(
-    config: Config, prepared: Prepared, what: str | None = None, others: Iterable[Config] = ()
+    config: Config,
+    prepared: Prepared,
+    what: str | None = None,
+    others: Iterable[Config] = (),
+    trainings: Iterable[tuple[Config, Path]] = (),
+    refines: bool = False,
 ) -> Iterator[tuple[Bars, Path]]:
-    """The run folder with its config, Ray, and the bars.
+    """The run folder, locked, with its config, Ray, and the bars. What refuses leaves no folder behind.
 
     Args:
         what: goes on, for the first line; none says what is trained.
         others: of trainings beside the config's own, for which Ray must have room.
+        trainings: with their places in the run folder, that are resumed if they have a checkpoint.
+        refines: stage 1 runs, so that Ray must have room for its engines.
     """
     run_dir = Path(config.run.dir).absolute()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    settings.save(config, run_dir / "config.yaml")
-    write_bad(prepared, run_dir)
-    if prepared.scan.bad:
-        console.print(
-            f"[yellow]{len(prepared.scan.bad)} rows left out[/], listed in {plain(run_dir / 'bad_rows.jsonl')}"
-        )
     training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {plain(config.data.train)}"
     model = f"model {plain(config.model.path)} in {config.model.dtype.value}"
-    console.print(f"{what or training}, {model}, run folder {plain(run_dir)}", highlight=False)
-    for note in prepared.notes:
-        console.print(f"[yellow]{plain(note)}[/]", highlight=False, soft_wrap=True)
-    with Bars(console) as bars:
-        bars.update("Ray starts", 0, 1)
-        with cluster(config, *others):
-            bars.update("Ray starts", 1, 1)
-            yield bars, run_dir
+    with locked(run_dir, console.print):
+        # Another driver may have been at work here since it was looked at first.
+        settings.check_run_dir(config)
+        for one, place in trainings if config.run.resume else ():
+            _check_kept(one, run_dir / place)
+        console.print(f"{what or training}, {model}, run folder {plain(run_dir)}", highlight=False)
+        for note in prepared.notes:
+            console.print(f"[yellow]{plain(note)}[/]", highlight=False, soft_wrap=True)
+        with Bars(console) as bars:
+            bars.update("Ray starts", 0, 1)
+            with cluster(config, *others), own_tmp(run_dir):
+                bars.update("Ray starts", 1, 1)
+                if refines:
+                    check_resources(config)
+                settings.save(config, run_dir / "config.yaml")
+                write_bad(prepared, run_dir)
+                if bad := len(prepared.scan.bad):
+                    console.print(f"[yellow]{bad} rows left out[/], listed in {plain(run_dir / 'bad_rows.jsonl')}")
+                yield bars, run_dir
+
+
+def _check_kept(config: Config, folder: Path) -> None:
+    """Refuse to resume a training with other settings than its newest checkpoint was made with, or name what has
+    changed where that is allowed. Raises `RaftError`."""
+    if config.run.storage is not None and not (folder / "storage.json").exists():
+        return
+    storage = locate(config, folder)
+    if not (folder / KEY_FILE).exists() and not storage.has_any():
+        return
+    key = read_key(folder)
+    if (name := storage.newest(key, STATE)) and (changed := read_state(storage, name, key).check_settings(config)):
+        console.print(f"[yellow]{plain(folder)} goes on[/] {plain(changed)}", highlight=False)
+        write_event(folder, "changed", "driver", here(), changed)
 
 
 def refined_rows(
@@ -168,18 +201,25 @@ def trained(
     folder = run_dir / "model"
     learner, distils = config.learner, settings.distils(config)
     order = RowOrder(len(rows), learner.batch, learner.epochs, config.run.seed, learner.max_steps)
-    if config.run.resume and folder.exists() and steps_done(run_dir) == order.steps:
-        return str(folder)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    settings.save(config, run_dir / "config.yaml")
     encoded, unfit = encode(config, prepared.folder, rows)
+    digest = rows_digest(encoded)
+    goal = Trained.by(config, order.steps, digest)
+    if config.run.resume and goal.is_finished(folder):
+        return str(folder)
+    with writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+    settings.save(config, run_dir / "config.yaml")
     if unfit:
         data.write_bad_rows(unfit, run_dir / "gold_rows.jsonl")
         console.print(
-            f"[yellow]{len(unfit)} rows keep their gold answer[/], listed in {run_dir / 'gold_rows.jsonl'}",
+            f"[yellow]{len(unfit)} rows keep their gold answer[/], listed in {plain(run_dir / 'gold_rows.jsonl')}",
             soft_wrap=True,
         )
-    table, digest = [ray.put(encoded)], rows_digest(encoded)
+    storage = locate(config, run_dir)
+    if not storage.has_any():
+        make_key(run_dir)
+    key = read_key(run_dir)
+    table = [ray.put(encoded)]
     del encoded
     overlapped = config.sync.max_staleness > 0
     roles = {
@@ -211,8 +251,13 @@ def trained(
     try:
         bars.update(phase, 0, order.steps, "engines start")
         # Clears up after a dead run, so not before the actor's name says that none lives.
-        storage = locate(config, run_dir)
-        check_resumable(storage, config, order, digest)
+        start = check_resumable(storage, key, config, order, digest)
+        for file, count in missing_steps(run_dir, start).items():
+            console.print(
+                f"[yellow]{run_dir / file}[/] lacks {count} of the {start} steps that are trained; put it back, or the "
+                "report will lack them",
+                highlight=False,
+            )
         ray.get(pipeline.prepare.remote(table), timeout=120)
         task = LearnerTask(
             config=config,
@@ -225,18 +270,31 @@ def trained(
             run_dir=str(run_dir),
             node=ray.get_runtime_context().get_node_id(),
             storage=storage,
+            trained=goal,
         )
         with attach.reachable(run_dir), _watched(pipeline, bars, phase):
             train_workers(task)
         if error := ray.get(pipeline.progress.remote(), timeout=60)["error"]:
             raise RaftError(f"{phase}: {error}; see {run_dir / 'logs'}")
         ray.get(pipeline.finish.remote(), timeout=60)
-    except ray.exceptions.RayError as error:
-        raise RaftError(f"{phase}: {last_line(root_cause(error))}; see {run_dir / 'logs'}") from error
+        if not goal.is_finished(folder):
+            raise RaftError(f"{phase}: no model of step {order.steps} in {folder}; see {run_dir / 'logs'}")
+    except (ray.exceptions.RayError, TrainingFailedError) as error:
+        cause = _stopped(pipeline) or last_line(root_cause(error))
+        raise RaftError(f"{phase}: {cause}; see {run_dir / 'logs'}") from error
     finally:
         # Rollout and teacher actors belong to the pipeline actor and end with it.
         ray.kill(pipeline)
     return str(folder)
+
+
+def _stopped(pipeline: Any) -> str | None:
+    """Why a learner has ended the run, as far as it could say."""
+    try:
+        reason: str | None = ray.get(pipeline.stopped.remote(), timeout=30)
+    except ray.exceptions.RayError:
+        return None
+    return reason
 
 
 def _start_pipeline(run_dir: Path, restarts: int, arguments: tuple[Any, ...]) -> Any:
@@ -304,8 +362,7 @@ def _evaluated(
     """`eval.json` of all models."""
     path = run_dir / "eval.json"
     if config.run.resume and path.exists():
-        result: dict[str, Any] = json.loads(path.read_text())
-        return result
+        return read_evaluation(path)
     start = time.perf_counter()
     methods = evaluate_models(
         folders, config, prepared.test, lambda what, done, total: bars.update(f"Evaluate: {what}", done, total)
@@ -328,6 +385,6 @@ def _evaluated(
 def _print_result(run_dir: Path, report: Path) -> None:
     path = run_dir / "eval.json"
     if path.exists():
-        console.print(summary_table(json.loads(path.read_text())))
+        console.print(summary_table(read_evaluation(path)))
     console.print(f"Report: {plain(report)}", highlight=False, soft_wrap=True)
     console.print(f"Model:  {plain(run_dir / 'model')}", highlight=False, soft_wrap=True)

@@ -8,7 +8,8 @@
 
 A restart uses the newest folder that the snapshot lists. A process that dies on the way leaves a folder that no
 snapshot lists, so the checkpoint before stays the newest; the next start deletes such rests. The snapshot itself is
-overwritten in place: where a dying driver has torn it, it is written anew from the folders that are whole.
+overwritten in place: where a dying driver has torn it, it is written anew from the folders that are whole. A checkpoint
+is whole when every rank's part is there as it was sealed (`actors.seal`); `key` is the run's, of `checkpoint.key`.
 
 It knows nothing of what a checkpoint holds (`actors.checkpoint` does).
 """
@@ -19,14 +20,18 @@ import json
 import logging
 import uuid
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from actors.seal import Part, broken, part_name
 from raft_ray.config import Config
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
+from raft_ray.json_files import read_json
 from raft_ray.settings import local_storage
 
 _logger = logging.getLogger(__name__)
@@ -54,8 +59,10 @@ class Storage:
             ) from error
         return filesystem, PurePosixPath(path, self.name)
 
-    def recover(self, keep: int) -> str | None:
+    def recover(self, keep: int, key: bytes) -> str | None:
         """Before a driver trains: the newest checkpoint that counts, after deleting all rests. None without one.
+
+        Of the newest every byte is read; where it is not what was sealed, the one before is taken, with a warning.
 
         Args:
             keep: how many checkpoints to take up where the snapshot is lost.
@@ -63,18 +70,20 @@ class Storage:
         Raises `RaftError` when the storage cannot be read, or lists checkpoints of which none is whole.
         """
         try:
-            folders = self._folders()
             listed = self._listed()
-            steps = {name: step for name in folders if (step := self._step_of(name)) is not None}
+            steps = {name: parts[0].step for name in self._folders() if (parts := self._parts(name, key))}
             if listed is None:
                 names = sorted(steps, key=lambda name: (steps[name], name))[-keep:]
             else:
                 names = [name for name in listed if name in steps]
-                if listed and not names:
-                    raise RaftError(
-                        f"checkpoints {', '.join(listed)} in {self}: none is whole, files are missing or cut off; "
-                        "put them back, or start a new run with --run-dir"
-                    )
+            while names and (bad := self.changed(names[-1], key)):
+                _logger.warning("%s/%s: %s is not what was written; the checkpoint is left out", self, names[-1], bad)
+                names.pop()
+            if listed and not names:
+                raise RaftError(
+                    f"checkpoints {', '.join(listed)} in {self}: none is whole, files are missing, cut off, changed or "
+                    "of another run; put them back, or start a new run with --run-dir"
+                )
             if names and names != listed:
                 _logger.warning("%s: its list of checkpoints is written anew: %s", self, ", ".join(names))
                 self._list(names)
@@ -84,6 +93,28 @@ class Storage:
         except OSError as error:
             raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
         return names[-1] if names else None
+
+    def has_any(self) -> bool:
+        """Whether any checkpoint, whole or not, is there. Raises `RaftError`."""
+        try:
+            return bool(self._folders())
+        except OSError as error:
+            raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
+
+    def newest(self, key: bytes, file: str) -> str | None:
+        """The newest checkpoint whose files have their lengths and of which `file` is what was sealed; changes nothing.
+
+        Raises `RaftError` when the storage cannot be read.
+        """
+        try:
+            steps = {name: parts[0].step for name in self._folders() if (parts := self._parts(name, key))}
+        except OSError as error:
+            raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
+        for name in sorted(steps, key=lambda name: (steps[name], name), reverse=True):
+            with suppress(RaftError):
+                self.read(name, file, key)
+                return name
+        return None
 
     def sweep(self, names: Collection[str]) -> None:
         """Delete all checkpoint folders but these."""
@@ -103,43 +134,75 @@ class Storage:
         except OSError as error:
             raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
 
-    def read(self, name: str, file: str) -> bytes:
-        """A file of a checkpoint. Raises `FileNotFoundError`."""
-        filesystem, root = self._at
-        with filesystem.open_input_stream(str(root / name / file)) as stream:
-            return bytes(stream.read())
+    def read(self, name: str, file: str, key: bytes) -> bytes:
+        """A small file of a checkpoint, as rank 0 sealed it. Raises `RaftError` where it is not that."""
+        try:
+            part = Part.unpack(self._bytes(name, part_name(0)), key)
+            content = self._bytes(name, file)
+        except OSError as error:
+            raise RaftError(f"checkpoint {self}/{name}: {_first_line(error)}; check run.storage") from error
+        sealed = part.files.get(file) if part else None
+        if sealed is None or broken({file: sealed}, key, lambda _: BytesIO(content)):
+            raise RaftError(f"checkpoint {self}/{name}: {file} is not what was written; put it back")
+        return content
 
-    def is_whole(self, name: str) -> bool:
-        """Every rank's part of a checkpoint is there, with all its files at their length."""
-        return self._step_of(name) is not None
+    def fetch(self, name: str, key: bytes, folder: Path) -> None:
+        """Copy a checkpoint into a folder of this machine, which nobody else can write. Only what was sealed is copied,
+        and hashed on the way. Raises `RaftError` where any of it is not what was sealed."""
+        if bad := self.changed(name, key, folder):
+            raise RaftError(
+                f"checkpoint {self}/{name}: {bad} is not what was written; --resume goes on from the one before it"
+            )
+
+    def changed(self, name: str, key: bytes, to: Path | None = None) -> str | None:
+        """A file of a checkpoint that is missing or not what was sealed, found by reading all; none where it is whole.
+
+        Args:
+            to: a folder into which the files are copied on the way.
+        """
+        filesystem, root = self._at
+        if not (parts := self._parts(name, key)):
+            return "a file"
+        files = {file: sealed for part in parts for file, sealed in part.files.items()}
+        bad = broken(files, key, lambda file: filesystem.open_input_stream(str(root / name / file)), to)
+        return ", ".join(bad) or None
+
+    def is_whole(self, name: str, key: bytes) -> bool:
+        """Every rank's part of a checkpoint is there and sealed, with all its files at their length."""
+        return bool(self._parts(name, key))
 
     def __str__(self) -> str:
         return f"{self.path.rstrip('/')}/{self.name}"
 
-    def _step_of(self, name: str) -> int | None:
-        """The step of a whole checkpoint; none where anything of it is missing."""
+    def _bytes(self, name: str, file: str) -> bytes:
+        filesystem, root = self._at
+        with filesystem.open_input_stream(str(root / name / file)) as stream:
+            return bytes(stream.read())
+
+    def _parts(self, name: str, key: bytes) -> list[Part]:
+        """The parts of a checkpoint by rank; empty where anything of it is missing or of another length."""
         from pyarrow.fs import FileSelector
 
         filesystem, root = self._at
         folder = root / name
-        found = {
+        sizes = {
             str(PurePosixPath(info.path).relative_to(folder)): info.size
             for info in filesystem.get_file_info(FileSelector(str(folder), recursive=True, allow_not_found=True))
             if info.is_file
         }
-        step, ranks, rank = 0, 1, 0
-        while rank < ranks:
-            if _part(rank) not in found:
-                return None
-            try:
-                part = json.loads(self.read(name, _part(rank)))
-            except ValueError:
-                return None
-            step, ranks = part["step"], part["ranks"]
-            if any(found.get(file) != size for file, size in part["files"].items()):
-                return None
-            rank += 1
-        return step
+        parts: list[Part] = []
+        while not parts or len(parts) < parts[0].ranks:
+            file = part_name(len(parts))
+            part = Part.unpack(self._bytes(name, file), key) if file in sizes else None
+            same = part is not None and (part.rank, part.step, part.ranks) == (
+                len(parts),
+                (parts or [part])[0].step,
+                (parts or [part])[0].ranks,
+            )
+            if part is None or not same or any(sizes.get(file) != size for file, (size, _) in part.files.items()):
+                return []
+            parts.append(part)
+        return parts
 
     def _folders(self) -> list[str]:
         from pyarrow.fs import FileSelector
@@ -154,9 +217,9 @@ class Storage:
         try:
             with filesystem.open_input_stream(self._snapshot) as stream:
                 results = json.loads(stream.read())["checkpoint_results"]
-        except (FileNotFoundError, ValueError):
+            return [str(result["checkpoint_dir_name"]) for result in results]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        return [result["checkpoint_dir_name"] for result in results]
 
     def _list(self, names: list[str]) -> None:
         """Write Ray Train's snapshot, in its own words: it lists these folders, oldest first."""
@@ -207,28 +270,16 @@ def locate(config: Config, run_dir: Path) -> Storage:
         return Storage(str(run_dir), "checkpoints")
     file = run_dir / "storage.json"
     if file.exists():
+        fix = 'write {"path": URI, "name": folder of this run} there again, or start a new run with --run-dir'
         try:
-            return Storage(**json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
-            raise RaftError(
-                f'{file}: not readable; write {{"path": URI, "name": folder of this run}} there again, '
-                "or start a new run with --run-dir"
-            ) from error
+            return Storage(**read_json(file, fix))
+        except TypeError as error:
+            raise RaftError(f"{file}: not readable; {fix}") from error
     local = local_storage(config.run.storage)
     name = f"{Path(config.run.dir).absolute().name}-{config.distill.method.value}-{uuid.uuid4().hex[:8]}"
     storage = Storage(str(local.absolute()) if local else config.run.storage, name)
     write_whole(file, json.dumps(asdict(storage), indent=1) + "\n")
     return storage
-
-
-def seal(folder: Path, *, step: int, rank: int, ranks: int) -> None:
-    """Write down the files of a rank's part of a checkpoint, once all are there, so that a lack is noticed."""
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    (folder / _part(rank)).write_text(json.dumps({"step": step, "ranks": ranks, "files": files}))
-
-
-def _part(rank: int) -> str:
-    return f"part-{rank}.json"
 
 
 def _first_line(error: BaseException) -> str:

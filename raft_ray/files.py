@@ -1,8 +1,12 @@
-"""Files that are there whole or not at all. Knows nothing about what they hold."""
+"""Files that are there whole or not at all, and disks that are full. Knows nothing about what the files hold."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from raft_ray.errors import RaftError
 
 
 def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
@@ -12,7 +16,22 @@ def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
         path: of the file; `PATH.new` beside it is overwritten.
         text: all of it.
         errors: what happens to lone surrogates, which JSON carries and UTF-8 cannot; as for `str.encode`.
+
+    Raises `RaftError` where the file system does not take it.
     """
     new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8", errors=errors)
-    new.replace(path)
+    with writing(path):
+        new.write_text(text, encoding="utf-8", errors=errors)
+        new.replace(path)
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Raise `RaftError`, which names `path` and the fix, for what the file system refuses in the block."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RaftError(
+            f"{path}: cannot be written ({reason}); free space there or make it writable, then go on with --resume"
+        ) from error

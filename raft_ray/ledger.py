@@ -9,6 +9,11 @@
                 └── regenerate ─────────────────────────────────────────────────────┘  (a node took it along)
 ```
 
+Sampling is seeded by chunk, and a row's tokens depend on the whole chunk that it is in. A sample that is lost is
+therefore made again with the chunk that made it, and of the result only what is missing is taken: with the same
+weights (`max_staleness=0`) it is the same sample, bit for bit. Rows that go on alone after deaths of engines have seeds
+of their own, so their samples are others.
+
 A chunk that comes back keeps its places in `Capacity`: they are given up only by `done`. So the order in which
 steps are admitted, and with it the staleness bound (see `raft_ray.pipeline`), survives every death, and a row can
 neither be lost nor trained twice. A row set aside keeps its place too, until its step is done.
@@ -36,12 +41,14 @@ class StepBook:
     """Response tokens, once generated; kept when a sample has to be made again, so that shares stay."""
     samples: dict[Place, tuple[SampleInfo, Any]] = field(default_factory=dict)
     """Scored rows, with whatever stands for the sample (a reference)."""
+    made_by: dict[Place, Chunk] = field(default_factory=dict)
+    """The chunk that made each scored sample."""
     aside: set[Place] = field(default_factory=set)
     shares: list[list[Place]] | None = None
 
-    def missing(self, share: Iterable[Place]) -> bool:
-        """Whether a row of `share` is neither scored nor set aside."""
-        return any(place not in self.samples and place not in self.aside for place in share)
+    def missing(self, places: Iterable[Place]) -> list[Place]:
+        """Those of `places` that are neither scored nor set aside."""
+        return [place for place in places if place not in self.samples and place not in self.aside]
 
 
 class Ledger:
@@ -67,6 +74,8 @@ class Ledger:
         self._next_step = step
         self._cut: deque[Chunk] = deque()
         self._back: deque[Chunk] = deque()
+        self._remaking: set[tuple[int, int]] = set()
+        """Step and number of the chunks that are made again and not yet scored."""
         self._books: dict[int, StepBook] = {}
 
     def take(self, parts: int) -> Chunk | None:
@@ -77,13 +86,11 @@ class Ledger:
         """
         while (chunk := self._upcoming(parts)) is not None:
             # Rows set aside since the chunk was cut.
-            known = [place for place in chunk.places if place.row in self.aside]
-            if not known:
-                return chunk
-            self._put_aside(chunk.step, known)
+            self._put_aside(chunk.step, [place for place in chunk.places if place.row in self.aside])
             rest = tuple(place for place in chunk.places if place.row not in self.aside)
-            if rest:
-                return replace(chunk, places=rest)
+            if self._books[chunk.step].missing(rest):
+                return chunk if rest == chunk.places else replace(chunk, places=rest)
+            self._remaking.discard((chunk.step, chunk.index))
         return None
 
     def returned(self, chunk: Chunk) -> None:
@@ -99,9 +106,11 @@ class Ledger:
         if failures < self._tries:
             self._back.appendleft(replace(chunk, failures=failures))
             return []
+        self._remaking.discard((chunk.step, chunk.index))
         if len(chunk.places) > 1 or failures == self._tries:
             singles = [
-                Chunk(chunk.step, self._single_index(chunk.step, place), (place,), failures) for place in chunk.places
+                Chunk(chunk.step, self._single_index(chunk.step, place), (place,), failures)
+                for place in self._books[chunk.step].missing(chunk.places)
             ]
             self._back.extendleft(reversed(singles))
             return []
@@ -116,20 +125,28 @@ class Ledger:
             book.lengths.setdefault(place, length)
 
     def scored(self, chunk: Chunk, samples: Iterable[tuple[SampleInfo, Any]]) -> None:
-        """The chunk's samples are ready for the learners."""
+        """The chunk's samples are ready for the learners; of a chunk made again, those that were missing."""
         book = self._books[chunk.step]
+        missing = book.missing(chunk.places)
         for info, sample in samples:
-            book.samples[info.place] = (info, sample)
-        self.capacity.scored(len(chunk.places))
+            if info.place in missing:
+                book.samples[info.place] = (info, sample)
+                book.made_by[info.place] = chunk
+        self.capacity.scored(len(missing))
+        self._remaking.discard((chunk.step, chunk.index))
 
     def regenerate(self, step: int, rows: Iterable[int]) -> None:
-        """Samples of `rows` are lost (their node is gone): make them again. Ignores those that are on their way."""
+        """Samples of `rows` are lost (their node is gone): make the chunks that made them again. Ignores those that
+        are on their way."""
         book = self._books[step]
         gone = set(rows)
         for place in [place for place in book.places if place.row in gone and place in book.samples]:
             del book.samples[place]
             self.capacity.unready(1)
-            self._back.append(Chunk(step, self._single_index(step, place), (place,)))
+            chunk = book.made_by.pop(place)
+            if (step, chunk.index) not in self._remaking:
+                self._remaking.add((step, chunk.index))
+                self._back.append(replace(chunk, failures=0))
 
     def share(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo, Any]] | None:
         """The samples that `rank` trains on at `step`, in the order of the batch; none while any is missing.
@@ -169,7 +186,7 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """Rows that came back and wait for an actor."""
-        return sum(len(chunk.places) for chunk in self._back)
+        return sum(len(self._books[chunk.step].missing(chunk.places)) for chunk in self._back)
 
     def nbytes(self) -> int:
         """Bytes of the scored samples that are held: targets and token ids."""
@@ -198,9 +215,10 @@ class Ledger:
         )
 
     def _put_aside(self, step: int, places: Iterable[Place]) -> None:
-        places = tuple(places)
-        self._books[step].aside.update(places)
-        self.capacity.scored(len(places))
+        book = self._books[step]
+        missing = book.missing(places)
+        book.aside.update(missing)
+        self.capacity.scored(len(missing))
 
     def _single_index(self, step: int, place: Place) -> int:
         """A chunk number that no chunk cut from the batch has: it seeds the row's sampling."""

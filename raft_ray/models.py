@@ -22,7 +22,8 @@ from filelock import FileLock
 from raft_ray import rope
 from raft_ray.chat import Chat, with_thinking
 from raft_ray.config import ModelConfig
-from raft_ray.errors import ModelError
+from raft_ray.errors import ModelError, RaftError
+from raft_ray.json_files import read_json
 from raft_ray.model_checks import check_folder_kind, check_keys, check_ties, remove_randomness, settle_attention
 from raft_ray.weight_files import weight_files
 
@@ -79,6 +80,13 @@ def check_folder(folder: str, config: ModelConfig) -> None:
     check_folder_kind(folder, _read_settings(folder))
     if not any((root / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
         raise ModelError(f"model.path={folder}: no tokenizer there; save one with tokenizer.save_pretrained")
+    if (root / "generation_config.json").exists():
+        try:
+            generation = read_json(root / "generation_config.json", "repair it, or remove it to go by config.json")
+        except RaftError as error:
+            raise ModelError(f"model.path={error}") from error
+        if not isinstance(generation, dict):
+            raise ModelError(f"model.path={folder}: generation_config.json holds no JSON object; repair or remove it")
     if not any(root.glob("*.safetensors")) and not config.allow_pickle:
         if any(root.glob("*.bin")) or any(root.glob("*.pt")):
             raise ModelError(

@@ -49,10 +49,10 @@ def load_teacher_template(teacher: TeacherConfig) -> str:
 
 
 def rows_digest(table: Mapping[int, EncodedRow]) -> str:
-    """Of a training set as the student meets it, prompts and answers in their order: equal for equal sets only."""
+    """Of a training set as student and teacher meet it, in its order: equal for equal sets only."""
     digest = hashlib.sha256()
     for row in table.values():
-        for ids in (row.prompt, row.answer):
+        for ids in (row.prompt, row.answer, row.teacher_prompt):
             digest.update(np.asarray([len(ids), *ids], np.int32).tobytes())
     return digest.hexdigest()[:16]
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from raft_ray.files import write_whole
+from raft_ray.files import write_whole, writing
+from raft_ray.json_files import append_lines, read_lines
 from raft_ray.pipeline import Place, RowOrder
 from raft_ray.spans import Span, read_spans
 from raft_ray.trajectory import SampleInfo
@@ -45,9 +46,11 @@ class RunRecords:
         from torch.utils.tensorboard import SummaryWriter
 
         self._dir = Path(run_dir)
-        self._dir.mkdir(parents=True, exist_ok=True)
         self._order = order
-        self._board = SummaryWriter(str(self._dir / "tensorboard"))
+        self._board_dir = self._dir / "tensorboard"
+        with writing(self._board_dir):
+            self._dir.mkdir(parents=True, exist_ok=True)
+            self._board = SummaryWriter(str(self._board_dir))
         self.last: dict[str, Any] | None = None
         self._spans: list[Span] = []
         self._began: float | None = None
@@ -58,9 +61,8 @@ class RunRecords:
         for name in ("metrics.jsonl", "trace.jsonl"):
             path = self._dir / name
             if path.exists():
-                # A line without its end is one that a killed run left unfinished.
-                whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-                write_whole(path, "".join(line for line in whole if json.loads(line)["step"] < step))
+                kept = [line for _, line in read_lines(path, ["step"]) if line["step"] < step]
+                write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._rewind_spans(step)
 
     def span(self, span: Span) -> None:
@@ -73,8 +75,7 @@ class RunRecords:
 
     def set_aside(self) -> list[int]:
         """Rows that engines died on again and again, also in what the run did before it was resumed."""
-        path = self._dir / "set_aside.jsonl"
-        return [json.loads(line)["row"] for line in path.read_text().splitlines()] if path.exists() else []
+        return [line["row"] for _, line in read_lines(self._dir / "set_aside.jsonl", ["row"])]
 
     def put_aside(self, row: int, step: int, cause: str) -> None:
         """Record a row that the run goes on without."""
@@ -82,8 +83,7 @@ class RunRecords:
 
     def event(self, what: str, who: str, node: str, text: str) -> None:
         """Record what happened to the run's actors: `lost`, `given up`, `scale`."""
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._append("events.jsonl", [{"at": at, "what": what, "who": who, "node": node, "text": text}])
+        write_event(self._dir, what, who, node, text)
 
     def add(
         self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], aside: Collection[Place] = ()
@@ -130,19 +130,21 @@ class RunRecords:
             ],
         )
         self._write_spans()
-        for key, value in line.items():
-            if isinstance(value, (int, float)) and key != "step":
-                self._board.add_scalar(key, value, step)
-        if count:
-            self._board.add_histogram("staleness_rows", np.asarray(ages), step, bins=range(max(ages) + 2))
-        for phase, value in line["seconds"].items():
-            self._board.add_scalar(f"seconds/{phase}", value, step)
+        with writing(self._board_dir):
+            for key, value in line.items():
+                if isinstance(value, (int, float)) and key != "step":
+                    self._board.add_scalar(key, value, step)
+            if count:
+                self._board.add_histogram("staleness_rows", np.asarray(ages), step, bins=range(max(ages) + 2))
+            for phase, value in line["seconds"].items():
+                self._board.add_scalar(f"seconds/{phase}", value, step)
         self.last = line
 
     def close(self) -> None:
         """Write the last spans and flush TensorBoard."""
         self._write_spans()
-        self._board.close()
+        with writing(self._board_dir):
+            self._board.close()
 
     def _rewind_spans(self, step: int) -> None:
         self._spans = [span for span in self._spans if span.step < step]
@@ -161,14 +163,29 @@ class RunRecords:
         self._spans.clear()
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
-        with (self._dir / name).open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        append_lines(self._dir / name, lines)
+
+
+def write_event(run_dir: Path, what: str, who: str, node: str, text: str) -> None:
+    """Append to `events.jsonl` of a run folder."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    append_lines(run_dir / "events.jsonl", [{"at": at, "what": what, "who": who, "node": node, "text": text}])
 
 
 def steps_done(run_dir: str | Path) -> int:
-    """Optimizer steps that `metrics.jsonl` of a run folder has on record; 0 without one."""
-    path = Path(run_dir) / "metrics.jsonl"
-    return sum(1 for line in path.read_text().splitlines() if line) if path.exists() else 0
+    """Optimizer steps that `metrics.jsonl` of a run folder has on record; 0 without one. Raises `RaftError`."""
+    return len(read_lines(Path(run_dir) / "metrics.jsonl", ["step"]))
+
+
+def missing_steps(run_dir: Path, step: int) -> dict[str, int]:
+    """By file, how many of the first `step` steps are not in a run's `metrics.jsonl` and `trace.jsonl`.
+
+    Files that have all are left out. Raises `RaftError` for a malformed line.
+    """
+    wanted = set(range(step))
+    names = ("metrics.jsonl", "trace.jsonl")
+    missing = {name: len(wanted - {line["step"] for _, line in read_lines(run_dir / name, ["step"])}) for name in names}
+    return {name: count for name, count in missing.items() if count}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -9,7 +9,6 @@ arithmetic on spans and their file, `spans.jsonl`; knows nothing about Ray, nor 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from raft_ray.errors import RaftError
+from raft_ray.json_files import read_lines
 
 ROLES = ("rollout", "teacher", "learner")
 """In the order that data passes them."""
@@ -87,22 +87,12 @@ def read_spans(path: Path) -> list[Span]:
     A last line that a killed run left unfinished is dropped. Raises `RaftError` that names file and line for any
     other line that is no span.
     """
-    if not path.exists():
-        return []
     spans = []
-    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate([*lines, rest], start=1):
-        if not line.strip():
-            continue
+    for where, value in read_lines(path):
         try:
-            spans.append(Span.from_json(json.loads(line)))
-        except json.JSONDecodeError as error:
-            if number > len(lines):  # Without a line's end, so its writing was cut short.
-                break
-            where = f"{path} line {number}"
-            raise RaftError(f"{where}: not JSON ({error.msg} at column {error.colno}); repair or delete it") from error
+            spans.append(Span.from_json(value))
         except ValueError as error:
-            raise RaftError(f"{path} line {number}: {error}") from error
+            raise RaftError(f"{where}: {error}; repair or delete it") from error
     return spans
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,16 @@ from raft_ray.errors import ConfigError, RaftError
 from raft_ray.printable import one_line, printable
 
 INTERRUPTED = 130
+_OF_THE_MACHINE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What a file system refuses through no fault of the program: full, read-only, not ours, names too long."""
 
 
 class _Commands(TyperGroup):
@@ -31,6 +42,8 @@ class _Commands(TyperGroup):
             # Ray wraps what an actor raised, and keeps the original as `cause`.
             cause = getattr(error, "cause", None)
             known = cause if isinstance(cause, RaftError) else error
+            if isinstance(known, OSError) and known.errno in _OF_THE_MACHINE:
+                known = RaftError(f"{known.filename or 'a file'}: {known.strerror}; see to that, then run this again")
             if not isinstance(known, RaftError):
                 raise
             print(f"error: {one_line(str(known))}", file=sys.stderr)

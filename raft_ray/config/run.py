@@ -35,6 +35,9 @@ class RunConfig:
     """Seeds the order of rows, sampling and evaluation subsets."""
     resume: bool = False
     """Go on from the last checkpoint of `run.dir` (`--resume`)."""
+    allow_changes: bool = False
+    """Go on from a checkpoint although keys that decide the model, such as `learner.lr`, have changed since; each is
+    named, and noted in `events.jsonl`. Off: they are refused."""
     storage: str | None = None
     """Where checkpoints go: a folder or URI (`s3://`, `gs://`, `abfs://`, `hdfs://`, `file:///`) that every learner's
     node reaches, and that runs may share; none takes the run folder."""

@@ -13,11 +13,13 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from raft_ray.errors import RaftError
 from raft_ray.refine.generation import Ask, Generate, Generation
 
 Counts = dict[tuple[str, str], float]
@@ -46,31 +48,36 @@ class Store(Protocol):
 class GenerationStore:
     """Generations in a SQLite file, which survives the death of its process at any moment.
 
+    Every method raises `RaftError`, which names the file, where it is damaged or its disk is full.
+
     Args:
         path: of the file; made if it is not there. One process may have it open.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The process of a run that was killed may hold the file a moment longer.
-        self._base = sqlite3.connect(path, timeout=60, check_same_thread=False)
-        # Locked by one process, the write-ahead log needs no shared memory, which network file systems do not have.
-        self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
-        self._base.execute("PRAGMA journal_mode=WAL")
-        self._base.executescript(_TABLES)
+        self._path = path
+        with self._named():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The process of a run that was killed may hold the file a moment longer.
+            self._base = sqlite3.connect(path, timeout=60, check_same_thread=False)
+            # Locked by one process, the write-ahead log needs no shared memory, which network file systems do not have.
+            self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.executescript(_TABLES)
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
         found: dict[bytes, Generation] = {}
         for i in range(0, len(keys), _AT_ONCE):
             some = keys[i : i + _AT_ONCE]
             marks = ",".join("?" * len(some))
-            rows = self._base.execute(f"SELECT key, generation FROM generations WHERE key IN ({marks})", some)
-            found |= {key: Generation(**json.loads(text)) for key, text in rows}
+            with self._named():
+                rows = self._base.execute(f"SELECT key, generation FROM generations WHERE key IN ({marks})", some)
+                found |= {key: Generation(**json.loads(text)) for key, text in rows}
         return found
 
     def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
         rows = [(key, json.dumps(asdict(one))) for key, one in generations.items()]
-        with self._base:
+        with self._named(), self._base:
             self._base.executemany("INSERT OR REPLACE INTO generations VALUES (?, ?)", rows)
             self._base.executemany(
                 "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET amount = amount + excluded.amount",
@@ -79,10 +86,24 @@ class GenerationStore:
 
     def counts(self) -> Counts:
         """All that was counted since the file was made."""
-        return {(whose, what): amount for whose, what, amount in self._base.execute("SELECT * FROM counts")}
+        with self._named():
+            return {(whose, what): amount for whose, what, amount in self._base.execute("SELECT * FROM counts")}
 
     def close(self) -> None:
-        self._base.close()
+        """Write what is in the log into the file itself, which then stands alone."""
+        with self._named():
+            self._base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._base.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
+            raise RaftError(
+                f"{self._path}: cannot be read or written ({error}); free space there, or delete it and its -wal file: "
+                "the texts in it are then generated again"
+            ) from error
 
 
 class CachedGenerate:

@@ -1,7 +1,7 @@
 """The part files of a refined folder: a slice of the training set each, which says what it was made of.
 
     part-<first row>.parquet   rows, and in the metadata: settings (a fingerprint), digest (of the gold rows),
-                               failed (rows that a resumed run tries again)
+                               failed (rows that a resumed run tries again), content (digest of the refined rows)
 
 Knows nothing about how rows are refined.
 """
@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 
 from raft_ray.config import Config
 from raft_ray.errors import DataError
+from raft_ray.files import writing
 from raft_ray.refine.prompts import RefinePrompts
 from raft_ray.refine.schema import FAILED, REFINED_SCHEMA, part_files
 from raft_ray.slices import Slice
 
 _SETTINGS, _DIGEST, _FAILED = b"raft_ray.settings", b"raft_ray.digest", b"raft_ray.failed"
+_CONTENT = b"raft_ray.content"
 _NOT_IN_THE_ROWS = (
     "actors",
     "workers",
@@ -60,28 +62,37 @@ def write_part(table: pa.Table, part: Slice, settings: str, folder: Path) -> Non
     if rows != list(range(part.first, part.first + part.count)):
         raise ValueError(f"rows {rows[:1]} to {rows[-1:]} came for the slice of {part.count} rows from {part.first} on")
     failed = table["refused"].to_pylist().count(FAILED)
-    metadata = {_SETTINGS: settings, _DIGEST: f"{part.digest:x}", _FAILED: str(failed)}
+    table = table.select(REFINED_SCHEMA.names).cast(REFINED_SCHEMA)
+    metadata = {_SETTINGS: settings, _DIGEST: f"{part.digest:x}", _FAILED: str(failed), _CONTENT: _content(table)}
     unfinished = folder / f"_{part_name(part)}.partial"
-    pq.write_table(
-        table.select(REFINED_SCHEMA.names).cast(REFINED_SCHEMA).replace_schema_metadata(metadata), unfinished
-    )
-    os.replace(unfinished, folder / part_name(part))
+    with writing(folder / part_name(part)):
+        pq.write_table(table.replace_schema_metadata(metadata), unfinished)
+        os.replace(unfinished, folder / part_name(part))
 
 
 def sort_out(folder: Path, slices: Iterable[Slice], settings: str) -> list[Slice]:
     """Which slices are still to be refined; removes the part files of others or of other settings.
 
-    Nothing is lost by it: their texts are in the cache. Raises `DataError` for a part file of unknown origin.
+    Nothing is lost by it: their texts are in the cache. Raises `DataError` for a part file of unknown origin, and for
+    one whose rows were changed since they were written.
     """
     wanted = {part_name(part): part for part in slices}
     pending = dict(wanted)
     for file in part_files(folder):
         try:
-            found = pq.read_schema(file).metadata or {}
-        except (pa.ArrowException, OSError) as error:
+            # Not `read_table`, which takes a folder named KEY=VALUE on the way for a column.
+            table = pq.ParquetFile(file).read()
+            content = _content(table)
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{file}: cannot be read as Parquet ({error}); delete it, and run again") from error
+        found = table.schema.metadata or {}
         if _SETTINGS not in found:
             raise DataError(f"{file}: not made by this stage 1; move it elsewhere, or name a new run.dir")
+        if found.get(_CONTENT) != content.encode():
+            raise DataError(
+                f"{file}: its rows are not those that stage 1 wrote; delete it, and they are made again, or train on a "
+                f"copy of the folder with data.train=COPY refine.enabled=false"
+            )
         part = wanted.get(file.name)
         expected = {_SETTINGS: settings, _DIGEST: f"{part.digest:x}", _FAILED: "0"} if part else {}
         if part and all(found.get(key) == value.encode() for key, value in expected.items()):
@@ -89,3 +100,11 @@ def sort_out(folder: Path, slices: Iterable[Slice], settings: str) -> list[Slice
         else:
             file.unlink()
     return list(pending.values())
+
+
+def _content(table: pa.Table) -> str:
+    """Of a table's rows, whatever their layout in memory or file."""
+    digest = hashlib.sha256()
+    for row in table.to_pylist():
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -8,7 +8,6 @@ empty (a run without refinement or evaluation is a run); a file that is there an
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import RaftError
+from raft_ray.json_files import read_json, read_lines
 from raft_ray.refine.gap import read_gap
 from raft_ray.refine.schema import SUMMARY, part_files
 from raft_ray.report.refine_facts import Facts, read_facts
@@ -77,7 +77,7 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise RaftError(f"{folder}: no such run folder")
     config = _read_config(folder / "config.yaml")
-    evaluation = _read_evaluation(folder / "eval.json")
+    evaluation = read_evaluation(folder / "eval.json") if (folder / "eval.json").exists() else None
     main = _main_method(config, evaluation)
     metrics: dict[str, list[Row]] = {}
     traces: dict[str, list[Row]] = {}
@@ -151,35 +151,14 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     return {str(key): value for key, value in config.items()}
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
-    """(`file line n`, object) of every line that is not blank."""
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RaftError(f"{where}: not JSON ({error.msg} at column {error.colno}); repair or delete it") from error
-        if not isinstance(value, dict):
-            raise RaftError(f"{where}: expected a JSON object, found {type(value).__name__}")
-        yield where, value
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _require(row: Row, key: str, where: str) -> None:
-    if not isinstance(row.get(key), int) or isinstance(row[key], bool):
-        raise RaftError(f"{where}: `{key}` must be a whole number, found {row.get(key)!r}")
 
 
 def read_metrics(path: Path) -> list[Row]:
     """A row a step in the order of steps. A resumed run may repeat a step: its last line counts."""
     steps: dict[int, Row] = {}
-    for where, row in _json_lines(path):
-        _require(row, "step", where)
+    for where, row in read_lines(path, ["step"]):
         for key in NUMBERS:
             if row.get(key) is not None and not _is_number(row[key]):
                 raise RaftError(f"{where}: `{key}` must be a number or null, found {row[key]!r}")
@@ -191,31 +170,22 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def _read_trace(path: Path) -> list[Row]:
-    rows = []
-    for where, row in _json_lines(path):
-        for key in ("epoch", "step", "row"):
-            _require(row, key, where)
-        if row.get("version") is not None:
-            _require(row, "version", where)
-        rows.append(row)
-    return rows
+    found = read_lines(path, ["epoch", "step", "row"])
+    for where, row in found:
+        if not (row.get("version") is None or type(row["version"]) is int):
+            raise RaftError(f"{where}: `version` must be a whole number, found {row['version']!r}; repair or delete it")
+    return [row for _, row in found]
 
 
 def _read_summary(path: Path) -> Row:
     """The counts that stage 1 left when it finished; an empty dictionary before that."""
-    summary = _read_json(path) if path.exists() else {}
+    summary = read_json(path) if path.exists() else {}
     if not isinstance(summary, dict) or not (summary.get("seconds") is None or _is_number(summary["seconds"])):
         raise RaftError(f"{path} line 1: expected an object whose `seconds` is a number")
     return summary
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise RaftError(f"{path} line {error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
-
-
+_ANEW = "remove it to measure all models anew"
 _FIGURES = {
     "domain": ("accuracy",),
     "ifeval": ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"),
@@ -226,18 +196,17 @@ _FIGURES = {
 }
 
 
-def _read_evaluation(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    value = _read_json(path)
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What an evaluation has written to `eval.json`. Raises `RaftError`."""
+    value = read_json(path, _ANEW)
     methods = value.get("methods") if isinstance(value, dict) else None
     if not isinstance(methods, dict) or not methods:
-        raise RaftError(f"{path} line 1: `methods` must be an object with an entry a method; run raft-ray eval again")
+        raise RaftError(f"{path} line 1: `methods` must be an object with an entry a method; {_ANEW}")
     if not isinstance(value.get("main"), str):
-        raise RaftError(f"{path} line 1: `main` must name the main method, found {value.get('main')!r}")
+        raise RaftError(f"{path} line 1: `main` must name the main method, found {value.get('main')!r}; {_ANEW}")
     for name, result in methods.items():
         _check_result(f"{path}: methods.{name}", result)
-    return {"main": value["main"], "methods": {name: methods[name] for name in in_order(methods)}}
+    return {**value, "methods": {name: methods[name] for name in in_order(methods)}}
 
 
 def _check_result(where: str, result: Any) -> None:

@@ -1,7 +1,7 @@
 """From a preset, YAML file and `key=value` overrides to a checked `Config`.
 
 `reading` makes the config, `checks` refuses one that cannot work, `explain` writes what its keys mean. Loads
-OmegaConf and the standard library only, and torch where `model.dtype=auto` asks about the CPU.
+OmegaConf, psutil and the standard library only, and torch where `model.dtype=auto` asks about the CPU.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from raft_ray.settings.reading import (
     to_yaml,
 )
 from raft_ray.settings.resources import required_resources
-from raft_ray.settings.resume import check_same_run, keep_date
+from raft_ray.settings.resume import changes, check_same_run, deciding, keep_date
 from raft_ray.settings.training import distils
 
 __all__ = [
     "MISSING",
+    "changes",
     "check",
     "check_run_dir",
     "check_same_run",
     "configs_dir",
+    "deciding",
     "distils",
     "explained",
     "flatten",

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError
+from raft_ray.lock import LOCK
 from raft_ray.settings import reading
 from raft_ray.settings.resume import check_same_run
 
@@ -19,14 +20,17 @@ def check_run_dir(config: Config) -> None:
     """Refuse a run folder that is in use, cannot be written, or has no run to resume, and a local folder of
     checkpoints that cannot be written. Raises `ConfigError`."""
     folder = Path(config.run.dir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"run.dir={folder}: a file of that name is in the way; choose another with --run-dir")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"run.dir={folder}: a file of that name is in the way; choose another with --run-dir")
+    except OSError as error:
+        raise ConfigError(f"run.dir={folder}: {error.strerror}; choose another folder with --run-dir") from error
     if config.run.resume:
         check_same_run(config, folder)
         for name in config.run.baselines:
             if (folder / "methods" / name / "config.yaml").is_file():
                 check_same_run(reading.for_method(config, name), folder / "methods" / name)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(LOCK) for path in folder.iterdir()):
         raise ConfigError(
             f"run.dir={folder}: the folder is not empty; go on with the run there with --resume, "
             "or choose another folder with --run-dir"
@@ -67,8 +71,8 @@ def local_storage(storage: str) -> Path | None:
 
 def _check_writable(folder: Path, what: str, fix: str) -> None:
     """Refuse a folder, not yet made perhaps, in which no file can be made; leaves nothing behind."""
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
+        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise ConfigError(f"{what}: cannot write there ({error.strerror}); {fix}") from error

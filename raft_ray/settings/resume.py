@@ -2,11 +2,16 @@
 
 A model that is trained and an evaluation that is made are taken as they are. With other settings they would stand in
 the report under a config that they do not follow. A model may be trained on, for more steps than were asked for before.
+A checkpoint remembers the values with which it was made (`deciding`), also where `config.yaml` was edited since.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError
@@ -90,6 +95,19 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
         else:
             continue
         raise ConfigError(f"{key}={now[key]}: {what} with {saved[key]}; resume with that, or {anew}")
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """The values, as JSON has them, of the keys that decide what model a number of steps makes."""
+    values = {key: value for key, value in reading.flatten(config).items() if _trains(key) and key != "run.storage"}
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=asdict))
+    return plain
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`KEY=VALUE (was VALUE)` of each key whose value is another."""
+    keys = sorted({*before, *now})
+    return [f"{k}={now.get(k)} (was {before.get(k)})" for k in keys if before.get(k) != now.get(k)]
 
 
 def _trains(key: str) -> bool:

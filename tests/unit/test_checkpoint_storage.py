@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +13,12 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import Check
 from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2._internal.execution.training_report import _TrainingReport
 
-from actors.storage import Storage, locate, seal
+from actors.seal import Part, make_key, read_key, seal
+from actors.storage import Storage, locate
 from raft_ray import settings
 from raft_ray.errors import RaftError
 
+KEY = bytes(32)
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -28,7 +29,7 @@ def part(folder: Path, step: int, rank: int = 0, ranks: int = 1) -> None:
     own = folder.parent / "own"
     (own / "state").mkdir(parents=True)
     (folder / "state" / f"shard-{rank}").rename(own / "state" / f"shard-{rank}")
-    seal(own, step=step, rank=rank, ranks=ranks)
+    seal(own, KEY, step=step, rank=rank, ranks=ranks)
     for path in [path for path in own.rglob("*") if path.is_file()]:
         path.rename(folder / path.relative_to(own))
     (own / "state").rmdir()
@@ -86,7 +87,7 @@ def folders(root: Path) -> list[str]:
 def test_ray_train_keeps_the_last_and_our_books_agree(root: Path, storage: Storage) -> None:
     _, second, third = register(root, 1, 2, 3)
 
-    assert storage.recover(keep=2) == latest(root) == third.name
+    assert storage.recover(keep=2, key=KEY) == latest(root) == third.name
     assert folders(root) == [second.name, third.name]
 
 
@@ -100,7 +101,7 @@ def test_what_was_not_registered_does_not_count_and_is_deleted(root: Path, stora
         (cut_off / "state" / f"shard-{rank}").write_text("weig")
 
     assert latest(root) == last.name
-    assert storage.recover(keep=2) == last.name
+    assert storage.recover(keep=2, key=KEY) == last.name
     assert folders(root) == [kept.name, last.name]
 
 
@@ -115,11 +116,11 @@ def test_a_torn_list_is_written_anew_from_the_whole_checkpoints(
     with pytest.raises(CheckpointManagerInitializationError):
         manager(root)
 
-    found = storage.recover(keep=2)
+    found = storage.recover(keep=2, key=KEY)
 
     assert found == latest(root)
     assert found is not None
-    assert json.loads(storage.read(found, "part-0.json"))["step"] == 3
+    assert storage.read(found, "state/shard-0", KEY) == b"weights of step 3"
     assert len(folders(root)) == 2
     register(root, 5)
     assert len(folders(root)) == 2
@@ -129,7 +130,7 @@ def test_a_torn_list_without_a_whole_checkpoint_starts_from_nothing(root: Path, 
     (root / SNAPSHOT).write_text('{"ray_ver')
     (checkpoint(root, 1) / "part-1.json").unlink()
 
-    assert storage.recover(keep=2) is None
+    assert storage.recover(keep=2, key=KEY) is None
     assert latest(root) is None
     assert folders(root) == []
 
@@ -138,8 +139,72 @@ def test_a_registered_checkpoint_that_has_lost_a_file_gives_way_to_the_one_befor
     before, last = register(root, 1, 2)
     (last / "state" / "shard-1").unlink()
 
-    assert storage.recover(keep=2) == latest(root) == before.name
+    assert storage.recover(keep=2, key=KEY) == latest(root) == before.name
     assert folders(root) == [before.name]
+
+
+@pytest.mark.parametrize("file", ["state/shard-0", "state/shard-1", "part-0.json", "part-1.json"])
+def test_a_checkpoint_of_which_any_byte_was_changed_gives_way_to_the_one_before(
+    root: Path, storage: Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str
+) -> None:
+    before, last = register(root, 1, 2)
+    path = last / file
+    assert storage.newest(KEY, "state/shard-0") == last.name
+    path.write_bytes(path.read_bytes().replace(b"2", b"7", 1))
+    # It looks at one file only, and changes nothing.
+    assert storage.newest(KEY, "state/shard-0") == (last if file == "state/shard-1" else before).name
+    with pytest.raises(RaftError, match=r"not what was written"):
+        storage.fetch(last.name, KEY, tmp_path / "copy")
+
+    assert storage.recover(keep=2, key=KEY) == latest(root) == before.name
+    assert folders(root) == [before.name]
+    assert "its list of checkpoints is written anew" in caplog.text
+    storage.fetch(before.name, KEY, tmp_path / "copy")
+    assert (tmp_path / "copy/state/shard-1").read_bytes() == b"weights of step 1"
+
+
+def test_only_what_was_sealed_is_copied(root: Path, storage: Storage, tmp_path: Path) -> None:
+    (only,) = register(root, 1)
+    (only / "state" / "zero_pp_rank_9_optim_states.pt").write_bytes(b"a pickle that runs code")
+
+    storage.fetch(only.name, KEY, tmp_path / "copy")
+
+    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    assert copied == {"state/shard-0", "state/shard-1"}
+
+
+def test_a_seal_of_another_run_does_not_count(root: Path, storage: Storage) -> None:
+    (only,) = register(root, 1)
+    for rank in range(2):
+        part = Part.unpack((only / f"part-{rank}.json").read_bytes(), KEY)
+        assert part is not None
+        (only / f"part-{rank}.json").write_text(part.pack(b"another key" * 3))
+
+    with pytest.raises(RaftError, match=r"none is whole, .* or of another run"):
+        storage.recover(keep=2, key=KEY)
+
+
+def test_the_parts_of_two_checkpoints_make_none(root: Path, storage: Storage) -> None:
+    before, last = register(root, 1, 2)
+    for file in ("part-1.json", "state/shard-1"):
+        (last / file).write_bytes((before / file).read_bytes())
+
+    assert storage.recover(keep=2, key=KEY) == before.name
+
+
+def test_the_key_is_for_its_owner_alone_and_stays(tmp_path: Path) -> None:
+    with pytest.raises(RaftError, match=r"checkpoint\.key: not readable; bring it along"):
+        read_key(tmp_path)
+    make_key(tmp_path)
+    key = read_key(tmp_path)
+    make_key(tmp_path)
+
+    assert read_key(tmp_path) == key
+    assert len(key) == 32
+    assert (tmp_path / "checkpoint.key").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "checkpoint.key").write_text("ab")
+    with pytest.raises(RaftError, match="cut off"):
+        read_key(tmp_path)
 
 
 def test_registered_checkpoints_of_which_none_is_whole_are_refused_and_left(root: Path, storage: Storage) -> None:
@@ -147,18 +212,18 @@ def test_registered_checkpoints_of_which_none_is_whole_are_refused_and_left(root
     (only / "part-0.json").unlink()
 
     with pytest.raises(RaftError, match="none is whole"):
-        storage.recover(keep=2)
+        storage.recover(keep=2, key=KEY)
 
     assert folders(root) == [only.name]
 
 
 def test_a_new_storage_has_nothing(tmp_path: Path) -> None:
-    assert Storage(f"file://{tmp_path}", "run").recover(keep=2) is None
+    assert Storage(f"file://{tmp_path}", "run").recover(keep=2, key=KEY) is None
 
 
 def test_a_storage_that_cannot_be_opened_is_named() -> None:
     with pytest.raises(RaftError, match=r"run\.storage=hdfs://.*cannot be opened"):
-        Storage("hdfs://", "run").recover(keep=2)
+        Storage("hdfs://", "run").recover(keep=2, key=KEY)
 
 
 def test_clear_leaves_nothing_of_this_run_and_everything_else(root: Path, storage: Storage) -> None:
@@ -167,7 +232,7 @@ def test_clear_leaves_nothing_of_this_run_and_everything_else(root: Path, storag
     storage.clear()
 
     assert [path.name for path in root.parent.iterdir()] == ["model"]
-    assert storage.recover(keep=2) is None
+    assert storage.recover(keep=2, key=KEY) is None
     storage.clear()
 
 
@@ -198,5 +263,5 @@ def test_without_a_storage_the_run_folder_holds_the_checkpoints(tmp_path: Path) 
 def test_a_broken_note_of_the_storage_is_named(tmp_path: Path) -> None:
     (tmp_path / "storage.json").write_text("{")
 
-    with pytest.raises(RaftError, match=r"storage\.json: not readable"):
+    with pytest.raises(RaftError, match=r"storage\.json line 1: not JSON .* write .* there again"):
         locate(settings.load("smoke", [f"run.dir={tmp_path}", "run.storage=gs://bucket"]), tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -53,6 +54,7 @@ def files(workspace: Path, tiny_model: Path) -> Path:
         "no_tokenizer": without_tokenizer,
         "no_template": without_template,
         "pickled": pickled,
+        "broken_generation": broken_generation,
     }.items():
         shutil.copytree(tiny_model, name)
         broken(Path(name))
@@ -77,6 +79,10 @@ def without_template(folder: Path) -> None:
     kept = json.loads(settings_file.read_text())
     kept.pop("chat_template", None)
     settings_file.write_text(json.dumps(kept))
+
+
+def broken_generation(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"temperature": ')
 
 
 def pickled(folder: Path) -> None:
@@ -159,6 +165,7 @@ BAD_CONFIGS = [
     bad("run smoke --run-dir used", "run.dir=used", "--resume", "--run-dir"),
     bad("run smoke --run-dir good.jsonl", "a file of that name is in the way"),
     bad("run smoke --run-dir good.jsonl/run", "cannot write there"),
+    bad(f"run smoke --run-dir {'a' * 300}", "run.dir=", "File name too long", "--run-dir"),
     bad("run smoke --run-dir none --resume", "no run to resume"),
     bad("run smoke run.storage=''", "run.storage is empty", "run.storage=null"),
     bad("run smoke run.storage=abs://c@account/raft", "no file system abs", "did you mean abfs?"),
@@ -208,6 +215,7 @@ BAD_INPUTS = [
     bad("train smoke data.train=good.jsonl model.path=./no_tokenizer", "./no_tokenizer", "no tokenizer"),
     bad("train smoke data.train=good.jsonl model.path=./no_template", "./no_template", "no chat template"),
     bad("train smoke data.train=good.jsonl model.path=./pickled", "./pickled", "model.allow_pickle=true"),
+    bad("train smoke data.train=good.jsonl model.path=./broken_generation", "generation_config.json line 1", "remove"),
     bad("train smoke data.train=good.jsonl model.path=random:huge", "random:huge", "random:tiny"),
     bad("train smoke data.train=good.jsonl model.context=4096", "model.context=4096", "at most 512"),
     bad("train smoke data.train=good.jsonl teacher.path=./other_vocabulary", "./other_vocabulary", "vocabulary"),
@@ -348,6 +356,14 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_as_shells_expect(
     result = failing(KeyboardInterrupt())
 
     assert (result.exit_code, "--resume" in result.stderr) == (128 + signal.SIGINT, True)
+
+
+@pytest.mark.parametrize("command", ["train {} --resume", "report {}", "status {}", "export {} out", "eval {}"])
+def test_what_the_file_system_refuses_is_one_line(files: Path, command: str) -> None:
+    result = raft_ray(*command.format("a" * 300).split())
+
+    assert result.exit_code == 1
+    assert re.fullmatch(r"error: \S*a+\S*: File name too long; .*\n", result.stderr)
 
 
 def test_run_dir_and_resume_are_keys_of_the_config(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

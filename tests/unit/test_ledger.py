@@ -96,7 +96,7 @@ def test_no_schedule_loses_or_repeats_a_row_or_makes_one_too_stale(
         elif move == "lose":
             places = order.batch_of(published)
             if any(share for share in shares):
-                ledger.regenerate(published, [random.choice(places).row])
+                ledger.regenerate(published, {random.choice(places).row for _ in range(random.randint(1, 3))})
         elif move == "resume" and random.random() < 0.1:
             # Everything on the way dies with the pipeline; what was set aside stays so.
             ledger = Ledger(order, staleness, step=published, tries=tries, aside=ledger.aside)
@@ -201,8 +201,39 @@ def test_lost_samples_are_made_again_and_stay_with_their_rank() -> None:
     assert ledger.share(0, 1, 2) is None
     again = ledger.take(1)
     assert again is not None
-    assert again.places == (gone,)
     score(ledger, again, length=7)
     after = ledger.share(0, 1, 2)
     assert after is not None
     assert [sample.place for sample, _ in after] == [sample.place for sample, _ in before[1] or []]
+    # What was not lost stays as it was: the learner may have it already.
+    assert [sample.length for sample, _ in after] == [7 if sample.place == gone else 3 for sample, _ in after]
+    assert ledger.share(0, 0, 2) == before[0]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_lost_sample_is_made_again_with_the_seed_and_the_rows_that_made_it(alone: bool) -> None:
+    """A row's tokens depend on the seed of its chunk and on all rows in it."""
+    ledger = Ledger(RowOrder(rows=8, batch=8, epochs=1, seed=0), 0, tries=1)
+    made: list[Chunk] = []
+    while (chunk := ledger.take(2)) is not None:
+        if alone and len(chunk.places) > 1:
+            ledger.failed(chunk)
+            continue
+        made.append(chunk)
+        score(ledger, chunk)
+    for lost in made:
+        for places in [lost.places[:1], lost.places]:
+            # Two ranks may each have lost rows of one chunk, also while it is on its way.
+            ledger.regenerate(0, [places[0].row])
+            early = ledger.take(2) if len(places) > 1 else None
+            ledger.regenerate(0, [place.row for place in places[1:]])
+            again = early or ledger.take(2)
+            assert again is not None
+            assert (again.places, again.seed(5)) == (lost.places, lost.seed(5))
+            assert ledger.capacity.in_flight == len(places)
+            assert ledger.take(2) is None
+            score(ledger, again)
+            assert (ledger.capacity.in_flight, ledger.capacity.ready) == (0, 8)
+    assert ledger.share(0, 0, 1) is not None
+    ledger.done(0)
+    assert ledger.capacity.free == 8

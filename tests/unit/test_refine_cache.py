@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from raft_ray.errors import RaftError
 from raft_ray.refine.cache import CachedGenerate, GenerationStore
 from raft_ray.refine.generation import Ask, Generation
 
@@ -160,3 +161,33 @@ for number in range(1000000):
     calls = int(store.counts()["x", "calls"])
     assert calls > said
     assert len(store.get([b"%d %s" % (n, end) for n in range(calls + 5) for end in (b"a", b"b")])) == 2 * calls
+
+
+def test_a_closed_store_stands_in_its_one_file(tmp_path: Path) -> None:
+    store = GenerationStore(tmp_path / "cache.sqlite")
+    store.put({b"key": Generation("text")}, {})
+    store.close()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["cache.sqlite"]
+    assert GenerationStore(tmp_path / "cache.sqlite").get([b"key"]) == {b"key": Generation("text")}
+
+
+@pytest.mark.parametrize("damage", ["head", "middle", "text", "keys"])
+def test_a_damaged_store_is_named_with_the_fix(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "cache.sqlite"
+    store = GenerationStore(path)
+    store.put({bytes([n]) * 32: Generation("text " * 200) for n in range(100)}, {})
+    if damage in ("text", "keys"):
+        with store._base:
+            broken = "{" if damage == "text" else '{"other": 1}'
+            store._base.execute("UPDATE generations SET generation = ?", (broken,))
+    store.close()
+    content = bytearray(path.read_bytes())
+    if damage == "head":
+        content[:16] = b"no SQLite at all"
+    elif damage == "middle":
+        content[4096:-4096] = b"\xff" * (len(content) - 8192)
+    path.write_bytes(content)
+
+    with pytest.raises(RaftError, match=r"cache\.sqlite: cannot be read or written \(.*\); .* or delete it"):
+        GenerationStore(path).get([bytes([n]) * 32 for n in range(100)])

@@ -39,11 +39,13 @@ def fill(folder: Path, settings: str = "s") -> None:
 
 
 def test_what_was_made_of_the_same_is_kept(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "tau=0.9"
+    tmp_path.mkdir()
     fill(tmp_path)
     assert [file.name for file in part_files(tmp_path)] == [part_name(part) for part in SLICES]
     assert sort_out(tmp_path, SLICES, "s") == []
     assert [row["row"] for row in read_refined(tmp_path)] == list(range(7))
-    assert pq.read_table(tmp_path).schema.remove_metadata().equals(REFINED_SCHEMA)
+    assert pq.ParquetFile(part_files(tmp_path)[0]).read().schema.remove_metadata().equals(REFINED_SCHEMA)
 
 
 def test_other_settings_rows_and_failures_are_made_anew(tmp_path: Path) -> None:
@@ -66,6 +68,14 @@ def test_a_file_that_is_not_stage_1s_is_never_deleted(tmp_path: Path) -> None:
     path = tmp_path / "part-00000000.parquet"
     pq.write_table(table(SLICES[0]), path)
     with pytest.raises(DataError, match=r"part-00000000\.parquet: not made by this stage 1"):
+        sort_out(tmp_path, SLICES, "s")
+    write_part(table(SLICES[0]), SLICES[0], "s", tmp_path)
+    written = pq.read_table(path)
+    other = written.set_column(11, "fused", [["b"] * 3])
+    pq.write_table(other.replace_schema_metadata(written.schema.metadata), path)
+    with pytest.raises(
+        DataError, match=r"part-00000000\.parquet: its rows are not those that stage 1 wrote; delete it"
+    ):
         sort_out(tmp_path, SLICES, "s")
     path.write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"cannot be read as Parquet"):

@@ -1,0 +1,61 @@
+"""What transformers 4 reads of a model folder that transformers 5 has written, beside what 5 reads.
+
+Version 4 looks for `rope_theta`, `rope_scaling`, `torch_dtype` and a tokenizer class that it has. Without them it takes
+defaults in silence: another base of the rotary embeddings, no scaling, float32. Version 5 reads both.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+OLDEST = "4.57"
+"""The oldest transformers with which folders were tried."""
+
+
+def add_old_keys(folder: Path) -> None:
+    """Complete `config.json` and `tokenizer_config.json` of a model folder for transformers 4."""
+    _rewrite(folder / "config.json", _config)
+    _rewrite(folder / "tokenizer_config.json", _tokenizer)
+
+
+def _rewrite(path: Path, change: Any) -> None:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    change(settings)
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _config(settings: dict[str, Any]) -> None:
+    for inner in settings.values():
+        if isinstance(inner, dict) and "rope_parameters" in inner:
+            _config(inner)
+    for new, old in (("dtype", "torch_dtype"), ("num_local_experts", "num_experts")):
+        if new in settings:
+            settings[old] = settings[new]
+    rope = settings.get("rope_parameters")
+    if not rope:
+        return
+    if local := rope.get("sliding_attention"):
+        # Gemma 3: a base of its own where attention is local.
+        settings["rope_local_base_freq"] = local["rope_theta"]
+        rope = rope["full_attention"]
+    settings["rope_theta"] = rope["rope_theta"]
+    if "partial_rotary_factor" in rope:
+        settings["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    elsewhere = {"rope_theta", "partial_rotary_factor"}
+    if rope["rope_type"] == "longrope":
+        # Phi: nothing but the factors, and `type` as the name of the kind.
+        elsewhere |= {"rope_type", "original_max_position_embeddings"}
+        settings |= {key: rope[key] for key in elsewhere & {"original_max_position_embeddings"} if key in rope}
+        rope = {"type": "longrope", **rope}
+    scaling = {key: value for key, value in rope.items() if key not in elsewhere}
+    settings["rope_scaling"] = None if scaling == {"rope_type": "default"} else scaling
+
+
+def _tokenizer(settings: dict[str, Any]) -> None:
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    special = settings.get("extra_special_tokens")
+    if isinstance(special, list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
