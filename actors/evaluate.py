@@ -41,6 +41,7 @@ from raft_ray.evaluate import domain
 from raft_ray.evaluate.judged import JudgePrompts, Opinion, domain_part, load_judge_prompts, open_part, open_verdicts
 from raft_ray.files import write_whole
 from raft_ray.json_files import read_json
+from raft_ray.references import shown
 
 Progress = Callable[[str, int, int], None]
 
@@ -75,7 +76,7 @@ def evaluate(
     answering = {name: folder for name, folder in models.items() if known is None or name != "base"}
     measured: dict[str, dict[str, Any]] = {
         name: {
-            "model": folder,
+            "model": shown(folder),
             "domain": None,
             "ifeval": None,
             "length": None,
