@@ -1,15 +1,18 @@
 """What every test relies on: no hub is asked for anything, and the folder it works in is its own if it wants one.
 
-The tests that start Ray share the local cluster of their module and one config that they vary.
+The tests that use Ray share one local cluster in each test process (`pytest -n 2` has two of them, side by side) and
+one config that they vary. Tests that need a cluster of their own end the shared one; the next module starts it again.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from raft_ray import settings
 from raft_ray.config import Config
@@ -18,6 +21,8 @@ from raft_ray.config import Config
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Several runs share the cores: threads that spin while they wait would take them from each other.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 ROWS = [
     ("What is the capital of France?", "Paris"),
@@ -48,16 +53,24 @@ def tiny_model() -> Path:
     return Path(models.resolve(models.TINY))
 
 
+@pytest.fixture(scope="session")
+def ray_lock(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[FileLock]:
+    """Held while a cluster starts: of all test processes only one at a time looks for ports and for Ray's token."""
+    folder = tmp_path_factory.getbasetemp()
+    yield FileLock((folder if worker_id == "master" else folder.parent) / "ray.lock")
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray with token authentication and CPUs for every role of the tests."""
+def ray_cluster(ray_lock: FileLock) -> None:
+    """A local Ray with token authentication and CPUs for every role of the tests, which the test process keeps."""
     from actors import cluster
 
     config = Config()
     config.run.local_cpus = 10
-    cluster.start(config)
-    yield
-    cluster.stop()
+    with ray_lock:
+        cluster.start(config)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +100,10 @@ def make_config(train_file: Path) -> Callable[..., Config]:
                 "learner.epochs=2",
                 "learner.max_steps=5",
                 "eval.enabled=false",
+                # More threads gain nothing on two layers.
+                "rollout.threads=1",
+                "teacher.threads=1",
+                "learner.threads=1",
                 *overrides,
             ],
         )
