@@ -60,7 +60,7 @@ def start(config: Config, *others: Config) -> None:
     import ray
 
     if ray.is_initialized():
-        _check_resources(cpus, gpus)
+        _check_resources(cpus, gpus, growing=bool(address))
         return
     # Ray's and Ray Data's notices would break up the progress bars; errors reach us as exceptions.
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -71,11 +71,13 @@ def start(config: Config, *others: Config) -> None:
         else:
             # CPUs are logical: roles that take turns share the cores, so a laptop need not have one for each.
             logical = config.run.local_cpus or max(os.cpu_count() or 1, int(cpus + 0.999))
+            # A process in each training that waits for nodes to be taken away: this one ends with us.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # `local`: also where another cluster runs on this machine, which Ray would otherwise join.
             ray.init(address="local", num_cpus=logical, include_dashboard=True, **common)
     except ConnectionError as error:
         raise RaftError(f"run.ray_address={address}: no Ray cluster answers there ({error})") from error
-    _check_resources(cpus, gpus)
+    _check_resources(cpus, gpus, growing=bool(address))
 
 
 def stop() -> None:
@@ -86,7 +88,8 @@ def stop() -> None:
         ray.shutdown()
 
 
-def _check_resources(cpus: float, gpus: float) -> None:
+def _check_resources(cpus: float, gpus: float, *, growing: bool) -> None:
+    """Raise `ConfigError` for what the cluster lacks; nodes may be joining one that is `growing`."""
     import ray
 
     # A node that is just joining counts a moment later.
@@ -94,6 +97,8 @@ def _check_resources(cpus: float, gpus: float) -> None:
         have = ray.cluster_resources()
         if have.get("CPU", 0) >= cpus and have.get("GPU", 0) >= gpus:
             return
+        if have and not growing:
+            break
         time.sleep(0.25)
     for name, need in (("CPU", cpus), ("GPU", gpus)):
         if have.get(name, 0) < need:

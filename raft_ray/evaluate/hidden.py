@@ -9,12 +9,14 @@ Shapes: B rows, L tokens, n response positions, C positions of a chunk, D hidden
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from raft_ray.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Pair = tuple[list[int], list[int]]
 """Prompt ids and response ids."""
