@@ -31,7 +31,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 help:
 	@echo 'make demo         fine-tune the embedded 135M model on chemistry facts with RAFT and SFT, and write the report'
 	@echo 'make test         unit and integration tests'
-	@echo 'make test-all     all tests: the two and those of the next six lines'
+	@echo 'make test-all     all tests: these and the suites below'
 	@echo 'make unit         unit tests only'
 	@echo 'make elastic-test rollout actors come and go while a run goes on'
 	@echo 'make resume-test  checkpoints, and runs that go on from them'

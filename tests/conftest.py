@@ -7,6 +7,7 @@ one config that they vary. Tests that need a cluster of their own end the shared
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Several runs share the cores: threads that spin while they wait would take them from each other.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Ray Train gives its workers a minute to start, which on a busy machine two of them may need for their imports.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
 
 ROWS = [
     ("What is the capital of France?", "Paris"),
@@ -36,6 +39,13 @@ ROWS = [
     ("How many days has a leap year?", "366"),
     ("What colour is an emerald?", "Green"),
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where there is no token for Ray yet, make it before the test processes start, which would each make one."""
+    if not hasattr(config, "workerinput") and not (Path.home() / ".ray" / "auth_token").exists():
+        command = [str(Path(sys.executable).parent / "ray"), "get-auth-token", "--generate"]
+        subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -54,10 +64,16 @@ def tiny_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_lock(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[FileLock]:
-    """Held while a cluster starts: of all test processes only one at a time looks for ports and for Ray's token."""
+def common_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of all processes of this test session; `worker_id` is pytest-xdist's."""
     folder = tmp_path_factory.getbasetemp()
-    yield FileLock((folder if worker_id == "master" else folder.parent) / "ray.lock")
+    return folder if worker_id == "master" else folder.parent
+
+
+@pytest.fixture(scope="session")
+def ray_lock(common_folder: Path) -> Iterator[FileLock]:
+    """Held while a cluster starts: of all test processes only one at a time looks for ports."""
+    yield FileLock(common_folder / "ray.lock")
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
 
@@ -109,6 +125,18 @@ def make_config(train_file: Path) -> Callable[..., Config]:
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed_run(ray_cluster: None, make_config: Callable[..., Config], common_folder: Path) -> Path:
+    """The run folder of four steps with two checkpoints, which a test session trains once; not to be changed."""
+    from actors.run import train
+
+    folder = common_folder / "undisturbed"
+    with FileLock(common_folder / "undisturbed.lock"):
+        if not (folder / "model").exists():
+            train(make_config(folder, "learner.max_steps=4", "learner.checkpoint_every=2"))
+    return folder
 
 
 @pytest.fixture

@@ -33,8 +33,8 @@ def _config(tmp_path: Path) -> Config:
     config.eval.general_max_new_tokens = 16
     config.eval.domain_max_new_tokens = 8
     config.eval.samples = 2
-    config.rollout.timeout = 120.0
-    config.teacher.timeout = 120.0
+    config.rollout.timeout = 400.0
+    config.teacher.timeout = 400.0
     return config
 
 

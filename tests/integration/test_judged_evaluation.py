@@ -47,7 +47,7 @@ def _config(tmp_path: Path, url: str) -> Config:
     config.eval.ifeval_rows = config.eval.general_rows = 0
     config.eval.domain_max_new_tokens = 8
     config.eval.open_max_new_tokens = 12
-    config.rollout.timeout = 120.0
+    config.rollout.timeout = 400.0
     for key in ("judge_prompt", "open_prompt"):
         # Short: what the tiny model reads and its verdict share 512 tokens.
         path = tmp_path / f"{key}.txt"
