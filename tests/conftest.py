@@ -128,13 +128,14 @@ def make_config(train_file: Path) -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed_run(ray_cluster: None, make_config: Callable[..., Config], common_folder: Path) -> Path:
+def undisturbed_run(request: pytest.FixtureRequest, make_config: Callable[..., Config], common_folder: Path) -> Path:
     """The run folder of four steps with two checkpoints, which a test session trains once; not to be changed."""
-    from actors.run import train
-
     folder = common_folder / "undisturbed"
     with FileLock(common_folder / "undisturbed.lock"):
         if not (folder / "model").exists():
+            from actors.run import train
+
+            request.getfixturevalue("ray_cluster")
             train(make_config(folder, "learner.max_steps=4", "learner.checkpoint_every=2"))
     return folder
 

@@ -34,7 +34,7 @@ def train(config: Config) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(undisturbed_run: Path) -> dict[str, Any]:
+def undisturbed(ray_cluster: None, undisturbed_run: Path) -> dict[str, Any]:
     return outcome(undisturbed_run)
 
 
