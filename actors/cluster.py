@@ -59,8 +59,10 @@ def start(config: Config, *others: Config) -> None:
             os.environ["RAY_AUTH_MODE"] = "token"
     import ray
 
+    # Ray Train looks at its workers every 2 s by itself: a checkpoint, and the end of training, would wait so long.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if ray.is_initialized():
-        _check_resources(cpus, gpus, growing=bool(address))
+        _check_resources(cpus, gpus)
         return
     # Ray's and Ray Data's notices would break up the progress bars; errors reach us as exceptions.
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -69,15 +71,15 @@ def start(config: Config, *others: Config) -> None:
         if address:
             ray.init(address=address, **common)
         else:
+            # Each training would have a process that waits for nodes to be taken away; this one ends with us.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # CPUs are logical: roles that take turns share the cores, so a laptop need not have one for each.
             logical = config.run.local_cpus or max(os.cpu_count() or 1, int(cpus + 0.999))
-            # A process in each training that waits for nodes to be taken away: this one ends with us.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # `local`: also where another cluster runs on this machine, which Ray would otherwise join.
             ray.init(address="local", num_cpus=logical, include_dashboard=True, **common)
     except ConnectionError as error:
         raise RaftError(f"run.ray_address={address}: no Ray cluster answers there ({error})") from error
-    _check_resources(cpus, gpus, growing=bool(address))
+    _check_resources(cpus, gpus)
 
 
 def stop() -> None:
@@ -88,8 +90,7 @@ def stop() -> None:
         ray.shutdown()
 
 
-def _check_resources(cpus: float, gpus: float, *, growing: bool) -> None:
-    """Raise `ConfigError` for what the cluster lacks; nodes may be joining one that is `growing`."""
+def _check_resources(cpus: float, gpus: float) -> None:
     import ray
 
     # A node that is just joining counts a moment later.
@@ -97,8 +98,6 @@ def _check_resources(cpus: float, gpus: float, *, growing: bool) -> None:
         have = ray.cluster_resources()
         if have.get("CPU", 0) >= cpus and have.get("GPU", 0) >= gpus:
             return
-        if have and not growing:
-            break
         time.sleep(0.25)
     for name, need in (("CPU", cpus), ("GPU", gpus)):
         if have.get(name, 0) < need:

@@ -16,7 +16,6 @@ the pipeline to start over from there.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -86,8 +85,6 @@ def train(task: LearnerTask) -> None:
         keep_memory=True,
     )
     resources = {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
-    # Ray Train looks at its workers every 2 s by itself: a checkpoint, and the end of training, would wait so long.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={"task": task},

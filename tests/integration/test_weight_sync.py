@@ -68,8 +68,8 @@ def test_after_a_sync_the_engine_answers_as_the_new_weights_do(probe: Any) -> No
     for version in (1, 2):
         model = changed_model(version)
         weights = weight_sync.pack(version, model.named_parameters(), torch.float32)
-        ray.get(probe.load.remote(version, [ray.put(weights)], weights.checksum), timeout=300)
-        assert ray.get(probe.generate.remote(ids), timeout=300) == greedy(model, ids)
+        ray.get(probe.load.remote(version, [ray.put(weights)], weights.checksum), timeout=120)
+        assert ray.get(probe.generate.remote(ids), timeout=120) == greedy(model, ids)
 
 
 def test_weights_that_are_not_the_learners_are_refused(probe: Any) -> None:
@@ -77,9 +77,9 @@ def test_weights_that_are_not_the_learners_are_refused(probe: Any) -> None:
 
     weights = weight_sync.pack(3, changed_model(3).named_parameters(), torch.float32)
     with pytest.raises(ray.exceptions.RayTaskError, match="probe: weights of version 3"):
-        ray.get(probe.load.remote(3, [ray.put(weights)], weights.checksum + 1), timeout=300)
+        ray.get(probe.load.remote(3, [ray.put(weights)], weights.checksum + 1), timeout=120)
     with pytest.raises(ray.exceptions.RayTaskError, match="version 4"):
-        ray.get(probe.load.remote(4, [ray.put(weights)], weights.checksum), timeout=300)
+        ray.get(probe.load.remote(4, [ray.put(weights)], weights.checksum), timeout=120)
 
 
 def test_a_version_that_lacks_a_parameter_is_refused(probe: Any) -> None:
@@ -88,16 +88,16 @@ def test_a_version_that_lacks_a_parameter_is_refused(probe: Any) -> None:
     tensors = [(n, p) for n, p in changed_model(5).named_parameters() if "layers.1.mlp.down_proj" not in n]
     weights = weight_sync.pack(5, tensors, torch.float32)
     with pytest.raises(ray.exceptions.RayTaskError, match=r"lacks weights for .*down_proj"):
-        ray.get(probe.load.remote(5, [ray.put(weights)], weights.checksum), timeout=300)
+        ray.get(probe.load.remote(5, [ray.put(weights)], weights.checksum), timeout=120)
 
 
 def test_the_same_seed_samples_the_same_tokens(probe: Any) -> None:
     from actors import weight_sync
 
     weights = weight_sync.pack(6, changed_model(6).named_parameters(), torch.float32)
-    ray.get(probe.load.remote(6, [ray.put(weights)], weights.checksum), timeout=300)
+    ray.get(probe.load.remote(6, [ray.put(weights)], weights.checksum), timeout=120)
     ids = prompt_ids()
-    first, again, other = (ray.get(probe.generate.remote(ids, 1.0, seed), timeout=300) for seed in (1, 1, 2))
+    first, again, other = (ray.get(probe.generate.remote(ids, 1.0, seed), timeout=120) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 

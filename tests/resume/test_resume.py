@@ -20,16 +20,19 @@ def run(config: Config) -> Path:
     return train(config).parent
 
 
-def test_the_same_seed_gives_the_same_run_bit_for_bit(
-    undisturbed_run: Path, tmp_path: Path, make_config: MakeConfig
-) -> None:
-    assert outcome(run(make_config(tmp_path / "again", "learner.max_steps=4"))) == outcome(undisturbed_run)
+@pytest.fixture(scope="module")
+def whole(undisturbed_run: Path) -> Path:
+    return undisturbed_run
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit(whole: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    assert outcome(run(make_config(tmp_path / "again", "learner.max_steps=4"))) == outcome(whole)
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
-    undisturbed_run: Path, tmp_path: Path, make_config: MakeConfig
+    whole: Path, tmp_path: Path, make_config: MakeConfig
 ) -> None:
     parts = run(make_config(tmp_path / "parts", "learner.checkpoint_every=2", "learner.max_steps=2"))
     assert [line["step"] for line in outcome(parts)["metrics"]] == [0, 1]
     run(make_config(tmp_path / "parts", "learner.checkpoint_every=2", "learner.max_steps=4", "run.resume=true"))
-    assert outcome(parts) == outcome(undisturbed_run)
+    assert outcome(parts) == outcome(whole)
