@@ -25,6 +25,7 @@ from raft_ray.errors import RaftError
 
 MakeConfig = Callable[..., Config]
 KEYS = ("learner.max_steps=4", "learner.checkpoint_every=2")
+pytestmark = pytest.mark.timeout(1200)
 
 
 def train(config: Config) -> Path:
@@ -119,7 +120,6 @@ def test_an_actor_that_dies_again_and_again_stops_the_run_by_name_node_and_cause
     assert "rollout.max_restarts=1" in message
 
 
-@pytest.mark.timeout(1200)
 def test_a_submitted_job_whose_driver_is_killed_is_submitted_again_and_goes_on(
     undisturbed: dict[str, Any],
     make_config: MakeConfig,
