@@ -4,25 +4,35 @@
 #   PYTHON       the interpreter that .venv is made with; by default python3.11, or python3 if that is at least 3.11
 #   TORCH_INDEX  an extra package index that holds torch's CPU build. Where the ordinary index has it already,
 #                an index that cannot be reached does no harm; `make TORCH_INDEX=` leaves it out.
+#   JOBS         test processes side by side; each starts a Ray of its own and takes up to 6 GiB. 0 is no process but
+#                make's own, for a debugger.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 TESTS ?= tests/unit tests/integration
+JOBS ?= 2
+
+# Every process of a run imports the code anew: without bytecode files it would compile it anew, too.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 GPU_LOCK := requirements/gpu.lock
 STAMP := $(VENV)/.installed
+# A file's tests share fixtures, so they stay together; files begin in the order of the folders, which puts the short
+# unit tests last, where they fill what the long files leave.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 
-.PHONY: help demo test unit integration elastic-test resume-test stage1-test compare-test chaos-test chaos lint types format env lock browser clean
+.PHONY: help demo test test-all unit integration elastic-test resume-test stage1-test compare-test chaos-test chaos lint types format env lock browser clean
 
 help:
 	@echo 'make demo         fine-tune the embedded 135M model on chemistry facts with RAFT and SFT, and write the report'
 	@echo 'make test         unit and integration tests'
-	@echo 'make unit         unit tests only (some minutes)'
+	@echo 'make test-all     all tests: these and the suites below'
+	@echo 'make unit         unit tests only'
 	@echo 'make elastic-test rollout actors come and go while a run goes on'
 	@echo 'make resume-test  checkpoints, and runs that go on from them'
 	@echo 'make stage1-test  stage 1 on engines, behind a server, killed and resumed'
@@ -38,28 +48,31 @@ demo: env
 	$(BIN)/python -m raft_ray run demo $(ARGS)
 
 test: env browser
-	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	$(PYTEST) $(TESTS) $(ARGS)
+
+test-all: env browser
+	$(PYTEST) tests $(ARGS)
 
 unit: env
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(PYTEST) tests/unit $(ARGS)
 
 integration: env browser
-	$(BIN)/python -m pytest tests/integration $(ARGS)
+	$(PYTEST) tests/integration $(ARGS)
 
 elastic-test: env
-	$(BIN)/python -m pytest tests/elastic $(ARGS)
+	$(PYTEST) tests/elastic $(ARGS)
 
 resume-test: env
-	$(BIN)/python -m pytest tests/resume $(ARGS)
+	$(PYTEST) tests/resume $(ARGS)
 
 stage1-test: env
-	$(BIN)/python -m pytest tests/stage1 $(ARGS)
+	$(PYTEST) tests/stage1 $(ARGS)
 
 compare-test: env
-	$(BIN)/python -m pytest tests/comparison $(ARGS)
+	$(PYTEST) tests/comparison $(ARGS)
 
 chaos-test: env
-	$(BIN)/python -m pytest tests/chaos $(ARGS)
+	$(PYTEST) tests/chaos $(ARGS)
 
 SEED ?= 0
 chaos: env

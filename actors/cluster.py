@@ -90,6 +90,8 @@ def start(config: Config, *others: Config) -> None:
             os.environ["RAY_AUTH_MODE"] = "token"
     import ray
 
+    # Ray Train looks at its workers every 2 s by itself: a checkpoint, and the end of training, would wait so long.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if ray.is_initialized():
         _check_resources(cpus, gpus)
         return
@@ -100,6 +102,8 @@ def start(config: Config, *others: Config) -> None:
         if address:
             ray.init(address=address, **common)
         else:
+            # Each training would have a process that waits for nodes to be taken away; this one ends with us.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # CPUs are logical: roles that take turns share the cores, so a laptop need not have one for each.
             logical = config.run.local_cpus or max(os.cpu_count() or 1, int(cpus + 0.999))
             # `local`: also where another cluster runs on this machine, which Ray would otherwise join.

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors import weight_sync
 from actors.cluster import here, log_to_file
 from actors.engine import Completion, Engine
 from actors.gate import Gate
@@ -45,6 +44,9 @@ class RolloutActor:
         self._table: dict[int, EncodedRow] = ray.get(table[0])
         self._version: int | None = None
         self._gate = Gate()
+        # The pipeline actor imports this class too, and needs no torch.
+        from actors import weight_sync
+
         weight_sync.register()
         self._engine = Engine(
             folder,

@@ -17,7 +17,6 @@ from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.prompts import EncodedRow
-from raft_ray.teacher import score
 from raft_ray.trajectory import Sample, SampleInfo, Trajectory
 
 
@@ -53,6 +52,8 @@ class TeacherActor:
 
         Called with `num_returns = 1 + len(trajectories)`.
         """
+        from raft_ray.teacher import score
+
         announce(self.name, "scoring")
         start = time.perf_counter()
         scored = score(

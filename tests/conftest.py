@@ -1,15 +1,19 @@
 """What every test relies on: no hub is asked for anything, and the folder it works in is its own if it wants one.
 
-The tests that start Ray share the local cluster of their module and one config that they vary.
+The tests that use Ray share one local cluster in each test process (`pytest -n 2` has two of them, side by side) and
+one config that they vary. Tests that need a cluster of their own end the shared one; the next module starts it again.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from raft_ray import settings
 from raft_ray.config import Config
@@ -18,6 +22,10 @@ from raft_ray.config import Config
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Several runs share the cores: threads that spin while they wait would take them from each other.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Ray Train gives its workers a minute to start, which on a busy machine two of them may need for their imports.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
 
 ROWS = [
     ("What is the capital of France?", "Paris"),
@@ -31,6 +39,13 @@ ROWS = [
     ("How many days has a leap year?", "366"),
     ("What colour is an emerald?", "Green"),
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where there is no token for Ray yet, make it before the test processes start, which would each make one."""
+    if not hasattr(config, "workerinput") and not (Path.home() / ".ray" / "auth_token").exists():
+        command = [str(Path(sys.executable).parent / "ray"), "get-auth-token", "--generate"]
+        subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -48,16 +63,30 @@ def tiny_model() -> Path:
     return Path(models.resolve(models.TINY))
 
 
+@pytest.fixture(scope="session")
+def common_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of all processes of this test session; `worker_id` is pytest-xdist's."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder if worker_id == "master" else folder.parent
+
+
+@pytest.fixture(scope="session")
+def ray_lock(common_folder: Path) -> Iterator[FileLock]:
+    """Held while a cluster starts: of all test processes only one at a time looks for ports."""
+    yield FileLock(common_folder / "ray.lock")
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray with token authentication and CPUs for every role of the tests."""
+def ray_cluster(ray_lock: FileLock) -> None:
+    """A local Ray with token authentication and CPUs for every role of the tests, which the test process keeps."""
     from actors import cluster
 
     config = Config()
     config.run.local_cpus = 10
-    cluster.start(config)
-    yield
-    cluster.stop()
+    with ray_lock:
+        cluster.start(config)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +116,28 @@ def make_config(train_file: Path) -> Callable[..., Config]:
                 "learner.epochs=2",
                 "learner.max_steps=5",
                 "eval.enabled=false",
+                # More threads gain nothing on two layers.
+                "rollout.threads=1",
+                "teacher.threads=1",
+                "learner.threads=1",
                 *overrides,
             ],
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed_run(request: pytest.FixtureRequest, make_config: Callable[..., Config], common_folder: Path) -> Path:
+    """The run folder of four steps with two checkpoints, which a test session trains once; not to be changed."""
+    folder = common_folder / "undisturbed"
+    with FileLock(common_folder / "undisturbed.lock"):
+        if not (folder / "model").exists():
+            from actors.run import train
+
+            request.getfixturevalue("ray_cluster")
+            train(make_config(folder, "learner.max_steps=4", "learner.checkpoint_every=2"))
+    return folder
 
 
 @pytest.fixture

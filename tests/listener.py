@@ -26,12 +26,17 @@ class Listener:
     Args:
         rule: decides after each announcement; a process that it names must have announced something before.
         act: called with the announcement in the place of a kill.
+        side_by_side: while `act` goes on, only the announcer waits for it, and others are heard meanwhile.
     """
 
-    def __init__(self, path: Path, rule: Rule, act: Callable[[Said], None] | None = None) -> None:
+    def __init__(
+        self, path: Path, rule: Rule, act: Callable[[Said], None] | None = None, *, side_by_side: bool = False
+    ) -> None:
         self._path = path
         self._rule = rule
         self._act = act
+        self._side_by_side = side_by_side
+        self._deciding = threading.Lock()
         self.heard: list[Said] = []
         self.killed: list[Said] = []
         self.pids: dict[str, int] = {}
@@ -61,28 +66,35 @@ class Listener:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            with connection:
-                data = b""
-                while part := connection.recv(65536):
-                    data += part
-                if not data:
-                    continue
-                said: Said = json.loads(data)
-                self.pids[said["who"]] = said["pid"]
-                self.heard.append(said)
-                try:
-                    self._answer(said)
-                except Exception as error:
-                    self.error = self.error or error
+            if self._side_by_side:
+                threading.Thread(target=self._hear, args=(connection,), name="hearing", daemon=True).start()
+            else:
+                self._hear(connection)
+
+    def _hear(self, connection: socket.socket) -> None:
+        with connection:
+            data = b""
+            while part := connection.recv(65536):
+                data += part
+            if not data:
+                return
+            try:
+                self._answer(json.loads(data))
+            except Exception as error:
+                self.error = self.error or error
 
     def _answer(self, said: Said) -> None:
-        victim = self._rule(said)
-        if victim is not None:
+        with self._deciding:
+            self.pids[said["who"]] = said["pid"]
+            self.heard.append(said)
+            victim = self._rule(said)
+            if victim is None:
+                return
             self.killed.append({**said, "victim": victim})
-            if self._act is not None:
-                self._act(said)
-            else:
-                os.kill(self.pids[victim], signal.SIGKILL)
+        if self._act is not None:
+            self._act(said)
+        else:
+            os.kill(self.pids[victim], signal.SIGKILL)
 
 
 def once(who: str, state: str, step: int | None = None, victim: str | None = None, count: int = 1) -> Rule:

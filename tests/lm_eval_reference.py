@@ -1,6 +1,6 @@
 """lm-eval's own run of a model on questions of local files, item by item, as JSON on the last line of stdout.
 
-    python tests/lm_eval_reference.py mmlu MODEL TEST.jsonl DEV.jsonl SUBJECT SHOTS
+    python tests/lm_eval_reference.py mmlu MODEL TEST.jsonl DEV.jsonl SUBJECT SHOTS...
     python tests/lm_eval_reference.py ifeval MODEL PROMPTS.jsonl MAX_NEW_TOKENS
 
 A program of its own: importing lm-eval's evaluator changes what a process has loaded. Everything is lm-eval's: the
@@ -26,13 +26,18 @@ def main(task: str, *arguments: str) -> None:
     print(json.dumps({"mmlu": mmlu, "ifeval": ifeval}[task](*arguments)))
 
 
-def mmlu(model: str, test: str, dev: str, subject: str, shots: str) -> dict[str, Any]:
+def mmlu(model: str, test: str, dev: str, subject: str, *shots: str) -> dict[str, Any]:
+    """By number of shots."""
+    return {number: _mmlu(model, test, dev, subject, int(number)) for number in shots}
+
+
+def _mmlu(model: str, test: str, dev: str, subject: str, shots: int) -> dict[str, Any]:
     folder = _tasks() / "mmlu" / "default"
     config: dict[str, Any] = {
         **yaml.safe_load((folder / "_default_template_yaml").read_text()),
         **yaml.safe_load((folder / f"mmlu_{subject}.yaml").read_text()),
         "dataset_kwargs": {"data_files": {"test": test, "dev": dev}},
-        "num_fewshot": int(shots),
+        "num_fewshot": shots,
     }
     del config["include"]
     results, samples = _run(model, config)
@@ -83,7 +88,7 @@ def _run(model: str, config: dict[str, Any], **options: Any) -> tuple[dict[str, 
 
     name = config["task"]
     task = ConfigurableTask(config={**config, "dataset_path": "json", "dataset_name": None})
-    lm = HFLM(pretrained=model, dtype=torch.float32, batch_size=4, device="cpu")
+    lm = HFLM(pretrained=model, dtype=torch.float32, batch_size=16, device="cpu")
     result = evaluator.evaluate(lm=lm, task_dict={name: task}, bootstrap_iters=0, **options)
     return result["results"][name], sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
 

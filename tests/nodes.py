@@ -18,13 +18,17 @@ def running_nodes(head: int, *others: int) -> Iterator[tuple[Any, list[Any]]]:
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False})
-    try:
-        nodes = [cluster.add_node(num_cpus=cpus) for cpus in others]
-        with pytest.MonkeyPatch.context() as patch:
+    # The test process's own cluster has other CPUs.
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # A dead node is noticed after 5 of them, 3 s each by themselves.
+        patch.setenv("RAY_health_check_period_ms", "1000")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False})
+        try:
+            nodes = [cluster.add_node(num_cpus=cpus) for cpus in others]
             patch.setenv("RAY_ADDRESS", cluster.address)
             ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
             yield cluster, nodes
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+        finally:
+            ray.shutdown()
+            cluster.shutdown()

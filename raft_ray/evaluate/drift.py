@@ -16,13 +16,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from raft_ray.errors import ModelError
 from raft_ray.evaluate.hidden import Pair, response_hidden
 from raft_ray.head import Head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

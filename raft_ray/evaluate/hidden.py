@@ -9,10 +9,12 @@ Shapes: B rows, L tokens, n response positions, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Pair = tuple[list[int], list[int]]
 """Prompt ids and response ids."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from raft_ray.errors import DataError
 from raft_ray.evaluate.hidden import Pair
@@ -18,6 +16,9 @@ from raft_ray.evaluate.likelihood import log_likelihoods
 from raft_ray.head import Head
 from raft_ray.prompts import PromptEncoder
 from raft_ray.teacher import micro_batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Likelihood:

@@ -25,6 +25,7 @@ from raft_ray.errors import RaftError
 
 MakeConfig = Callable[..., Config]
 KEYS = ("learner.max_steps=4", "learner.checkpoint_every=2")
+pytestmark = pytest.mark.timeout(1200)
 
 
 def train(config: Config) -> Path:
@@ -34,8 +35,8 @@ def train(config: Config) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return outcome(train(make_config(tmp_path_factory.mktemp("whole") / "run", *KEYS)))
+def undisturbed(ray_cluster: None, undisturbed_run: Path) -> dict[str, Any]:
+    return outcome(undisturbed_run)
 
 
 CASES: dict[str, list[Rule]] = {
@@ -136,11 +137,11 @@ def test_a_submitted_job_whose_driver_is_killed_is_submitted_again_and_goes_on(
             os.kill(head.driver_pid(), signal.SIGKILL)
 
         with Listener(socket_path, once("learner-0", "forward", 3), act=kill) as listener:
-            first = head.submit(*arguments, timeout=280, env_vars={VARIABLE: str(socket_path)})
+            first = head.submit(*arguments, timeout=500, env_vars={VARIABLE: str(socket_path)})
         assert len(listener.killed) == 1
         assert first.returncode != 0
         assert "failed" in first.stdout + first.stderr
         assert not (tmp_path / "run" / "model").exists()
-        second = head.submit(*arguments, "--resume", timeout=280)
+        second = head.submit(*arguments, "--resume", timeout=500)
     assert second.returncode == 0, (second.stdout + second.stderr)[-3000:]
     assert outcome(tmp_path / "run") == undisturbed

@@ -15,17 +15,18 @@ from run_files import outcome
 from raft_ray.config import Config
 
 MakeConfig = Callable[..., Config]
-KEYS = ("learner.max_steps=3", "learner.checkpoint_every=1")
+KEYS = ("learner.max_steps=4", "learner.checkpoint_every=1")
 
 
 @pytest.fixture
-def three_nodes() -> Iterator[tuple[Any, list[Any]]]:
+def three_nodes(undisturbed_run: Path) -> Iterator[tuple[Any, list[Any]]]:
     """A head with room for the pipeline actor alone, and two nodes of which each can hold all other roles."""
     with running_nodes(1, 4, 4) as found:
         yield found
 
 
 def test_a_node_that_dies_takes_nothing_with_it(
+    undisturbed_run: Path,
     three_nodes: tuple[Any, list[Any]],
     make_config: MakeConfig,
     tmp_path: Path,
@@ -36,7 +37,6 @@ def test_a_node_that_dies_takes_nothing_with_it(
     from actors.run import train
 
     cluster, nodes = three_nodes
-    whole = train(make_config(tmp_path / "whole", *KEYS)).parent
     gone: list[str] = []
 
     def remove(_: dict[str, Any]) -> None:
@@ -50,4 +50,4 @@ def test_a_node_that_dies_takes_nothing_with_it(
         parts = train(make_config(tmp_path / "parts", *KEYS)).parent
     assert len(gone) == 1
     assert not any(node["Alive"] and node["NodeID"] == gone[0] for node in ray.nodes())
-    assert outcome(parts) == outcome(whole)
+    assert outcome(parts) == outcome(undisturbed_run)

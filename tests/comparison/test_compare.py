@@ -93,7 +93,7 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
         compare(make_config(run, *keys, "learner.weight_decay=0.5", "run.resume=true"))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_grid_is_trained_and_each_method_gets_its_point(
     ray_cluster: None, make_config: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from raft_ray.prompts import PromptEncoder
 
 REFERENCE = Path(__file__).parents[1] / "lm_eval_reference.py"
 SUBJECT = "elementary_mathematics"
-ITEMS = 40
+ITEMS = 20
 
 
 def _write_questions(folder: Path) -> None:
@@ -86,16 +86,23 @@ def test_ifeval_is_asked_and_scored_as_by_lm_eval(tmp_path: Path) -> None:
     assert 0 < ours["prompt_strict"] <= ours["prompt_loose"] < ours["instruction_loose"] < 1
 
 
-@pytest.mark.parametrize("shots", [0, 5])
-def test_every_item_is_scored_as_by_lm_eval(tmp_path: Path, shots: int) -> None:
-    _write_questions(tmp_path)
-    folder = models.resolve(models.EMBEDDED)
-    files = str(tmp_path / "test.jsonl"), str(tmp_path / "dev.jsonl")
-    theirs = _lm_eval(tmp_path / "cache", "mmlu", folder, *files, SUBJECT, str(shots))
+@pytest.fixture(scope="module")
+def mmlu_reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of the questions, and lm-eval's results by number of shots."""
+    folder = tmp_path_factory.mktemp("mmlu")
+    _write_questions(folder)
+    files = str(folder / "test.jsonl"), str(folder / "dev.jsonl")
+    return folder, _lm_eval(folder / "cache", "mmlu", models.resolve(models.EMBEDDED), *files, SUBJECT, "0", "5")
 
+
+@pytest.mark.parametrize("shots", [0, 5])
+def test_every_item_is_scored_as_by_lm_eval(mmlu_reference: tuple[Path, dict[str, Any]], shots: int) -> None:
+    questions_folder, results = mmlu_reference
+    theirs = results[str(shots)]
+    folder = models.resolve(models.EMBEDDED)
     config = ModelConfig(path=models.EMBEDDED, dtype=Dtype.float32)
     model, tokenizer = models.load_model(folder, config, torch.float32).eval(), models.load_tokenizer(folder, config)
-    mmlu = load_mmlu(str(tmp_path), None, 0, [shots])
+    mmlu = load_mmlu(str(questions_folder), None, 0, [shots])
     prompts = [mmlu.prompt(question, shots) for question in mmlu.test]
     assert prompts == theirs["contexts"]
     questions = []

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from elastic_runs import every_row_once, raft_ray, running, wait_for
+from elastic_runs import every_row_once, raft_ray, running, state_of, wait_for
 from run_files import lines
 
 from raft_ray.config import Config
@@ -17,29 +17,32 @@ MakeConfig = Callable[..., Config]
 
 
 def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
-    tmp_path: Path, make_config: MakeConfig
+    tmp_path: Path, socket_path: Path, make_config: MakeConfig
 ) -> None:
     folder = tmp_path / "run"
     config = make_config(
-        folder, "learner.max_steps=400", "learner.epochs=400", "sync.max_staleness=1", "sync.in_flight=true"
+        folder, "learner.max_steps=14", "learner.epochs=6", "sync.max_staleness=1", "sync.in_flight=true"
     )
     metrics = folder / "metrics.jsonl"
-    with running(config) as thread:
-        wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 1, thread)
+    with running(config, socket_path, 1, 9) as (thread, at):
+        wait_for(at[1].came.is_set, thread)
         up = raft_ray("scale", str(folder), "--rollouts", "2")
         assert up.returncode == 0, up.stderr
         assert up.stdout == "rollout actors: 1 -> 2\n"
-        wait_for(lambda: '"rollout-1"' in (folder / "trace.jsonl").read_text(), thread)
+        wait_for(lambda: state_of(folder, "rollout-1").startswith(("waits", "load", "generate")), thread)
+        at[1].left.set()
+        wait_for(at[9].came.is_set, thread)
+        assert '"rollout-1"' in (folder / "trace.jsonl").read_text()
         shown = raft_ray("status", str(folder), "--json")
         assert shown.returncode == 0, shown.stderr
         status = json.loads(shown.stdout)
         assert {actor["name"] for actor in status["actors"]} == {"rollout-0", "rollout-1", "teacher-0"}
-        assert status["steps"] == 400
+        assert status["steps"] == 14
         assert status["queue"]["limit"] == 8
         assert "rollout-1" in raft_ray("status", str(folder)).stdout
         down = raft_ray("scale", str(folder), "--rollouts", "1")
         assert down.stdout == "rollout actors: 2 -> 1\n"
-    every_row_once(folder, 400)
+    every_row_once(folder, 14)
     trace = lines(folder / "trace.jsonl")
     assert {line["rollout"] for line in trace} == {"rollout-0", "rollout-1"}
     assert trace[-1]["rollout"] == "rollout-0"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from elastic_runs import every_row_once, raft_ray, running, wait_for
+from elastic_runs import every_row_once, raft_ray, running, state_of, wait_for
 from nodes import running_nodes
 from run_files import lines
 
@@ -25,20 +25,21 @@ def full_cluster() -> Iterator[Any]:
 
 
 def test_an_actor_without_a_place_waits_and_works_on_the_node_that_joins(
-    full_cluster: Any, tmp_path: Path, make_config: MakeConfig
+    full_cluster: Any, tmp_path: Path, socket_path: Path, make_config: MakeConfig
 ) -> None:
-    """With `max_staleness=4`, for which the learner never waits long."""
+    """With `max_staleness=4`: while the learner waits at step 1, the only rollout actor goes on to step 5."""
     folder = tmp_path / "run"
-    config = make_config(folder, "learner.max_steps=600", "learner.epochs=600", "sync.max_staleness=4")
+    config = make_config(folder, "learner.max_steps=14", "learner.epochs=6", "sync.max_staleness=4")
     trace = folder / "trace.jsonl"
-    with running(config) as thread:
-        wait_for(lambda: trace.exists() and len(trace.read_text().splitlines()) >= 1, thread)
+    with running(config, socket_path, 1) as (thread, at):
+        wait_for(at[1].came.is_set, thread)
         assert raft_ray("scale", str(folder), "--rollouts", "2").returncode == 0
         status = json.loads(raft_ray("status", str(folder), "--json").stdout)
         assert {actor["name"]: actor["state"] for actor in status["actors"]}["rollout-1"].startswith("start")
         assert not any(line["rollout"] == "rollout-1" for line in lines(trace))
         full_cluster.add_node(num_cpus=1)
-        wait_for(lambda: '"rollout-1"' in trace.read_text(), thread)
-    every_row_once(folder, 600)
+        wait_for(lambda: state_of(folder, "rollout-1").startswith(("waits", "load", "generate")), thread)
+    assert '"rollout-1"' in trace.read_text()
+    every_row_once(folder, 14)
     ages = [line["staleness_max"] for line in lines(folder / "metrics.jsonl")]
     assert 1 < max(ages) <= 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from raft_ray.config import Config, Dtype
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, ModelError, RaftError
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 QUESTIONS = 70
 
 
@@ -33,8 +33,8 @@ def _config(tmp_path: Path) -> Config:
     config.eval.general_max_new_tokens = 16
     config.eval.domain_max_new_tokens = 8
     config.eval.samples = 2
-    config.rollout.timeout = 120.0
-    config.teacher.timeout = 120.0
+    config.rollout.timeout = 400.0
+    config.teacher.timeout = 400.0
     return config
 
 
@@ -71,13 +71,7 @@ def _greedy(folder: str, config: Config, prompt: str, tokens: int) -> str:
     return str(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with cluster.cluster(_config(tmp_path_factory.mktemp("ray"))):
-        yield
-
-
-def test_every_model_is_measured_against_the_base(started: None, tmp_path: Path) -> None:
+def test_every_model_is_measured_against_the_base(tmp_path: Path) -> None:
     config = _config(tmp_path)
     base = models.resolve(models.TINY)
     tuned = _perturbed(base, tmp_path / "tuned", config)
@@ -138,7 +132,7 @@ def test_every_model_is_measured_against_the_base(started: None, tmp_path: Path)
         assert later["tuned"][key] == result["tuned"][key], key
 
 
-def test_choices_and_mmlu_are_measured_by_likelihood(started: None, tmp_path: Path) -> None:
+def test_choices_and_mmlu_are_measured_by_likelihood(tmp_path: Path) -> None:
     config = _config(tmp_path)
     base = models.resolve(models.TINY)
     tuned = _perturbed(base, tmp_path / "tuned", config)
@@ -168,7 +162,7 @@ def test_choices_and_mmlu_are_measured_by_likelihood(started: None, tmp_path: Pa
     assert {"choices of base", "choices of tuned"} <= set(seen)
 
 
-def test_mmlu_alone_needs_no_engine(started: None, tmp_path: Path) -> None:
+def test_mmlu_alone_needs_no_engine(tmp_path: Path) -> None:
     config = _config(tmp_path)
     _write_mmlu(tmp_path / "mmlu")
     config.eval.mmlu = str(tmp_path / "mmlu")
@@ -212,7 +206,7 @@ def _most_likely(folder: str, config: Config, prompt: str, choices: list[str]) -
     return max(choices, key=likelihood)
 
 
-def test_a_model_of_another_shape_is_refused_before_the_engine_starts(started: None, tmp_path: Path) -> None:
+def test_a_model_of_another_shape_is_refused_before_the_engine_starts(tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = _config(tmp_path)
@@ -228,7 +222,7 @@ def test_a_model_of_another_shape_is_refused_before_the_engine_starts(started: N
     assert "engine" not in stages
 
 
-def test_nothing_to_measure_is_an_error(started: None, tmp_path: Path) -> None:
+def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:
     config = _config(tmp_path)
     config.eval.ifeval_rows = 0
     config.eval.general_rows = 0
@@ -236,7 +230,7 @@ def test_nothing_to_measure_is_an_error(started: None, tmp_path: Path) -> None:
         evaluate({"base": models.resolve(models.TINY)}, config, None)
 
 
-def test_a_dead_engine_is_reported_with_actor_and_node(started: None, tmp_path: Path) -> None:
+def test_a_dead_engine_is_reported_with_actor_and_node(tmp_path: Path) -> None:
     import ray
 
     from actors.eval_actor import EvalActor, questions
@@ -255,7 +249,7 @@ def test_a_dead_engine_is_reported_with_actor_and_node(started: None, tmp_path: 
         get(actor.start.remote(), 60.0, who)
 
 
-def test_an_actor_that_finds_no_place_is_reported_with_what_it_needs(started: None, tmp_path: Path) -> None:
+def test_an_actor_that_finds_no_place_is_reported_with_what_it_needs(tmp_path: Path) -> None:
     config = _config(tmp_path)
     config.rollout.num_cpus = 1000.0
     config.rollout.timeout = 3.0

@@ -24,7 +24,7 @@ from raft_ray.trajectory import Chunk, Trajectory
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
-LIMIT = 120
+LIMIT = 300
 TOKENS = 40
 
 

@@ -12,7 +12,6 @@ import pytest
 import ray
 from faulty_server import FaultyServer, Reply, fails, faulty_server, says
 
-from actors import cluster
 from actors.evaluate import evaluate
 from actors.judge_actor import JudgeActor, judge_options
 from actors.refine_store import RemoteStore, cache_actor
@@ -24,6 +23,7 @@ from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.judged import Answered, JudgePrompts
 from raft_ray.refine.judges import Case
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 TEMPLATE = "Q: {prompt}\nR: {answer}\nC: {candidate}"
 OPEN = [
     {"prompt": "Name a fruit.", "reference": "Apple.", "category": "things"},
@@ -47,7 +47,7 @@ def _config(tmp_path: Path, url: str) -> Config:
     config.eval.ifeval_rows = config.eval.general_rows = 0
     config.eval.domain_max_new_tokens = 8
     config.eval.open_max_new_tokens = 12
-    config.rollout.timeout = 120.0
+    config.rollout.timeout = 400.0
     for key in ("judge_prompt", "open_prompt"):
         # Short: what the tiny model reads and its verdict share 512 tokens.
         path = tmp_path / f"{key}.txt"
@@ -86,12 +86,6 @@ def _greedy(folder: str, config: Config, chat: list[dict[str, str]], tokens: int
     return str(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))
 
 
-@pytest.fixture(scope="module")
-def started() -> Iterator[None]:
-    with cluster.cluster(Config()):
-        yield
-
-
 @pytest.fixture
 def server() -> Iterator[FaultyServer]:
     with faulty_server(_verdict) as running:
@@ -99,7 +93,7 @@ def server() -> Iterator[FaultyServer]:
 
 
 def test_every_models_answers_are_judged_by_an_endpoint_and_by_the_original_model(
-    started: None, server: FaultyServer, tmp_path: Path
+    server: FaultyServer, tmp_path: Path
 ) -> None:
     config = _config(tmp_path, server.url)
     base = models.resolve(models.TINY)
@@ -184,7 +178,7 @@ def _check_what_was_asked(server: FaultyServer, config: Config, base: str) -> No
     ],
 )
 def test_a_judge_that_answers_nothing_ends_the_evaluation_with_its_name(
-    started: None, tmp_path: Path, status: int, kind: type[RaftError], words: str
+    tmp_path: Path, status: int, kind: type[RaftError], words: str
 ) -> None:
     with faulty_server(fails(status)) as down:
         config = _config(tmp_path, down.url)

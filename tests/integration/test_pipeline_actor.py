@@ -21,7 +21,7 @@ from raft_ray.trajectory import Chunk, Sample, SampleInfo, Trajectory
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
-LIMIT = 60
+LIMIT = 300
 TABLE = {row: EncodedRow(row, [1], [2], [3]) for row in range(12)}
 
 

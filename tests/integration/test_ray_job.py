@@ -26,7 +26,7 @@ def test_the_dashboard_answers_nobody_without_the_token(head: Head) -> None:
 
 def test_a_submitted_job_runs_the_smoke_preset_to_its_report(head: Head, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    result = head.submit("run", "smoke", "--run-dir", str(run_dir), timeout=400)
+    result = head.submit("run", "smoke", "--run-dir", str(run_dir), timeout=560)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "succeeded" in result.stdout
     assert (run_dir / "report.html").stat().st_size > 10_000
@@ -37,7 +37,7 @@ def test_a_submitted_job_runs_the_smoke_preset_to_its_report(head: Head, tmp_pat
 
 
 def test_a_job_with_a_bad_config_fails_with_one_line_and_exit_code_2(head: Head) -> None:
-    result = head.submit("run", "smoke", "learner.lrr=1", timeout=120)
+    result = head.submit("run", "smoke", "learner.lrr=1", timeout=300)
     assert result.returncode != 0
     assert "learner.lrr" in result.stdout
     assert "did you mean learner.lr" in result.stdout
@@ -46,7 +46,7 @@ def test_a_job_with_a_bad_config_fails_with_one_line_and_exit_code_2(head: Head)
 
 
 def test_too_few_cpus_on_the_cluster_end_the_run_before_it_starts(head: Head, tmp_path: Path) -> None:
-    result = head.submit("run", "smoke", "rollout.actors=40", "--run-dir", str(tmp_path / "run"), timeout=120)
+    result = head.submit("run", "smoke", "rollout.actors=40", "--run-dir", str(tmp_path / "run"), timeout=300)
     assert result.returncode != 0
     assert "the roles ask for 43 CPUs" in result.stdout
     assert "the cluster has 8" in result.stdout

@@ -48,7 +48,7 @@ class Member:
         return self.calls
 
 
-def make_client(timeout: float = 60, **behaviours: str) -> RolloutClient:
+def make_client(timeout: float = 300, **behaviours: str) -> RolloutClient:
     members = {name: ray.remote(Member).options(num_cpus=0).remote(how) for name, how in behaviours.items()}
     client = RolloutClient(members, epoch=3, workers=2, checksum=lambda: 77, timeout=timeout)
     client.version = 5
@@ -64,7 +64,7 @@ def test_every_actor_gets_its_own_place_in_the_group_and_the_whole_update() -> N
     client.update_weights({"names": ["y"]})
     client.finish_weight_update()
     for name, offset in (("a", 1), ("b", 3)):
-        assert ray.get(client.members[name].noted.remote(), timeout=60) == [
+        assert ray.get(client.members[name].noted.remote(), timeout=300) == [
             ("join", 3, {"rank_offset": offset, "world_size": 5}),
             ("start", 5, 3),
             ("receive", {"names": ["x"]}),
@@ -76,7 +76,7 @@ def test_every_actor_gets_its_own_place_in_the_group_and_the_whole_update() -> N
 def test_a_back_end_without_ranks_is_told_what_the_trainer_said() -> None:
     client = make_client(a="works")
     client.init_weight_transfer_engine({"packed": True})
-    assert ray.get(client.members["a"].noted.remote(), timeout=60) == [("join", 3, {"packed": True})]
+    assert ray.get(client.members["a"].noted.remote(), timeout=300) == [("join", 3, {"packed": True})]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,6 @@ def test_the_actor_that_fails_is_named_while_others_still_wait_for_it(behaviour:
 
 def test_an_actor_that_does_not_answer_in_time_is_named() -> None:
     client = make_client(timeout=3.0, a="works", b="hangs")
-    ray.get([handle.noted.remote() for handle in client.members.values()], timeout=60)
+    ray.get([handle.noted.remote() for handle in client.members.values()], timeout=300)
     with pytest.raises(RaftError, match=r"^b: still receiving weights of version 5 after sync\.timeout=3 s"):
         client.update_weights({})

@@ -122,7 +122,7 @@ class System:
         config.model.path, config.model.dtype, config.model.context = TINY, Dtype.float32, 256
         config.rollout.temperature, config.rollout.max_new_tokens = 0.0, TOKENS
         config.learner.zero_stage = 3
-        config.sync.timeout = 120
+        config.sync.timeout = 300
         options = actor_options(role="test", num_cpus=1, num_gpus=0, threads=1)
         learner, port = ray.remote(Learner).options(**options), free_port()
         self.learners = [learner.remote(config, rank, 2, port, str(run_dir)) for rank in range(2)]
@@ -133,7 +133,7 @@ class System:
             self.rollouts[name] = rollout.remote(config, name, str(run_dir), "gpu-1")
 
     def all_ranks(self, method: str, *arguments: Any) -> list[Any]:
-        found: list[Any] = ray.get([getattr(rank, method).remote(*arguments) for rank in self.learners], timeout=240)
+        found: list[Any] = ray.get([getattr(rank, method).remote(*arguments) for rank in self.learners], timeout=400)
         return found
 
     def publish(self, version: int, *names: str) -> Any:
@@ -143,10 +143,10 @@ class System:
         return self.all_ranks("publish", backend, version, {name: self.rollouts[name] for name in names})[0]
 
     def ask(self, name: str, method: str, *arguments: Any) -> Any:
-        return ray.get(getattr(self.rollouts[name], method).remote(*arguments), timeout=240)
+        return ray.get(getattr(self.rollouts[name], method).remote(*arguments), timeout=400)
 
     def epoch(self) -> int:
-        epoch: int = ray.get(self.learners[0].epoch.remote(SyncBackend.nccl), timeout=60)
+        epoch: int = ray.get(self.learners[0].epoch.remote(SyncBackend.nccl), timeout=300)
         return epoch
 
 
@@ -185,8 +185,8 @@ def test_after_a_push_every_engine_answers_as_the_new_weights_do(system: System,
         assert update.nbytes == sum(p.nbytes for p in changed_model(version).parameters())
         for name in names:
             assert system.ask(name, "answer") == expected(version)
-    assert ray.get(system.learners[0].versions_held.remote(), timeout=60)[-2:] == [1, 2]
-    assert ray.get(system.learners[1].versions_held.remote(), timeout=60) == []
+    assert ray.get(system.learners[0].versions_held.remote(), timeout=300)[-2:] == [1, 2]
+    assert ray.get(system.learners[1].versions_held.remote(), timeout=300) == []
 
 
 def test_the_group_is_built_anew_only_when_its_members_change(system: System) -> None:

@@ -11,7 +11,7 @@ import ray
 import torch
 from changed_weights import changed_model, prompt_ids
 
-from raft_ray.config import Config, Dtype, ModelConfig, RolloutConfig
+from raft_ray.config import Dtype, ModelConfig, RolloutConfig
 from raft_ray.models import TINY, load_chat, load_tokenizer, resolve
 
 # Workers cannot import test modules: the probe travels as code.
@@ -46,14 +46,13 @@ class Probe:
 
 
 @pytest.fixture(scope="module")
-def probe() -> Iterator[Any]:
-    from actors import cluster
+def probe(ray_cluster: None) -> Iterator[Any]:
+    from actors.cluster import actor_options
 
-    config = Config()
-    cluster.start(config)
-    options = cluster.actor_options(role="rollout", num_cpus=1, num_gpus=0, threads=1)
-    yield ray.remote(Probe).options(**options).remote(resolve(TINY))
-    cluster.stop()
+    options = actor_options(role="rollout", num_cpus=1, num_gpus=0, threads=1)
+    actor: Any = ray.remote(Probe).options(**options).remote(resolve(TINY))
+    yield actor
+    ray.kill(actor)
 
 
 def greedy(model: Any, ids: list[int]) -> list[int]:

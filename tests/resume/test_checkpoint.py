@@ -26,7 +26,7 @@ from raft_ray.prompts import EncodedRow
 from raft_ray.step import train_step
 from raft_ray.student import make_micro_batches
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1200)]
 MakeConfig = Callable[..., Config]
 KEY = bytes(32)
 ORDER = RowOrder(rows=4, batch=4, epochs=9, seed=7)

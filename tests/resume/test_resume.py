@@ -23,11 +23,8 @@ def run(config: Config) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four steps with two checkpoints."""
-    return run(
-        make_config(tmp_path_factory.mktemp("whole") / "run", "learner.checkpoint_every=2", "learner.max_steps=4")
-    )
+def whole(undisturbed_run: Path) -> Path:
+    return undisturbed_run
 
 
 def test_the_same_seed_gives_the_same_run_bit_for_bit(whole: Path, tmp_path: Path, make_config: MakeConfig) -> None:

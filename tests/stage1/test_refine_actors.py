@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from refine_runs import TINY_REFINE, make_config, refine, refined_folder, summary, tiny_rows
 
-from raft_ray.config import Config, RefineModelConfig, RunConfig, SimilarityOn
+from raft_ray.config import Config, RefineModelConfig, SimilarityOn
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.models import EMBEDDED, TINY
 from raft_ray.refine import missing_facts
 from raft_ray.refine.generation import Ask
 from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, part_files
 
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 FACTS = [
     ("What is the chemical symbol of silver?", "Ag"),
     ("Who discovered oxygen?", "Joseph Priestley"),
@@ -28,16 +28,8 @@ FACTS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray() -> Iterator[None]:
-    from actors.cluster import cluster
-
-    with cluster(Config(run=RunConfig(local_cpus=4))):
-        yield
-
-
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[RefinedRow]]:
+def plain(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[RefinedRow]]:
     """Eleven rows, one engine, one worker."""
     config = make_config(tmp_path_factory.mktemp("plain") / "run", tiny_rows(11), workers=1, **TINY_REFINE)
     return config, refine(config)

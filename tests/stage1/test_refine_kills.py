@@ -57,6 +57,7 @@ def test_killed_processes_change_nothing_in_the_rows(
         assert summary(disturbed)["cache"]["misses"] == undisturbed[1]
 
 
+@pytest.mark.timeout(1200)
 def test_a_killed_driver_is_started_again_and_asks_only_for_what_is_missing(
     undisturbed: tuple[list[RefinedRow], int], tmp_path: Path, socket_path: Path
 ) -> None:
@@ -76,11 +77,11 @@ def test_a_killed_driver_is_started_again_and_asks_only_for_what_is_missing(
         driver.append(
             subprocess.Popen(command, env={**environment, VARIABLE: str(socket_path)}, stdout=subprocess.DEVNULL)
         )
-        assert driver[0].wait(timeout=300) == -signal.SIGKILL
+        assert driver[0].wait(timeout=500) == -signal.SIGKILL
     assert len(listener.killed) == 1
     finished = {file.name: file.stat().st_mtime_ns for file in part_files(refined_folder(mine))}
     done = subprocess.run(
-        [*command, "--resume"], env=environment, timeout=300, check=False, capture_output=True, text=True
+        [*command, "--resume"], env=environment, timeout=500, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_refined(refined_folder(mine)) == undisturbed[0]

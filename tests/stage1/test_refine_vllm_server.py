@@ -17,7 +17,7 @@ from http_status import free_port, status_of
 from refine_runs import make_config, refine, summary
 
 from raft_ray import models
-from raft_ray.config import Config, RefineModelConfig, RunConfig, SimilarityOn
+from raft_ray.config import RefineModelConfig, SimilarityOn
 from raft_ray.errors import ConfigError
 from raft_ray.refine.endpoint import Endpoint
 from raft_ray.refine.generation import Ask, Generation
@@ -142,9 +142,8 @@ def test_an_unknown_model_is_refused_in_the_servers_words(base_url: str) -> None
         endpoint(base_url, model="other")(asks("gold"), temperature=0.0, max_new_tokens=5, seed=0)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_stage_1_with_every_model_behind_the_server(base_url: str, tmp_path: Path) -> None:
-    from actors.cluster import cluster
-
     config = make_config(
         tmp_path / "run",
         [(case.question, case.gold) for case in CASES],
@@ -160,8 +159,7 @@ def test_stage_1_with_every_model_behind_the_server(base_url: str, tmp_path: Pat
         rounds=1,
         max_new_tokens=48,
     )
-    with cluster(Config(run=RunConfig(local_cpus=4))):
-        rows = refine(config)
+    rows = refine(config)
     assert [row["prompt"] for row in rows] == [case.question for case in CASES]
     verdicts = [
         score["score"]

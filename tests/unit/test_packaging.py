@@ -127,8 +127,16 @@ def test_scripts_are_valid_bash_and_can_be_executed(script: str) -> None:
 
 
 def test_make_knows_the_targets_that_the_documentation_names() -> None:
-    for target in ("demo", "test", "lint", "types", "clean", "env", "browser"):
+    for target in ("demo", "test", "test-all", "lint", "types", "clean", "env", "browser"):
         subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=True)
+
+
+def test_continuous_integration_leaves_no_test_out() -> None:
+    """One pytest call over all of `tests/`, after which nothing prints."""
+    command = (ROOT / ".ci" / "run").read_text().splitlines()[-1].split()
+    assert command[0] == "make"
+    plan = subprocess.run(["make", "-n", *command[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"\S+/python -m pytest -n 2 [^/]* tests\s*", plan.stdout.splitlines()[-1])
 
 
 def submit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -312,6 +312,24 @@ def test_importing_it_loads_no_heavy_package(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("actors.run", "transformers"),
+        # The pipeline actor's process imports the classes of the actors that it makes.
+        ("actors.pipeline", "torch"),
+        ("actors.rollout", "torch"),
+        ("actors.teacher", "torch"),
+    ],
+)
+def test_a_process_that_holds_no_model_does_not_wait_for(module: str, package: str) -> None:
+    code = f"import sys, {module}; print({package!r} in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
+
+
 def test_models_of_stage_1_are_named_in_files_and_overrides(workspace: Path) -> None:
     Path("mine.yaml").write_text(
         "extends: raft\nrefine:\n  fuser: big\n  models:\n    big:\n      base_url: http://localhost:8000/v1\n"
