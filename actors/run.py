@@ -157,7 +157,9 @@ def running(
                 settings.save(config, run_dir / "config.yaml")
                 write_bad(prepared, run_dir)
                 if bad := len(prepared.scan.bad):
-                    console.print(f"[yellow]{bad} rows left out[/], listed in {plain(run_dir / 'bad_rows.jsonl')}")
+                    console.print(
+                        f"[yellow]{plain(bad)} rows left out[/], listed in {plain(run_dir / 'bad_rows.jsonl')}"
+                    )
                 yield bars, run_dir
 
 
@@ -254,7 +256,7 @@ def trained(
         start = check_resumable(storage, key, config, order, digest)
         for file, count in missing_steps(run_dir, start).items():
             console.print(
-                f"[yellow]{run_dir / file}[/] lacks {count} of the {start} steps that are trained; put it back, or the "
+                f"[yellow]{plain(run_dir / file)}[/] lacks {plain(count)} of the {plain(start)} steps that are trained; put it back, or the "
                 "report will lack them",
                 highlight=False,
             )
@@ -326,7 +328,7 @@ def _watched(pipeline: Any, bars: Bars, phase: str) -> Iterator[None]:
     def show(now: dict[str, Any]) -> None:
         nonlocal told
         for text in now["notices"][told:]:
-            console.print(f"[yellow]{phase}:[/] {plain(text)}", highlight=False)
+            console.print(f"[yellow]{plain(phase)}:[/] {plain(text)}", highlight=False)
         told = len(now["notices"])
         bars.update(phase, now["step"], now["steps"], _note(now["last"]))
 

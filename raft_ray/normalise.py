@@ -229,6 +229,9 @@ def has_punctuation(text: str, answer: str) -> bool:
     """Whether `answer`, nothing but punctuation, stands in `text` by itself or in quotes."""
     quotes = r"\s\"'`“”‘’«»()"
     mark = fold(answer).strip()
+    if not mark:
+        # Signs that no spelling keeps, such as ®.
+        return answer.strip() in text
     alone = rf"(?<![^{quotes}]){regex.escape(mark)}(?![^{quotes}.]|{regex.escape(mark[-1])})"
     return regex.search(alone, fold(text)) is not None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ class Prepared:
     train: list[Row]
     """The training rows, unless only stage 1 wants them."""
     test: list[Row] | None
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
     """What one should know of the model before it trains, a line each."""
 
     @property

@@ -131,7 +131,7 @@ def test_what_no_row_can_honour_is_one_line_with_file_line_and_field(tmp_path: P
     ("name", "content", "reason"),
     [
         ("data.csv", b"prompt,answer\nq,a\n", "unknown file type .csv; convert it to .jsonl or .parquet"),
-        ("data.jsonl.gz", gzip.compress(LINE), "unknown file type .gz; convert it to .jsonl or .parquet"),
+        ("data.jsonl.gz", gzip.compress(LINE, mtime=0), "unknown file type .gz; convert it to .jsonl or .parquet"),
         ("data.json", b"[" + LINE + b"]", "unknown file type .json; convert it to .jsonl or .parquet"),
         ("data.jsonl", b"[" + LINE[:-1] + b"," + LINE[:-1] + b"]", "begins with a JSON array"),
         ("data.jsonl", json.dumps([GOOD], indent=1).encode(), "begins with a JSON array"),
