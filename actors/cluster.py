@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -20,7 +21,11 @@ from typing import Any
 from raft_ray import announce
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
+from raft_ray.interrupts import interrupts
 from raft_ray.settings import required_resources
+
+CONNECT = 30.0
+"""Seconds to reach a cluster's port."""
 
 
 @contextmanager
@@ -47,6 +52,7 @@ def cluster(config: Config, *others: Config) -> Iterator[None]:
 def start(config: Config, *others: Config) -> None:
     """Join or start Ray; see `cluster`."""
     address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
+    key = "run.ray_address" if config.run.ray_address else "RAY_ADDRESS"
     needs = [required_resources(one) for one in (config, *others)]
     cpus, gpus = max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)
     if not address:
@@ -67,6 +73,7 @@ def start(config: Config, *others: Config) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     try:
         if address:
+            check_address(address, key)
             ray.init(address=address, **common)
         else:
             # CPUs are logical: roles that take turns share the cores, so a laptop need not have one for each.
@@ -74,8 +81,35 @@ def start(config: Config, *others: Config) -> None:
             # `local`: also where another cluster runs on this machine, which Ray would otherwise join.
             ray.init(address="local", num_cpus=logical, include_dashboard=True, **common)
     except ConnectionError as error:
-        raise RaftError(f"run.ray_address={address}: no Ray cluster answers there ({error})") from error
+        raise RaftError(f"{key}={address}: no Ray cluster answers there ({error})") from error
+    except SystemExit:
+        # From a handler of SIGTERM that Ray has set meanwhile.
+        raise interrupts.arrived(signal.SIGTERM) from None
+    finally:
+        interrupts.install()
     _check_resources(cpus, gpus)
+
+
+def check_address(address: str, key: str) -> None:
+    """Refuse what is no address of a Ray cluster, and one at which nobody listens: Ray itself would wait for minutes.
+
+    Args:
+        key: the config key, variable or option that names it.
+
+    Raises `ConfigError`, and `RaftError` after at most `CONNECT` seconds.
+    """
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{key}={address}: that is a dashboard, for `ray job submit`; a run joins a cluster at HOST:6379, or "
+            "starts its own Ray where the address is left out (`env -u RAY_ADDRESS raft-ray ...`)"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # such as `auto`, which Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT).close()
+    except OSError as error:
+        raise RaftError(f"{key}={address}: nobody answers there within {CONNECT:g} s ({error})") from error
 
 
 def stop() -> None:

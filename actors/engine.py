@@ -105,7 +105,6 @@ class Engine:
         `between` is called after every forward pass with the number of tokens that each prompt has got so far; it may
         replace the weights inside `paused`.
         """
-        import torch
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import StructuredOutputsParams
 
@@ -122,7 +121,8 @@ class Engine:
             for limit in limits
         ]
         # Seeding the call, not each request: a per-request generator crashes the CPU engine under chunked prefill.
-        torch.manual_seed(seed)
+        # In every worker process: with tensor parallelism none of them is this one.
+        self.llm.collective_rpc(seed_worker, args=(seed,))
         inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
         if between is None:
             outputs = self.llm.generate(inputs, params, use_tqdm=False)
@@ -177,6 +177,14 @@ class Engine:
     def _forget_prefixes(self) -> None:
         """The prefix cache holds keys and values of the old weights. While some are in use, it is not emptied."""
         self._stale_prefixes = not self.llm.reset_prefix_cache()
+
+
+def seed_worker(worker: Any, seed: int) -> None:
+    """Seed the sampling of a vLLM worker's process; all workers of an engine draw the same."""
+    import torch
+
+    del worker
+    torch.manual_seed(seed)
 
 
 def repack_heads(worker: Any) -> None:

@@ -31,7 +31,7 @@ from actors.cluster import actor_options
 from actors.eval_actor import EvalActor, Questions, questions, subset
 from actors.judge_actor import JudgeActor, judge_options, judge_timeout
 from actors.refine_store import RemoteStore, cache_actor
-from actors.remote import get
+from actors.remote import FETCH, get
 from actors.score_actor import ScoreActor
 from raft_ray import models as sources
 from raft_ray.config import Config
@@ -40,6 +40,7 @@ from raft_ray.errors import ConfigError
 from raft_ray.evaluate import domain
 from raft_ray.evaluate.judged import JudgePrompts, Opinion, domain_part, load_judge_prompts, open_part, open_verdicts
 from raft_ray.files import write_whole
+from raft_ray.interrupts import interrupts
 
 Progress = Callable[[str, int, int], None]
 
@@ -90,7 +91,7 @@ def evaluate(
     if known is not None:
         pairs = ray.put(known) if known else None
     elif base_answers is not None:
-        write_whole(base_answers, json.dumps(ray.get(pairs) if pairs is not None else []))
+        write_whole(base_answers, json.dumps(ray.get(pairs, timeout=FETCH) if pairs is not None else []))
     _scored(models, config, asked, pairs, measured, report)
     if config.eval.judges and answered:
         _judged(answered, config, asked, measured, report)
@@ -157,7 +158,7 @@ def _answer(
     options = actor_options(
         role="evaluate",
         num_cpus=rollout.num_cpus,
-        num_gpus=rollout.num_gpus * rollout.tensor_parallel,
+        num_gpus=rollout.num_gpus,
         threads=rollout.threads,
     )
     actor: Any = ray.remote(EvalActor).options(**options).remote(next(iter(models.values())), config, asked)
@@ -335,8 +336,11 @@ def _where(actor: Any, name: str, timeout: float, options: dict[str, Any]) -> st
 
 
 def _end(actor: Any, timeout: float) -> None:
-    """Wait until the actor's process has ended, so that its memory is free."""
+    """Wait until the actor's process has ended, so that its memory is free; on Ctrl-C it is killed at once."""
     try:
+        if interrupts.received is not None:
+            ray.kill(actor, no_restart=True)
+            return
         ray.get(actor.stop.remote(), timeout=min(timeout, 30.0))
     except ray.exceptions.RayError:
         # What an exit looks like from outside; whatever is left of a hanging process is killed.

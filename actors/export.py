@@ -8,8 +8,10 @@ from pathlib import Path
 
 import ray
 
+from actors.remote import FETCH
 from actors.weight_sync import Weights
 from raft_ray import models
+from raft_ray.announce import announce
 from raft_ray.config import ModelConfig
 
 
@@ -23,7 +25,7 @@ def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], f
     from huggingface_hub import save_torch_state_dict
     from transformers import AutoConfig, GenerationConfig
 
-    (weights,) = ray.get(ref)
+    (weights,) = ray.get(ref, timeout=FETCH)
     assert isinstance(weights, Weights)
     target, partial = Path(folder), Path(folder + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -31,6 +33,7 @@ def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], f
     # Copies: safetensors wants memory of its own for each tensor.
     state = {name: tensor.clone() for name, tensor in weights.tensors()}
     save_torch_state_dict(state, partial, max_shard_size="5GB")
+    announce("export", "writing")
     settings = AutoConfig.from_pretrained(original, trust_remote_code=config.trust_remote_code)
     settings.dtype = weights.specs[0].dtype
     settings.save_pretrained(partial)

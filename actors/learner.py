@@ -16,7 +16,10 @@ the pipeline to start over from there.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +29,7 @@ import ray
 import torch
 
 from actors.checkpoint import Checkpoints
-from actors.cluster import actor_options, log_to_file, on_node
+from actors.cluster import actor_options, here, log_to_file, on_node
 from actors.export import export_model
 from actors.remote import root_cause
 from actors.storage import Storage
@@ -44,6 +47,12 @@ from raft_ray.step import StepLosses, train_step
 from raft_ray.student import Student, empty_micro_batch, make_micro_batches
 from raft_ray.teacher import decoder_and_head
 from raft_ray.trajectory import Sample
+
+HEALTH_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+PATIENCE = 1.5
+"""Times `learner.timeout`."""
+SILENCE = 60.0
+"""Seconds for which a learner's process may not answer Ray Train, at most `learner.timeout`; then it is replaced."""
 
 
 @dataclass
@@ -67,15 +76,27 @@ class LearnerTask:
     """Of the checkpoints; every node must reach it."""
 
 
-def train(task: LearnerTask) -> None:
-    """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up."""
+def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda controller: None) -> None:
+    """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up.
+
+    Args:
+        controlled_by: called with Ray Train's controller when it has started.
+    """
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    learner = task.config.learner
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ctrl-C stays with the command line: Ray Train's handler outlives the training and swallows it."""
+            controlled_by(controller)
+
+    # Ray Train looks after its workers by itself, with a limit of ten minutes.
+    os.environ.setdefault(HEALTH_VARIABLE, f"{min(learner.timeout, SILENCE):g}")
     # Ray's own annotations name the classes of Train v1; at run time these are v2's, which know the runtime_env.
     make_run_config: Any = ray.train.RunConfig
 
-    learner = task.config.learner
     options = actor_options(
         role="learner",
         num_cpus=learner.num_cpus,
@@ -85,10 +106,12 @@ def train(task: LearnerTask) -> None:
         keep_memory=True,
     )
     resources = {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _train_loop,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if learner.num_gpus else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if learner.num_gpus else "gloo", timeout_s=max(1, math.ceil(learner.timeout))
+        ),
         scaling_config=ScalingConfig(
             num_workers=learner.workers, use_gpu=learner.num_gpus > 0, resources_per_worker=resources
         ),
@@ -128,7 +151,7 @@ class Rank:
         self.steps = task.order.steps
         self.name = f"learner-{rank}"
         self._checkpoint_seconds = 0.0
-        self.table: dict[int, EncodedRow] = ray.get(task.table[0])
+        self.table: dict[int, EncodedRow] = ray.get(task.table[0], timeout=self.config.learner.timeout)
         self.kept = min(self.config.distill.top_k, models.vocabulary_size(task.folder, self.config.model))
         distill = self.config.distill
         self.balancer: EmaBalancer | FixedBalancer = (
@@ -272,8 +295,12 @@ class Rank:
         torch.distributed.barrier()
 
     def _call(self, ref: Any) -> Any:
-        """The value of a remote call, within `learner.timeout`."""
-        return ray.get(ref, timeout=self.config.learner.timeout)
+        """The value of a remote call. The pipeline's own limit is `learner.timeout`, and its message says more."""
+        limit = PATIENCE * self.config.learner.timeout
+        try:
+            return ray.get(ref, timeout=limit)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RaftError(f"{self.name} on {here()}: the pipeline actor has not answered for {limit:g} s") from error
 
     def _sum(self, values: list[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)

@@ -13,27 +13,29 @@ from typer.core import TyperGroup
 from raft_ray import __version__, settings
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
-
-INTERRUPTED = 130
+from raft_ray.interrupts import interrupts
 
 
 class _Commands(TyperGroup):
     """Turns the errors that a user meets into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print("interrupted; go on with --resume", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            # Ray wraps what an actor raised, and keeps the original as `cause`.
-            cause = getattr(error, "cause", None)
-            known = cause if isinstance(cause, RaftError) else error
-            if not isinstance(known, RaftError):
-                raise
-            print(f"error: {_one_line(known)}", file=sys.stderr)
-            raise typer.Exit(known.exit_code) from None
+        with interrupts.heeded():
+            try:
+                result = super().invoke(ctx)
+            except BaseException as error:
+                # Whatever was raised after a signal is its consequence.
+                if interrupts.received is None and not isinstance(error, KeyboardInterrupt):
+                    known = _known(error)
+                    if known is None:
+                        raise
+                    print(f"error: {_one_line(known)}", file=sys.stderr)
+                    raise typer.Exit(known.exit_code) from None
+            else:
+                if interrupts.received is None:
+                    return result
+            interrupts.say()
+            raise typer.Exit(interrupts.status)
 
 
 app = typer.Typer(
@@ -94,6 +96,21 @@ def ready(config: str, overrides: list[str] | None, resume: bool, run_dir: str |
 
 def say(what: str, path: Path) -> None:
     print(f"{what}: {path}")
+
+
+def _known(error: BaseException) -> RaftError | None:
+    """What of an error is for the user; none of a defect, and of what is no error."""
+    # Ray wraps what an actor raised, and keeps the original as `cause`.
+    cause = getattr(error, "cause", None)
+    known = cause if isinstance(cause, RaftError) else error
+    if isinstance(known, RaftError):
+        return known
+    if type(error).__module__.partition(".")[0] == "ray":
+        # A command that got it has Ray imported.
+        from actors.remote import understood
+
+        return understood(error)
+    return None
 
 
 def _one_line(error: BaseException) -> str:
