@@ -1,12 +1,13 @@
 """Ray: starting or joining it, with token authentication, and the resources of each role.
 
 A run joins the cluster it is told of (`run.ray_address`) or the one whose job it is (`ray job submit` sets
-`RAY_ADDRESS`), else it starts a local Ray and ends it again. Authentication is by token in every case: Ray binds
-its ports to the host's address, and whoever reaches them can run code.
+`RAY_ADDRESS`), else it starts a local Ray and ends it again. A local one listens on the loopback interface alone.
+Authentication is by token in every case: whoever reaches Ray's ports can run code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -24,6 +25,8 @@ from raft_ray.errors import ConfigError, RaftError
 from raft_ray.interrupts import interrupts
 from raft_ray.settings import required_resources
 
+LOOPBACK = "127.0.0.1"
+"""All ports of a local Ray are bound to it: of those that ask for no token, too (its metrics)."""
 CONNECT = 30.0
 """Seconds to reach a cluster's port."""
 
@@ -79,7 +82,9 @@ def start(config: Config, *others: Config) -> None:
             # CPUs are logical: roles that take turns share the cores, so a laptop need not have one for each.
             logical = config.run.local_cpus or max(os.cpu_count() or 1, int(cpus + 0.999))
             # `local`: also where another cluster runs on this machine, which Ray would otherwise join.
-            ray.init(address="local", num_cpus=logical, include_dashboard=True, **common)
+            private_token()
+            ray.init(address="local", num_cpus=logical, include_dashboard=True, _node_ip_address=LOOPBACK, **common)
+            private_token()
     except ConnectionError as error:
         raise RaftError(f"{key}={address}: no Ray cluster answers there ({error})") from error
     except SystemExit:
@@ -88,6 +93,14 @@ def start(config: Config, *others: Config) -> None:
     finally:
         interrupts.install()
     _check_resources(cpus, gpus)
+
+
+def private_token() -> None:
+    """Let nobody else read the user's Ray token: Ray writes its file for everybody."""
+    folder = Path.home() / ".ray"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / "auth_token").chmod(0o600)
 
 
 def check_address(address: str, key: str) -> None:

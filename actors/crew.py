@@ -48,10 +48,24 @@ class Member:
     rows: int = 0
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while it takes up weights, so that no older version comes after a newer one."""
+    _calls: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def now(self, state: str) -> None:
         """It does something else from now on."""
         self.state, self.since = state, time.monotonic()
+
+    def call(self, method: str, returns: int) -> Any:
+        """A method of the actor with so many return values; kept, since Ray takes as long to make it as to call it."""
+        key = method, returns
+        if key not in self._calls:
+            self._calls[key] = getattr(self.handle, method).options(num_returns=returns)
+        return self._calls[key]
+
+    def started_anew(self, handle: Any) -> None:
+        """Another process has taken its place."""
+        self.handle, self.version, self.ready = handle, None, False
+        self._calls.clear()
+        self.now("starting")
 
     @property
     def who(self) -> str:
@@ -133,9 +147,7 @@ class Crew:
         if member.restarts >= self._max_restarts:
             raise RaftError(f"{error} (restarted {member.restarts} times, {self._key}={self._max_restarts})")
         member.restarts += 1
-        member.version, member.ready = None, False
-        member.now("starting")
-        member.handle = self._make(member.name)
+        member.started_anew(self._make(member.name))
 
     def remove(self, member: Member) -> None:
         """End an actor for good."""

@@ -155,12 +155,7 @@ def _answer(
         config.eval.open_max_new_tokens if asked.open else 0,
     )
     timeout = rollout.timeout * max(1.0, longest / rollout.max_new_tokens)
-    options = actor_options(
-        role="evaluate",
-        num_cpus=rollout.num_cpus,
-        num_gpus=rollout.num_gpus,
-        threads=rollout.threads,
-    )
+    options = answering_options(config)
     actor: Any = ray.remote(EvalActor).options(**options).remote(next(iter(models.values())), config, asked)
     pairs = None
     answered: dict[str, ray.ObjectRef] = {}
@@ -190,6 +185,13 @@ def _answer(
         return pairs, answered
     finally:
         _end(actor, rollout.timeout)
+
+
+def answering_options(config: Config) -> dict[str, Any]:
+    """Resources and process environment of the `EvalActor`: those of a rollout actor."""
+    rollout = config.rollout
+    # `num_gpus` is the engine's whole number of GPUs, with tensor parallelism too.
+    return actor_options(role="evaluate", num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, threads=rollout.threads)
 
 
 def _scored(

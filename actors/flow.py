@@ -209,7 +209,7 @@ class Flow:
                     begun = self._diary.now()
                     begun += await self._take_up(member, chunk)
                     touched = True
-                    lengths_ref, trajectories = member.handle.generate.options(num_returns=2).remote(chunk)
+                    lengths_ref, trajectories = member.call("generate", 2).remote(chunk)
                     self._diary.add(chunk.step, "dispatch", self._diary.now() - begun)
                     rows = len(chunk.places)
                     with self._diary.doing(member, "generate", chunk.step) as clock:
@@ -371,7 +371,7 @@ class Flow:
         member = await self._idle_teachers.get()
         try:
             begun = self._diary.now()
-            head, *samples = member.handle.score.options(num_returns=1 + len(chunk.places)).remote(trajectories)
+            head, *samples = member.call("score", 1 + len(chunk.places)).remote(trajectories)
             self._diary.add(chunk.step, "dispatch", self._diary.now() - begun)
             rows = len(chunk.places)
             with self._diary.doing(member, "score", chunk.step) as clock:
@@ -429,6 +429,8 @@ class Flow:
             crew.remove(member)
             if not len(crew):
                 raise
+            if crew is self._rollouts:
+                self._wanted -= not member.leaving
             logging.error("given up: %s", final)
             self._records.event("given up", member.name, member.node, str(final))
             return False

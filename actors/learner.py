@@ -19,7 +19,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,8 @@ def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda contr
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from actors.loopback import INTERFACE, LoopbackConfig, is_local
+
     learner = task.config.learner
 
     class Trainer(TorchTrainer):
@@ -92,8 +95,6 @@ def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda contr
             """Ctrl-C stays with the command line: Ray Train's handler outlives the training and swallows it."""
             controlled_by(controller)
 
-    # Ray Train looks after its workers by itself, with a limit of ten minutes.
-    os.environ.setdefault(HEALTH_VARIABLE, f"{min(learner.timeout, SILENCE):g}")
     # Ray's own annotations name the classes of Train v1; at run time these are v2's, which know the runtime_env.
     make_run_config: Any = ray.train.RunConfig
 
@@ -105,11 +106,14 @@ def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda contr
         overlapped=task.config.sync.max_staleness > 0,
         keep_memory=True,
     )
+    local = is_local()
+    if local:
+        options["runtime_env"]["env_vars"] |= INTERFACE
     resources = {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
     trainer = Trainer(
         _train_loop,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(
+        torch_config=(LoopbackConfig if local else TorchConfig)(
             backend="nccl" if learner.num_gpus else "gloo", timeout_s=max(1, math.ceil(learner.timeout))
         ),
         scaling_config=ScalingConfig(
@@ -123,7 +127,23 @@ def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda contr
             worker_runtime_env=options["runtime_env"],
         ),
     )
-    trainer.fit()
+    with _health_checks(min(learner.timeout, SILENCE)):
+        trainer.fit()
+
+
+@contextmanager
+def _health_checks(limit: float) -> Iterator[None]:
+    """Let Ray Train replace a worker that does not answer for `limit` seconds, and not for ten minutes as by default.
+
+    Ray Train takes it from the environment; what the user has set there counts.
+    """
+    given = HEALTH_VARIABLE in os.environ
+    os.environ.setdefault(HEALTH_VARIABLE, f"{limit:g}")
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ[HEALTH_VARIABLE]
 
 
 def _train_loop(arguments: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 
+from raft_ray import errors
 from raft_ray.errors import RaftError
 
 FETCH = 600.0
@@ -49,10 +50,14 @@ async def within(ref: Any, timeout: float, who: str, doing: str) -> Any:
 
     Raises `ActorLost`, `DataLost` or `RaftError`, see above.
     """
+    # The call goes on when this wait is cancelled; nobody asks for its value then.
+    call = asyncio.ensure_future(_value(ref))
+    call.add_done_callback(lambda done: done.cancelled() or done.exception())
+    finished, _ = await asyncio.wait((call,), timeout=timeout)
+    if not finished:
+        raise Hung(f"{who}: still {doing} after {timeout:g} s")
     try:
-        return await asyncio.wait_for(asyncio.shield(_value(ref)), timeout)
-    except TimeoutError:
-        raise Hung(f"{who}: still {doing} after {timeout:g} s") from None
+        return call.result()
     except ray.exceptions.RayError as error:
         raise failure(error, who, doing) from error
 
@@ -108,13 +113,15 @@ def failure(error: ray.exceptions.RayError, who: str, doing: str) -> RaftError:
         return DataLost(f"{who}: an object was lost while {doing}: {one_line(cause)}")
     if isinstance(error, ray.exceptions.RayTaskError):
         return ActorLost(f"{who} failed while {doing}: {cause!r}")
+    if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
+        return written(str(error)) or ActorLost(f"{who} failed while {doing}: {last_line(error)}")
     return ActorLost(f"{who} died while {doing}: {one_line(error)}")
 
 
 def root_cause(error: BaseException) -> BaseException:
     """What was raised first, out of what Ray wraps around it for each call that it passed and Ray Train for its ranks.
 
-    Ray Data keeps its text only, which `actors.data_context` reads.
+    Ray Data keeps its text only, and so does Ray of what an actor's start raised: see `written`.
     """
     if isinstance(error, ray.exceptions.RayTaskError):
         return root_cause(error.cause)
@@ -122,6 +129,12 @@ def root_cause(error: BaseException) -> BaseException:
         return root_cause(next(iter(failures.values())))
     controller: BaseException | None = getattr(error, "controller_failure", None)
     return error if controller is None else root_cause(controller)
+
+
+def written(text: str) -> RaftError | None:
+    """The error for the user that a traceback tells of, if there is one."""
+    found = re.search(r"^.*\b(?:raft_ray\.errors|actors\.remote)\.(\w+): (.*)$", text, re.MULTILINE)
+    return getattr(errors, found.group(1), RaftError)(found.group(2)) if found else None
 
 
 def understood(error: BaseException) -> RaftError | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 from rich.console import Console
 from rich.table import Table
@@ -173,7 +175,8 @@ def simulate(
             )
         )
         ray.get(pipeline.begin.remote(0, [], 0, [ray.put(table)]))
-        ends = []
+        process = psutil.Process(ray.get(pipeline.__ray_call__.remote(lambda _: os.getpid())))
+        ends, cpu = [], []
         for step in range(steps):
             start = time.perf_counter()
             batch_refs = ray.get(pipeline.next_batch.remote(step, 0, 1))
@@ -188,9 +191,12 @@ def simulate(
             }
             ray.get(pipeline.publish.remote(step + 1, [], 0, record))
             ends.append(time.perf_counter())
+            cpu.append(sum(process.cpu_times()[:2]))
         metrics, events = (lines(Path(folder) / f"{name}.jsonl") for name in ("metrics", "events"))
         ray.kill(pipeline)
     seconds = [b - a for a, b in pairwise(ends)]
+    for line, before, after in zip(metrics[1:], cpu, cpu[1:], strict=True):
+        line["pipeline_cpu"] = after - before
     return seconds[warm:], metrics, [event["text"] for event in events if event["what"] == "scale"]
 
 
@@ -219,7 +225,7 @@ def scaling(counts: list[int], console: Console) -> dict[str, Any]:
     processes = [
         ray.remote(WaitingRollouts).options(num_cpus=0, max_concurrency=2 * max(counts)).remote(times) for _ in range(2)
     ]
-    table = Table("rollout actors", "rows/s", "of ideal", "dispatch, share of a step")
+    table = Table("rollout actors", "rows/s", "of ideal", "dispatch, share of a step", "pipeline's CPU, ms a chunk")
     found: list[dict[str, float]] = []
     for count in counts:
         seconds, metrics, _ = simulate(
@@ -235,17 +241,23 @@ def scaling(counts: list[int], console: Console) -> dict[str, Any]:
         # An actor takes up weights, then makes its rows.
         ideal = times.load + rows * times.rollout
         dispatch = statistics.median(line["seconds"]["dispatch"] for line in metrics[2:])
+        cpu = statistics.median(line["pipeline_cpu"] for line in metrics[2:])
         found.append(
             {
                 "rollouts": count,
                 "rows_per_second": rows * count / step,
                 "of_ideal": ideal / step,
                 "dispatch_share": dispatch / step,
+                "pipeline_cpu": cpu,
             }
         )
         point = found[-1]
         table.add_row(
-            str(count), f"{point['rows_per_second']:.1f}", f"{point['of_ideal']:.3f}", f"{point['dispatch_share']:.4f}"
+            str(count),
+            f"{point['rows_per_second']:.1f}",
+            f"{point['of_ideal']:.3f}",
+            f"{point['dispatch_share']:.4f}",
+            f"{1000 * cpu / count:.2f}",
         )
     console.print(table)
     return {"rows_per_actor": rows, "times": vars(times), "points": found}

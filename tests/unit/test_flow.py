@@ -57,6 +57,22 @@ def test_an_actor_that_dies_at_every_start_is_given_up_with_the_cause_of_its_fir
     assert deaths == START_TRIES
 
 
+def test_an_actor_that_is_given_up_is_no_longer_wanted_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def generate(actor: Actor, chunk: Chunk) -> Any:
+        if actor.name == "rollout-0":
+            raise ActorLost("rollout-0 died while generating")
+        return await actor._generate(chunk)
+
+    async def work() -> None:
+        keys = ("rollout.actors=2", "rollout.max_restarts=0", "learner.batch=8")
+        running = Running(config(*keys), 16, monkeypatch, generate=generate)
+        assert len(await running.share(0)) == 8
+        assert (running.flow.wanted, running.flow.waits_for_room) == (1, None)
+        assert [what for what, _ in running.events] == ["lost", "given up"]
+
+    run(work())
+
+
 def test_deaths_after_a_start_do_not_add_up_to_a_start_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     died = []
 

@@ -31,6 +31,11 @@ def wrapped(error: Exception, traceback: str = "Traceback ...") -> RayTaskError:
     return RayTaskError("call", traceback, error).as_instanceof_cause()
 
 
+def start_that_raised(line: str) -> ActorDiedError:
+    """Ray keeps the text alone."""
+    return ActorDiedError(RayTaskError("RolloutActor.__init__", f"Traceback ...\n{line}", DataError("unknown")))
+
+
 def lost() -> ObjectLostError:
     return ObjectLostError("00" * 28, owner_address=None, call_site="")
 
@@ -66,6 +71,12 @@ def test_a_refusal_is_handed_on_as_it_is() -> None:
     assert failure(wrapped(wrapped(REFUSED)), "rollout-0 on a", "generating") is REFUSED
 
 
+def test_a_refusal_at_an_actors_start_is_no_death_that_another_start_would_mend() -> None:
+    found = failure(start_that_raised("raft_ray.errors.DataError: a.jsonl: line 3: empty"), "rollout-0", "starting")
+
+    assert (type(found), str(found)) == (DataError, "a.jsonl: line 3: empty")
+
+
 @pytest.mark.parametrize("error", [lost(), wrapped(lost())])
 def test_an_object_that_is_gone_is_no_death_of_the_actor(error: RayError) -> None:
     found = failure(error, "rollout-0 on a", "loading")
@@ -79,6 +90,7 @@ def test_an_object_that_is_gone_is_no_death_of_the_actor(error: RayError) -> Non
     [
         (wrapped(ValueError("no such row")), "rollout-0 on a failed while generating: ValueError('no such row')"),
         (ActorDiedError(), "rollout-0 on a died while generating: The actor died unexpectedly before"),
+        (start_that_raised("ImportError: no vllm"), "rollout-0 on a failed while generating: ImportError: no vllm"),
     ],
 )
 def test_a_defect_and_a_death_lose_the_actor(error: RayError, message: str) -> None:

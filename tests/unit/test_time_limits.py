@@ -16,6 +16,7 @@ NO_WAIT = {
     "summary.result()",
     "gap.result()",
     "task.result()",
+    "call.result()",
 }
 
 
