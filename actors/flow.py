@@ -100,6 +100,8 @@ class Flow:
         """Rollout actors that wait for a chunk, in the order in which they came."""
         self._working: set[str] = set()
         """Rollout actors that have a chunk."""
+        self._without_weights: list[Member] = []
+        """Rollout actors whose version was lost; they wait for a newer one."""
         self._holding = False
         self._held: list[Member] = []
         self._room = Room(config)
@@ -156,6 +158,11 @@ class Flow:
             self._growing = False
         await asyncio.to_thread(self._room.ask, 0)
 
+    def forget_room(self) -> None:
+        """Nobody waits for room any more."""
+        if self._growing:
+            self._room.ask(0)
+
     async def _grown(self) -> int:
         """Start those that fit; returns how many there are."""
         have = len(self._rollouts)
@@ -168,15 +175,20 @@ class Flow:
     async def hold(self, version: int) -> dict[str, Any]:
         """See `PipelineActor.hold`."""
         self._holding = True
+        # One is enough: others that are just starting come in with a later push.
         await self._loops.wait_for(
-            lambda: not self._working,
-            lambda: f"the rest of {', '.join(sorted(self._working))} before version {version}",
+            lambda: not self._working and bool(self._at_rest()),
+            lambda: f"the rest of {', '.join(sorted(self._working)) or 'any rollout actor'} before version {version}",
             self._config.learner.timeout,
             "learner.timeout",
         )
-        # Those that are to leave do so after the push: a group must not lose a member in the middle of it.
-        self._held = [member for member, _ in self._idle.values() if not member.leaving]
+        self._held = self._at_rest()
         return {member.name: member.handle for member in self._held}
+
+    def _at_rest(self) -> list[Member]:
+        """Rollout actors that can take part in a push: not those that are to leave, since a group must stay whole."""
+        waiting = [member for member, _ in self._idle.values()]
+        return [member for member in (*waiting, *self._without_weights) if not member.leaving]
 
     def publish(self, published: Published) -> None:
         """Offer new weights; actors that were held have them already, and go on."""
@@ -230,14 +242,18 @@ class Flow:
                 # The weights are gone with the learner that made them; the next version comes from its successor.
                 logging.warning("%s", error)
                 version = self.published.version
+                self._without_weights.append(member)
                 self._rests(member, f"waits for a version after {version}")
                 self._give_back(chunk, False, error)
-                await self._loops.wait_for(
-                    partial(self._newer_than, version),
-                    partial("a version after {}".format, version),
-                    self._config.learner.timeout,
-                    "learner.timeout",
-                )
+                try:
+                    await self._loops.wait_for(
+                        partial(self._newer_than, version),
+                        partial("a version after {}".format, version),
+                        self._config.learner.timeout,
+                        "learner.timeout",
+                    )
+                finally:
+                    self._without_weights.remove(member)
             except ActorLost as error:
                 self._rests(member, "lost")
                 self._give_back(chunk, touched, error)

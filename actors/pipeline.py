@@ -266,6 +266,8 @@ class PipelineActor:
 
     def finish(self) -> None:
         """Flush the records and stop the loops."""
+        if self._going is not None:
+            self._going.forget_room()
         self._loops.cancel()
         self._records.close()
 

@@ -60,8 +60,12 @@ class Room:
         return " and ".join(f"{need:g} {unit}s" for unit, need in self._each.items() if need > 0) or "nothing"
 
     def free(self, have: int) -> int:
-        """How many rollout actors can be added to `have`. Asks Ray; blocks for a moment."""
-        return fitting(ray.cluster_resources(), ray.available_resources(), self._others, self._each, have)
+        """How many rollout actors can be added to `have`; none while Ray does not say. Blocks for a moment."""
+        try:
+            total, available = ray.cluster_resources(), ray.available_resources()
+        except ray.exceptions.RayError:
+            return 0
+        return fitting(total, available, self._others, self._each, have)
 
     def ask(self, wanted: int) -> None:
         """Let the autoscaler make room for `wanted` rollout actors in all; for 0 it forgets what was asked."""
@@ -69,6 +73,6 @@ class Room:
 
         each = {unit: need for unit, need in self._each.items() if need > 0}
         others = [{unit: 1} for unit, need in self._others.items() for _ in range(math.ceil(need))]
-        # A cluster that cannot be asked is one that does not grow.
-        with contextlib.suppress(ray.exceptions.RayError, RuntimeError):
+        # A cluster that cannot be asked is one that does not grow; the run goes on without.
+        with contextlib.suppress(Exception):
             request_resources(bundles=[*others, *([each] * wanted)] if wanted and each else [])

@@ -11,6 +11,7 @@ import pytest
 from flow_fakes import Actor, Running
 
 from actors.crew import START_TRIES
+from actors.flow import Published
 from actors.loops import Loops
 from actors.remote import ActorLost, DataLost
 from actors.room import PLENTY, fitting
@@ -133,7 +134,30 @@ def test_an_actor_whose_version_was_lost_does_not_keep_a_push_waiting(monkeypatc
         await running.settled()
         (member,) = running.rollouts
         assert member.state == "waits for a version after 0"
-        assert await running.flow.hold(1) == {}
+        assert list(await running.flow.hold(1)) == ["rollout-0"]
+        running.made[0].version = 1
+        running.flow.publish(Published(1, None, 0))
+        await running.settled()
+        assert member.version == 1
+        assert [info.version for info in await running.share(0)] == [1] * 4
+
+    run(work())
+
+
+def test_a_push_waits_for_the_first_actor_that_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    begins = asyncio.Event()
+
+    async def ready(_: Actor) -> str:
+        await begins.wait()
+        return "here"
+
+    async def work() -> None:
+        running = Running(config("learner.batch=4"), 8, monkeypatch, ready=ready)
+        held = asyncio.ensure_future(running.flow.hold(1))
+        await running.settled()
+        assert not held.done()
+        begins.set()
+        assert list(await held) == ["rollout-0"]
 
     run(work())
 
