@@ -25,8 +25,6 @@ from raft_ray.errors import ConfigError, RaftError
 from raft_ray.interrupts import interrupts
 from raft_ray.settings import required_resources
 
-LOOPBACK = "127.0.0.1"
-"""All ports of a local Ray are bound to it: of those that ask for no token, too (its metrics)."""
 CONNECT = 30.0
 """Seconds to reach a cluster's port."""
 
@@ -83,7 +81,8 @@ def start(config: Config, *others: Config) -> None:
             logical = config.run.local_cpus or max(os.cpu_count() or 1, int(cpus + 0.999))
             # `local`: also where another cluster runs on this machine, which Ray would otherwise join.
             private_token()
-            ray.init(address="local", num_cpus=logical, include_dashboard=True, _node_ip_address=LOOPBACK, **common)
+            with _loopback():
+                ray.init(address="local", num_cpus=logical, include_dashboard=True, **common)
             private_token()
     except ConnectionError as error:
         raise RaftError(f"{key}={address}: no Ray cluster answers there ({error})") from error
@@ -93,6 +92,21 @@ def start(config: Config, *others: Config) -> None:
     finally:
         interrupts.install()
     _check_resources(cpus, gpus)
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """A Ray that starts in the block takes the loopback address for all its ports, also those that ask for no token.
+
+    `ray.init` replaces a loopback address by the host's, unless clusters are switched off, as they are on macOS.
+    """
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def private_token() -> None:
