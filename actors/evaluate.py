@@ -31,7 +31,7 @@ from actors.cluster import actor_options
 from actors.eval_actor import EvalActor, Questions, questions, subset
 from actors.judge_actor import JudgeActor, judge_options, judge_timeout
 from actors.refine_store import RemoteStore, cache_actor
-from actors.remote import FETCH, get
+from actors.remote import FETCH, get, paced
 from actors.score_actor import ScoreActor
 from raft_ray import models as sources
 from raft_ray.config import Config
@@ -41,6 +41,7 @@ from raft_ray.evaluate import domain
 from raft_ray.evaluate.judged import JudgePrompts, Opinion, domain_part, load_judge_prompts, open_part, open_verdicts
 from raft_ray.files import write_whole
 from raft_ray.interrupts import interrupts
+from raft_ray.limits import Limits
 
 Progress = Callable[[str, int, int], None]
 
@@ -157,7 +158,7 @@ def _answer(
     timeout = rollout.timeout * max(1.0, longest / rollout.max_new_tokens)
     options = answering_options(config)
     actor: Any = ray.remote(EvalActor).options(**options).remote(next(iter(models.values())), config, asked)
-    pairs = None
+    pairs, limits = None, Limits()
     answered: dict[str, ray.ObjectRef] = {}
     try:
         who = _where(actor, "EvalActor", rollout.timeout, options)
@@ -170,7 +171,7 @@ def _answer(
             loaded = time.perf_counter()
             for chunk in range(len(chunks)):
                 report(f"answers of {name}", sum(chunks[:chunk]), sum(chunks))
-                get(actor.answer.remote(chunk), timeout, who)
+                paced(limits, "answer", actor.answer.remote(chunk), timeout, who)
             report(f"answers of {name}", sum(chunks), sum(chunks))
             seconds = {"load": loaded - start, "answers": time.perf_counter() - loaded}
             if name == "base" and asked.general:
@@ -214,7 +215,7 @@ def _scored(
     actor: Any = ray.remote(ScoreActor).options(**options).remote(next(iter(models.values())), config, asked)
     try:
         who = _where(actor, "ScoreActor", teacher.timeout, options)
-        chunks = get(actor.start.remote(), teacher.timeout, who)
+        chunks, limits = get(actor.start.remote(), teacher.timeout, who), Limits()
         # A base that is known is here for the others' drift alone.
         for done, name in enumerate(models if pairs is not None else measured):
             start = time.perf_counter()
@@ -232,7 +233,7 @@ def _scored(
                 start = time.perf_counter()
             for chunk in range(len(chunks)):
                 report(f"choices of {name}", sum(chunks[:chunk]), sum(chunks))
-                get(actor.choose.remote(chunk), teacher.timeout, who)
+                paced(limits, "choose", actor.choose.remote(chunk), teacher.timeout, who)
             if chunks:
                 report(f"choices of {name}", sum(chunks), sum(chunks))
                 block["seconds"]["choices"] = time.perf_counter() - start
@@ -299,7 +300,7 @@ def _opinions(
     judge, config, *_ = arguments
     options, timeout = judge_options(config, judge), judge_timeout(config, judge)
     actor: Any = ray.remote(JudgeActor).options(**options).remote(*arguments)
-    found = {}
+    found, limits = {}, Limits()
     try:
         who = _where(actor, f"JudgeActor {judge}", timeout, options)
         report(f"judge {judge}", 0, 1)
@@ -310,7 +311,7 @@ def _opinions(
             chunks = get(actor.take.remote(name, answers), timeout, who)
             for chunk in range(len(chunks)):
                 report(f"{judge} on answers of {name}", sum(chunks[:chunk]), sum(chunks))
-                get(actor.judge.remote(chunk), timeout, who)
+                paced(limits, "judge", actor.judge.remote(chunk), timeout, who)
             report(f"{judge} on answers of {name}", sum(chunks), sum(chunks))
             found[name] = get(actor.opinions.remote(), timeout, who)
             measured[name]["seconds"][f"judge {judge}"] = time.perf_counter() - start

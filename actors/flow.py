@@ -27,6 +27,7 @@ import ray
 
 from actors.crew import Crew, Member
 from actors.diary import Diary
+from actors.growth import Growth
 from actors.loops import Loops
 from actors.remote import ActorLost, DataLost, within
 from actors.room import Room
@@ -39,8 +40,6 @@ from raft_ray.records import RunRecords
 from raft_ray.trajectory import Chunk
 
 WAITS = "waits for places"
-RETRY = 2.0
-"""Seconds between two looks for room for rollout actors that are wanted."""
 
 
 @dataclass
@@ -104,9 +103,7 @@ class Flow:
         """Rollout actors whose version was lost; they wait for a newer one."""
         self._holding = False
         self._held: list[Member] = []
-        self._room = Room(config)
-        self._wanted = len(rollouts)
-        self._growing = False
+        self.growth = Growth(Room(config), loops, rollouts, lambda member: loops.spawn(self._serve(member)))
 
     def start(self) -> None:
         """Set all actors to work."""
@@ -117,60 +114,15 @@ class Flow:
             member.version = None
             self._loops.spawn(self._serve(member))
 
-    @property
-    def wanted(self) -> int:
-        """Rollout actors, with those for which there is no room yet."""
-        return self._wanted
-
-    @property
-    def waits_for_room(self) -> str | None:
-        """What rollout actors that are wanted and not there wait for; none if all are there."""
-        missing = self._wanted - len(self._rollouts)
-        return f"{missing} of {self._wanted} wait for room, each takes {self._room.each}" if missing > 0 else None
-
     async def resize(self, wanted: int) -> None:
         """Have so many rollout actors: new ones start as there is room, superfluous ones leave after their chunk."""
-        have = self._wanted
+        have = self.growth.wanted
         if wanted == have:
             return
         self._records.event("scale", "rollout", "", f"{have} -> {wanted} rollout actors")
-        self._wanted = wanted
         self._rollouts.dismiss(len(self._rollouts) - wanted)
         self._release()
-        if await self._grown() < wanted and not self._growing:
-            self._growing = True
-            self._loops.spawn(self._grow())
-
-    def resume_growing(self, wanted: int) -> None:
-        """Go on waiting for room, after a new beginning."""
-        self._wanted = max(wanted, len(self._rollouts))
-        if self._wanted > len(self._rollouts):
-            self._growing = True
-            self._loops.spawn(self._grow())
-
-    async def _grow(self) -> None:
-        """Start the rollout actors that are wanted as soon as there is room for them."""
-        await asyncio.to_thread(self._room.ask, self._wanted)
-        try:
-            while await self._grown() < self._wanted:
-                await asyncio.sleep(RETRY)
-        finally:
-            self._growing = False
-        await asyncio.to_thread(self._room.ask, 0)
-
-    def forget_room(self) -> None:
-        """Nobody waits for room any more."""
-        if self._growing:
-            self._room.ask(0)
-
-    async def _grown(self) -> int:
-        """Start those that fit; returns how many there are."""
-        have = len(self._rollouts)
-        if have < self._wanted:
-            free = await asyncio.to_thread(self._room.free, have)
-            for _ in range(min(free, self._wanted - len(self._rollouts))):
-                self._loops.spawn(self._serve(self._rollouts.add(placed=False)))
-        return len(self._rollouts)
+        await self.growth.to(wanted)
 
     async def hold(self, version: int) -> dict[str, Any]:
         """See `PipelineActor.hold`."""
@@ -446,7 +398,7 @@ class Flow:
             if not len(crew):
                 raise
             if crew is self._rollouts:
-                self._wanted -= not member.leaving
+                self.growth.wanted -= not member.leaving
             logging.error("given up: %s", final)
             self._records.event("given up", member.name, member.node, str(final))
             return False

@@ -122,10 +122,10 @@ class PipelineActor:
         self._diary.forget()
         self._step, self._looked = step, self._diary.now()
         self._ranks.clear()
-        wanted = self._flow.wanted
+        wanted = self._flow.growth.wanted
         self._going = self._new_flow(Published(step, ref, checksum))
         self._flow.start()
-        self._flow.resume_growing(wanted)
+        self._flow.growth.go_on(wanted)
 
     async def next_batch(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
         """The rows that `rank` trains on at `step`: `(info, [sample ref], row)` each, balanced by tokens over ranks.
@@ -225,7 +225,7 @@ class PipelineActor:
                 {"name": f"learner-{rank}", "state": what, "seconds": round(self._diary.now() - since, 1)}
                 for rank, (what, since) in sorted(self._ranks.items())
             ],
-            "waits_for_room": self._flow.waits_for_room,
+            "waits_for_room": self._flow.growth.waits,
             "queue": {
                 "in_flight": capacity.in_flight,
                 "ready": capacity.ready,
@@ -259,24 +259,24 @@ class PipelineActor:
             raise RaftError(f"distill.method={self._config.distill.method.value} has no rollout actors to scale")
         if rollouts < 1:
             raise RaftError(f"--rollouts {rollouts}: at least one rollout actor must stay")
-        before = self._flow.wanted
+        before = self._flow.growth.wanted
         self._scaled_by_hand = True
         await self._flow.resize(rollouts)
-        return {"before": before, "now": len(self._rollouts), "waits": self._flow.waits_for_room}
+        return {"before": before, "now": len(self._rollouts), "waits": self._flow.growth.waits}
 
     def finish(self) -> None:
         """Flush the records and stop the loops."""
         if self._going is not None:
-            self._going.forget_room()
+            self._going.growth.forget()
         self._loops.cancel()
         self._records.close()
 
     async def _resize(self) -> None:
         """Let the policy look at the steps since its last change."""
         starting = any(not member.ready for member in self._rollouts)
-        if self._scaled_by_hand or starting or self._flow.waits_for_room or self._elastic.fixed:
+        if self._scaled_by_hand or starting or self._flow.growth.waits or self._elastic.fixed:
             return
-        have = self._flow.wanted
+        have = self._flow.growth.wanted
         wanted = self._elastic.target(have, self._diary.loads(self._looked))
         if wanted != have:
             self._looked = self._diary.now()

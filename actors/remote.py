@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ import ray
 
 from raft_ray import errors
 from raft_ray.errors import RaftError
+from raft_ray.limits import Limits
 
 FETCH = 600.0
 """Seconds to fetch an object that another process has put into the store."""
@@ -81,6 +83,14 @@ def get(ref: Any, timeout: float, who: str) -> Any:
         raise root_cause(error) from error
     except ray.exceptions.RayError as error:
         raise RaftError(f"{who}: the process died ({one_line(error)})") from error
+
+
+def paced(limits: Limits, kind: str, ref: Any, most: float, who: str) -> Any:
+    """As `get`, within the limit of the calls of this kind so far, at most `most` seconds."""
+    begun = time.monotonic()
+    value = get(ref, limits.of(kind, most), who)
+    limits.took(kind, time.monotonic() - begun)
+    return value
 
 
 def patiently(ref: Any, ping: Callable[[], Any], limit: float, who: str) -> Any:

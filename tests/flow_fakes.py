@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from actors import flow
+from actors import growth
 from actors.crew import Crew
 from actors.diary import Diary
 from actors.flow import Flow, Published
@@ -77,7 +77,7 @@ class Running:
         self.events: list[tuple[str, str]] = []
         self.room = room
         monkeypatch.setattr("actors.crew.kill", self._kill)
-        monkeypatch.setattr(flow, "RETRY", 0.0)
+        monkeypatch.setattr(growth, "RETRY", 0.0)
         monkeypatch.setattr("actors.room.Room.free", lambda _, have: max(0, self.room - have))
         monkeypatch.setattr("actors.room.Room.ask", lambda *_: None)
         order = RowOrder(rows, config.learner.batch, 1, 0)

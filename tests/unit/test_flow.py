@@ -68,7 +68,7 @@ def test_an_actor_that_is_given_up_is_no_longer_wanted_while_others_go_on(monkey
         keys = ("rollout.actors=2", "rollout.max_restarts=0", "learner.batch=8")
         running = Running(config(*keys), 16, monkeypatch, generate=generate)
         assert len(await running.share(0)) == 8
-        assert (running.flow.wanted, running.flow.waits_for_room) == (1, None)
+        assert (running.flow.growth.wanted, running.flow.growth.waits) == (1, None)
         assert [what for what, _ in running.events] == ["lost", "given up"]
 
     run(work())
@@ -181,8 +181,8 @@ def test_a_step_is_cut_for_the_actors_that_are_there_not_for_those_that_are_want
         )
         await running.flow.resize(50)
         await running.settled()
-        assert (len(running.rollouts), running.flow.wanted) == (3, 50)
-        assert running.flow.waits_for_room == "47 of 50 wait for room, each takes 1 CPUs"
+        assert (len(running.rollouts), running.flow.growth.wanted) == (3, 50)
+        assert running.flow.growth.waits == "47 of 50 wait for room, each takes 1 CPUs"
         chunks.clear()
         await running.train(0)
         await running.train(1)
@@ -191,7 +191,7 @@ def test_a_step_is_cut_for_the_actors_that_are_there_not_for_those_that_are_want
         while len(running.rollouts) < 4:
             await asyncio.sleep(0.01)
         await running.flow.resize(1)
-        assert running.flow.waits_for_room is None
+        assert running.flow.growth.waits is None
 
     run(work())
 

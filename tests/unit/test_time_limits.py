@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from actors import remote
 from raft_ray.limits import FACTOR, FLOOR, Limits
 
 ROOT = Path(__file__).parents[2]
@@ -71,3 +72,16 @@ def test_a_limit_grows_with_the_rows_never_shrinks_with_them_and_has_a_floor() -
     assert limits.of("generate", 6000, rows=1) == 20 * FACTOR
     limits.took("score", 0.01, rows=4)
     assert limits.of("score", 6000, rows=4) == FLOOR
+
+
+def test_calls_that_come_back_set_the_limit_of_those_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def answer(ref: object, timeout: float) -> object:
+        asked.append(timeout)
+        return ref
+
+    monkeypatch.setattr(remote.ray, "get", answer)
+    limits = Limits()
+    assert [remote.paced(limits, "answer", ref, 600, "EvalActor") for ref in (1, 2)] == [1, 2]
+    assert asked == [600, FLOOR]
