@@ -49,7 +49,7 @@ def test_an_actor_without_a_place_waits_and_works_on_the_node_that_joins(
         # The teacher's CPU is free for a moment, and stays the teacher's.
         kill("TeacherActor")
         wait_for(lambda: "teacher-0" in events.read_text(), thread)
-        done = len(lines(trace))
+        done = len(trace.read_text().splitlines())
         wait_for(lambda: len(trace.read_text().splitlines()) > done + ON_THE_WAY, thread)
         status = json.loads(raft_ray("status", str(folder), "--json").stdout)
         assert {actor["name"] for actor in status["actors"]} == {"rollout-0", "teacher-0"}
