@@ -16,6 +16,8 @@ def open_to_others(process: psutil.Process) -> list[str]:
             for connection in one.net_connections("inet"):
                 if connection.status != psutil.CONN_LISTEN:
                     continue
-                if not ipaddress.ip_address(connection.laddr.ip).is_loopback:
+                address = ipaddress.ip_address(connection.laddr.ip)
+                # gRPC's are `::ffff:127.0.0.1`.
+                if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
                     found.append(f"{connection.laddr.ip}:{connection.laddr.port} {' '.join(one.cmdline())[:80]}")
     return found
