@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
-    from actors.cluster import check_address
+    from actors.cluster import check_address, loopback
     from actors.remote import root_cause
 
     ours = not ray.is_initialized()
@@ -77,7 +77,8 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
     try:
         if ours:
             check_address(where, "--address" if address else str(found))
-            ray.init(address=where, log_to_driver=False, configure_logging=False)
+            with loopback() if where.startswith("127.0.0.1:") else nullcontext():
+                ray.init(address=where, log_to_driver=False, configure_logging=False)
         yield ray.get_actor(record["pipeline"], namespace=record["namespace"])
     except ray.exceptions.RayTaskError as error:
         raise root_cause(error) from error

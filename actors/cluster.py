@@ -81,7 +81,7 @@ def start(config: Config, *others: Config) -> None:
             logical = config.run.local_cpus or max(os.cpu_count() or 1, int(cpus + 0.999))
             # `local`: also where another cluster runs on this machine, which Ray would otherwise join.
             private_token()
-            with _loopback():
+            with loopback():
                 ray.init(address="local", num_cpus=logical, include_dashboard=True, **common)
             private_token()
     except ConnectionError as error:
@@ -95,7 +95,7 @@ def start(config: Config, *others: Config) -> None:
 
 
 @contextmanager
-def _loopback() -> Iterator[None]:
+def loopback() -> Iterator[None]:
     """A Ray that starts in the block takes the loopback address for all its ports, also those that ask for no token.
 
     `ray.init` replaces a loopback address by the host's, unless clusters are switched off, as they are on macOS.
