@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,24 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
+    from actors.cluster import check_address, loopback
     from actors.remote import root_cause
 
     ours = not ray.is_initialized()
     where = address or record["address"]
     try:
         if ours:
-            ray.init(address=where, log_to_driver=False, configure_logging=False)
+            check_address(where, "--address" if address else str(found))
+            with loopback() if where.startswith("127.0.0.1:") else nullcontext():
+                ray.init(address=where, log_to_driver=False, configure_logging=False)
         yield ray.get_actor(record["pipeline"], namespace=record["namespace"])
     except ray.exceptions.RayTaskError as error:
         raise root_cause(error) from error
+    except ray.exceptions.GetTimeoutError as error:
+        raise RaftError(
+            f"{run}: its pipeline actor has not answered for {_TIMEOUT:g} s; if it hangs, the run's driver "
+            "kills it, and Ray starts it again"
+        ) from error
     except (ConnectionError, ValueError, ray.exceptions.RayActorError) as error:
         raise RaftError(
             f"{run}: its Ray cluster at {where} does not answer, or the run has ended; see {found}"
@@ -100,10 +108,10 @@ def status(run: Path, address: str | None = None) -> dict[str, Any]:
     return found
 
 
-def scale(run: Path, rollouts: int, address: str | None = None) -> int:
-    """Have so many rollout actors; returns how many there were. Raises `RaftError`."""
+def scale(run: Path, rollouts: int, address: str | None = None) -> dict[str, Any]:
+    """Have so many rollout actors; returns what `PipelineActor.scale` does. Raises `RaftError`."""
     with attached(run, address) as pipeline:
         import ray
 
-        before: int = ray.get(pipeline.scale.remote(rollouts), timeout=_TIMEOUT)
-    return before
+        found: dict[str, Any] = ray.get(pipeline.scale.remote(rollouts), timeout=_TIMEOUT)
+    return found

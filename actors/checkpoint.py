@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import random
 import shutil
 import sys
@@ -257,7 +258,8 @@ class Checkpoints:
         """Delete what a process that was killed has left: here and in the storage."""
         if self._first:
             for rest in Path(tempfile.gettempdir()).glob(f"{self._prefix}*"):
-                shutil.rmtree(rest)
+                if rest.stat().st_uid == os.getuid():  # not another user's, whose run may go on
+                    shutil.rmtree(rest)
         if self._rank == 0:
             self._storage.sweep(_registered())
         # No rank makes a new folder before the old ones are gone.

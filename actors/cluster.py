@@ -1,17 +1,19 @@
 """Ray: starting or joining it, with token authentication, and the resources of each role.
 
 A run joins the cluster it is told of (`run.ray_address`) or the one whose job it is (`ray job submit` sets
-`RAY_ADDRESS`), else it starts a local Ray and ends it again. Authentication is by token in every case: Ray binds
-its ports to the host's address, and whoever reaches them can run code.
+`RAY_ADDRESS`), else it starts a local Ray and ends it again. A local one listens on the loopback interface alone.
+Authentication is by token in every case: whoever reaches Ray's ports can run code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -26,10 +28,13 @@ import psutil
 from raft_ray import announce
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
+from raft_ray.interrupts import interrupts
 from raft_ray.settings import required_resources
 
 _TMP = "RAFT_RAY_TMP"
 """Names the temporary folder of a run's actors, in their environment."""
+CONNECT = 30.0
+"""Seconds to reach a cluster's port."""
 
 
 @contextmanager
@@ -78,6 +83,7 @@ def socket_folders() -> set[Path]:
 def start(config: Config, *others: Config) -> None:
     """Join or start Ray; see `cluster`."""
     address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
+    key = "run.ray_address" if config.run.ray_address else "RAY_ADDRESS"
     needs = [required_resources(one) for one in (config, *others)]
     cpus, gpus = max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)
     if not address:
@@ -100,6 +106,7 @@ def start(config: Config, *others: Config) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     try:
         if address:
+            check_address(address, key)
             ray.init(address=address, **common)
         else:
             # Each training would have a process that waits for nodes to be taken away; this one ends with us.
@@ -107,10 +114,63 @@ def start(config: Config, *others: Config) -> None:
             # CPUs are logical: roles that take turns share the cores, so a laptop need not have one for each.
             logical = config.run.local_cpus or max(os.cpu_count() or 1, int(cpus + 0.999))
             # `local`: also where another cluster runs on this machine, which Ray would otherwise join.
-            ray.init(address="local", num_cpus=logical, include_dashboard=True, **common)
+            private_token()
+            with loopback():
+                ray.init(address="local", num_cpus=logical, include_dashboard=True, **common)
+            private_token()
     except ConnectionError as error:
-        raise RaftError(f"run.ray_address={address}: no Ray cluster answers there ({error})") from error
+        raise RaftError(f"{key}={address}: no Ray cluster answers there ({error})") from error
+    except SystemExit:
+        # From a handler of SIGTERM that Ray has set meanwhile.
+        raise interrupts.arrived(signal.SIGTERM) from None
+    finally:
+        interrupts.install()
     _check_resources(cpus, gpus)
+
+
+@contextmanager
+def loopback() -> Iterator[None]:
+    """A Ray that starts in the block takes the loopback address for all its ports, also those that ask for no token.
+
+    `ray.init` replaces a loopback address by the host's, unless clusters are switched off, as they are on macOS.
+    """
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def private_token() -> None:
+    """Let nobody else read the user's Ray token: Ray writes its file for everybody."""
+    folder = Path.home() / ".ray"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / "auth_token").chmod(0o600)
+
+
+def check_address(address: str, key: str) -> None:
+    """Refuse what is no address of a Ray cluster, and one at which nobody listens: Ray itself would wait for minutes.
+
+    Args:
+        key: the config key, variable or option that names it.
+
+    Raises `ConfigError`, and `RaftError` after at most `CONNECT` seconds.
+    """
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"{key}={address}: that is a dashboard, for `ray job submit`; a run joins a cluster at HOST:6379, or "
+            "starts its own Ray where the address is left out (`env -u RAY_ADDRESS raft-ray ...`)"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # such as `auto`, which Ray looks up
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT).close()
+    except OSError as error:
+        raise RaftError(f"{key}={address}: nobody answers there within {CONNECT:g} s ({error})") from error
 
 
 def stop() -> None:

@@ -25,7 +25,7 @@ import ray
 from actors.cluster import actor_options
 from actors.evaluate import evaluate, weights_folder
 from actors.progress import Bars
-from actors.remote import get, last_line, root_cause
+from actors.remote import get, last_line, root_cause, understood
 from actors.run import console, refined_rows, running, trained
 from actors.storage import locate
 from raft_ray.compare.charts import Traces
@@ -254,7 +254,7 @@ def _tried(name: str, failed: dict[str, str], work: Callable[[], Any]) -> Any:
         return work()
     # Whatever stops one method must not lose the hours that went into the others.
     except Exception as error:
-        failed[name] = last_line(root_cause(error))
+        failed[name] = str(understood(error) or last_line(root_cause(error)))
         console.print(f"[red]{plain(name)} failed[/]: {plain(failed[name])}", highlight=False)
         return None
 

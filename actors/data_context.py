@@ -4,7 +4,6 @@ carries."""
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,7 @@ import ray
 from ray.data import DataContext
 from ray.data.exceptions import UserCodeException
 
-from actors.remote import last_line
-from raft_ray import errors
+from actors.remote import last_line, understood, written
 from raft_ray.errors import RaftError
 
 
@@ -42,16 +40,7 @@ def quiet_data(what: str, logs: str, *, start_timeout: float) -> Iterator[DataCo
             warnings.filterwarnings("ignore", "The (minimum|maximum) number of concurrent", UserWarning)
             yield context
     except (UserCodeException, ray.exceptions.RayError, TimeoutError) as error:
-        raise _own(error) or RaftError(f"{what}: {last_line(error)}; see {logs}") from error
+        reason = understood(error) or last_line(error)
+        raise written(str(error)) or RaftError(f"{what}: {reason}; see {logs}") from error
     finally:
         logger.setLevel(level)
-
-
-def _own(error: Exception) -> RaftError | None:
-    """The error for the user that a worker raised.
-
-    Unlike `remote.root_cause` it reads the text: Ray Data keeps only the traceback of what a worker's code raised, and
-    Ray that of what an actor's start raised.
-    """
-    found = re.search(r"^.*\b(?:raft_ray\.errors|actors\.remote)\.(\w+): (.*)$", str(error), re.MULTILINE)
-    return getattr(errors, found.group(1), RaftError)(found.group(2)) if found else None

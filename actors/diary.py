@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.crew import Member
 from raft_ray.records import RunRecords
-from raft_ray.spans import Span, bottleneck, loads
+from raft_ray.spans import Load, Span, bottleneck, loads
 
 RECENT = 20
 """Steps that rates and advice look back on."""
@@ -41,7 +41,7 @@ class Diary:
     @contextmanager
     def doing(self, member: Member, what: str, step: int) -> Iterator[Callable[[], float]]:
         """A member's state and span while the block runs. Yields a clock: seconds since it began."""
-        member.state = what
+        member.now(what)
         start = self.now()
         yield lambda: self.now() - start
         span = Span(member.name, what, step, start, self.now())
@@ -92,8 +92,12 @@ class Diary:
         """Which role limits the last steps, and what to do about it; none before the first."""
         if not self._steps:
             return None
-        found = bottleneck(loads(self._spans, self._steps[0][0], self.now()))
+        found = bottleneck(self.loads(self._steps[0][0]))
         return None if found is None else found.advice
+
+    def loads(self, since: float) -> dict[str, Load]:
+        """How busy each role has been since then."""
+        return loads(self._spans, since, self.now())
 
     def _note(self, span: Span) -> None:
         self._spans.append(span)

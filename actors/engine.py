@@ -112,7 +112,6 @@ class Engine:
         `between` is called after every forward pass with the number of tokens that each prompt has got so far; it may
         replace the weights inside `paused`.
         """
-        import torch
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import StructuredOutputsParams
 
@@ -130,7 +129,8 @@ class Engine:
             for limit in limits
         ]
         # Seeding the call, not each request: a per-request generator crashes the CPU engine under chunked prefill.
-        torch.manual_seed(seed)
+        # In every worker process: with tensor parallelism none of them is this one.
+        self.llm.collective_rpc(seed_worker, args=(seed,))
         inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
         if between is None:
             outputs = self.llm.generate(inputs, params, use_tqdm=False)
@@ -231,6 +231,14 @@ def has_packed_experts(worker: Any) -> bool:
 
     methods = [getattr(module, "quant_method", None) for module in worker.model_runner.get_model().modules()]
     return all(method.moe_kernel is not None for method in methods if isinstance(method, FusedMoEMethodBase))
+
+
+def seed_worker(worker: Any, seed: int) -> None:
+    """Seed the sampling of a vLLM worker's process; all workers of an engine draw the same."""
+    import torch
+
+    del worker
+    torch.manual_seed(seed)
 
 
 def repack_heads(worker: Any) -> None:

@@ -20,6 +20,7 @@ import ray
 
 from actors.cluster import here, log_to_file
 from raft_ray import models as sources
+from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.evaluate import domain, ifeval
@@ -137,6 +138,7 @@ class EvalActor:
 
     def answer(self, chunk: int) -> None:
         """Answer one chunk of the questions. Chunks are in order: those of second turns need the first answers."""
+        announce("evaluate", "answering", chunk)
         if chunk >= len(self.chunks):
             self._answer_second(self.second_chunks[chunk - len(self.chunks)])
             return

@@ -31,7 +31,7 @@ from actors.cluster import actor_options
 from actors.eval_actor import EvalActor, Questions, questions, subset
 from actors.judge_actor import JudgeActor, judge_options, judge_timeout
 from actors.refine_store import RemoteStore, cache_actor
-from actors.remote import get
+from actors.remote import FETCH, get, paced
 from actors.score_actor import ScoreActor
 from raft_ray import models as sources
 from raft_ray.config import Config
@@ -40,7 +40,9 @@ from raft_ray.errors import ConfigError
 from raft_ray.evaluate import domain
 from raft_ray.evaluate.judged import JudgePrompts, Opinion, domain_part, load_judge_prompts, open_part, open_verdicts
 from raft_ray.files import write_whole
+from raft_ray.interrupts import interrupts
 from raft_ray.json_files import read_json
+from raft_ray.limits import Limits
 from raft_ray.references import shown
 
 Progress = Callable[[str, int, int], None]
@@ -92,7 +94,7 @@ def evaluate(
     if known is not None:
         pairs = ray.put(known) if known else None
     elif base_answers is not None:
-        write_whole(base_answers, json.dumps(ray.get(pairs) if pairs is not None else []))
+        write_whole(base_answers, json.dumps(ray.get(pairs, timeout=FETCH) if pairs is not None else []))
     _scored(models, config, asked, pairs, measured, report)
     if config.eval.judges and answered:
         _judged(answered, config, asked, measured, report)
@@ -156,14 +158,9 @@ def _answer(
         config.eval.open_max_new_tokens if asked.open else 0,
     )
     timeout = rollout.timeout * max(1.0, longest / rollout.max_new_tokens)
-    options = actor_options(
-        role="evaluate",
-        num_cpus=rollout.num_cpus,
-        num_gpus=rollout.num_gpus * rollout.tensor_parallel,
-        threads=rollout.threads,
-    )
+    options = answering_options(config)
     actor: Any = ray.remote(EvalActor).options(**options).remote(next(iter(models.values())), config, asked)
-    pairs = None
+    pairs, limits = None, Limits()
     answered: dict[str, ray.ObjectRef] = {}
     try:
         who = _where(actor, "EvalActor", rollout.timeout, options)
@@ -176,7 +173,7 @@ def _answer(
             loaded = time.perf_counter()
             for chunk in range(len(chunks)):
                 report(f"answers of {name}", sum(chunks[:chunk]), sum(chunks))
-                get(actor.answer.remote(chunk), timeout, who)
+                paced(limits, "answer", actor.answer.remote(chunk), timeout, who)
             report(f"answers of {name}", sum(chunks), sum(chunks))
             seconds = {"load": loaded - start, "answers": time.perf_counter() - loaded}
             if name == "base" and asked.general:
@@ -191,6 +188,13 @@ def _answer(
         return pairs, answered
     finally:
         _end(actor, rollout.timeout)
+
+
+def answering_options(config: Config) -> dict[str, Any]:
+    """Resources and process environment of the `EvalActor`: those of a rollout actor."""
+    rollout = config.rollout
+    # `num_gpus` is the engine's whole number of GPUs, with tensor parallelism too.
+    return actor_options(role="evaluate", num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, threads=rollout.threads)
 
 
 def _scored(
@@ -213,7 +217,7 @@ def _scored(
     actor: Any = ray.remote(ScoreActor).options(**options).remote(next(iter(models.values())), config, asked)
     try:
         who = _where(actor, "ScoreActor", teacher.timeout, options)
-        chunks = get(actor.start.remote(), teacher.timeout, who)
+        chunks, limits = get(actor.start.remote(), teacher.timeout, who), Limits()
         # A base that is known is here for the others' drift alone.
         for done, name in enumerate(models if pairs is not None else measured):
             start = time.perf_counter()
@@ -231,7 +235,7 @@ def _scored(
                 start = time.perf_counter()
             for chunk in range(len(chunks)):
                 report(f"choices of {name}", sum(chunks[:chunk]), sum(chunks))
-                get(actor.choose.remote(chunk), teacher.timeout, who)
+                paced(limits, "choose", actor.choose.remote(chunk), teacher.timeout, who)
             if chunks:
                 report(f"choices of {name}", sum(chunks), sum(chunks))
                 block["seconds"]["choices"] = time.perf_counter() - start
@@ -298,7 +302,7 @@ def _opinions(
     judge, config, *_ = arguments
     options, timeout = judge_options(config, judge), judge_timeout(config, judge)
     actor: Any = ray.remote(JudgeActor).options(**options).remote(*arguments)
-    found = {}
+    found, limits = {}, Limits()
     try:
         who = _where(actor, f"JudgeActor {judge}", timeout, options)
         report(f"judge {judge}", 0, 1)
@@ -309,7 +313,7 @@ def _opinions(
             chunks = get(actor.take.remote(name, answers), timeout, who)
             for chunk in range(len(chunks)):
                 report(f"{judge} on answers of {name}", sum(chunks[:chunk]), sum(chunks))
-                get(actor.judge.remote(chunk), timeout, who)
+                paced(limits, "judge", actor.judge.remote(chunk), timeout, who)
             report(f"{judge} on answers of {name}", sum(chunks), sum(chunks))
             found[name] = get(actor.opinions.remote(), timeout, who)
             measured[name]["seconds"][f"judge {judge}"] = time.perf_counter() - start
@@ -337,8 +341,11 @@ def _where(actor: Any, name: str, timeout: float, options: dict[str, Any]) -> st
 
 
 def _end(actor: Any, timeout: float) -> None:
-    """Wait until the actor's process has ended, so that its memory is free."""
+    """Wait until the actor's process has ended, so that its memory is free; on Ctrl-C it is killed at once."""
     try:
+        if interrupts.received is not None:
+            ray.kill(actor, no_restart=True)
+            return
         ray.get(actor.stop.remote(), timeout=min(timeout, 30.0))
     except ray.exceptions.RayError:
         # What an exit looks like from outside; whatever is left of a hanging process is killed.

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import ray
 
+from actors.remote import FETCH
 from actors.weight_sync import Weights
 from raft_ray import models
+from raft_ray.announce import announce
 from raft_ray.config import ModelConfig
 from raft_ray.files import writing
 from raft_ray.trained import Trained
@@ -39,13 +41,14 @@ def _write(config: ModelConfig, original: str, ref: list[ray.ObjectRef], folder:
     from transformers import AutoConfig
     from transformers.utils import cached_file
 
-    (weights,) = ray.get(ref)
+    (weights,) = ray.get(ref, timeout=FETCH)
     assert isinstance(weights, Weights)
     state = models.checkpoint_tensors(original, config, dict(weights.tensors()))
     target, partial = Path(folder), Path(folder + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_torch_state_dict(state, partial, max_shard_size="5GB")
+    announce("export", "writing")
     settings = AutoConfig.from_pretrained(original, trust_remote_code=config.trust_remote_code)
     settings.dtype = weights.specs[0].dtype
     settings.save_pretrained(partial)

@@ -7,17 +7,18 @@
                           └───────────────── Ledger.done <── a step is published <───────┘
 ```
 
-Who waits for whom: a rollout loop waits for places (freed by `publish`) and takes up the newest version before each
-chunk; a chunk waits for an idle teacher. A death brings the chunk back to the ledger and a new actor in the dead one's
-place, within its budget; what no restart can mend ends all loops. Chunks are handed out in the order of the steps, so
-the oldest step never starves.
+Who waits for whom: an idle rollout actor waits for a chunk, for which places must be free (`publish` frees them), and
+takes up the newest version before it begins; a chunk waits for an idle teacher. Each event looks only at what it
+concerns, so that the work of a step grows with its chunks, not with chunks times actors.
+
+A death brings the chunk back to the ledger and a new actor in the dead one's place, within its budget; what no restart
+can mend ends all loops. Chunks are handed out in the order of the steps, so the oldest step never starves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,11 +27,14 @@ import ray
 
 from actors.crew import Crew, Member
 from actors.diary import Diary
+from actors.growth import Growth
 from actors.loops import Loops
 from actors.remote import ActorLost, DataLost, within
+from actors.room import Room
 from raft_ray.config import Config
 from raft_ray.errors import RaftError
 from raft_ray.ledger import Ledger
+from raft_ray.limits import Limits
 from raft_ray.pipeline import RowOrder
 from raft_ray.records import RunRecords
 from raft_ray.trajectory import Chunk, Probe
@@ -57,6 +61,7 @@ class Flow:
         rollouts, teachers: the actors; a resumed run goes on with those of before.
         loops: run here; the pipeline's waits see their failure.
         published: the learners' weights at the step that comes first.
+        limits: how long calls have taken.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Flow:
         rollouts: Crew,
         teachers: Crew,
         published: Published,
+        limits: Limits,
     ) -> None:
         self.ledger = Ledger(
             order,
@@ -89,9 +95,17 @@ class Flow:
         self._loops = loops
         self._rollouts = rollouts
         self._teachers = teachers
+        self._limits = limits
         self._idle_teachers: asyncio.Queue[Member] = asyncio.Queue()
+        self._idle: dict[str, tuple[Member, asyncio.Future[Chunk | None]]] = {}
+        """Rollout actors that wait for a chunk, in the order in which they came."""
+        self._working: set[str] = set()
+        """Rollout actors that have a chunk."""
+        self._without_weights: list[Member] = []
+        """Rollout actors whose version was lost; they wait for a newer one."""
         self._holding = False
         self._held: list[Member] = []
+        self.growth = Growth(Room(config), loops, rollouts, lambda member: loops.spawn(self._serve(member)))
 
     def start(self) -> None:
         """Set all actors to work."""
@@ -102,29 +116,36 @@ class Flow:
             member.version = None
             self._loops.spawn(self._serve(member))
 
-    def resize(self, wanted: int) -> None:
-        """Have so many rollout actors: new ones start, superfluous ones leave after their chunk."""
-        have = len(self._rollouts)
+    async def resize(self, wanted: int) -> None:
+        """Have so many rollout actors: new ones start as there is room, superfluous ones leave after their chunk."""
+        have = self.growth.wanted
         if wanted == have:
             return
         self._records.event("scale", "rollout", "", f"{have} -> {wanted} rollout actors")
-        for _ in range(have, wanted):
-            self._loops.spawn(self._serve(self._rollouts.add()))
-        self._rollouts.dismiss(have - wanted)
+        self._rollouts.dismiss(len(self._rollouts) - wanted)
+        self._release()
+        await self.growth.to(wanted)
 
     async def hold(self, version: int) -> dict[str, Any]:
         """See `PipelineActor.hold`."""
         self._holding = True
-        busy = ("start", "load", "generate")
-        await self._wait_for(
-            lambda: not any(member.state in busy for member in self._rollouts),
-            f"the rollout actors' rest before version {version}",
+        # One is enough: others that are just starting come in with a later push.
+        await self._loops.wait_for(
+            lambda: not self._working and bool(self._at_rest()),
+            lambda: f"the rest of {', '.join(sorted(self._working)) or 'any rollout actor'} before version {version}",
+            self._config.learner.timeout,
+            "learner.timeout",
         )
-        self._held = [member for member in self._rollouts if member.state == WAITS]
+        self._held = self._at_rest()
         return {member.name: member.handle for member in self._held}
 
+    def _at_rest(self) -> list[Member]:
+        """Rollout actors that can take part in a push: not those that are to leave, since a group must stay whole."""
+        waiting = [member for member, _ in self._idle.values()]
+        return [member for member in (*waiting, *self._without_weights) if not member.leaving]
+
     def publish(self, published: Published) -> None:
-        """Offer new weights; actors that were held have them already, and go on. The caller notifies."""
+        """Offer new weights; actors that were held have them already, and go on."""
         self.published = published
         for member in self._held:
             member.version = published.version
@@ -133,6 +154,14 @@ class Flow:
             for member in self._rollouts:
                 if member.state == "generate":
                     self._loops.spawn(self._offer(member, published))
+        self._release()
+        self._dispatch()
+        self._loops.notify()
+
+    def regenerate(self, step: int, rows: list[int]) -> None:
+        """Samples that are lost are made again."""
+        self.ledger.regenerate(step, rows)
+        self._dispatch()
 
     async def _serve(self, member: Member) -> None:
         """One rollout actor's life: it starts, then chunk after chunk, until it leaves; after a death, again."""
@@ -141,21 +170,25 @@ class Flow:
             chunk: Chunk | None = None
             touched = False
             try:
-                await self._started(member, timeout)
+                await self._started(self._rollouts, member, timeout)
                 while (chunk := await self._next_chunk(member)) is not None:
                     begun = self._diary.now()
                     begun += await self._take_up(member, chunk)
                     touched = True
-                    lengths_ref, trajectories = member.handle.generate.options(num_returns=2).remote(chunk)
+                    lengths_ref, trajectories = member.call("generate", 2).remote(chunk)
                     self._diary.add(chunk.step, "dispatch", self._diary.now() - begun)
+                    rows = len(chunk.places)
                     with self._diary.doing(member, "generate", chunk.step) as clock:
-                        lengths = await within(
-                            lengths_ref, timeout, member.who, f"generating chunk {chunk.index} of step {chunk.step}"
-                        )
+                        limit = self._limits.of("generate", timeout, rows)
+                        doing = f"generating chunk {chunk.index} of step {chunk.step}"
+                        lengths = await within(lengths_ref, limit, member.who, doing)
                         self._diary.longest(chunk.step, "rollout", clock())
-                    member.rows += len(chunk.places)
+                        self._limits.took("generate", clock(), rows)
+                    member.rows += rows
                     self.ledger.generated(chunk, lengths)
                     self._loops.spawn(self._score(chunk, trajectories))
+                    if self.ledger.generated_whole(chunk.step):
+                        self._loops.notify()
                     chunk, touched = None, False
                 self._rollouts.remove(member)
                 return
@@ -163,16 +196,34 @@ class Flow:
                 # The weights are gone with the learner that made them; the next version comes from its successor.
                 logging.warning("%s", error)
                 version = self.published.version
-                await self._give_back(chunk, False, error)
-                await self._wait_for(partial(self._newer_than, version), f"a version after {version}")
+                self._without_weights.append(member)
+                self._rests(member, f"waits for a version after {version}")
+                self._give_back(chunk, False, error)
+                try:
+                    await self._loops.wait_for(
+                        partial(self._newer_than, version),
+                        partial("a version after {}".format, version),
+                        self._config.learner.timeout,
+                        "learner.timeout",
+                    )
+                finally:
+                    self._without_weights.remove(member)
             except ActorLost as error:
-                await self._give_back(chunk, touched, error)
+                self._rests(member, "lost")
+                self._give_back(chunk, touched, error)
                 if not self._replace(self._rollouts, member, error):
                     return
             except BaseException:
                 # Cancelled, or an error that ends the run: the member's state must not look like work.
-                member.state = "stopped"
+                self._rests(member, "stopped")
                 raise
+
+    def _rests(self, member: Member, state: str) -> None:
+        """A rollout actor has no chunk from now on."""
+        member.now(state)
+        self._working.discard(member.name)
+        if self._holding and not self._working:
+            self._loops.notify()
 
     async def _take_up(self, member: Member, chunk: Chunk) -> float:
         """Bring an actor to the newest version; returns the seconds it took."""
@@ -205,31 +256,56 @@ class Flow:
                 pass  # the actor's own loop meets the same death, and mends it
 
     async def _send(self, member: Member, weights: Published) -> None:
+        begun = self._diary.now()
         await within(
             member.handle.load_weights.remote(weights.version, weights.ref, weights.checksum, weights.probe),
-            self._config.sync.timeout,
+            self._limits.of("load", self._config.sync.timeout),
             member.who,
             f"loading weights of version {weights.version}",
         )
+        self._limits.took("load", self._diary.now() - begun)
         member.version = weights.version
 
     async def _next_chunk(self, member: Member) -> Chunk | None:
         """The next chunk in order once there are places for it; none when the member is to leave."""
-        member.state = WAITS
-        async with self._loops.changed:
-            if self._holding:
-                self._loops.changed.notify_all()
-            while not member.leaving:
-                if self._may_serve(member):
-                    ready = self.ledger.capacity.ready
-                    chunk = self.ledger.take(self._parts())
-                    if self.ledger.capacity.ready != ready:
-                        # Rows set aside before were passed over, which may have completed a learner's share.
-                        self._loops.changed.notify_all()
-                    if chunk is not None:
-                        return chunk
-                await self._loops.changed.wait()
-        return None
+        future: asyncio.Future[Chunk | None] = asyncio.get_running_loop().create_future()
+        self._idle[member.name] = member, future
+        self._rests(member, WAITS)
+        if member.leaving:
+            self._release()
+        else:
+            self._dispatch()
+        try:
+            return await future
+        finally:
+            self._idle.pop(member.name, None)
+
+    def _dispatch(self) -> None:
+        """Hand chunks to idle rollout actors, as long as there are both."""
+        if self._holding:
+            return
+        ready = self.ledger.capacity.ready
+        served = []
+        for member, future in self._idle.values():
+            if member.leaving or future.done() or not self._may_serve(member):
+                continue
+            chunk = self.ledger.take(self._parts())
+            if chunk is None:
+                break
+            self._working.add(member.name)
+            future.set_result(chunk)
+            served.append(member.name)
+        for name in served:
+            del self._idle[name]
+        if self.ledger.capacity.ready != ready:
+            # Rows set aside before were passed over, which may have completed a learner's share.
+            self._loops.notify()
+
+    def _release(self) -> None:
+        """Let idle rollout actors go that are to leave; while actors are held all stay."""
+        for member, future in self._idle.values():
+            if member.leaving and not self._holding and not future.done():
+                future.set_result(None)
 
     def _may_serve(self, member: Member) -> bool:
         """Not while actors are held, nor without a version that was pushed: it comes while held, in no other way."""
@@ -242,20 +318,19 @@ class Flow:
     def _parts(self) -> int:
         """Into how many chunks a step is cut."""
         rows = self._config.rollout.chunk_rows
-        return -(-self._order.batch // rows) if rows else max(1, len(self._rollouts))
+        return -(-self._order.batch // rows) if rows else max(1, self._rollouts.placed)
 
-    async def _started(self, member: Member, timeout: float) -> None:
+    async def _started(self, crew: Crew, member: Member, timeout: float) -> None:
         """Wait until a member's process serves."""
         with self._diary.doing(member, "start", self.published.version):
-            member.node = await within(member.handle.ready.remote(), timeout, member.name, "starting")
-        member.stillborn = 0
+            crew.serves(member, await within(member.handle.ready.remote(), timeout, member.name, "starting"))
 
     async def _greet(self, member: Member) -> None:
         """A teacher is idle once it has its model."""
         while True:
             try:
-                await self._started(member, self._config.teacher.timeout)
-                self._idle(member)
+                await self._started(self._teachers, member, self._config.teacher.timeout)
+                self._teaches(member)
                 return
             except ActorLost as error:
                 if not self._replace(self._teachers, member, error):
@@ -266,39 +341,40 @@ class Flow:
         member = await self._idle_teachers.get()
         try:
             begun = self._diary.now()
-            head, *samples = member.handle.score.options(num_returns=1 + len(chunk.places)).remote(trajectories)
+            head, *samples = member.call("score", 1 + len(chunk.places)).remote(trajectories)
             self._diary.add(chunk.step, "dispatch", self._diary.now() - begun)
-            with self._diary.doing(member, "score", chunk.step):
-                infos, seconds = await within(
-                    head,
-                    self._config.teacher.timeout,
-                    member.who,
-                    f"scoring chunk {chunk.index} of step {chunk.step}",
-                )
+            rows = len(chunk.places)
+            with self._diary.doing(member, "score", chunk.step) as clock:
+                limit = self._limits.of("score", self._config.teacher.timeout, rows)
+                doing = f"scoring chunk {chunk.index} of step {chunk.step}"
+                infos, seconds = await within(head, limit, member.who, doing)
+                self._limits.took("score", clock(), rows)
         except DataLost as error:
-            self._idle(member)
-            await self._give_back(chunk, False, error)
+            self._teaches(member)
+            self._give_back(chunk, False, error)
             return
         except ActorLost as error:
-            await self._give_back(chunk, True, error)
+            self._give_back(chunk, True, error)
             if self._replace(self._teachers, member, error):
                 self._loops.spawn(self._greet(member))
             return
         except BaseException:
-            self._idle(member)
+            self._teaches(member)
             raise
-        self._idle(member)
-        member.rows += len(chunk.places)
+        self._teaches(member)
+        member.rows += rows
         self._diary.add(chunk.step, "teacher", seconds)
         self.ledger.scored(chunk, list(zip(infos, samples, strict=True)))
-        self.peak_bytes = max(self.peak_bytes, self.ledger.nbytes())
-        await self._loops.notify()
+        self.peak_bytes = max(self.peak_bytes, self.ledger.nbytes)
+        if self.ledger.generated_whole(chunk.step):
+            self._loops.notify()
 
-    def _idle(self, member: Member) -> None:
-        member.state = "idle"
+    def _teaches(self, member: Member) -> None:
+        """A teacher is free."""
+        member.now("idle")
         self._idle_teachers.put_nowait(member)
 
-    async def _give_back(self, chunk: Chunk | None, touched: bool, error: RaftError) -> None:
+    def _give_back(self, chunk: Chunk | None, touched: bool, error: RaftError) -> None:
         """The chunk goes back to the ledger; `touched` says that an engine may have died of its rows."""
         if chunk is None:
             return
@@ -310,7 +386,8 @@ class Flow:
                 self._records.put_aside(row, chunk.step, str(error))
         else:
             self.ledger.returned(chunk)
-        await self._loops.notify()
+        self._dispatch()
+        self._loops.notify()
 
     def _replace(self, crew: Crew, member: Member, error: ActorLost) -> bool:
         """Start a lost actor again; false if it is given up, while others of its crew go on. Raises `RaftError`."""
@@ -322,10 +399,9 @@ class Flow:
             crew.remove(member)
             if not len(crew):
                 raise
+            if crew is self._rollouts:
+                self.growth.wanted -= not member.leaving
             logging.error("given up: %s", final)
             self._records.event("given up", member.name, member.node, str(final))
             return False
         return True
-
-    async def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        await self._loops.wait_for(condition, what, self._config.learner.timeout, "learner.timeout")

@@ -16,7 +16,11 @@ the pipeline to start over from there.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +30,7 @@ import ray
 import torch
 
 from actors.checkpoint import Checkpoints
-from actors.cluster import actor_options, log_to_file, on_node
+from actors.cluster import actor_options, here, log_to_file, on_node
 from actors.export import export_model
 from actors.remote import root_cause
 from actors.storage import Storage
@@ -54,6 +58,12 @@ SHARING_ERROR = {False: 1e-3, True: 0.1}
 LOGPROB_ERROR = {False: 0.02, True: 0.3}
 """Mean absolute difference of log-probabilities between learner and rollout engine, nats per token."""
 
+HEALTH_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+PATIENCE = 1.5
+"""Times `learner.timeout`."""
+SILENCE = 60.0
+"""Seconds for which a learner's process may not answer Ray Train, at most `learner.timeout`; then it is replaced."""
+
 
 @dataclass
 class LearnerTask:
@@ -78,15 +88,27 @@ class LearnerTask:
     """What the model at the end is of."""
 
 
-def train(task: LearnerTask) -> None:
-    """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up."""
+def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda controller: None) -> None:
+    """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up.
+
+    Args:
+        controlled_by: called with Ray Train's controller when it has started.
+    """
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from actors.loopback import INTERFACE, LoopbackConfig, is_local
+
+    learner = task.config.learner
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ctrl-C stays with the command line: Ray Train's handler outlives the training and swallows it."""
+            controlled_by(controller)
 
     # Ray's own annotations name the classes of Train v1; at run time these are v2's, which know the runtime_env.
     make_run_config: Any = ray.train.RunConfig
 
-    learner = task.config.learner
     options = actor_options(
         role="learner",
         num_cpus=learner.num_cpus,
@@ -95,11 +117,16 @@ def train(task: LearnerTask) -> None:
         overlapped=task.config.sync.max_staleness > 0,
         keep_memory=True,
     )
+    local = is_local()
+    if local:
+        options["runtime_env"]["env_vars"] |= INTERFACE
     resources = {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _train_loop,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if learner.num_gpus else "gloo"),
+        torch_config=(LoopbackConfig if local else TorchConfig)(
+            backend="nccl" if learner.num_gpus else "gloo", timeout_s=max(1, math.ceil(learner.timeout))
+        ),
         scaling_config=ScalingConfig(
             num_workers=learner.workers, use_gpu=learner.num_gpus > 0, resources_per_worker=resources
         ),
@@ -111,7 +138,23 @@ def train(task: LearnerTask) -> None:
             worker_runtime_env=options["runtime_env"],
         ),
     )
-    trainer.fit()
+    with _health_checks(min(learner.timeout, SILENCE)):
+        trainer.fit()
+
+
+@contextmanager
+def _health_checks(limit: float) -> Iterator[None]:
+    """Let Ray Train replace a worker that does not answer for `limit` seconds, and not for ten minutes as by default.
+
+    Ray Train takes it from the environment; what the user has set there counts.
+    """
+    given = HEALTH_VARIABLE in os.environ
+    os.environ.setdefault(HEALTH_VARIABLE, f"{limit:g}")
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ[HEALTH_VARIABLE]
 
 
 def _train_loop(arguments: dict[str, Any]) -> None:
@@ -124,11 +167,12 @@ def _train_loop(arguments: dict[str, Any]) -> None:
         return
     try:
         Rank(task, context.get_world_rank(), context.get_world_size()).run()
-    except ray.exceptions.RayTaskError as error:
+    except (ray.exceptions.RayTaskError, ModelError) as error:
         cause = root_cause(error)
         if not isinstance(cause, RaftError):
             raise
-        # An actor or task has refused: starting the learners again would not mend it. The driver asks for the cause.
+        # An actor, a task or this model has been refused: starting the learners again would not mend it. The driver
+        # asks for the cause.
         logging.exception("the run stops")
         ray.get(task.pipeline.stop.remote(str(cause)), timeout=timeout)
         if context.get_world_size() > 1:
@@ -150,7 +194,7 @@ class Rank:
         self.steps = task.order.steps
         self.name = f"learner-{rank}"
         self._checkpoint_seconds = 0.0
-        self.table: dict[int, EncodedRow] = ray.get(task.table[0])
+        self.table: dict[int, EncodedRow] = ray.get(task.table[0], timeout=self.config.learner.timeout)
         self.kept = min(self.config.distill.top_k, models.vocabulary_size(task.folder, self.config.model))
         distill = self.config.distill
         self.balancer: EmaBalancer | FixedBalancer = (
@@ -337,8 +381,12 @@ class Rank:
         torch.distributed.barrier()
 
     def _call(self, ref: Any) -> Any:
-        """The value of a remote call, within `learner.timeout`."""
-        return ray.get(ref, timeout=self.config.learner.timeout)
+        """The value of a remote call. The pipeline's own limit is `learner.timeout`, and its message says more."""
+        limit = PATIENCE * self.config.learner.timeout
+        try:
+            return ray.get(ref, timeout=limit)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RaftError(f"{self.name} on {here()}: the pipeline actor has not answered for {limit:g} s") from error
 
     def _sum(self, values: list[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)

@@ -1,4 +1,4 @@
-"""Background loops of an asyncio actor that share one condition, and of which the first failure is everybody's.
+"""Background loops of an asyncio actor, of which the first failure is everybody's.
 
 Knows nothing about what the loops do. Whoever waits here is woken by `notify` and by a failure, which they then raise.
 """
@@ -14,12 +14,13 @@ from raft_ray.errors import RaftError
 
 
 class Loops:
-    """Tasks, the condition on which they and their callers wait, and the error that ended them."""
+    """Tasks, those who wait for what the tasks do, and the error that ended them."""
 
     def __init__(self) -> None:
-        self.changed = asyncio.Condition()
         self.error: RaftError | None = None
+        """The first one; what fails later is mostly its consequence."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a loop; its failure wakes everybody who waits."""
@@ -31,12 +32,17 @@ class Loops:
                 raise
             except Exception as error:
                 logging.exception("the pipeline stops")
-                self.error = error if isinstance(error, RaftError) else RaftError(f"pipeline: {error!r}")
-                await self.notify()
+                self.fail(error if isinstance(error, RaftError) else RaftError(f"pipeline: {error!r}"))
 
         task = asyncio.create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def fail(self, error: RaftError) -> RaftError:
+        """Everything ends with this error, unless it has ended with one before. Returns the one it ends with."""
+        self.error = self.error or error
+        self.notify()
+        return self.error
 
     def cancel(self) -> None:
         """Ask all loops to end."""
@@ -50,22 +56,28 @@ class Loops:
         self._tasks.clear()
         self.error = None
 
-    async def notify(self) -> None:
-        """Something has changed: let everybody who waits look again."""
-        async with self.changed:
-            self.changed.notify_all()
+    def notify(self) -> None:
+        """Something has changed that somebody may wait for: they look again."""
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
 
-    async def wait_for(self, condition: Callable[[], bool], what: str, timeout: float, key: str) -> None:
-        """Wait until `condition` holds. Raises `RaftError`: that of a loop, or after `timeout` seconds, of `key`."""
+    async def wait_for(self, condition: Callable[[], bool], what: Callable[[], str], timeout: float, key: str) -> None:
+        """Wait until `condition` holds. Raises `RaftError`: that of a loop, or after `timeout` seconds, of `key`.
 
-        async def wait() -> None:
-            async with self.changed:
-                while self.error is None and not condition():
-                    await self.changed.wait()
-
+        Args:
+            what: says for what it was, for the message.
+        """
         try:
-            await asyncio.wait_for(wait(), timeout)
+            async with asyncio.timeout(timeout):
+                while self.error is None and not condition():
+                    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._waiting.add(future)
+                    try:
+                        await future
+                    finally:
+                        self._waiting.discard(future)
         except TimeoutError:
-            self.error = RaftError(f"pipeline: {what} did not come within {key}={timeout:g} s")
+            raise self.fail(RaftError(f"pipeline: {what()} did not come within {key}={timeout:g} s")) from None
         if self.error is not None:
             raise self.error

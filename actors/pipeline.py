@@ -32,10 +32,15 @@ from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.elastic import Elastic
 from raft_ray.errors import RaftError
+from raft_ray.limits import Limits
 from raft_ray.pipeline import RowOrder, balanced_shares
 from raft_ray.prompts import EncodedRow
 from raft_ray.records import RunRecords
 from raft_ray.trajectory import Probe, SampleInfo
+
+
+class NotBegunError(RuntimeError):
+    """Asked of a process that has no rows: no error of the run, but one after which the learners start again."""
 
 
 class PipelineActor:
@@ -73,8 +78,13 @@ class PipelineActor:
         self._loops = Loops()
         self._diary = Diary(self._records)
         self._notices: list[str] = []
+        self._limits = Limits()
+        self._going: Flow | None = None
         self._step = 0
-        self._step_began = 0.0
+        self._ranks: dict[int, tuple[str, float]] = {}
+        """What each learner rank does, and since when."""
+        self._looked = 0.0
+        """When the number of rollout actors was last changed, or the run began."""
 
     async def prepare(self, table: list[ray.ObjectRef]) -> None:
         """Let the actors start; done once in the life of this process.
@@ -93,10 +103,10 @@ class PipelineActor:
         self._teachers = Crew("teacher", make_teacher, teacher.max_restarts, "teacher.max_restarts")
         if self._distils:
             for _ in range(rollout.actors):
-                self._rollouts.add()
+                self._rollouts.add(placed=True)
             for _ in range(teacher.actors):
-                self._teachers.add()
-        self._flow = self._new_flow(Published(0, None, 0))
+                self._teachers.add(placed=True)
+        self._going = self._new_flow(Published(0, None, 0))
 
     # What the learners call.
 
@@ -107,8 +117,7 @@ class PipelineActor:
     async def stop(self, error: str) -> None:
         """A learner was refused something that no restart mends: the run ends with this error."""
         self._stopped = self._stopped or error
-        self._loops.error = self._loops.error or RaftError(error)
-        await self._loops.notify()
+        self._loops.fail(RaftError(error))
 
     def stopped(self) -> str | None:
         """Why the run ends, once a learner has called `stop`."""
@@ -134,9 +143,12 @@ class PipelineActor:
         await self._loops.restart()
         self._records.rewind(step)
         self._diary.forget()
-        self._step, self._step_began = step, self._diary.now()
-        self._flow = self._new_flow(Published(step, ref, checksum, probe))
+        self._step, self._looked = step, self._diary.now()
+        self._ranks.clear()
+        wanted = self._flow.growth.wanted
+        self._going = self._new_flow(Published(step, ref, checksum, probe))
         self._flow.start()
+        self._flow.growth.go_on(wanted)
 
     def notice(self, text: str) -> None:
         """Tell the user something about the run: in its events, and on the driver's terminal."""
@@ -149,6 +161,15 @@ class PipelineActor:
         Waits until the rank's share is scored. Methods without distillation get `(None, [], row)` at once.
         Raises the error that stopped the pipeline, or `RaftError` after `learner.timeout`.
         """
+        now = self._diary.now()
+        if rank in self._ranks:
+            self._limits.took("train", now - self._ranks[rank][1])
+        self._ranks[rank] = f"waits for step {step}", now
+        share = await self._share(step, rank, ranks)
+        self._ranks[rank] = f"trains step {step}", self._diary.now()
+        return share
+
+    async def _share(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
         if not self._distils:
             places = self._order.batch_of(step)
             tokens = [len(self._table[p.row].prompt) + len(self._table[p.row].answer) for p in places]
@@ -160,18 +181,17 @@ class PipelineActor:
             try:
                 share = self._flow.ledger.share(step, rank, ranks)
             except RaftError as error:
-                self._loops.error = RaftError(f"{error}; the last time: {self._flow.last_loss}")
+                self._loops.fail(RaftError(f"{error}; the last time: {self._flow.last_loss}"))
             return share is not None
 
         timeout = self._config.learner.timeout
-        await self._loops.wait_for(arrived, f"the samples of step {step}", timeout, "learner.timeout")
+        await self._loops.wait_for(arrived, lambda: f"the samples of step {step}", timeout, "learner.timeout")
         return [(info, [sample], info.place.row) for info, sample in share or []]
 
     async def lost(self, step: int, rows: list[int]) -> None:
         """Samples of `step` cannot be fetched, their node is gone: make them again; then ask `next_batch` again."""
         logging.warning("samples of step %d are lost and will be made again: rows %s", step, rows)
-        self._flow.ledger.regenerate(step, rows)
-        await self._loops.notify()
+        self._flow.regenerate(step, rows)
 
     async def hold(self, version: int) -> dict[str, Any]:
         """Bring every rollout actor to rest before a back end pushes `version` into them; `publish` lets them go on.
@@ -203,8 +223,7 @@ class PipelineActor:
         self._step = version
         self._diary.step_done(self._records.last or {})
         if self._distils:
-            self._resize(record["seconds"])
-        await self._loops.notify()
+            await self._resize()
 
     # What the driver and the command line call.
 
@@ -219,13 +238,23 @@ class PipelineActor:
         }
 
     def status(self) -> dict[str, Any]:
-        """Who does what, the queue, rates and the bottleneck; see `raft_ray.status` for how it is shown."""
+        """Who does what, the queue, rates and the bottleneck; see `raft_ray.status` for how it is shown.
+
+        Raises `RaftError` while the pipeline actor itself starts again.
+        """
+        if self._going is None:
+            raise RaftError("the pipeline actor and the learners are starting again; ask in a minute")
         capacity = self._flow.ledger.capacity
         return {
             **self.progress(),
             "version": self._flow.published.version,
             "actors": [member.status() for crew in (self._rollouts, self._teachers) for member in crew],
             "learners": self._config.learner.workers,
+            "ranks": [
+                {"name": f"learner-{rank}", "state": what, "seconds": round(self._diary.now() - since, 1)}
+                for rank, (what, since) in sorted(self._ranks.items())
+            ],
+            "waits_for_room": self._flow.growth.waits,
             "queue": {
                 "in_flight": capacity.in_flight,
                 "ready": capacity.ready,
@@ -234,46 +263,59 @@ class PipelineActor:
                 "set_aside": len(self._flow.ledger.aside),
             },
             "rates": self._diary.rates(),
-            "advice": self._diary.advice(),
+            "advice": self._overdue() or self._diary.advice(),
         }
 
-    async def scale(self, rollouts: int) -> int:
+    def _overdue(self) -> str | None:
+        """Which learner has not come back from its step for too long; more of them would be no help."""
+        limit = self._limits.of("train", self._config.learner.timeout)
+        for rank, (what, since) in sorted(self._ranks.items()):
+            if what.startswith("trains") and (silent := self._diary.now() - since) > limit:
+                return (
+                    f"learner-{rank} {what} and has not been heard of for {silent:.0f} s (limit {limit:.0f} s): it "
+                    "hangs, or waits for a rank that does; Ray Train starts the learners again when a process is silent"
+                )
+        return None
+
+    async def scale(self, rollouts: int) -> dict[str, Any]:
         """Have so many rollout actors from now on: new ones start, superfluous ones leave after their chunk.
 
-        Switches the `rollout.min_actors`/`max_actors` policy off. Returns the number before.
+        Switches the `rollout.min_actors`/`max_actors` policy off. Returns how many were wanted `before`, how many there
+        are `now`, and what the others wait for (`waits`; none if all fit). Those start when there is room.
         Raises `RaftError` for less than one, and for methods without rollouts.
         """
         if not self._distils:
             raise RaftError(f"distill.method={self._config.distill.method.value} has no rollout actors to scale")
         if rollouts < 1:
             raise RaftError(f"--rollouts {rollouts}: at least one rollout actor must stay")
-        before = len(self._rollouts)
+        before = self._flow.growth.wanted
         self._scaled_by_hand = True
-        self._flow.resize(rollouts)
-        await self._loops.notify()
-        return before
+        await self._flow.resize(rollouts)
+        return {"before": before, "now": len(self._rollouts), "waits": self._flow.growth.waits}
 
     def finish(self) -> None:
         """Flush the records and stop the loops."""
+        if self._going is not None:
+            self._going.growth.forget()
         self._loops.cancel()
         self._records.close()
 
-    def _resize(self, seconds: dict[str, float]) -> None:
-        """Let the policy look at the step that has just ended."""
-        now = self._diary.now()
-        elapsed, self._step_began = max(1e-9, now - self._step_began), now
-        busy = [member.busy for member in self._rollouts]
-        for member in self._rollouts:
-            member.busy = 0.0
-        starting = any(member.state in ("starting", "start") for member in self._rollouts)
-        if self._scaled_by_hand or starting or not busy:
+    async def _resize(self) -> None:
+        """Let the policy look at the steps since its last change."""
+        starting = any(not member.ready for member in self._rollouts)
+        if self._scaled_by_hand or starting or self._flow.growth.waits or self._elastic.fixed:
             return
-        wanted = self._elastic.target(
-            len(self._rollouts),
-            learner_wait=min(1.0, seconds.get("wait", 0.0) / max(1e-9, seconds.get("total", elapsed))),
-            rollout_busy=min(1.0, sum(busy) / len(busy) / elapsed),
-        )
-        self._flow.resize(wanted)
+        have = self._flow.growth.wanted
+        wanted = self._elastic.target(have, self._diary.loads(self._looked))
+        if wanted != have:
+            self._looked = self._diary.now()
+            await self._flow.resize(wanted)
+
+    @property
+    def _flow(self) -> Flow:
+        if self._going is None:
+            raise NotBegunError("the pipeline actor has been started again; the learners have to begin anew")
+        return self._going
 
     def _new_flow(self, published: Published) -> Flow:
         return Flow(
@@ -285,4 +327,5 @@ class PipelineActor:
             self._rollouts,
             self._teachers,
             published,
+            self._limits,
         )

@@ -30,7 +30,8 @@ from ray.data.datasource import Datasource, ReadTask
 from actors.cluster import actor_options, on_node
 from actors.data_context import quiet_data
 from actors.refine_engine import EnginePool, PoolPlan, engine_options, identities, plan_pool
-from actors.refine_store import cache_actor
+from actors.refine_pulse import hung_workers_killed
+from actors.refine_store import RemoteStore, cache_actor
 from actors.refine_workers import FuseWorker, RewriteWorker, Setup, pass_on, read, write
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
@@ -81,15 +82,16 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
     check_resources(config)
     done = scan.rows - sum(part.count for part in pending)
     with cache_actor(out.parent, "refine") as cache, _pools(_plans(config), str(out.parent)) as pools:
-        before: Counts = ray.get(cache.counts.remote())
+        before: Counts = RemoteStore(cache).counts()
         setup = Setup(config, prompts, names, pools, cache, str(out.parent))
         if progress:
             progress(done, scan.rows)
-        for rows in _refined(scan, pending, setup, settings, out) if pending else ():
-            done += rows
-            if progress:
-                progress(done, scan.rows)
-        counts: Counts = ray.get(cache.counts.remote())
+        with hung_workers_killed(cache):
+            for rows in _refined(scan, pending, setup, settings, out) if pending else ():
+                done += rows
+                if progress:
+                    progress(done, scan.rows)
+        counts: Counts = RemoteStore(cache).counts()
     summary = _summed(out)
     if summary["rows"] != scan.rows:
         raise RaftError(f"{out}: has {summary['rows']} refined rows for {scan.rows}; remove the folder and run again")

@@ -10,6 +10,7 @@ Ray, and its call repeated. Knows nothing about rows or prompts.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,17 @@ from typing import Any
 import ray
 
 from actors.cluster import actor_options, here, log_to_file
-from actors.remote import within
+from actors.remote import Hung, patiently, within
 from raft_ray.announce import announce
 from raft_ray.config import Config, ModelConfig, RolloutConfig
 from raft_ray.errors import RaftError
+from raft_ray.limits import Limits
 from raft_ray.models import load_chat, model_context, model_identity, resolve
 from raft_ray.refine.generation import Ask, Generation
 from raft_ray.refine.roles import SELF, is_local, model_config, models_used
+
+PING = 60.0
+"""Seconds within which a pool answers, while its engines may take hours."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ class EnginePool:
         self._run_dir = run_dir
         self._free: asyncio.Queue[_Engine] = asyncio.Queue()
         self._starting: list[asyncio.Task[None]] = []
+        self._limits = Limits()
 
     async def generate(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
         """As `RefineEngine.generate`. Raises `RaftError` naming engine, node and cause when no retry helped."""
@@ -154,11 +160,31 @@ class EnginePool:
         try:
             if engine.trouble:
                 raise engine.trouble
-            call = engine.handle.generate.remote(asks, **options)
-            generations: list[Generation] = await within(call, self._plan.resources.timeout, engine.who, "generating")
-            return generations
+            return await self._generated(engine, asks, options)
         finally:
             self._free.put_nowait(engine)
+
+    async def _generated(self, engine: _Engine, asks: Sequence[Ask], options: dict[str, Any]) -> list[Generation]:
+        """An engine's answer. One that hangs is killed; Ray starts it again, and repeats the call by itself."""
+        call = engine.handle.generate.remote(asks, **options)
+        limit = self._limits.of("generate", self._plan.resources.timeout, len(asks))
+        for attempt in range(self._plan.resources.tries + 1):
+            begun = time.monotonic()
+            try:
+                generations: list[Generation] = await within(call, limit, engine.who, "generating")
+            except Hung as hung:
+                ray.kill(engine.handle, no_restart=False)
+                if attempt == self._plan.resources.tries:
+                    raise RaftError(f"{hung}; it was killed and started again {attempt} times") from None
+                # Now it starts anew first.
+                limit = self._plan.resources.timeout
+                continue
+            self._limits.took("generate", time.monotonic() - begun, len(asks))
+            return generations
+        raise AssertionError("not reached")
+
+    async def ping(self) -> None:
+        """Says that this process lives, while engines work or wait."""
 
     async def _start(self, number: int) -> None:
         plan = self._plan
@@ -183,7 +209,8 @@ class PooledGenerate:
         self._pool = pool
 
     def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
-        generations: list[Generation] = ray.get(self._pool.generate.remote(asks, **options))
+        call = self._pool.generate.remote(asks, **options)
+        generations: list[Generation] = patiently(call, self._pool.ping.remote, PING, "an EnginePool")
         return generations
 
 

@@ -5,7 +5,8 @@ Stage 1's texts are in `refine_cache.sqlite`, the verdicts of the evaluation's j
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import Any
 import ray
 
 from actors.cluster import actor_options, here, log_to_file, on_node
-from actors.remote import get
+from actors.remote import again, get
 from raft_ray.announce import announce
 from raft_ray.refine.cache import Counts, GenerationStore
 from raft_ray.refine.generation import Generation
 
 _TIMEOUT = 300.0
 """Seconds for its start, and for writing its log into the file."""
+LIMIT = 120.0
+"""Seconds for reading or writing the texts of a batch of rows."""
 
 
 class CacheActor:
@@ -33,6 +36,7 @@ class CacheActor:
     def __init__(self, run_dir: str, role: str) -> None:
         self._name = f"{role}-cache"
         log_to_file(Path(run_dir), self._name)
+        self._beats: dict[str, tuple[float, list[Any]]] = {}
         self._path = Path(run_dir) / f"{role}_cache.sqlite"
 
     @cached_property
@@ -52,6 +56,18 @@ class CacheActor:
 
     def close(self) -> None:
         self._store.close()
+
+    def beat(self, name: str, worker: list[Any]) -> None:
+        """A worker of this name (its handle, in a list) is alive."""
+        self._beats[name] = time.monotonic(), worker
+
+    def silent(self, limit: float) -> dict[str, tuple[float, list[Any]]]:
+        """Workers that have not been heard of for `limit` seconds, with the seconds; they are forgotten."""
+        now = time.monotonic()
+        found = {name: (now - at, worker) for name, (at, worker) in self._beats.items() if now - at > limit}
+        for name in found:
+            del self._beats[name]
+        return found
 
 
 @contextmanager
@@ -79,9 +95,16 @@ class RemoteStore:
         self._actor = actor
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
-        found: dict[bytes, Generation] = ray.get(self._actor.get.remote(keys))
+        found: dict[bytes, Generation] = self._call(lambda: self._actor.get.remote(keys))
         return found
 
     def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
         """Returns when it is on disk."""
-        ray.get(self._actor.put.remote(generations, counts))
+        self._call(lambda: self._actor.put.remote(generations, counts))
+
+    def counts(self) -> Counts:
+        counts: Counts = self._call(self._actor.counts.remote)
+        return counts
+
+    def _call(self, call: Callable[[], Any]) -> Any:
+        return again(call, self._actor, LIMIT, "the actor that keeps what models wrote")

@@ -6,6 +6,7 @@ texts come from the engines' pools, endpoints and the cache. Knows nothing about
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from actors.cluster import log_to_file
+from actors.cluster import here, log_to_file
 from actors.refine_engine import PooledGenerate
 from actors.refine_store import RemoteStore
 from raft_ray.announce import announce
@@ -32,6 +33,11 @@ from raft_ray.refine.roles import NONE, judges_of
 from raft_ray.refine.schema import SOURCE_SCHEMA, refined_table
 from raft_ray.slices import Slice, read_slice
 from raft_ray.sources import Split
+
+BEAT = 5.0
+"""Seconds between two signs of life of a worker."""
+SILENCE = 60.0
+"""Seconds without one after which a worker hangs."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,16 @@ class _Worker:
         self._store = RemoteStore(setup.cache)
         self._embedder = make_embedder(setup.config.refine.embedder)
         self._models: dict[str, Generate] = {}
+        handle = [ray.get_runtime_context().current_actor]
+        threading.Thread(
+            target=self._beat, args=(f"{type(self).__name__} {actor[:8]} on {here()}", handle), daemon=True
+        ).start()
+
+    def _beat(self, name: str, handle: list[Any]) -> None:
+        """Tell of being alive, as long as this process lives."""
+        while True:
+            self._setup.cache.beat.remote(name, handle)
+            time.sleep(BEAT)
 
     def _refiner(self, first: int) -> Refiner:
         """For the batch that begins with row `first`."""

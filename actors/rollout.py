@@ -41,7 +41,7 @@ class RolloutActor:
         log_to_file(Path(run_dir), name)
         self.name = name
         self._config = config
-        self._table: dict[int, EncodedRow] = ray.get(table[0])
+        self._table: dict[int, EncodedRow] = ray.get(table[0], timeout=config.rollout.timeout)
         self._version: int | None = None
         self._gate = Gate()
         # The pipeline actor imports this class too, and needs no torch.
@@ -70,7 +70,7 @@ class RolloutActor:
         """
         start = time.perf_counter()
         # Fetched before anything stops: generation goes on meanwhile, and what is lost costs nothing.
-        ray.get(ref)
+        ray.get(ref, timeout=self._config.sync.timeout)
         with self._gate.enter():
             announce(self.name, "loading", version)
             self._version = None

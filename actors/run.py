@@ -7,7 +7,6 @@ leaves its result in the run folder, and a resumed run takes up a finished stage
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train import TrainingFailedError
 from rich.console import Console
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -32,11 +31,12 @@ from actors.progress import Bars
 from actors.refine import check_resources
 from actors.refine import refine as refine_rows
 from actors.refine_gap import measure_gap
-from actors.remote import last_line, root_cause
+from actors.remote import last_line, root_cause, understood
 from actors.rollout import RolloutActor
 from actors.seal import KEY_FILE, make_key, read_key
 from actors.storage import locate
 from actors.teacher import TeacherActor
+from actors.watch import Watch
 from raft_ray import data, settings
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
@@ -250,14 +250,15 @@ def trained(
         ),
     )
     phase = f"Stage 2: {name or config.distill.method.value}"
+    watch = Watch(pipeline, bars, phase, learner.timeout, here())
     try:
         bars.update(phase, 0, order.steps, "engines start")
         # Clears up after a dead run, so not before the actor's name says that none lives.
         start = check_resumable(storage, key, config, order, digest)
         for file, count in missing_steps(run_dir, start).items():
             console.print(
-                f"[yellow]{plain(run_dir / file)}[/] lacks {plain(count)} of the {plain(start)} steps that are trained; put it back, or the "
-                "report will lack them",
+                f"[yellow]{plain(run_dir / file)}[/] lacks {plain(count)} of the {plain(start)} steps that are "
+                "trained; put it back, or the report will lack them",
                 highlight=False,
             )
         ray.get(pipeline.prepare.remote(table), timeout=120)
@@ -274,16 +275,16 @@ def trained(
             storage=storage,
             trained=goal,
         )
-        with attach.reachable(run_dir), _watched(pipeline, bars, phase):
-            train_workers(task)
+        with attach.reachable(run_dir), watch.going_on():
+            train_workers(task, watch.controlled_by)
         if error := ray.get(pipeline.progress.remote(), timeout=60)["error"]:
             raise RaftError(f"{phase}: {error}; see {run_dir / 'logs'}")
         ray.get(pipeline.finish.remote(), timeout=60)
         if not goal.is_finished(folder):
             raise RaftError(f"{phase}: no model of step {order.steps} in {folder}; see {run_dir / 'logs'}")
     except (ray.exceptions.RayError, TrainingFailedError) as error:
-        cause = _stopped(pipeline) or last_line(root_cause(error))
-        raise RaftError(f"{phase}: {cause}; see {run_dir / 'logs'}") from error
+        cause = _stopped(pipeline) or str(understood(error) or last_line(root_cause(error)))
+        raise RaftError(f"{phase}: {'; '.join([*watch.trouble, cause])}; see {run_dir / 'logs'}") from error
     finally:
         # Rollout and teacher actors belong to the pipeline actor and end with it.
         ray.kill(pipeline)
@@ -317,45 +318,6 @@ def _start_pipeline(run_dir: Path, restarts: int, arguments: tuple[Any, ...]) ->
         return taken(actor.remote)(*arguments)
     except ValueError as error:
         raise RaftError(f"run.dir={run_dir}: another run trains there; end it, or choose another --run-dir") from error
-
-
-@contextmanager
-def _watched(pipeline: Any, bars: Bars, phase: str) -> Iterator[None]:
-    """Draw the pipeline's progress, from a thread of its own, while the learners run."""
-    done = threading.Event()
-    told = 0
-
-    def show(now: dict[str, Any]) -> None:
-        nonlocal told
-        for text in now["notices"][told:]:
-            console.print(f"[yellow]{plain(phase)}:[/] {plain(text)}", highlight=False)
-        told = len(now["notices"])
-        bars.update(phase, now["step"], now["steps"], _note(now["last"]))
-
-    def watch() -> None:
-        while not done.wait(0.5):
-            try:
-                show(ray.get(pipeline.progress.remote(), timeout=30))
-            except (ray.exceptions.RayError, TimeoutError):
-                continue
-
-    thread = threading.Thread(target=watch, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=35)
-    show(ray.get(pipeline.progress.remote(), timeout=60))
-
-
-def _note(last: dict[str, Any] | None) -> str:
-    if last is None:
-        return "engines and learners start"
-    note = f"sft {last['sft_loss']:.3f}"
-    if last.get("kl_loss") is not None:
-        note += f"  kl {last['kl_loss']:.3f}  λ {last['lambda']:.2f}"
-    return note
 
 
 def _evaluated(

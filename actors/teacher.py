@@ -37,7 +37,7 @@ class TeacherActor:
 
         self.name = name
         self._config = config
-        self._table: dict[int, EncodedRow] = ray.get(table[0])
+        self._table: dict[int, EncodedRow] = ray.get(table[0], timeout=config.teacher.timeout)
         device = "cuda" if config.teacher.num_gpus > 0 else "cpu"
         model: Any = models.load_model(folder, config.model)
         self._model = model.to(device).eval().requires_grad_(False)

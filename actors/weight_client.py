@@ -87,7 +87,7 @@ class RolloutClient:
                     )
                 name = pending.pop(done[0])
                 try:
-                    ray.get(done[0])
+                    ray.get(done[0], timeout=self._timeout)
                 except ray.exceptions.RayError as error:
                     raise failure(error, name, doing) from error
         except BaseException as error:

@@ -49,6 +49,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from actors.weight_client import RolloutClient
 from actors.weight_publish import Hold, Publisher, Update
 from actors.weight_source import DeepSpeedSource
+from raft_ray.errors import RaftError
 
 PACKED_BYTES = 2**30
 """Most bytes of a packed buffer, unless a single tensor is larger."""
@@ -107,7 +108,7 @@ class PushPublisher(Publisher):
             self.close()
             if failed.done():
                 # The cause; what the trainer met may be its consequence.
-                failed.result()
+                failed.result(timeout=0)
             raise
         return Update(version, None, self._source.checksum(), self._nbytes) if self._rank == 0 else Update(version)
 
@@ -178,10 +179,13 @@ class NcclPublisher(PushPublisher):
 
         threading.Thread(target=enter, name="nccl-group", daemon=True).start()
         outcomes: list[Future[Any]] = [entered, client.failed]
-        wait(outcomes, return_when=FIRST_COMPLETED)
+        # All actors answer within `timeout`, or the client fails; what is left is the trainer's own part.
+        done, _ = wait(outcomes, timeout=2 * self._timeout, return_when=FIRST_COMPLETED)
+        if not done:
+            raise RaftError(f"learner-0: still building NCCL group {self.epoch} after {2 * self._timeout:g} s")
         if client.failed.done():
-            client.failed.result()
-        return entered.result()
+            client.failed.result(timeout=0)
+        return entered.result(timeout=0)
 
 
 def _free_port() -> int:

@@ -26,6 +26,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngin
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors import weight_sync
+from actors.remote import FETCH
 from actors.weight_checksum import Checksum
 
 
@@ -89,7 +90,7 @@ class Reporting:
 
     def load_packed(self, ref: list[ray.ObjectRef]) -> None:
         """Give the model the packed version behind `ref`."""
-        (weights,) = ray.get(ref)
+        (weights,) = ray.get(ref, timeout=FETCH)
         self._version = weights.version
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")

@@ -1,17 +1,20 @@
 """Scaling and overlap of the pipeline, with engines that only wait: the real pipeline actor, capacity rule and Ray.
 
-    python benchmarks/simulate.py scaling [--rollouts 1 2 4 8 16 32 64]     rows/s against rollout actors
+    python benchmarks/simulate.py scaling [--rollouts 1 8 64 256 1024]      rows/s against rollout actors
     python benchmarks/simulate.py overlap                                   step time against its slowest role
     python benchmarks/simulate.py elastic                                   the min/max policy finds the number it needs
 
-Only the engines' computing is replaced, by waits of fixed length; actors, calls, references, versions and the books
-are those of a run. Prints a table and writes JSON and a picture to --out (docs/).
+Only the engines' computing is replaced, by waits of fixed length; calls, references, versions and the books are those
+of a run. In `scaling` a few processes wait for all rollout actors, since a thousand do not fit on a machine; each is
+called as if it were alone. Prints a table and writes JSON and a picture to --out (docs/).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 from rich.console import Console
 from rich.table import Table
@@ -69,6 +73,51 @@ class WaitingRollout:
         return [TOKENS] * len(made), made
 
 
+class WaitingRollouts:
+    """Many rollout actors that wait, in one process: every call says for which of them it is."""
+
+    def __init__(self, times: Times) -> None:
+        self._times = times
+        self._versions: dict[str, int] = {}
+
+    async def ready(self, name: str) -> str:
+        return "simulated"
+
+    async def load_weights(self, name: str, version: int, ref: list[Any], checksum: int) -> float:
+        del ref, checksum
+        await asyncio.sleep(self._times.load)
+        self._versions[name] = version
+        return self._times.load
+
+    async def generate(self, name: str, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
+        await asyncio.sleep(self._times.rollout * len(chunk.places))
+        ids = np.zeros(TOKENS, dtype=np.int32)
+        made = [Trajectory(place, self._versions[name], ids, False, name) for place in chunk.places]
+        return [TOKENS] * len(made), made
+
+
+class OneOfMany:
+    """The handle of one rollout actor in a process of many."""
+
+    def __init__(self, process: Any, name: str) -> None:
+        self._process, self._name = process, name
+
+    def __getattr__(self, method: str) -> OneOfMany:
+        return OneOfMany(getattr(self._process, method), self._name)
+
+    def options(self, **options: Any) -> OneOfMany:
+        return OneOfMany(self._process.options(**options), self._name)
+
+    def remote(self, *arguments: Any) -> Any:
+        return self._process.remote(self._name, *arguments)
+
+
+def one_of_many(processes: list[Any], times: Times, table: list[Any], name: str) -> OneOfMany:
+    """The handle of a waiting rollout actor; with all but the last two bound, what makes them."""
+    del times, table
+    return OneOfMany(processes[int(name.rpartition("-")[2]) % len(processes)], name)
+
+
 class WaitingTeacher:
     """A teacher whose forward passes wait."""
 
@@ -98,7 +147,15 @@ def waiting(actor: type, times: Times, table: list[Any], name: str) -> Any:
 
 
 def simulate(
-    times: Times, *, rollouts: int, batch: int, staleness: int, steps: int, warm: int = 2, **keys: Any
+    times: Times,
+    *,
+    rollouts: int,
+    batch: int,
+    staleness: int,
+    steps: int,
+    warm: int = 2,
+    make: Any = None,
+    **keys: Any,
 ) -> tuple[list[float], list[dict[str, Any]], list[str]]:
     """Run `steps` steps; returns the seconds of each after the first `warm`, the metrics of all, and each scaling."""
     config = configured(rollouts, batch, staleness, **keys)
@@ -112,13 +169,14 @@ def simulate(
                 config,
                 order,
                 folder,
-                partial(waiting, WaitingRollout, times),
+                make or partial(waiting, WaitingRollout, times),
                 partial(waiting, WaitingTeacher, times),
                 True,
             )
         )
         ray.get(pipeline.begin.remote(0, [], 0, [ray.put(table)]))
-        ends = []
+        process = psutil.Process(ray.get(pipeline.__ray_call__.remote(lambda _: os.getpid())))
+        ends, cpu = [], []
         for step in range(steps):
             start = time.perf_counter()
             batch_refs = ray.get(pipeline.next_batch.remote(step, 0, 1))
@@ -133,9 +191,12 @@ def simulate(
             }
             ray.get(pipeline.publish.remote(step + 1, [], 0, record))
             ends.append(time.perf_counter())
+            cpu.append(sum(process.cpu_times()[:2]))
         metrics, events = (lines(Path(folder) / f"{name}.jsonl") for name in ("metrics", "events"))
         ray.kill(pipeline)
     seconds = [b - a for a, b in pairwise(ends)]
+    for line, before, after in zip(metrics[1:], cpu, cpu[1:], strict=True):
+        line["pipeline_cpu"] = after - before
     return seconds[warm:], metrics, [event["text"] for event in events if event["what"] == "scale"]
 
 
@@ -151,6 +212,8 @@ def configured(rollouts: int, batch: int, staleness: int, **keys: Any) -> Config
             f"rollout.actors={rollouts}",
             f"learner.batch={batch}",
             f"sync.max_staleness={staleness}",
+            # They compute nothing, so any number fits.
+            "rollout.num_cpus=0",
             *(f"{key}={value}" for key, value in keys.items()),
         ],
     )
@@ -158,18 +221,44 @@ def configured(rollouts: int, batch: int, staleness: int, **keys: Any) -> Config
 
 def scaling(counts: list[int], console: Console) -> dict[str, Any]:
     """As many rows a step for each actor: perfect scaling keeps the step time."""
-    rows, times = 4, Times(rollout=0.5, teacher=0.0, learner=0.0)
-    table = Table("rollout actors", "rows/s", "efficiency", "dispatch, ms a step")
+    rows, times, teachers = 4, Times(rollout=0.5, teacher=0.0, learner=0.0), 2
+    processes = [
+        ray.remote(WaitingRollouts).options(num_cpus=0, max_concurrency=2 * max(counts)).remote(times) for _ in range(2)
+    ]
+    table = Table("rollout actors", "rows/s", "of ideal", "dispatch, share of a step", "pipeline's CPU, ms a chunk")
     found: list[dict[str, float]] = []
     for count in counts:
-        seconds, metrics, _ = simulate(times, rollouts=count, batch=rows * count, staleness=1, steps=9)
-        rate = rows * count / statistics.median(seconds)
-        first = found[0]["rows_per_second"] / found[0]["rollouts"] if found else rate / count
-        dispatch = 1000 * statistics.median(line["seconds"]["dispatch"] for line in metrics)
-        found.append(
-            {"rollouts": count, "rows_per_second": rate, "efficiency": rate / count / first, "dispatch_ms": dispatch}
+        seconds, metrics, _ = simulate(
+            times,
+            rollouts=count,
+            batch=rows * count,
+            staleness=1,
+            steps=7,
+            make=partial(one_of_many, processes, times),
+            **{"teacher.actors": teachers},
         )
-        table.add_row(str(count), f"{rate:.2f}", f"{found[-1]['efficiency']:.3f}", f"{dispatch:.1f}")
+        step = statistics.median(seconds)
+        # An actor takes up weights, then makes its rows.
+        ideal = times.load + rows * times.rollout
+        dispatch = statistics.median(line["seconds"]["dispatch"] for line in metrics[2:])
+        cpu = statistics.median(line["pipeline_cpu"] for line in metrics[2:])
+        found.append(
+            {
+                "rollouts": count,
+                "rows_per_second": rows * count / step,
+                "of_ideal": ideal / step,
+                "dispatch_share": dispatch / step,
+                "pipeline_cpu": cpu,
+            }
+        )
+        point = found[-1]
+        table.add_row(
+            str(count),
+            f"{point['rows_per_second']:.1f}",
+            f"{point['of_ideal']:.3f}",
+            f"{point['dispatch_share']:.4f}",
+            f"{1000 * cpu / count:.2f}",
+        )
     console.print(table)
     return {"rows_per_actor": rows, "times": vars(times), "points": found}
 
@@ -260,7 +349,7 @@ def draw(what: str, result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("scaling", "overlap", "elastic"))
-    parser.add_argument("--rollouts", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--rollouts", type=int, nargs="+", default=[1, 8, 64, 256, 1024])
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

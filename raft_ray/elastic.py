@@ -1,12 +1,16 @@
-"""When to add a rollout actor and when to take one away, from how a step's time was spent. No Ray.
+"""When to add a rollout actor and when to take one away. No Ray.
 
-Learners that wait while all rollout actors work want one more; rollout actors that wait for places want one less.
-After a change the policy watches `patience` steps before the next, since a new engine takes a while to show.
+The rule is that of the advice which `raft-ray status` and the report give (`raft_ray.spans.bottleneck`): one more where
+rollouts are the bottleneck, one less where learners are and fewer rollout actors would do. After a change the
+policy watches `patience` steps before the next, since a new engine takes a while to show.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from raft_ray.spans import Load, bottleneck
 
 
 @dataclass
@@ -16,38 +20,37 @@ class Elastic:
     Args:
         least, most: actors. Equal bounds never change anything.
         patience: steps between two changes.
-        waits: share of a step that learners wait, above which they starve.
-        idles: share of the rollout actors' time without work, above which one of them is too many.
     """
 
     least: int
     most: int
     patience: int = 3
-    waits: float = 0.2
-    idles: float = 0.5
     _watched: int = 0
 
-    def target(self, actors: int, *, learner_wait: float, rollout_busy: float) -> int:
+    @property
+    def fixed(self) -> bool:
+        """Whether there is nothing to decide."""
+        return self.least == self.most
+
+    def target(self, actors: int, loads: Mapping[str, Load]) -> int:
         """Actors wanted after a step; at most one more or less than `actors`, and within the bounds at once.
 
         Args:
-            learner_wait: share of the step that the learners waited for data, in [0, 1].
-            rollout_busy: mean share of the step that a rollout actor worked, in [0, 1].
+            loads: of the roles, since the last change.
         """
         inside = min(max(actors, self.least), self.most)
         if inside != actors:
             self._watched = 0
             return inside
         self._watched += 1
-        if self._watched < self.patience:
+        found = bottleneck(loads)
+        if self._watched < self.patience or found is None:
             return actors
-        # One actor less must still carry the work: its share goes to the others.
-        fewer = actors - 1
-        spare = fewer >= self.least and rollout_busy * actors < fewer * (1 - self.waits)
-        if learner_wait > self.waits and rollout_busy > self.idles and actors < self.most:
+        wanted = actors
+        if found.role == "rollout":
+            wanted = min(actors + 1, self.most)
+        elif found.role == "learner" and "rollout" in loads and loads["rollout"].enough < actors:
+            wanted = max(actors - 1, self.least)
+        if wanted != actors:
             self._watched = 0
-            return actors + 1
-        if learner_wait <= self.waits and 1 - rollout_busy > self.idles and spare:
-            self._watched = 0
-            return fewer
-        return actors
+        return wanted

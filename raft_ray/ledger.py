@@ -33,7 +33,7 @@ from raft_ray.trajectory import Chunk, SampleInfo
 
 @dataclass
 class StepBook:
-    """What is known of one step's rows."""
+    """What is known of one step's rows. Counts what is missing, so that no event costs more than its own rows."""
 
     places: list[Place]
     """In the order of the batch."""
@@ -45,10 +45,54 @@ class StepBook:
     """The chunk that made each scored sample."""
     aside: set[Place] = field(default_factory=set)
     shares: list[list[Place]] | None = None
+    unknown: int = 0
+    """Rows that are neither generated nor set aside."""
+    _owner: dict[Place, int] = field(default_factory=dict)
+    """The rank of a row."""
+    _lacking: list[int] = field(default_factory=list)
+    """By rank, the rows of its share that are neither scored nor set aside."""
 
     def missing(self, places: Iterable[Place]) -> list[Place]:
         """Those of `places` that are neither scored nor set aside."""
         return [place for place in places if place not in self.samples and place not in self.aside]
+
+    def __post_init__(self) -> None:
+        self.unknown = len(self.places)
+        self.position = {place: index for index, place in enumerate(self.places)}
+
+    def generated(self, place: Place, length: int) -> None:
+        if place not in self.lengths:
+            self.lengths[place] = length
+            self.unknown -= 1
+
+    def scored(self, info: SampleInfo, sample: Any) -> None:
+        self._count(info.place, -1)
+        self.samples[info.place] = (info, sample)
+
+    def lost(self, place: Place) -> tuple[SampleInfo, Any]:
+        self._count(place, 1)
+        return self.samples.pop(place)
+
+    def put_aside(self, place: Place) -> None:
+        self._count(place, -1)
+        self.unknown -= place not in self.lengths
+        self.aside.add(place)
+
+    def cut(self, ranks: int) -> None:
+        """Share the rows out by length over `ranks`; all are generated or set aside."""
+        alive = [place for place in self.places if place not in self.aside]
+        tokens = [self.lengths[place] for place in alive]
+        self.shares = [[alive[i] for i in share] for share in balanced_shares(tokens, ranks)]
+        self._owner = {place: rank for rank, share in enumerate(self.shares) for place in share}
+        self._lacking = [sum(place not in self.samples for place in share) for share in self.shares]
+
+    def lacks(self, rank: int) -> bool:
+        """Whether a row of the rank's share is neither scored nor set aside."""
+        return self._lacking[rank] > 0
+
+    def _count(self, place: Place, change: int) -> None:
+        if place in self._owner:
+            self._lacking[self._owner[place]] += change
 
 
 class Ledger:
@@ -70,6 +114,8 @@ class Ledger:
         self.capacity = Capacity(order.batch, max_staleness)
         self.aside: set[int] = set(aside)
         """Row indices that are never dispatched again."""
+        self.nbytes = 0
+        """Of the scored samples that are held."""
         self._tries = tries
         self._next_step = step
         self._cut: deque[Chunk] = deque()
@@ -122,7 +168,7 @@ class Ledger:
         """The chunk's responses have these lengths; they go to a teacher now."""
         book = self._books[chunk.step]
         for place, length in zip(chunk.places, lengths, strict=True):
-            book.lengths.setdefault(place, length)
+            book.generated(place, length)
 
     def scored(self, chunk: Chunk, samples: Iterable[tuple[SampleInfo, Any]]) -> None:
         """The chunk's samples are ready for the learners; of a chunk made again, those that were missing."""
@@ -130,8 +176,9 @@ class Ledger:
         missing = book.missing(chunk.places)
         for info, sample in samples:
             if info.place in missing:
-                book.samples[info.place] = (info, sample)
+                book.scored(info, sample)
                 book.made_by[info.place] = chunk
+                self.nbytes += _nbytes(info)
         self.capacity.scored(len(missing))
         self._remaking.discard((chunk.step, chunk.index))
 
@@ -141,7 +188,8 @@ class Ledger:
         book = self._books[step]
         gone = set(rows)
         for place in [place for place in book.places if place.row in gone and place in book.samples]:
-            del book.samples[place]
+            info, _ = book.lost(place)
+            self.nbytes -= _nbytes(info)
             self.capacity.unready(1)
             chunk = book.made_by.pop(place)
             if (step, chunk.index) not in self._remaking:
@@ -155,44 +203,37 @@ class Ledger:
         scoring of another rank's rows. Raises `RaftError` when every row of the step was set aside.
         """
         book = self._books.get(step)
-        if book is None:
+        if book is None or book.unknown:
             return None
+        if len(book.aside) == len(book.places):
+            raise RaftError(f"step {step}: engines died on each of its {len(book.places)} rows; see set_aside.jsonl")
         if book.shares is None or len(book.shares) != ranks:
-            alive = [place for place in book.places if place not in book.aside]
-            if any(place not in book.lengths for place in alive):
-                return None
-            if not alive:
-                raise RaftError(
-                    f"step {step}: engines died on each of its {len(book.places)} rows; see set_aside.jsonl"
-                )
-            tokens = [book.lengths[place] for place in alive]
-            book.shares = [[alive[i] for i in share] for share in balanced_shares(tokens, ranks)]
-        share = book.shares[rank]
-        if book.missing(share):
+            book.cut(ranks)
+        if book.shares is None or book.lacks(rank):
             return None
-        return [book.samples[place] for place in share if place in book.samples]
+        return [book.samples[place] for place in book.shares[rank] if place in book.samples]
+
+    def generated_whole(self, step: int) -> bool:
+        """Whether all lengths of a step are known: before, no rank has a share."""
+        book = self._books.get(step)
+        return book is not None and not book.unknown
 
     def done(self, step: int) -> list[SampleInfo]:
         """`step` has been trained and its weights are published: free its places. Returns its samples' infos."""
         book = self._books.pop(step)
         self.capacity.release(len(book.places))
+        self.nbytes -= sum(_nbytes(info) for info, _ in book.samples.values())
         return [book.samples[place][0] for place in book.places if place in book.samples]
 
     def aside_of(self, step: int) -> list[Place]:
         """Rows of an open step that are set aside."""
         book = self._books.get(step)
-        return sorted(book.aside, key=book.places.index) if book else []
+        return sorted(book.aside, key=book.position.__getitem__) if book else []
 
     @property
     def waiting(self) -> int:
         """Rows that came back and wait for an actor."""
         return sum(len(self._books[chunk.step].missing(chunk.places)) for chunk in self._back)
-
-    def nbytes(self) -> int:
-        """Bytes of the scored samples that are held: targets and token ids."""
-        return sum(
-            info.target_bytes + 4 * info.length for book in self._books.values() for info, _ in book.samples.values()
-        )
 
     def _upcoming(self, parts: int) -> Chunk | None:
         """What comes next, its places counted as in flight."""
@@ -217,10 +258,16 @@ class Ledger:
     def _put_aside(self, step: int, places: Iterable[Place]) -> None:
         book = self._books[step]
         missing = book.missing(places)
-        book.aside.update(missing)
+        for place in missing:
+            book.put_aside(place)
         self.capacity.scored(len(missing))
 
     def _single_index(self, step: int, place: Place) -> int:
         """A chunk number that no chunk cut from the batch has: it seeds the row's sampling."""
-        places = self._books[step].places
-        return len(places) + places.index(place)
+        book = self._books[step]
+        return len(book.places) + book.position[place]
+
+
+def _nbytes(info: SampleInfo) -> int:
+    """Of a scored sample that is held: targets and token ids."""
+    return info.target_bytes + 4 * info.length

@@ -76,7 +76,8 @@ def locked(run_dir: Path, say: Callable[[str], object]) -> Iterator[None]:
             yield
         finally:
             over.set()
-            keeper.join()
+            # It waits for the file server alone, and dies with this process.
+            keeper.join(timeout=10)
             if _holder(path) == mine:
                 path.unlink(missing_ok=True)
     finally:

@@ -117,6 +117,11 @@ class Load:
     waiting: float
     """The share that was recorded as `wait`; only learners record it."""
 
+    @property
+    def enough(self) -> int:
+        """Members that would do the same work without being full."""
+        return max(1, math.ceil(self.members * self.busy / FULL))
+
 
 def loads(spans: Sequence[Span], since: float, until: float) -> dict[str, Load]:
     """The `Load` of each role that was there between `since` and `until` (seconds), in the order of `ROLES`.
@@ -217,8 +222,7 @@ def _listed(loads: Mapping[str, Load]) -> str:
 
 def _spare(role: str, load: Load) -> str:
     """`; rollouts wait, 2 of 3 would do`, nothing if all are needed."""
-    enough = max(1, math.ceil(load.members * load.busy / FULL))
-    return f"; {role}s wait, {enough} of {load.members} would do" if enough < load.members else ""
+    return f"; {role}s wait, {load.enough} of {load.members} would do" if load.enough < load.members else ""
 
 
 def _covered(intervals: Iterable[Interval], since: float, until: float) -> float:

@@ -15,14 +15,17 @@ def status_view(status: dict[str, Any]) -> RenderableType:
     """Progress, actors, queue, rates and advice.
 
     Args:
-        status: `step, steps, version, last, error, actors, learners, queue, rates, advice`.
+        status: `step, steps, version, last, error, actors, learners, ranks, waits_for_room, queue, rates, advice`.
     """
     lines: list[RenderableType] = [_headline(status)]
     if status["error"]:
         lines.append(Text(printable(f"stopped: {status['error']}"), style="red"))
+    if status["actors"] or status["ranks"]:
+        lines.append(_actors([*status["actors"], *status["ranks"]]))
     if status["actors"]:
-        lines.append(_actors(status["actors"]))
         lines.append(Text(_queue(status["queue"])))
+    if status["waits_for_room"]:
+        lines.append(Text(f"rollout actors: {status['waits_for_room']}"))
     if status["advice"]:
         lines.append(Text(status["advice"], style="bold"))
     return Group(*lines)
@@ -43,12 +46,17 @@ def _headline(status: dict[str, Any]) -> Text:
 
 def _actors(actors: list[dict[str, Any]]) -> Table:
     table = Table("actor", "node", "does")
-    for name in ("version", "rows", "restarts"):
+    for name in ("for, s", "version", "rows", "restarts"):
         table.add_column(name, justify="right")
     for actor in actors:
-        version = "-" if actor["version"] is None else str(actor["version"])
-        named = (plain(actor[key]) for key in ("name", "node", "state"))
-        table.add_row(*named, version, str(actor["rows"]), str(actor["restarts"]))
+        numbers = (actor.get(key) for key in ("version", "rows", "restarts"))
+        table.add_row(
+            plain(actor["name"]),
+            plain(actor.get("node", "-")),
+            plain(actor["state"]),
+            f"{actor['seconds']:.0f}",
+            *("-" if number is None else str(number) for number in numbers),
+        )
     return table
 
 

@@ -14,9 +14,9 @@ from typer.core import TyperGroup
 from raft_ray import __version__, settings
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError, RaftError
+from raft_ray.interrupts import interrupts
 from raft_ray.printable import one_line, printable
 
-INTERRUPTED = 130
 _OF_THE_MACHINE = {
     errno.EACCES,
     errno.EDQUOT,
@@ -33,21 +33,22 @@ class _Commands(TyperGroup):
     """Turns the errors that a user meets into one line and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print("interrupted; go on with --resume", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            # Ray wraps what an actor raised, and keeps the original as `cause`.
-            cause = getattr(error, "cause", None)
-            known = cause if isinstance(cause, RaftError) else error
-            if isinstance(known, OSError) and known.errno in _OF_THE_MACHINE:
-                known = RaftError(f"{known.filename or 'a file'}: {known.strerror}; see to that, then run this again")
-            if not isinstance(known, RaftError):
-                raise
-            print(f"error: {one_line(str(known))}", file=sys.stderr)
-            raise typer.Exit(known.exit_code) from None
+        with interrupts.heeded():
+            try:
+                result = super().invoke(ctx)
+            except BaseException as error:
+                # Whatever was raised after a signal is its consequence.
+                if interrupts.received is None and not isinstance(error, KeyboardInterrupt):
+                    known = _known(error)
+                    if known is None:
+                        raise
+                    print(f"error: {one_line(str(known))}", file=sys.stderr)
+                    raise typer.Exit(known.exit_code) from None
+            else:
+                if interrupts.received is None:
+                    return result
+            interrupts.say()
+            raise typer.Exit(interrupts.status)
 
 
 app = typer.Typer(
@@ -111,3 +112,20 @@ def ready(config: str, overrides: list[str] | None, resume: bool, run_dir: str |
 
 def say(what: str, path: Path) -> None:
     print(printable(f"{what}: {path}"))
+
+
+def _known(error: BaseException) -> RaftError | None:
+    """What of an error is for the user; none of a defect, and of what is no error."""
+    # Ray wraps what an actor raised, and keeps the original as `cause`.
+    cause = getattr(error, "cause", None)
+    known = cause if isinstance(cause, RaftError) else error
+    if isinstance(known, OSError) and known.errno in _OF_THE_MACHINE:
+        return RaftError(f"{known.filename or 'a file'}: {known.strerror}; see to that, then run this again")
+    if isinstance(known, RaftError):
+        return known
+    if type(error).__module__.partition(".")[0] == "ray":
+        # A command that got it has Ray imported.
+        from actors.remote import understood
+
+        return understood(error)
+    return None

@@ -51,8 +51,9 @@ def scale(
 ) -> None:
     """Add or remove rollout actors of a run while it goes on; its learners do not pause.
 
-    New actors start where the cluster has room, also on nodes that have just joined; superfluous ones leave after the
-    chunk that they are on. The policy of rollout.min_actors and rollout.max_actors is switched off by it.
+    New actors start where the cluster has room, at once or when it gets some (nodes that join); teachers and learners
+    keep theirs. Superfluous ones leave after the chunk that they are on. The policy of rollout.min_actors and
+    rollout.max_actors is switched off by it.
 
     [bold]Example[/bold]
 
@@ -60,5 +61,6 @@ def scale(
     """
     from actors.attach import scale as resize
 
-    before = resize(run.absolute(), rollouts, address)
-    print(f"rollout actors: {before} -> {rollouts}")
+    found = resize(run.absolute(), rollouts, address)
+    note = f" ({found['now']} now; {found['waits']})" if found["waits"] else ""
+    print(f"rollout actors: {found['before']} -> {rollouts}{note}")

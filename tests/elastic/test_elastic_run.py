@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from elastic_runs import every_row_once, raft_ray, running, state_of, wait_for
+from listening import open_to_others
 from run_files import lines
 
 from raft_ray.config import Config
@@ -20,9 +22,9 @@ def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
     tmp_path: Path, socket_path: Path, make_config: MakeConfig
 ) -> None:
     folder = tmp_path / "run"
-    config = make_config(
-        folder, "learner.max_steps=14", "learner.epochs=6", "sync.max_staleness=1", "sync.in_flight=true"
-    )
+    keys = ("learner.max_steps=14", "learner.epochs=6", "sync.max_staleness=1", "sync.in_flight=true")
+    # The test's ten CPUs have room for two actors beside the other roles.
+    config = make_config(folder, *keys, "rollout.num_cpus=3")
     metrics = folder / "metrics.jsonl"
     with running(config, socket_path, 1, 9) as (thread, at):
         wait_for(at[1].came.is_set, thread)
@@ -40,8 +42,13 @@ def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
         assert status["steps"] == 14
         assert status["queue"]["limit"] == 8
         assert "rollout-1" in raft_ray("status", str(folder)).stdout
+        assert open_to_others(psutil.Process()) == []
+        too_many = raft_ray("scale", str(folder), "--rollouts", "50")
+        room = "2 now; 48 of 50 wait for room, each takes 3 CPUs"
+        assert too_many.stdout == f"rollout actors: 2 -> 50 ({room})\n", too_many.stderr
+        assert "48 of 50 wait for room" in raft_ray("status", str(folder)).stdout
         down = raft_ray("scale", str(folder), "--rollouts", "1")
-        assert down.stdout == "rollout actors: 2 -> 1\n"
+        assert down.stdout == "rollout actors: 50 -> 1\n"
     every_row_once(folder, 14)
     trace = lines(folder / "trace.jsonl")
     assert {line["rollout"] for line in trace} == {"rollout-0", "rollout-1"}
@@ -49,7 +56,8 @@ def test_the_command_line_scales_a_run_up_and_down_and_shows_its_status(
     assert max(line["staleness_max"] for line in lines(metrics)) <= 1
     assert [line["text"] for line in lines(folder / "events.jsonl")] == [
         "1 -> 2 rollout actors",
-        "2 -> 1 rollout actors",
+        "2 -> 50 rollout actors",
+        "50 -> 1 rollout actors",
     ]
     ended = raft_ray("status", str(folder))
     assert ended.returncode == 1

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import psutil
 import pytest
 import ray
 from http_status import status_of
+from listening import open_to_others
 
 from actors import cluster
 from raft_ray.config import Config
@@ -17,6 +21,12 @@ def test_a_local_rays_dashboard_answers_nobody_without_the_token() -> None:
     assert address
     for path in ("/api/jobs/", "/api/v0/actors", "/api/cluster_status"):
         assert status_of(f"http://{address}{path}", None) == 401
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_local_ray_listens_to_this_machine_alone_and_its_token_is_the_users_alone() -> None:
+    assert open_to_others(psutil.Process()) == []
+    assert (Path.home() / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.usefixtures("ray_cluster")

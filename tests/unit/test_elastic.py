@@ -10,6 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raft_ray.elastic import Elastic
+from raft_ray.spans import SCARCE, Load, bottleneck
+
+
+def roles(actors: int, learner_wait: float, rollout_busy: float, teacher_busy: float = 0.1) -> dict[str, Load]:
+    """The roles' loads, as shares of their time."""
+    return {
+        "rollout": Load(actors, rollout_busy, 0.0),
+        "teacher": Load(1, teacher_busy, 0.0),
+        "learner": Load(1, 1 - learner_wait, learner_wait),
+    }
 
 
 def steps(elastic: Elastic, actors: int, *, work: float, learner: float, count: int) -> list[int]:
@@ -18,7 +28,7 @@ def steps(elastic: Elastic, actors: int, *, work: float, learner: float, count: 
     for _ in range(count):
         rollout = work / actors
         total = max(rollout, learner)
-        actors = elastic.target(actors, learner_wait=(total - learner) / total, rollout_busy=rollout / total)
+        actors = elastic.target(actors, roles(actors, (total - learner) / total, rollout / total))
         found.append(actors)
     return found
 
@@ -38,14 +48,14 @@ def test_it_settles_where_learners_no_longer_starve_and_stays_there(
     assert all(least <= actors <= most for actors in found)
     assert all(abs(b - a) <= 1 for a, b in pairwise(found))
     assert len(set(found[-20:])) == 1, "it swings"
-    enough = math.ceil(0.8 * work / learner)
+    enough = math.ceil((1 - SCARCE) * work / learner)
     assert found[-1] >= min(enough, most)
 
 
 def test_it_grows_while_learners_wait_and_shrinks_while_rollouts_wait() -> None:
     assert steps(Elastic(1, 8, patience=1), 1, work=4, learner=1, count=6)[-1] == 4
-    # At four each works half of the time: no longer too many.
-    assert steps(Elastic(1, 8, patience=1), 8, work=2, learner=1, count=8)[-1] == 4
+    # At three each works two thirds of the time: two would be full.
+    assert steps(Elastic(1, 8, patience=1), 8, work=2, learner=1, count=8)[-1] == 3
 
 
 def test_it_watches_some_steps_between_two_changes() -> None:
@@ -54,8 +64,25 @@ def test_it_watches_some_steps_between_two_changes() -> None:
 
 @pytest.mark.parametrize("first", [1, 9])
 def test_bounds_hold_at_once(first: int) -> None:
-    assert Elastic(2, 4).target(first, learner_wait=0.0, rollout_busy=1.0) == (2 if first == 1 else 4)
+    assert Elastic(2, 4).target(first, roles(first, 0.0, 1.0)) == (2 if first == 1 else 4)
 
 
 def test_equal_bounds_never_change_the_number() -> None:
     assert steps(Elastic(2, 2, patience=1), 2, work=40, learner=1, count=5) == [2] * 5
+
+
+@given(
+    actors=st.integers(2, 9),
+    learner_wait=st.floats(0, 1),
+    rollout_busy=st.floats(0, 1),
+    teacher_busy=st.floats(0, 1),
+)
+def test_it_does_what_the_advice_says(
+    actors: int, learner_wait: float, rollout_busy: float, teacher_busy: float
+) -> None:
+    loads = roles(actors, learner_wait, rollout_busy, teacher_busy)
+    found = bottleneck(loads)
+    assert found is not None
+    change = Elastic(1, 10, patience=1).target(actors, loads) - actors
+    assert (change > 0) == (found.role == "rollout")
+    assert (change < 0) == (found.role == "learner" and "rollouts wait" in found.advice)

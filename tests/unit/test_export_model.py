@@ -49,7 +49,7 @@ def exported(original: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, only
     """The folder of the model, or of its tensors whose names have `only` in them."""
     tensors = weight_sync.full_tensors(load_model(str(original), MODEL), 0)
     weights = weight_sync.pack(3, [(name, tensor) for name, tensor in tensors if only in name])
-    monkeypatch.setattr(export.ray, "get", lambda _: [weights])
+    monkeypatch.setattr(export.ray, "get", lambda _, timeout: [weights])
     return Path(export.export_model._function(MODEL, str(original), [], str(folder), OF))
 
 

@@ -21,10 +21,28 @@ def shown(**changes: Any) -> str:
         "last": {"staleness": 0.5, "staleness_max": 1},
         "error": None,
         "actors": [
-            {"name": "rollout-0", "node": "a", "state": "generate", "version": 7, "rows": 56, "restarts": 0},
-            {"name": "teacher-0", "node": "b", "state": "idle", "version": None, "rows": 48, "restarts": 2},
+            {
+                "name": "rollout-0",
+                "node": "a",
+                "state": "generate",
+                "seconds": 3.4,
+                "version": 7,
+                "rows": 56,
+                "restarts": 0,
+            },
+            {
+                "name": "teacher-0",
+                "node": "b",
+                "state": "idle",
+                "seconds": 0.2,
+                "version": None,
+                "rows": 48,
+                "restarts": 2,
+            },
         ],
         "learners": 2,
+        "ranks": [{"name": "learner-0", "state": "trains step 7", "seconds": 12.0}],
+        "waits_for_room": None,
         "queue": {"in_flight": 8, "ready": 16, "limit": 32, "came_back": 0, "set_aside": 0},
         "rates": {"steps_per_minute": 8.25, "rows_per_second": 2.2, "tokens_per_second": 91.0},
         "advice": "Rollouts are the bottleneck",
@@ -40,9 +58,19 @@ def test_it_shows_progress_actors_queue_rates_and_advice() -> None:
     assert "step 7 of 60, weights of version 7, 2 learners: 8.2 steps/min, 2.20 rows/s, 91 tokens/s" in text
     assert "staleness 0.5 (most 1)" in text
     (rollout,) = [line for line in text.splitlines() if "rollout-0" in line]
-    assert [cell.strip() for cell in rollout.strip("│").split("│")] == ["rollout-0", "a", "generate", "7", "56", "0"]
+    assert [cell.strip() for cell in rollout.strip("│").split("│")] == [
+        "rollout-0",
+        "a",
+        "generate",
+        "3",
+        "7",
+        "56",
+        "0",
+    ]
     (teacher,) = [line for line in text.splitlines() if "teacher-0" in line]
-    assert [cell.strip() for cell in teacher.strip("│").split("│")] == ["teacher-0", "b", "idle", "-", "48", "2"]
+    assert [cell.strip() for cell in teacher.strip("│").split("│")] == ["teacher-0", "b", "idle", "0", "-", "48", "2"]
+    (learner,) = [line for line in text.splitlines() if "learner-0" in line]
+    assert [cell.strip() for cell in learner.strip("│").split("│")] == ["learner-0", "-", "trains step 7", "12", *"---"]
     assert "8 in flight, 16 ready, 24 of 32 places taken\n" in text
     assert "Rollouts are the bottleneck" in text
     assert "stopped" not in text
@@ -50,14 +78,15 @@ def test_it_shows_progress_actors_queue_rates_and_advice() -> None:
 
 def test_it_shows_what_went_wrong() -> None:
     queue = {"in_flight": 8, "ready": 0, "limit": 32, "came_back": 4, "set_aside": 1}
-    text = shown(error="rollout-0 on a died", queue=queue)
+    text = shown(error="rollout-0 on a died", queue=queue, waits_for_room="42 of 50 wait for room")
+    assert "rollout actors: 42 of 50 wait for room" in text
     assert "stopped: rollout-0 on a died" in text
     assert "4 came back from a lost actor, 1 set aside for good (set_aside.jsonl)" in text
 
 
 def test_a_run_that_has_just_begun_and_one_without_actors_can_be_shown() -> None:
     assert "1 learner\n" in shown(last=None, rates={}, advice=None, learners=1)
-    text = shown(actors=[], advice=None)
+    text = shown(actors=[], ranks=[], advice=None)
     assert "places" not in text
 
 

@@ -1,0 +1,140 @@
+"""Rollout actors and teachers in the process of the flow itself, whose calls are coroutines: no Ray, no engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from actors import growth
+from actors.crew import Crew
+from actors.diary import Diary
+from actors.flow import Flow, Published
+from actors.loops import Loops
+from raft_ray.config import Config
+from raft_ray.limits import Limits
+from raft_ray.pipeline import RowOrder
+from raft_ray.trajectory import Chunk, SampleInfo
+
+
+class Method:
+    """A coroutine function as a method of an actor's handle."""
+
+    def __init__(self, function: Callable[..., Any], returns: int = 1) -> None:
+        self._function, self._returns = function, returns
+
+    def options(self, num_returns: int) -> Method:
+        return Method(self._function, num_returns)
+
+    def remote(self, *arguments: Any) -> Any:
+        call = asyncio.ensure_future(self._function(*arguments))
+        if self._returns == 1:
+            return call
+        return [asyncio.ensure_future(self._part(call, index)) for index in range(self._returns)]
+
+    @staticmethod
+    async def _part(call: Any, index: int) -> Any:
+        return (await call)[index]
+
+
+class Actor:
+    """Both roles. What a test changes: the functions, by name."""
+
+    def __init__(self, name: str, **functions: Callable[..., Any]) -> None:
+        self.name = name
+        self.version = -1
+        self.killed = False
+        for method in ("ready", "load_weights", "generate", "score"):
+            function = functions.get(method)
+            bound = getattr(self, f"_{method}") if function is None else self._with_self(function)
+            setattr(self, method, Method(bound))
+
+    def _with_self(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: function(self, *arguments)
+
+    async def _ready(self) -> str:
+        return "here"
+
+    async def _load_weights(self, version: int, ref: Any, checksum: int, probe: Any = None) -> float:
+        self.version = version
+        return 0.0
+
+    async def _generate(self, chunk: Chunk) -> Any:
+        infos = [SampleInfo(place, self.version, 1, False, self.name, 6, 1.0) for place in chunk.places]
+        return [1] * len(infos), infos
+
+    async def _score(self, infos: Any) -> Any:
+        infos = await infos
+        return [(infos, 0.0), *infos]
+
+
+class Running:
+    """A flow over fakes, its loops, and what a learner does: `await running.train(step)`."""
+
+    def __init__(self, config: Config, rows: int, monkeypatch: Any, room: int = 10**6, **rollout: Any) -> None:
+        self.made: list[Actor] = []
+        self.events: list[tuple[str, str]] = []
+        self.room = room
+        monkeypatch.setattr("actors.crew.kill", self._kill)
+        monkeypatch.setattr(growth, "RETRY", 0.0)
+        monkeypatch.setattr("actors.room.Room.free", lambda _, have: max(0, self.room - have))
+        monkeypatch.setattr("actors.room.Room.ask", lambda *_: None)
+        order = RowOrder(rows, config.learner.batch, 1, 0)
+        records: Any = SimpleNamespace(
+            set_aside=list,
+            event=lambda what, who, node, text: self.events.append((what, text)),
+            put_aside=lambda *_: None,
+            span=lambda _: None,
+        )
+        self.loops = Loops()
+
+        def make(name: str) -> Actor:
+            self.made.append(Actor(name, **rollout))
+            return self.made[-1]
+
+        self.rollouts = Crew("rollout", make, config.rollout.max_restarts, "rollout.max_restarts")
+        teachers = Crew("teacher", Actor, config.teacher.max_restarts, "teacher.max_restarts")
+        for _ in range(config.rollout.actors):
+            self.rollouts.add(placed=True)
+        for _ in range(config.teacher.actors):
+            teachers.add(placed=True)
+        self.flow = Flow(
+            config,
+            order,
+            records,
+            Diary(records),
+            self.loops,
+            self.rollouts,
+            teachers,
+            Published(0, [], 0),
+            Limits(),
+        )
+        self.flow.start()
+
+    @staticmethod
+    def _kill(member: Any) -> None:
+        member.handle.killed = True
+
+    async def share(self, step: int) -> list[SampleInfo]:
+        """The samples of a step, once they are all there."""
+        found: list[Any] = []
+
+        def arrived() -> bool:
+            share = self.flow.ledger.share(step, 0, 1)
+            found[:] = share or []
+            return share is not None
+
+        await self.loops.wait_for(arrived, lambda: f"step {step}", 20, "limit")
+        return [info for info, _ in found]
+
+    async def train(self, step: int, *, pushed: bool = False) -> list[SampleInfo]:
+        samples = await self.share(step)
+        self.flow.ledger.done(step)
+        self.flow.publish(Published(step + 1, None if pushed else [], 0))
+        return samples
+
+    async def settled(self) -> None:
+        """Until nothing moves any more without a learner."""
+        for _ in range(200):
+            await asyncio.sleep(0)
