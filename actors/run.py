@@ -26,6 +26,7 @@ from actors.crew import spawn
 from actors.evaluate import evaluate as evaluate_models
 from actors.learner import LearnerTask
 from actors.learner import train as train_workers
+from actors.model_trial import try_model
 from actors.pipeline import PipelineActor
 from actors.progress import Bars
 from actors.refine import check_resources
@@ -183,6 +184,7 @@ def refined_rows(
     """The training rows with their rewrites and fused answers, which are left in `run_dir/name`."""
     if not config.refine.enabled:
         return prepared.train
+    try_model(config, prepared.folder)
     out = run_dir / name
     refine_rows(prepared.scan, config, out, bars.track(f"Stage 1: {name.replace('refined', 'refine')}"))
     _measure(config, bars, out)

@@ -58,6 +58,7 @@ class Chat:
 
     Args:
         tokenizer: with a chat template.
+        size: tokens that the model has rows for; none does not look.
         stops: ids on which the model's generation config stops.
         thinking: the model thinks before it answers, where its template knows that choice.
         date: that templates print, YYYY-MM-DD; none takes today's.
@@ -72,6 +73,7 @@ class Chat:
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        size: int | None = None,
         stops: Iterable[int] = (),
         thinking: bool = False,
         date: str | None = None,
@@ -79,6 +81,7 @@ class Chat:
     ) -> None:
         self.tokenizer = tokenizer
         self.thinking = thinking
+        self._size = size
         self._midnight = datetime.combine(Date.fromisoformat(date) if date else Date.today(), time())
         self._template = _default_template(tokenizer, where)
         added = tokenizer.added_tokens_decoder
@@ -183,7 +186,16 @@ class Chat:
         return self._marker.sub(lambda m: m.group() if m.group() in kept else _shifted(m.group(), _HIDDEN), content)
 
     def _encode(self, hidden: str) -> list[int]:
-        """Ids of a rendered text, in which what is hidden becomes text again."""
+        """Ids of a rendered text, in which what is hidden becomes text again. Raises `DataError`."""
+        ids = self._ids(hidden)
+        if self._size is not None and max(ids, default=0) >= self._size:
+            raise DataError(
+                f"the tokenizer writes {self._shown(max(ids))}, and the model has {self._size} tokens; resize its "
+                "embeddings (resize_token_embeddings), or use the tokenizer that it was trained with"
+            )
+        return ids
+
+    def _ids(self, hidden: str) -> list[int]:
         # The template writes every special token itself.
         marker = self._hidden.search(hidden)
         if marker is None:

@@ -166,7 +166,7 @@ def load_chat(folder: str, config: ModelConfig) -> Chat:
             "repair one of the two"
         )
     tokenizer = load_tokenizer(folder, config)
-    return Chat(tokenizer, stops=stops, thinking=config.thinking, date=config.date, where=where)
+    return Chat(tokenizer, size=size, stops=stops, thinking=config.thinking, date=config.date, where=where)
 
 
 def _generation_stops(folder: str, config: ModelConfig) -> list[int]:

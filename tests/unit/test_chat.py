@@ -329,3 +329,13 @@ def test_stops_come_from_the_generation_config_and_must_be_in_the_vocabulary(tmp
     path = folder(beyond, tiny_model, lambda settings: settings.update(eos_token_id=[2, 512]))
     with pytest.raises(ModelError, match=r"generation_config.json stops on token 512 .*the model has 512"):
         models.load_chat(path, ModelConfig())
+
+
+def test_a_token_that_the_model_has_no_row_for_is_refused() -> None:
+    tokenizer = TOKENIZERS["plain"]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|domain|>"]})
+    tokenizer.chat_template = "<|domain|>" + str(tokenizer.chat_template)
+    made = Chat(tokenizer, size=512)
+    with pytest.raises(DataError, match=r"writes <\|domain\|> \(512\), and the model has 512 tokens"):
+        made.prompt([{"role": "user", "content": "What?"}])
+    assert Chat(tokenizer, size=513).prompt([{"role": "user", "content": "What?"}])[0] == 512
