@@ -80,9 +80,14 @@ def socket_folders() -> set[Path]:
     return found
 
 
+def address_of(config: Config) -> str | None:
+    """Of the cluster that a run joins; none where it starts a local Ray."""
+    return config.run.ray_address or os.environ.get("RAY_ADDRESS")
+
+
 def start(config: Config, *others: Config) -> None:
     """Join or start Ray; see `cluster`."""
-    address = config.run.ray_address or os.environ.get("RAY_ADDRESS")
+    address = address_of(config)
     key = "run.ray_address" if config.run.ray_address else "RAY_ADDRESS"
     needs = [required_resources(one) for one in (config, *others)]
     cpus, gpus = max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.train import TrainingFailedError
 from rich.console import Console
@@ -21,7 +22,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from actors import attach
 from actors.checkpoint import STATE, check_resumable, read_state
-from actors.cluster import actor_options, cluster, here, on_node, own_tmp
+from actors.cluster import actor_options, address_of, cluster, here, on_node, own_tmp
 from actors.crew import spawn
 from actors.evaluate import evaluate as evaluate_models
 from actors.learner import LearnerTask
@@ -44,6 +45,7 @@ from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.table import summary_table
 from raft_ray.files import write_whole, writing
 from raft_ray.lock import locked
+from raft_ray.memory import check_memory
 from raft_ray.pipeline import RowOrder
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
 from raft_ray.printable import plain
@@ -141,6 +143,9 @@ def running(
     run_dir = Path(config.run.dir).absolute()
     training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {plain(config.data.train)}"
     model = f"model {plain(config.model.path)} in {config.model.dtype.value}"
+    if prepared.parameters and prepared.scan.rows and address_of(config) is None:
+        for one in (config, *others):
+            check_memory(one, prepared.parameters, psutil.virtual_memory().total)
     with locked(run_dir, console.print):
         # Another driver may have been at work here since it was looked at first.
         settings.check_run_dir(config)

@@ -204,13 +204,15 @@ def load_model(
     return model
 
 
-def check_weights(folder: str, config: ModelConfig) -> None:
+def check_weights(folder: str, config: ModelConfig) -> int | None:
     """Refuse a local folder whose tensors are not those of its architecture; reads names and shapes, not the tensors.
 
-    Hub names pass: loading tells. Raises `ModelError`.
+    Returns the number of parameters. Hub names pass, uncounted: loading tells. Raises `ModelError`.
     """
-    if os.path.isdir(folder):
-        _from_checkpoint(folder, config, device_map="meta")
+    if not os.path.isdir(folder):
+        return None
+    model = _from_checkpoint(folder, config, device_map="meta")
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def check_rollouts(folder: str, config: ModelConfig) -> None:

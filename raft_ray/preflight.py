@@ -38,6 +38,8 @@ class Prepared:
     train: list[Row]
     """The training rows, unless only stage 1 wants them."""
     test: list[Row] | None
+    parameters: int | None = None
+    """Of the student's model; unknown for hub names."""
     notes: list[str] = field(default_factory=list)
     """What one should know of the model before it trains, a line each."""
 
@@ -62,7 +64,7 @@ def preflight(
     """
     methods = [config, *others]
     folder = models.resolve(config.model.path)
-    models.check_weights(folder, config.model)
+    parameters = models.check_weights(folder, config.model)
     if trains and any(distils(each) for each in methods):
         models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)
@@ -120,7 +122,8 @@ def preflight(
         check_rows(test, bad_test, config.data, f"data.test={config.data.test}")
         _check_choices(config, test)
     difference = chat.difference()
-    return Prepared(folder, teacher, context, found, rows, test, [difference] if difference else [])
+    notes = [difference] if difference else []
+    return Prepared(folder, teacher, context, found, rows, test, parameters, notes)
 
 
 def make_encoder(config: Config, chat: Chat) -> PromptEncoder:
