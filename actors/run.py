@@ -143,6 +143,7 @@ def running(
     run_dir = Path(config.run.dir).absolute()
     training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {plain(config.data.train)}"
     model = f"model {plain(config.model.path)} in {config.model.dtype.value}"
+    others = list(others)
     if prepared.parameters and prepared.scan.rows and address_of(config) is None:
         for one in (config, *others):
             check_memory(one, prepared.parameters, psutil.virtual_memory().total)
