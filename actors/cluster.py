@@ -263,7 +263,7 @@ def own_tmp(run_dir: Path) -> Iterator[None]:
     well, it is removed on all nodes. What vLLM and multiprocessing put there would stay: actors end by a signal."""
     import ray
 
-    os.environ[_TMP] = f"raft-ray-tmp-{hashlib.sha256(str(run_dir).encode()).hexdigest()[:12]}"
+    os.environ[_TMP] = f"raft-ray-tmp-{hashlib.sha256(f'{os.getuid()} {run_dir}'.encode()).hexdigest()[:12]}"
     try:
         yield
         task = ray.remote(_remove_tmp)
@@ -278,6 +278,8 @@ def _use_tmp(folder: Path) -> None:
     # What torch compiles stays for the next run.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.parent / f"torchinductor_{getpass.getuser()}"))
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise RaftError(f"{folder}: it belongs to another user; set TMPDIR to a folder of your own")
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 

@@ -39,6 +39,7 @@ from raft_ray.config import Config
 from raft_ray.data import Row
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
+from raft_ray.interrupts import interrupts
 from raft_ray.preflight import Prepared, preflight
 from raft_ray.printable import plain
 from raft_ray.records import steps_done
@@ -254,6 +255,8 @@ def _tried(name: str, failed: dict[str, str], work: Callable[[], Any]) -> Any:
         return work()
     # Whatever stops one method must not lose the hours that went into the others.
     except Exception as error:
+        if interrupts.received is not None:
+            raise
         failed[name] = str(understood(error) or last_line(root_cause(error)))
         console.print(f"[red]{plain(name)} failed[/]: {plain(failed[name])}", highlight=False)
         return None

@@ -43,8 +43,6 @@ class Member:
     """What the first of these was."""
     leaving: bool = False
     """Ends after the chunk that it is on."""
-    busy: float = 0.0
-    """Seconds of work since they were last collected."""
     rows: int = 0
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while it takes up weights, so that no older version comes after a newer one."""

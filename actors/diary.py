@@ -44,9 +44,7 @@ class Diary:
         member.now(what)
         start = self.now()
         yield lambda: self.now() - start
-        span = Span(member.name, what, step, start, self.now())
-        member.busy += span.end - span.start
-        self._note(span)
+        self._note(Span(member.name, what, step, start, self.now()))
 
     def learned(self, step: int, seconds: dict[str, float]) -> None:
         """The learners' phases of a step, which end now."""

@@ -160,7 +160,7 @@ def _answer(
     timeout = rollout.timeout * max(1.0, longest / rollout.max_new_tokens)
     options = answering_options(config)
     actor: Any = ray.remote(EvalActor).options(**options).remote(next(iter(models.values())), config, asked)
-    pairs, limits = None, Limits()
+    pairs = None
     answered: dict[str, ray.ObjectRef] = {}
     try:
         who = _where(actor, "EvalActor", rollout.timeout, options)
@@ -173,7 +173,7 @@ def _answer(
             loaded = time.perf_counter()
             for chunk in range(len(chunks)):
                 report(f"answers of {name}", sum(chunks[:chunk]), sum(chunks))
-                paced(limits, "answer", actor.answer.remote(chunk), timeout, who)
+                get(actor.answer.remote(chunk), timeout, who)
             report(f"answers of {name}", sum(chunks), sum(chunks))
             seconds = {"load": loaded - start, "answers": time.perf_counter() - loaded}
             if name == "base" and asked.general:
@@ -235,7 +235,7 @@ def _scored(
                 start = time.perf_counter()
             for chunk in range(len(chunks)):
                 report(f"choices of {name}", sum(chunks[:chunk]), sum(chunks))
-                paced(limits, "choose", actor.choose.remote(chunk), teacher.timeout, who)
+                paced(limits, f"choose {chunk}", actor.choose.remote(chunk), teacher.timeout, who)
             if chunks:
                 report(f"choices of {name}", sum(chunks), sum(chunks))
                 block["seconds"]["choices"] = time.perf_counter() - start
@@ -302,7 +302,7 @@ def _opinions(
     judge, config, *_ = arguments
     options, timeout = judge_options(config, judge), judge_timeout(config, judge)
     actor: Any = ray.remote(JudgeActor).options(**options).remote(*arguments)
-    found, limits = {}, Limits()
+    found = {}
     try:
         who = _where(actor, f"JudgeActor {judge}", timeout, options)
         report(f"judge {judge}", 0, 1)
@@ -313,7 +313,7 @@ def _opinions(
             chunks = get(actor.take.remote(name, answers), timeout, who)
             for chunk in range(len(chunks)):
                 report(f"{judge} on answers of {name}", sum(chunks[:chunk]), sum(chunks))
-                paced(limits, "judge", actor.judge.remote(chunk), timeout, who)
+                get(actor.judge.remote(chunk), timeout, who)
             report(f"{judge} on answers of {name}", sum(chunks), sum(chunks))
             found[name] = get(actor.opinions.remote(), timeout, who)
             measured[name]["seconds"][f"judge {judge}"] = time.perf_counter() - start

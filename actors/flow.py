@@ -183,7 +183,9 @@ class Flow:
                         doing = f"generating chunk {chunk.index} of step {chunk.step}"
                         lengths = await within(lengths_ref, limit, member.who, doing)
                         self._diary.longest(chunk.step, "rollout", clock())
-                        self._limits.took("generate", clock(), rows)
+                        # As if its longest answer had all the tokens that one may have: a later one may.
+                        whole = self._config.rollout.max_new_tokens / max(1, *lengths)
+                        self._limits.took("generate", clock() * whole, rows)
                     member.rows += rows
                     self.ledger.generated(chunk, lengths)
                     self._loops.spawn(self._score(chunk, trajectories))

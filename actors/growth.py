@@ -27,6 +27,7 @@ class Growth:
         """Rollout actors, with those for which there is no room yet."""
         self._room, self._loops, self._rollouts, self._begin = room, loops, rollouts, begin
         self._waiting = False
+        self._looking = asyncio.Lock()
 
     @property
     def waits(self) -> str | None:
@@ -63,9 +64,10 @@ class Growth:
         await asyncio.to_thread(self._room.ask, 0)
 
     async def _start_what_fits(self) -> None:
-        have = len(self._rollouts)
-        if have < self.wanted:
-            free = await asyncio.to_thread(self._room.free, have)
-            # Looked at anew: the number may have changed meanwhile.
-            for _ in range(min(free, self.wanted - len(self._rollouts))):
-                self._begin(self._rollouts.add(placed=False))
+        async with self._looking:
+            have = len(self._rollouts)
+            if have < self.wanted:
+                free = await asyncio.to_thread(self._room.free, have)
+                # Looked at anew: the number that is wanted may have changed meanwhile.
+                for _ in range(min(free, self.wanted - len(self._rollouts))):
+                    self._begin(self._rollouts.add(placed=False))

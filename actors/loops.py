@@ -50,8 +50,11 @@ class Loops:
             task.cancel()
 
     async def restart(self) -> None:
-        """End all loops, and forget the error."""
+        """End all loops, and the waits of callers that are gone; forget the error."""
         self.cancel()
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(RaftError("the learners have begun anew"))
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         self.error = None

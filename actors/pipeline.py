@@ -38,6 +38,8 @@ from raft_ray.prompts import EncodedRow
 from raft_ray.records import RunRecords
 from raft_ray.trajectory import Probe, SampleInfo
 
+STARTING_AGAIN = "the pipeline actor and the learners are starting again; ask in a minute"
+
 
 class NotBegunError(RuntimeError):
     """Asked of a process that has no rows: no error of the run, but one after which the learners start again."""
@@ -243,7 +245,7 @@ class PipelineActor:
         Raises `RaftError` while the pipeline actor itself starts again.
         """
         if self._going is None:
-            raise RaftError("the pipeline actor and the learners are starting again; ask in a minute")
+            raise RaftError(STARTING_AGAIN)
         capacity = self._flow.ledger.capacity
         return {
             **self.progress(),
@@ -282,8 +284,10 @@ class PipelineActor:
 
         Switches the `rollout.min_actors`/`max_actors` policy off. Returns how many were wanted `before`, how many there
         are `now`, and what the others wait for (`waits`; none if all fit). Those start when there is room.
-        Raises `RaftError` for less than one, and for methods without rollouts.
+        Raises `RaftError` for less than one, for methods without rollouts, and while the pipeline actor starts again.
         """
+        if self._going is None:
+            raise RaftError(STARTING_AGAIN)
         if not self._distils:
             raise RaftError(f"distill.method={self._config.distill.method.value} has no rollout actors to scale")
         if rollouts < 1:

@@ -190,8 +190,9 @@ class EnginePool:
         plan = self._plan
         name = f"refine-{plan.name}-{number}"
         own = plan.resources
+        # Without a name in Ray, which an engine of before may still hold while it ends.
         actor = ray.remote(RefineEngine).options(
-            name=name, max_restarts=own.max_restarts, max_task_retries=own.tries, **self._options
+            max_restarts=own.max_restarts, max_task_retries=own.tries, **self._options
         )
         engine = _Engine(name, actor.remote(plan, name, self._run_dir))
         try:

@@ -6,6 +6,7 @@ pipeline decides when it takes up a new one: between two chunks, or with `sync.i
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class RolloutActor:
         self._table: dict[int, EncodedRow] = ray.get(table[0], timeout=config.rollout.timeout)
         self._version: int | None = None
         self._gate = Gate()
+        self._one = threading.Lock()
+        """A chunk that nobody waits for any more, after learners began anew, ends before the next."""
         # The pipeline actor imports this class too, and needs no torch.
         from actors import weight_sync
 
@@ -58,8 +61,9 @@ class RolloutActor:
         self._receiver = Receiver(self._engine, config.sync.checksum, f"{name} on {here()}")
 
     def ready(self) -> str:
-        """The actor's node, once its engine runs."""
-        return here()
+        """The actor's node, once its engine runs and has nothing left to do."""
+        with self._one:
+            return here()
 
     def load_weights(self, version: int, ref: list[ray.ObjectRef], checksum: int, probe: Probe | None = None) -> float:
         """Take up a version, verified by its checksum and by the probe; returns the seconds it took.
@@ -105,7 +109,7 @@ class RolloutActor:
 
         Raises `RaftError` when the actor holds no known version.
         """
-        with self._gate.loop():
+        with self._one, self._gate.loop():
             version = self._held()
             announce(self.name, "generating", chunk.step, rows=[place.row for place in chunk.places])
             rollout = self._config.rollout

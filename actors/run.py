@@ -35,6 +35,7 @@ from actors.refine import refine as refine_rows
 from actors.refine_gap import measure_gap
 from actors.remote import last_line, root_cause, understood
 from actors.rollout import RolloutActor
+from actors.room import Room
 from actors.seal import KEY_FILE, make_key, read_key
 from actors.storage import locate
 from actors.teacher import TeacherActor
@@ -67,7 +68,6 @@ def run(config: Config) -> Path:
         raise ConfigError(
             f"data.train={config.data.train}: its rows are refined already; set refine.enabled=false to train on them"
         )
-    baselines = {name: settings.for_method(config, name) for name in config.run.baselines}
     trainings = [(baseline, Path("methods", name)) for name, baseline in baselines.items()]
     with running(config, prepared, trainings=[*trainings, (config, Path())], refines=True) as (bars, run_dir):
         rows = refined_rows(config, prepared, bars, run_dir)
@@ -296,6 +296,9 @@ def trained(
     finally:
         # Rollout and teacher actors belong to the pipeline actor and end with it.
         ray.kill(pipeline)
+        if distils and address_of(config) is not None:
+            # Nobody waits for room any more: the autoscaler need not either.
+            Room(config).ask(0)
     return str(folder)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import sys
@@ -91,12 +90,21 @@ class Interrupts:
     def _watch(self, reader: socket.socket) -> None:
         """Sees signals also while the main thread is in code that does not return."""
         with reader:
-            if not reader.recv(1):
+            if not self._next(reader):
                 return
-            select.select([reader], [], [], LIMIT)
+            reader.settimeout(LIMIT)
+            with contextlib.suppress(TimeoutError):
+                self._next(reader)
         if not self._said:
             self.say()
         os._exit(self.status)
+
+    def _next(self, reader: socket.socket) -> bool:
+        """Waits for one of our signals; false where there will be none. The socket tells of every handled one."""
+        while byte := reader.recv(1):
+            if byte[0] in SIGNALS:
+                return True
+        return False
 
 
 interrupts = Interrupts()

@@ -131,6 +131,8 @@ class Ledger:
             parts: into how many chunks a step is cut when its first chunk is taken.
         """
         while (chunk := self._upcoming(parts)) is not None:
+            if chunk.step not in self._books:
+                continue  # Its rows came by another chunk, and the step is done.
             # Rows set aside since the chunk was cut.
             self._put_aside(chunk.step, [place for place in chunk.places if place.row in self.aside])
             rest = tuple(place for place in chunk.places if place.row not in self.aside)
@@ -148,6 +150,8 @@ class Ledger:
 
         Returns the rows that are now set aside: a single one that an engine has died on alone, else none.
         """
+        if chunk.step not in self._books:
+            return []
         failures = chunk.failures + 1
         if failures < self._tries:
             self._back.appendleft(replace(chunk, failures=failures))
@@ -166,13 +170,17 @@ class Ledger:
 
     def generated(self, chunk: Chunk, lengths: Iterable[int]) -> None:
         """The chunk's responses have these lengths; they go to a teacher now."""
-        book = self._books[chunk.step]
+        book = self._books.get(chunk.step)
+        if book is None:
+            return
         for place, length in zip(chunk.places, lengths, strict=True):
             book.generated(place, length)
 
     def scored(self, chunk: Chunk, samples: Iterable[tuple[SampleInfo, Any]]) -> None:
         """The chunk's samples are ready for the learners; of a chunk made again, those that were missing."""
-        book = self._books[chunk.step]
+        book = self._books.get(chunk.step)
+        if book is None:
+            return
         missing = book.missing(chunk.places)
         for info, sample in samples:
             if info.place in missing:
@@ -192,6 +200,9 @@ class Ledger:
             self.nbytes -= _nbytes(info)
             self.capacity.unready(1)
             chunk = book.made_by.pop(place)
+            if place.row in self.aside:
+                self._put_aside(step, [place])
+                continue
             if (step, chunk.index) not in self._remaking:
                 self._remaking.add((step, chunk.index))
                 self._back.append(replace(chunk, failures=0))
@@ -233,7 +244,8 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """Rows that came back and wait for an actor."""
-        return sum(len(self._books[chunk.step].missing(chunk.places)) for chunk in self._back)
+        open_ = [chunk for chunk in self._back if chunk.step in self._books]
+        return sum(len(self._books[chunk.step].missing(chunk.places)) for chunk in open_)
 
     def _upcoming(self, parts: int) -> Chunk | None:
         """What comes next, its places counted as in flight."""

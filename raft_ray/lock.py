@@ -12,6 +12,7 @@ from __future__ import annotations
 import _thread
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -162,7 +163,8 @@ def _keep(path: Path, mine: Holder, over: threading.Event) -> None:
         except OSError:
             continue  # A storage that does not answer now may answer next time.
         print(f"error: {path}: another driver has taken the run over", file=sys.stderr)
-        _thread.interrupt_main()
+        # Not SIGINT, which a shell lets programs in the background ignore.
+        _thread.interrupt_main(signal.SIGTERM)
         return
 
 

@@ -298,8 +298,11 @@ def _shared(rows: Sequence[EncodedRow], responses: Sequence[list[int]], total: i
 def _reading(hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> Reading:
     parts = [at for at in (batch.answers, batch.responses) if at is not None]
     answers, *others = (hidden_BLD[at.sequences, at.columns] for at in parts)
-    logprobs = head.logits(answers).log_softmax(-1).gather(-1, batch.labels[:, None])[:, 0]
-    return Reading(torch.cat([answers, *others]).float(), logprobs)
+    logprobs = [
+        head.logits(hidden).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+        for hidden, labels in zip(answers.split(_MASS_POSITIONS), batch.labels.split(_MASS_POSITIONS), strict=True)
+    ]
+    return Reading(torch.cat([answers, *others]).float(), torch.cat(logprobs))
 
 
 def _student_mass(hidden: Tensor, head: Head, teacher_ids: Tensor) -> float:

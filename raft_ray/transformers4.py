@@ -10,9 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-OLDEST = "4.57"
-"""The oldest transformers with which folders were tried."""
-
 
 def add_old_keys(folder: Path) -> None:
     """Complete `config.json` and `tokenizer_config.json` of a model folder for transformers 4."""

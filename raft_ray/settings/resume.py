@@ -99,7 +99,8 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
 
 def deciding(config: Config) -> dict[str, Any]:
     """The values, as JSON has them, of the keys that decide what model a number of steps makes."""
-    values = {key: value for key, value in reading.flatten(config).items() if _trains(key) and key != "run.storage"}
+    shown = reading.flatten_shown(config)
+    values = {key: value for key, value in shown.items() if _trains(key) and key != "run.storage"}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=asdict))
     return plain
 

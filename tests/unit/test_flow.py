@@ -12,6 +12,7 @@ from flow_fakes import Actor, Running
 
 from actors.crew import START_TRIES
 from actors.flow import Published
+from actors.growth import Growth
 from actors.loops import Loops
 from actors.remote import ActorLost, DataLost
 from actors.room import PLENTY, fitting
@@ -239,6 +240,52 @@ def test_the_first_error_of_loops_is_the_one_that_is_raised() -> None:
         await loops.restart()
         with pytest.raises(RaftError, match="nothing did not come within limit"):
             await loops.wait_for(lambda: False, lambda: "nothing", 0.01, "limit")
+
+    run(work())
+
+
+def test_who_waited_before_a_new_beginning_neither_goes_on_nor_ends_it() -> None:
+    """The call of a learner that is gone, whose time would run out later."""
+
+    async def work() -> None:
+        loops = Loops()
+        wait = asyncio.create_task(loops.wait_for(lambda: False, lambda: "nothing", 5, "limit"))
+        await asyncio.sleep(0)
+        await loops.restart()
+        with pytest.raises(RaftError, match="begun anew"):
+            await wait
+        assert loops.error is None
+
+    run(work())
+
+
+def test_two_looks_for_room_at_once_start_no_more_than_fits() -> None:
+    class Two:
+        each = "1 CPUs"
+
+        def free(self, have: int) -> int:
+            return 2 - have
+
+        def ask(self, wanted: int) -> None:
+            del wanted
+
+    async def work() -> None:
+        started: list[Any] = []
+
+        class Started:
+            def __len__(self) -> int:
+                return len(started)
+
+            def add(self, placed: bool) -> None:
+                started.append(placed)
+
+        room: Any = Two()
+        rollouts: Any = Started()
+        loops = Loops()
+        growth = Growth(room, loops, rollouts, lambda _: None)
+        await asyncio.gather(growth.to(5), growth.to(5))
+        assert len(started) == 2
+        loops.cancel()
 
     run(work())
 

@@ -237,3 +237,34 @@ def test_a_lost_sample_is_made_again_with_the_seed_and_the_rows_that_made_it(alo
     assert ledger.share(0, 0, 1) is not None
     ledger.done(0)
     assert ledger.capacity.free == 8
+
+
+def test_a_lost_sample_of_a_row_that_was_set_aside_elsewhere_is_not_waited_for() -> None:
+    ledger = Ledger(RowOrder(rows=4, batch=4, epochs=1, seed=0), 0)
+    chunk = ledger.take(1)
+    assert chunk is not None
+    score(ledger, chunk)
+    bad, lost = chunk.places[0], chunk.places[1]
+    ledger.aside.add(bad.row)
+    ledger.regenerate(0, [lost.row])
+    again = ledger.take(1)
+    assert again is not None
+    assert bad not in again.places
+    ledger.regenerate(0, [bad.row])
+    score(ledger, again)
+    assert [sample.place for sample, _ in ledger.share(0, 0, 1) or []] == list(chunk.places[1:])
+    assert ledger.capacity.in_flight == 0
+
+
+def test_a_chunk_that_comes_back_after_its_step_is_done_changes_nothing() -> None:
+    ledger = Ledger(RowOrder(rows=4, batch=4, epochs=1, seed=0), 0, tries=1)
+    chunk = ledger.take(1)
+    assert chunk is not None
+    score(ledger, chunk)
+    ledger.done(0)
+    free = ledger.capacity.free
+    score(ledger, chunk)
+    assert ledger.failed(chunk) == []
+    ledger.returned(chunk)
+    assert ledger.take(1) is None
+    assert (ledger.capacity.free, ledger.capacity.in_flight, ledger.waiting) == (free, 0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -121,8 +122,17 @@ def test_the_holder_keeps_its_lock_alive_and_stops_when_it_is_taken(
             path.write_text(json.dumps(asdict(replace(lock._me(), token="another"))))
             threading.Event().wait(60)
 
-    with pytest.raises(KeyboardInterrupt):
-        work()
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    # A program in the background may have to ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
 
     assert json.loads(path.read_text())["token"] == "another"
 

@@ -49,6 +49,8 @@ def test_a_value_from_the_environment_is_resolved_in_memory_alone(tmp_path: Path
     settings.save(settings.for_method(config, "sft"), tmp_path / "sft.yaml")
     assert SECRET not in (tmp_path / "sft.yaml").read_text()
     assert SECRET not in json.dumps(shown(settings.flatten(config)), default=str)
+    # What checkpoints keep of the settings, and say of their changes.
+    assert SECRET not in json.dumps(settings.deciding(config))
 
 
 def test_terminals_show_the_reference() -> None:
