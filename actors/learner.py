@@ -417,6 +417,18 @@ class Clock:
         return {"checkpoint": checkpoint, **self._laps, "total": total}
 
 
+def load_student(config: Config, folder: str) -> Any:
+    """The model as it is trained: float16 rollouts, too, are trained in bfloat16, which needs no loss scaling.
+
+    Raises `ModelError`.
+    """
+    dtype = torch.float32 if config.model.dtype is Dtype.float32 else torch.bfloat16
+    model = models.load_model(folder, config.model, dtype, dropout=config.learner.dropout)
+    if not config.learner.dropout:
+        check_repeatable(model)
+    return model
+
+
 def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
     """The student in a DeepSpeed engine: ZeRO stage, precision and AdamW of the config.
 
@@ -444,13 +456,9 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
         "steps_per_print": 10**9,
     }
     if half:
-        # float16 rollouts, too, are trained in bfloat16: it needs no loss scaling.
         settings["bf16"] = {"enabled": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    dtype = torch.bfloat16 if half else torch.float32
-    model = models.load_model(folder, config.model, dtype, dropout=learner.dropout)
-    if not learner.dropout:
-        check_repeatable(model)
+    model = load_student(config, folder)
     if half and not on_gpu:
         attend_in_float32(model)
     if learner.gradient_checkpointing:

@@ -45,7 +45,8 @@ class ScoreActor:
         folder, model = sources.resolve(self.folder), self.config.model
         self.chat = sources.load_chat(folder, model)
         # model.context bounds an engine's memory, which this is not; benchmarks are asked within the model's own limit.
-        self.limit = sources.model_context(folder, replace(model, context=None))
+        own = sources.model_context(folder, replace(model, context=None))
+        self.limit = max(own, sources.model_context(folder, model))
         self.parts: dict[str, list[Choices]] = {}
         if self.asked.choices:
             self.parts.update(self._domain())

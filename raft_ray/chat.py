@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from raft_ray.errors import DataError, ModelError
-from raft_ray.thinking import open_block, without_thinking
+from raft_ray.thinking import begins_with_thinking, open_block, without_thinking
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, str]]
 
-_SWITCHES = {"enable_thinking": r"\benable_thinking\b", "thinking": r"\bthinking is (?:not )?defined\b"}
+_SWITCHES = {
+    "enable_thinking": r"\benable_thinking\b",
+    "thinking": r"\bthinking is (?:not )?defined\b|\bif (?:not )?thinking\b",
+}
 """Variables by which templates switch thinking on and off, and how one tells that a template has one."""
 _TAGS = ("<think>", "</think>")
 _HIDDEN = 0xF0000
@@ -143,9 +146,10 @@ class Chat:
         ids = list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
         # Some models mark their thinking with special tokens.
         written = self._opening[0] + str(self.tokenizer.decode(ids))
-        answer = without_thinking(written)
-        if answer == written.strip():
+        # What looks like thinking later on is a part of the answer.
+        if not begins_with_thinking(written):
             return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        answer = without_thinking(written)
         for special in set(ids) & set(self.tokenizer.all_special_ids):
             answer = answer.replace(self._markers.get(special, ""), "")
         return answer
@@ -298,8 +302,12 @@ class Chat:
             self._opening = block
         elif self.thinking and not self._has_switch:
             raise ModelError(f"{where}: its chat template cannot be told to think; leave out model.thinking")
-        first = self.tokenizer.encode(after, add_special_tokens=False)[:1]
-        return first[0] if first and first[0] in self._markers else None
+        for id in self.tokenizer.encode(after, add_special_tokens=False):
+            if id in self._markers:
+                return id
+            if str(self.tokenizer.decode([id])).strip():
+                break
+        return None
 
     def _shown(self, id: int) -> str:
         return f"{self.tokenizer.convert_ids_to_tokens(id)} ({id})"

@@ -19,7 +19,7 @@ from raft_ray.errors import ModelError
 
 # What configs call a factor on the logits, and the power of it that multiplies them.
 _SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
-_SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap")
+_SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
 _PROBE_TOKENS = 16
 
 
@@ -76,6 +76,13 @@ class Head:
         return self.scale if self.softcap is None else self.scale * (1 - (logits / self.softcap) ** 2)
 
 
+def decoder_of(model: Any) -> Any:
+    """The part of a causal model that gives last hidden states."""
+    found = model.get_decoder()
+    # Some architectures name themselves.
+    return model.model if found is model else found
+
+
 @torch.inference_mode()
 def check_head(model: Any) -> None:
     """Refuse a model whose logits `Head` does not make as the model itself does, to rounding.
@@ -86,11 +93,13 @@ def check_head(model: Any) -> None:
     seeded = torch.Generator().manual_seed(0)
     ids = torch.randint(head.rows, (1, _PROBE_TOKENS), generator=seeded).to(head.weight.device)
     own = model(input_ids=ids, use_cache=False).logits[0].float()
-    ours = head.logits(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
+    ours = head.logits(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0])
     # Two units in the last place of the dtype in which the model works, of the largest logit of a position.
     allowed = 2 * torch.finfo(head.weight.dtype).eps * own.abs().amax(-1, keepdim=True).clamp(min=1e-3)
-    if own.shape != ours.shape or ((own - ours).abs() > allowed).any():
-        ratio = float((own / ours).median()) if own.shape == ours.shape else float("nan")
+    if not own.isfinite().all():
+        raise ModelError(f"{type(model).__name__}: its logits are not finite numbers; its weights are damaged")
+    if own.shape != ours.shape or not ((own - ours).abs() <= allowed).all():
+        ratio = float((own / ours)[ours != 0].median()) if own.shape == ours.shape else float("nan")
         raise ModelError(
             f"{type(model).__name__}: it changes its logits after the output head in a way that is not known here "
             f"(they are {ratio:.4g} times ours); models with a scale ({', '.join(_SCALES)}), a soft cap "

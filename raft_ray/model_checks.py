@@ -81,7 +81,10 @@ def check_ties(folder: str, model: Any, tied: bool) -> None:
     from safetensors import safe_open
 
     files = weight_files(folder)
-    for name, source in (model._tied_weights_keys or {}).items():
+    keys = model._tied_weights_keys
+    for name, source in (
+        keys if isinstance(keys, dict) else getattr(model, "all_tied_weights_keys", None) or {}
+    ).items():
         if name in files and source in files:
             with safe_open(files[name], "pt") as one, safe_open(files[source], "pt") as other:
                 if not torch.equal(one.get_tensor(name), other.get_tensor(source)):
@@ -105,13 +108,15 @@ def check_repeatable(model: Any) -> None:
     """
     import torch
 
+    from raft_ray.head import decoder_of
+
     ids = torch.arange(_PROBE_TOKENS, device=next(model.parameters()).device)[None]
     training = model.training
     hidden: list[torch.Tensor] = []
     with torch.inference_mode():
         for mode in (True, False):
             model.train(mode)
-            hidden.append(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+            hidden.append(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
     model.train(training)
     if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-5):
         raise ModelError(
@@ -133,6 +138,8 @@ def settle_attention(model: Any) -> None:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+    from raft_ray.head import decoder_of
+
     if model.config._attn_implementation != "sdpa":
         return
     known = set(inspect.signature(sdpa_attention_forward).parameters) | _HELD_BY_MASK | _SWITCHES
@@ -147,7 +154,7 @@ def settle_attention(model: Any) -> None:
     model.set_attn_implementation(_PROBE)
     device = next(model.parameters()).device
     with torch.inference_mode():
-        model.get_decoder()(input_ids=torch.arange(_PROBE_TOKENS, device=device)[None], use_cache=False)
+        decoder_of(model)(input_ids=torch.arange(_PROBE_TOKENS, device=device)[None], use_cache=False)
     model.set_attn_implementation("eager" if dropped else "sdpa")
     if dropped:
         logging.info("attention by the model's own code: PyTorch's leaves out %s", ", ".join(sorted(dropped)))

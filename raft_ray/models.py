@@ -245,8 +245,11 @@ def checkpoint_tensors(folder: str, config: ModelConfig, state: dict[str, torch.
             model = AutoModelForCausalLM.from_config(
                 _config(folder, config), trust_remote_code=config.trust_remote_code
             )
-    # Copies: safetensors wants memory of its own for each tensor, and a converted one may be a part of another.
-    return {name: tensor.clone() for name, tensor in revert_weight_conversion(model, state).items()}
+    # Copies of parts: safetensors wants memory of its own for each tensor.
+    return {
+        name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+        for name, tensor in revert_weight_conversion(model, state).items()
+    }
 
 
 def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False, **arguments: Any) -> Any:

@@ -49,7 +49,9 @@ def freeze(config: Any, context: int | None) -> Any:
                 f"model.context={context}: rotary embeddings of type {rope['rope_type']} change with each row's length "
                 f"above {original} tokens, which engines and learners do not follow alike; set model.context={original}"
             )
-        rope["short_factor"] = rope["long_factor"]
+        for what in ("factor", "mscale"):
+            if f"long_{what}" in rope:
+                rope[f"short_{what}"] = rope[f"long_{what}"]
     return config
 
 

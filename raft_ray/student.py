@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raft_ray.head import Head
+from raft_ray.head import Head, decoder_of
 from raft_ray.losses import sft_loss, topk_kl_from_hidden
 from raft_ray.prompts import EncodedRow
 from raft_ray.teacher import micro_batches, pad_right
@@ -137,7 +137,7 @@ class Student(nn.Module):
             # A model's own attention adds its mask, and would take a bool for 0 and 1.
             lowest = torch.finfo(self.model.dtype).min
             mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill_(~mask, lowest)
-        hidden: Tensor = self.model.get_decoder()(
+        hidden: Tensor = decoder_of(self.model)(
             input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
         ).last_hidden_state
         return hidden

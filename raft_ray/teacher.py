@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raft_ray.head import Head
+from raft_ray.head import Head, decoder_of
 
 
 def micro_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -65,7 +65,7 @@ def score(
     Returns:
         For each response `(ids [L, K] int32, log-probabilities at temperature 1 [L, K] float16, mean top-K mass)`.
     """
-    decoder, head = model.get_decoder(), Head.of(model)
+    decoder, head = decoder_of(model), Head.of(model)
     device = head.weight.device
     kept = min(top_k, head.rows)
     results: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}

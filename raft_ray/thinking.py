@@ -43,6 +43,11 @@ def without_thinking(text: str) -> str:
     return answer
 
 
+def begins_with_thinking(text: str) -> bool:
+    """Whether the first thing in `text` is a block of thinking, or the end of an empty one."""
+    return any(mark.match(text.lstrip()) for block in _BLOCKS for mark in block)
+
+
 def open_block(text: str) -> tuple[str, str] | None:
     """The marker of a block of thinking that `text` begins and does not end, and the marker that ends it; or none."""
     for begin, end in _BLOCKS:

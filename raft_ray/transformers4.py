@@ -33,10 +33,13 @@ def _config(settings: dict[str, Any]) -> None:
     rope = settings.get("rope_parameters")
     if not rope:
         return
-    if local := rope.get("sliding_attention"):
-        # Gemma 3: a base of its own where attention is local.
-        settings["rope_local_base_freq"] = local["rope_theta"]
+    if str(settings.get("model_type", "")).startswith("gemma3") and "full_attention" in rope:
+        # A base of its own where attention is local.
+        settings["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
+    if not {"rope_theta", "rope_type"} <= rope.keys():
+        # By kinds of layers: version 4 knows no such architecture, and 5 would read the old keys instead.
+        return
     settings["rope_theta"] = rope["rope_theta"]
     if "partial_rotary_factor" in rope:
         settings["partial_rotary_factor"] = rope["partial_rotary_factor"]

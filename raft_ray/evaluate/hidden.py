@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raft_ray.head import decoder_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -26,7 +28,7 @@ def response_hidden(model: PreTrainedModel, sequences: Sequence[Pair], *, tokens
 
     Forwards sequences of similar length together, right-padded, `tokens` at a time (at least one sequence).
     """
-    body: Any = model.get_decoder()
+    body: Any = decoder_of(model)
     device = next(model.parameters()).device
     pad = model.config.get_text_config().pad_token_id or 0
     parts: list[torch.Tensor | None] = [None] * len(sequences)

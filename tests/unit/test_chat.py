@@ -339,3 +339,38 @@ def test_a_token_that_the_model_has_no_row_for_is_refused() -> None:
     with pytest.raises(DataError, match=r"writes <\|domain\|> \(512\), and the model has 512 tokens"):
         made.prompt([{"role": "user", "content": "What?"}])
     assert Chat(tokenizer, size=513).prompt([{"role": "user", "content": "What?"}])[0] == 512
+
+
+def test_tags_within_an_answer_are_a_part_of_it() -> None:
+    made = make("qwen3")
+    for text in (
+        "Use the <reflection> element; the answer is 42",
+        "It is </reasoning> that ends it",
+        "a <thought>x</thought> b",
+    ):
+        assert made.text(made.tokenizer.encode(text, add_special_tokens=False)) == text
+    thought = made.tokenizer.encode("<think>\nhm\n</think>\n\n42", add_special_tokens=False)
+    assert made.text(thought) == "42"
+
+
+def test_the_end_of_a_turn_may_stand_on_a_line_of_its_own() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = TOKENIZERS["plain"]()
+    tokenizer.chat_template = template
+    tokenizer.eos_token = "<|endoftext|>"
+    made = Chat(tokenizer)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert made.end_id == end
+    turn = made.turn([{"role": "user", "content": "Yes?"}], "Yes.")
+    assert turn.index(end) == len(turn) - 1
+
+
+def test_a_switch_that_a_template_only_asks_about_is_one() -> None:
+    opening = (
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% if thinking %}Think first. {% endif %}{% endif %}"
+    )
+    made = with_template(CHATML + opening, thinking=True)
+    assert "Think first." in made.tokenizer.decode(made.prompt([{"role": "user", "content": "What?"}]))

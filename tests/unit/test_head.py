@@ -105,3 +105,17 @@ def test_logits_made_in_an_unknown_way_are_refused(dtype: torch.dtype, monkeypat
     monkeypatch.setattr(type(model), "forward", scaled)
     with pytest.raises(ModelError, match=r"LlamaForCausalLM: .* not known here \(they are 1\.1\d* times ours\)"):
         check_head(model)
+
+
+def test_weights_that_are_no_numbers_are_refused_as_such() -> None:
+    model = made("plain")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="its logits are not finite numbers; its weights are damaged"):
+        check_head(model)
+
+
+def test_an_architecture_that_names_itself_as_its_decoder_has_hidden_states() -> None:
+    model = made("plain")
+    model.get_decoder = lambda: model
+    check_head(model)
