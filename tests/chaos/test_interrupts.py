@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from listener import Listener, Rule, Said, once
 from run_files import outcome
 
@@ -57,11 +58,15 @@ def interrupted(
 
     with Listener(socket, rule, act=send) as listener:
         drivers.append(begun(*arguments, socket=socket))
-        _, errors = drivers[0].communicate(timeout=200)
+        try:
+            _, errors = drivers[0].communicate(timeout=500)
+        finally:
+            drivers[0].kill()
     assert len(listener.killed) == 1, errors
     return drivers[0], started, errors
 
 
+@pytest.mark.timeout(1800)
 def test_a_signal_in_any_stage_leaves_nothing_behind_and_the_run_goes_on_exactly(
     make_config: MakeConfig, tmp_path: Path, socket_path: Path
 ) -> None:
@@ -87,7 +92,7 @@ def test_a_signal_in_any_stage_leaves_nothing_behind_and_the_run_goes_on_exactly
         assert not (folder / "cluster.json").exists()
         arguments = ["run", str(tmp_path / "config.yaml"), "--resume"]
     driver = begun(*arguments, socket=None)
-    _, errors = driver.communicate(timeout=200)
+    _, errors = driver.communicate(timeout=500)
     assert driver.returncode == 0, errors
     assert (folder / "report.html").exists()
     assert outcome(folder) == whole(make_config, tmp_path)
@@ -97,6 +102,6 @@ def whole(make_config: MakeConfig, tmp_path: Path) -> dict[str, Any]:
     """The run that nobody disturbs."""
     settings.save(make_config(tmp_path / "whole", *KEYS), tmp_path / "whole.yaml")
     driver = begun("train", str(tmp_path / "whole.yaml"), socket=None)
-    _, errors = driver.communicate(timeout=200)
+    _, errors = driver.communicate(timeout=500)
     assert driver.returncode == 0, errors
     return outcome(tmp_path / "whole")
