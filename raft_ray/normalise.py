@@ -68,7 +68,7 @@ _WHOLE = r"""
   | (?<version>\d+(?:\.\d+){2,}(?!\.?\d))
   | (?<comma>(?<!\d,)(?:\d+,(?:\d\d?|\d{4,})|(?:0|\d{4,}),\d{3}))(?![.,]?\d)
   | (?<plain>(?:[1-9]\d{0,2}(?:(?:,\d{3})+|(?:[ ]\d{3})+|(?:'\d{3})+|(?:_\d{3})+)(?!\d)
-              |[1-9]\d?(?:,\d\d)+,\d{3}(?!\d)|\d+)(?:\.\d+)?|(?<![\p{L}\p{N}.])\.\d+)
+              |[1-9]\d?(?:,\d\d){1,9},\d{3}(?!\d)|\d+)(?:\.\d+)?|(?<![\p{L}\p{N}.])\.\d+)
 """
 _NUMBER = rf"""
     (?:(?<!\p{{N}}[ ])(?<![\p{{L}}\p{{N}})\]%])(?:(?<sign>[-+]|±\ ?)|(?<sign>(?i:minus|negative))\ +))?
@@ -86,7 +86,7 @@ _TOKEN = regex.compile(
   | (?<times>(?<=\d)\ ?[x×*]\ ?(?=\d))
   | (?<unit>(?<=(?:\d|illion|thousand)\ ?)(?:%|(?i:per\ ?cent|degrees?|dollars?|euros?)\b|(?:USD|EUR|GBP|JPY)\b))
   | (?<char>{_UNSPACED})
-  | (?<initials>(?<!{_IN_WORD})(?:\p{{Lu}}\.(?:\ \p{{Lu}}\.)+(?=\ \p{{Lu}}\p{{Ll}}{{2}})
+  | (?<initials>(?<!{_IN_WORD})(?:\p{{Lu}}\.(?:\ \p{{Lu}}\.){{1,5}}(?=\ \p{{Lu}}\p{{Ll}}{{2}})
       |(?:\p{{L}}\.)+\p{{L}}(?!{_IN_WORD})\.?))
   | (?<word>(?:(?<![\p{{L}}\p{{N}}.])\.(?=\p{{Ll}}{{1,5}}\b|(?i:NET)\b))?
       {_IN_WORD}+(?:'(?i:t|s|ll|re|ve|d|m)\b)?
@@ -97,6 +97,7 @@ _TOKEN = regex.compile(
 )
 
 _SIGNS = {"->": "→", "=>": "⇒", "<=": "≤", ">=": "≥", "!=": "≠", "==": "=", " - ": "-", "&": "and"}
+_SEPARATORS = dict.fromkeys(map(ord, ", '_"))
 _UNITS = {"usd": "$", "dollar": "$", "eur": "€", "euro": "€", "gbp": "£", "jpy": "¥", "degree": "°"}
 _SCALES = {"": 0, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SPELLED = (
@@ -107,6 +108,9 @@ _VALUES = {word: str(value) for value, word in enumerate(_SPELLED.split())}
 _NO_NUMBER = regex.compile(
     r"(?i)(?<=\b(?:no|any|every|some|each|the|this|that|another|which|only) )one\b|\bone(?= of\b|-|'s\b)"
 )
+
+_WINDOW = 100
+"""Characters before and after a word in which its use is looked for."""
 
 # English words that are element symbols too, with what they stand for.
 _SYMBOLS_AND_WORDS = {
@@ -188,7 +192,7 @@ def numbers(text: str) -> list[str]:
     """The numbers of `text` as they are written, each with its sign and the currency or percent sign beside it."""
     folded, found = fold(text), tokens(text)
     written = []
-    for token, after in zip(found, [*found[1:], None], strict=True):
+    for token, after in zip(found, [*found, None][1:], strict=True):
         if token.is_number:
             beside = after is not None and after.start == token.end and (after.key == "%" or after.key in "$€£¥")
             written.append(folded[token.start : after.end if after and beside else token.end])
@@ -211,8 +215,8 @@ def keys(text: str, *, answer: bool = False) -> list[str]:
 
 def occurs(words: Sequence[str], wanted: Sequence[str]) -> bool:
     """Whether `wanted` stand in `words` side by side, in their order."""
-    size = len(wanted)
-    return any(list(words[i : i + size]) == list(wanted) for i in range(len(words) - size + 1))
+    # As text, since `in` takes linear time; no key holds a NUL.
+    return "\0".join(["", *wanted, ""]) in "\0".join(["", *words, ""])
 
 
 def is_short(found: Sequence[Token]) -> bool:
@@ -222,7 +226,8 @@ def is_short(found: Sequence[Token]) -> bool:
 
 def has_symbol(text: str, symbol: str) -> bool:
     """Whether `symbol` is a word of `text` in this case, other than as an English word (`He wrote`, `A dog`)."""
-    return any(token.text == symbol and not _is_prose(fold(text), token) for token in tokens(text))
+    folded = fold(text)
+    return any(token.text == symbol and not _is_prose(folded, token) for token in tokens(text))
 
 
 def has_punctuation(text: str, answer: str) -> bool:
@@ -242,7 +247,8 @@ def _unspaced(text: str) -> bool:
 
 def _is_prose(folded: str, token: Token) -> bool:
     """Whether a token that may be a symbol is used as the English word that it spells."""
-    before, after = folded[: token.start].rstrip(" \t\"'“«*_"), folded[token.end :]
+    before = folded[max(0, token.start - _WINDOW) : token.start].rstrip(" \t\"'“«*_")
+    after = folded[token.end : token.end + _WINDOW]
     opens = not before or before[-1] in ".!?:\n"
     if not regex.match(r"(?:\s+|')\p{Ll}", after):
         return False
@@ -276,7 +282,7 @@ def _value(match: regex.Match[str]) -> str:
     elif comma := match.group("comma"):
         written = comma.replace(",", ".")
     else:
-        written = regex.sub(r"[, '_]", "", match.group("plain"))
+        written = match.group("plain").translate(_SEPARATORS)
     whole, _, decimals = written.partition(".")
     if len(whole) > 2 and whole.startswith("0") and not decimals and not scale:
         return sign + whole

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from raft_ray.normalise import ARTICLES, has_symbol, is_short, keys, numbers, occurs, tokens
 
@@ -16,7 +17,7 @@ TERSE_WORDS = 6
 """An answer of at most so many words, without numbers among more than three, is a fact as a whole."""
 
 _CODE = re.compile(r"```(?:\w*\n)?(.+?)```|`([^`\n]+)`", re.DOTALL)
-_QUOTED = re.compile(r'"([^"\n]+)"|“([^”\n]+)”|«([^»\n]+)»|(?<!\w)\'([^\'\n]+)\'(?!\w)')
+_QUOTED = re.compile(r'"([^"\n]+)"|“([^“”\n]+)”|«([^«»\n]+)»|(?<!\w)\'([^\'\n]+)\'(?!\w)')
 _GAP = "\0"  # stands where a fact was taken out: what is on its two sides does not belong together
 # What `raft_ray.normalise` reads as one number stays together: `1 000`, `5 million`, `6 × 10^23`, `minus 5`.
 _DIGIT = "[\\d¼-¾⅐-⅞⁰¹²³⁴-⁹]"
@@ -28,7 +29,7 @@ _JOIN = (
     r"|(?:(?<=degree)|(?<=degrees)) (?=[CF]))"
 )
 _WORD = re.compile(rf"[^\s{_GAP}]+(?:{_JOIN}[^\s{_GAP}]+)*")
-_LIST = re.compile(rf"\s*(?:;|,(?!\d)|\n|\band\b|&|{_GAP}+)\s*")
+_LIST = re.compile(rf";|,(?!\d)|\n|\band\b|&|{_GAP}+")
 _PUNCTUATION = " \t\n.,;:!?\"'“”«»*"
 _OUTER = _PUNCTUATION + "()[]{}"
 # Of a multiple-choice answer: `(B) Paris`, `B. Paris`, `The answer is B`, `option (B)`.
@@ -69,7 +70,7 @@ def key_facts(answer: str) -> list[str]:
     words = _WORD.findall(rest)
     if 0 < len(words) <= 3 or (len(words) <= TERSE_WORDS and not re.search(r"\d", rest)):
         idle = _FUNCTION_WORDS | _CHOICE_WORDS if found else frozenset[str]()
-        pieces = [_trim(piece, _PUNCTUATION) for piece in _LIST.split(rest)]
+        pieces = [_trim(piece.strip(), _PUNCTUATION) for piece in _LIST.split(rest)]
         terse = [piece for piece in pieces if {token.text.lower() for token in tokens(piece)} - idle]
         return _unique([*(letter for _, letter in found), *terse])
     rest = _take(_CODE, rest, found)
@@ -120,8 +121,9 @@ def normalise(text: str) -> str:
     return " ".join(_canonical(text))
 
 
-def _canonical(text: str) -> list[str]:
-    return [_singular(key) for key in keys(text)]
+@lru_cache(maxsize=256)
+def _canonical(text: str) -> tuple[str, ...]:
+    return tuple(_singular(key) for key in keys(text))
 
 
 def _singular(word: str) -> str:

@@ -47,6 +47,7 @@ U.S. | US
 U.S.A. | USA
 e.g. | eg
 J.R.R. Tolkien | J. R. R. Tolkien
+A.B.C.D.E.F. Tolkien | A. B. C. D. E. F. Tolkien
 Scripts
 北京 | 首都是北京。
 サッカー | ｻｯｶｰです
@@ -438,6 +439,10 @@ def test_numbers_are_listed_as_they_are_written_with_sign_and_currency() -> None
     assert numbers(text) == ["-38.80", "1,064", "$5.00", "50%", "5€", "minus 3", "6×10^3", "1 000"]
 
 
+def test_a_text_without_anything_has_no_numbers() -> None:
+    assert numbers("") == numbers(" ?!") == []
+
+
 def test_lengths_count_words_and_numbers_but_no_signs() -> None:
     assert words("It's 50% of $1,000 & x > 5.") == ["It's", "50", "of", "1000", "x", "5"]
 
@@ -446,6 +451,22 @@ def test_lengths_count_words_and_numbers_but_no_signs() -> None:
 @settings(deadline=None, max_examples=300)
 def test_a_folded_text_reads_the_same_when_it_is_folded_again(text: str) -> None:
     assert fold(fold(text)) == fold(text)
+
+
+# Each takes minutes where a pattern, or a function around it, is quadratic in the length of a run.
+RUNS = ("A. ", "11,", "1,", "100 ", "1 ", "1.", "He wrote. ", "A dog ", "(", "$", "- ", "#", "北", " ")
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_long_runs_of_anything_are_read_in_linear_time(run: str) -> None:
+    text = run * (20_000 // len(run))
+    assert has_symbol(f"{text}\nHe", "He")
+    assert not states(text, "Paris")
+
+
+@pytest.mark.parametrize("run", [" ", "\t", "“", "« "])
+def test_facts_of_long_runs_are_found_in_linear_time(run: str) -> None:
+    assert missing_facts(f"Paris {run * 30_000} Rome", "Paris, Rome") == []
 
 
 PIECES = re.findall(
