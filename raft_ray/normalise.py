@@ -15,7 +15,8 @@ fact which stage 1 keeps is one that evaluation finds. Knows nothing about model
 | scripts without spaces | a token per character | `北京` is in `首都是北京。` |
 | numbers | by value, with their sign; digits of any script | `−38.80` is `-38.8`, `+5` is `5`, `.5` is `0.5` |
 | thousands | `,` `'` `_` space before three digits; `.` if twice or before `,` | `1 000`, `1.000.000` |
-| decimal comma | where it cannot be thousands or a list | `3,14` is `3.14`, `1,234` is 1234, `1,2,3` a list |
+| two groups, plain space | one number, or two unless the second begins with 0 (`occurs`) | `404 500`, not `1 000` |
+| decimal comma | where it cannot be thousands, a list or a pair | `3,14` is `3.14`; `1,234`; not `1,2,3`, `(2,5)` |
 | other forms | proper fractions, powers of ten, thousand to trillion, words to twenty | `½`, `6×10^3`, `three` |
 | `one` | 1, except in `one of`, `no one`, `the one` and the like | |
 | codes | three or more digits with a zero in front, version numbers | `007`, `1.2.3` as they stand |
@@ -29,7 +30,7 @@ fact which stage 1 keeps is one that evaluation finds. Knows nothing about model
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -42,6 +43,8 @@ _UNSEEN = r"\p{Cf}\p{Default_Ignorable_Code_Point}"
 _SEEN = regex.compile(rf"[^\s\p{{Z}}\p{{Cc}}\p{{Cs}}{_UNSEEN}\u2800]")
 _DROPPED = regex.compile(rf"[{_UNSEEN}\u2800©®™℠]+")
 _SUPERSCRIPT = regex.compile(r"(?<=\p{N})([⁺⁻]?[⁰¹²³⁴-⁹]+)")
+_NARROW = regex.compile(r"(?<=\p{Nd})[\u00a0\u2007-\u200a\u202f](?=\p{Nd}{3}(?!\p{N}))")
+_TWO_NUMBERS = regex.compile(r"(\d{1,3}) ([1-9]\d\d)")
 _MIXED = regex.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
 _MARKS = regex.compile(r"([\p{Latin}\p{Greek}\p{Arabic}\p{Hebrew}])\p{Mn}+")
 # As pandoc reads it: no space inside the dollars, no digit after them.
@@ -66,8 +69,8 @@ _WHOLE = r"""
     (?<mixed>\d{1,9}\ )?(?<![/\d])(?<over>\d{1,9})/(?<under>\d{1,9})(?![/\d])
   | (?<point>[1-9]\d{0,2}(?:(?:\.\d{3}){2,}(?:,\d+)?|(?:\.\d{3})+,\d+))(?![.,]?\d)
   | (?<version>\d+(?:\.\d+){2,}(?!\.?\d))
-  | (?<comma>(?<!\d,)(?:\d+,(?:\d\d?|\d{4,})|(?:0|\d{4,}),\d{3}))(?![.,]?\d)
-  | (?<plain>(?:[1-9]\d{0,2}(?:(?:,\d{3})+|(?:[ ]\d{3})+|(?:'\d{3})+|(?:_\d{3})+)(?!\d)
+  | (?<comma>(?<!\d,)(?!(?<=[(\[{][-+]?)\d+,\d+\\?[)\]}])(?:\d+,(?:\d\d?|\d{4,})|(?:0|\d{4,}),\d{3}))(?![.,]?\d)
+  | (?<plain>(?:[1-9]\d{0,2}(?:(?:,\d{3})+|(?:[ \u202f]\d{3})+|(?:'\d{3})+|(?:_\d{3})+)(?!\d)
               |[1-9]\d?(?:,\d\d){1,9},\d{3}(?!\d)|\d+)(?:\.\d+)?|(?<![\p{L}\p{N}.])\.\d+)
 """
 _NUMBER = rf"""
@@ -97,7 +100,7 @@ _TOKEN = regex.compile(
 )
 
 _SIGNS = {"->": "→", "=>": "⇒", "<=": "≤", ">=": "≥", "!=": "≠", "==": "=", " - ": "-", "&": "and"}
-_SEPARATORS = dict.fromkeys(map(ord, ", '_"))
+_SEPARATORS = dict.fromkeys(map(ord, ", '_\u202f"))
 _UNITS = {"usd": "$", "dollar": "$", "eur": "€", "euro": "€", "gbp": "£", "jpy": "¥", "degree": "°"}
 _SCALES = {"": 0, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SPELLED = (
@@ -136,6 +139,17 @@ class Token:
     """A sign or unit: neither word nor number."""
 
 
+class _Joined(str):
+    """The value of two groups of digits with a plain space between, which may be two numbers as well."""
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, value: str, parts: Iterable[str]) -> _Joined:
+        joined = super().__new__(cls, value)
+        joined.parts = tuple(_decimal("", part, 0) if len(part) < 3 else part for part in parts)
+        return joined
+
+
 def visible(text: str) -> bool:
     """Whether there is anything to see in `text`: more than spaces, control and zero-width characters."""
     return _SEEN.search(text) is not None
@@ -144,7 +158,9 @@ def visible(text: str) -> bool:
 def fold(text: str) -> str:
     """`text` with one spelling for each character; letters keep their case."""
     text = _SUPERSCRIPT.sub(r"^\1", text)
-    text = unicodedata.normalize("NFKC", _DROPPED.sub("", _MIXED.sub(" ", text))).translate(_SPELLINGS)
+    parts = _NARROW.split(_DROPPED.sub("", _MIXED.sub(" ", text)))
+    # NFKC makes plain spaces of those that only thousands have.
+    text = "\u202f".join(unicodedata.normalize("NFKC", part) for part in parts).translate(_SPELLINGS)
     text = unicodedata.normalize("NFC", _MARKS.sub(r"\1", unicodedata.normalize("NFD", text)))
     text = regex.sub(r"[^\P{Cc}\n\t]", " ", text)
     text = regex.sub(r"(?![0-9])\p{Nd}", lambda digit: str(unicodedata.digit(digit.group())), text)
@@ -164,6 +180,8 @@ def tokens(text: str) -> tuple[Token, ...]:
         start, end = match.span()
         if match.group("number") is not None:
             value = _value(match)
+            if two := _TWO_NUMBERS.fullmatch(written):
+                value = _Joined(value, two.groups())
             found.append(Token(value, value, start, end, is_number=True))
             if currency := match.group("currency"):
                 found.append(Token(currency, _UNITS.get(currency.lower(), currency), end, end, is_symbol=True))
@@ -214,9 +232,17 @@ def keys(text: str, *, answer: bool = False) -> list[str]:
 
 
 def occurs(words: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether `wanted` stand in `words` side by side, in their order."""
+    """Whether `wanted` stand in `words` side by side, in their order; either may have its numbers `unjoined`."""
     # As text, since `in` takes linear time; no key holds a NUL.
-    return "\0".join(["", *wanted, ""]) in "\0".join(["", *words, ""])
+    if "\0".join(["", *wanted, ""]) in "\0".join(["", *words, ""]):
+        return True
+    apart = unjoined(words)
+    return len(apart) > len(words) and occurs(apart, unjoined(wanted))
+
+
+def unjoined(keys: Iterable[str]) -> list[str]:
+    """`keys` with two numbers for each that two groups of digits and a plain space may also be: `404 500`."""
+    return [part for key in keys for part in (key.parts if isinstance(key, _Joined) else (key,))]
 
 
 def is_short(found: Sequence[Token]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from raft_ray.normalise import ARTICLES, has_symbol, is_short, keys, numbers, occurs, tokens
+from raft_ray.normalise import ARTICLES, has_symbol, is_short, keys, numbers, occurs, tokens, unjoined
 
 TERSE_WORDS = 6
 """An answer of at most so many words, without numbers among more than three, is a fact as a whole."""
@@ -98,11 +98,12 @@ def invented_facts(known: str, text: str) -> list[str]:
 
     The first word of a sentence, which is capitalised anyway, counts only as part of a longer name.
     """
-    has = set(_canonical(known))
+    has = {*_canonical(known), *unjoined(_canonical(known))}
     return _unique(
         fact
         for _, fact in _numbers_and_names(text)
-        if any(token not in has and token.partition("'")[0] not in _FUNCTION_WORDS for token in _canonical(fact))
+        if not has.issuperset(unjoined(_canonical(fact)))
+        and any(token not in has and token.partition("'")[0] not in _FUNCTION_WORDS for token in _canonical(fact))
     )
 
 
@@ -192,8 +193,8 @@ def _numbers_and_names(text: str) -> list[tuple[int, str]]:
         if word.has_digit:
             facts += _name(run, text)
             run = []
-            # `1538` and `10-20` are numbers; `H2O` is a word.
-            pieces = [word.text] if any(map(str.isalpha, word.text)) else numbers(word.text)
+            # `1538` and `10-20` are numbers, read with their brackets, as in `(3,4)`; `H2O` is a word.
+            pieces = [word.text] if any(map(str.isalpha, word.text)) else numbers(text[word.start : word.end])
             facts += [(word.start, piece) for piece in pieces]
             continue
         if word.has_capital or (run and word.text in _LINKS):

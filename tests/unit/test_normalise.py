@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raft_ray.evaluate.domain import contains, exact
 from raft_ray.normalise import fold, has_symbol, keys, numbers, tokens, visible, words
-from raft_ray.refine.key_facts import missing_facts, states
+from raft_ray.refine.key_facts import invented_facts, missing_facts, states
 
 SAME = """
 Unicode, case and layout
@@ -108,6 +108,16 @@ Numbers by value
 1.6e-19 | 1.6 × 10⁻¹⁹
 0.001 | 1e-3
 0.001 | 1·10^-3
+(3,4) | (3, 4)
+4 | coordinates (3,4)
+-4 | [3,-4]
+5 | (-2,5)
+404 | HTTP 404 500
+500 errors | HTTP 404 500 errors
+100 | Level 10 100 points
+300 | 200 300 and 400
+12345678 | 12 345 678
+1538 | 1 538
 Signs
 -5 | −5
 -5 | –5
@@ -259,6 +269,14 @@ Numbers
 1,2,3 | 1,2,4
 12 | 1,2,3
 1.2 | 1.2.3
+2.5 | (2,5)
+2.5 | [2,5]
+-2.5 | (-2,5)
+1 | 1\u00a0234
+234 | 1\u202f234
+345 | 12 345 678
+000 | 1 000
+1234 | 234
 1.2.3 | 1.2.4
 007 | 7
 10² | 102
@@ -437,6 +455,15 @@ def test_punctuation_is_an_answer_only_where_it_stands_by_itself(response: str, 
 def test_numbers_are_listed_as_they_are_written_with_sign_and_currency() -> None:
     text = "From -38.80 to 1,064 °C, $5.00, 50% and 5€; minus 3, 6×10³ of 1 000"
     assert numbers(text) == ["-38.80", "1,064", "$5.00", "50%", "5€", "minus 3", "6×10^3", "1 000"]
+
+
+def test_numbers_keep_their_brackets_and_may_be_joined_or_not_in_facts() -> None:
+    assert missing_facts("It lies at the point (3,4) in the plane.", "It lies at (3, 4) in the plane.") == []
+    assert missing_facts("It lies at the point (3,4) in the plane.", "It lies at 3.4 in the plane.") == ["3", "4"]
+    assert exact("1 538", ["1538"])
+    assert invented_facts("The codes are 404 and 500.", "It says HTTP 404 500.") == ["HTTP"]
+    assert invented_facts("It says 404 500.", "The codes are 404 and 500.") == []
+    assert invented_facts("It says 404 500.", "The codes are 404 and 501.") == ["501"]
 
 
 def test_a_text_without_anything_has_no_numbers() -> None:
