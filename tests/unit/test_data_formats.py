@@ -17,6 +17,7 @@ from raft_ray.printable import one_line
 
 USER = {"role": "user", "content": "Hi"}
 REPLY = {"role": "assistant", "content": "Hello"}
+FOUR = {"role": "assistant", "content": "The answer is 4."}
 GOOD = {"prompt": "q", "answer": "a"}
 
 
@@ -59,6 +60,13 @@ LINE = encoded(GOOD)
         (chat({"role": "developer", "content": "Be brief"}, USER, REPLY), [("Hi", "Hello")]),
         (chat({"role": "user", "content": "a"}, {"role": "user", "content": "b"}, REPLY), [("b", "Hello")]),
         (chat(USER, REPLY, answer="Hello", prompt="Hi"), [("Hi", "Hello")]),
+        (chat(USER, REPLY, answer=" Hello\n", prompt="Hi\n"), [("Hi", "Hello")]),
+        (chat(USER, FOUR, answer="4"), [("Hi", "The answer is 4.")]),
+        (chat(USER, FOUR, answer=4), [("Hi", "The answer is 4.")]),
+        (chat(USER, FOUR, answer="I add 2 and 2. The answer is 4."), [("Hi", "The answer is 4.")]),
+        (chat(USER, REPLY, answer="", prompt=[]), [("Hi", "Hello")]),
+        (chat(USER, REPLY, prompt=[{"role": "user", "content": "Hi\n"}]), [("Hi", "Hello")]),
+        *((chat(USER, REPLY, tools=none), [("Hi", "Hello")]) for none in ("[]", "null", "{}", "", [], {})),
         (chat(USER, REPLY, {"role": "user", "content": "Bye"}, REPLY, prompt="Hi"), [("Bye", "Hello")]),
         (
             chat({"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}, REPLY),
@@ -97,6 +105,14 @@ BAD_LINES = [
     (chat(USER, {**REPLY, "content": ""}), "content of message 2 is empty"),
     (chat(USER, {**REPLY, "content": None}), "content of message 2 is not text"),
     (chat(USER, REPLY, answer="other"), "messages end with another answer than the one in field 'answer'"),
+    (chat(USER, REPLY, answer="other"), "have the field ignored with data.answer_field=NAME, a name that no row has"),
+    (chat(USER, FOUR, answer="14"), "messages end with another answer"),
+    (chat(USER, FOUR, answer=5), "messages end with another answer"),
+    (chat(USER, FOUR, answer=True), "messages end with another answer"),
+    (chat(USER, FOUR, answer=["4"]), "messages end with another answer"),
+    (chat(USER, REPLY, prompt=[REPLY]), "messages do not hold the question in field 'prompt'"),
+    (chat(USER, REPLY, prompt="other"), "have the field ignored with data.prompt_field=NAME, a name that no row has"),
+    (chat(USER, REPLY, tools='[{"type": "function"}]'), "field 'tools' offers tools"),
     (chat(USER, REPLY, prompt="other"), "messages do not hold the question in field 'prompt'"),
     (chat(USER, REPLY, tools=[{"type": "function"}]), "field 'tools' offers tools"),
     (chat(USER, {**REPLY, "content": None, "tool_calls": [{"id": "1"}]}), "message 2 has a field 'tool_calls'"),
