@@ -17,7 +17,7 @@ fact which stage 1 keeps is one that evaluation finds. Knows nothing about model
 | thousands | `,` `'` `_` space before three digits; `.` if twice or before `,` | `1 000`, `1.000.000` |
 | two groups, plain space | one number, or two unless the second begins with 0 (`occurs`) | `404 500`, not `1 000` |
 | decimal comma | where it cannot be thousands, a list or a pair | `3,14` is `3.14`; `1,234`; not `1,2,3`, `(2,5)` |
-| other forms | proper fractions, powers of ten, thousand to trillion, words to twenty | `½`, `6×10^3`, `three` |
+| other forms | proper fractions, powers of ten, words to twenty, thousand to trillion | `½`, `10^3`, `three million` |
 | `one` | 1, except in `one of`, `no one`, `the one` and the like | |
 | codes | three or more digits with a zero in front, version numbers | `007`, `1.2.3` as they stand |
 | dates, times | numbers joined by `-` or `:`; their order is not interpreted | `1/2/2020` is `01.02.2020` |
@@ -65,6 +65,18 @@ _SPELLINGS = str.maketrans(
 
 _UNSPACED = r"(?:[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\uac00-\ud7af](?:(?!\p{Nd})\p{M})*)"
 _IN_WORD = rf"(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])"
+NUMBER_WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+_VALUES = {word: str(value) for value, word in enumerate(NUMBER_WORDS)}
+_WORDS = "|".join(NUMBER_WORDS)
+# `three million` and `minus five`; not the end of `forty-five million` or the beginning of `minus twenty-five`.
+_SPELLED = rf"""
+    (?<spelled>\b(?<!\p{{L}}-|(?i:ty|hundred|hundred\ and|point)\ )(?i:{_WORDS})\b(?:
+        (?=\ (?i:thousand|million|billion|trillion)\b)
+      | (?<=\b(?i:minus|negative)\ (?i:{_WORDS}))(?!-\p{{L}}|\ (?i:hundred|point|{_WORDS})\b)))
+"""
 _WHOLE = r"""
     (?<mixed>\d{1,9}\ )?(?<![/\d])(?<over>\d{1,9})/(?<under>\d{1,9})(?![/\d])
   | (?<point>[1-9]\d{0,2}(?:(?:\.\d{3}){2,}(?:,\d+)?|(?:\.\d{3})+,\d+))(?![.,]?\d)
@@ -76,7 +88,7 @@ _WHOLE = r"""
 _NUMBER = rf"""
     (?:(?<!\p{{N}}[ ])(?<![\p{{L}}\p{{N}})\]%])(?:(?<sign>[-+]|±\ ?)|(?<sign>(?i:minus|negative))\ +))?
     (?:(?<currency>\p{{Sc}}|\b(?:USD|EUR|GBP|JPY)(?=[ \d]))\ ?(?<sign>-)?)?
-    (?:{_WHOLE})
+    (?:{_SPELLED}|{_WHOLE})
     (?:[eE](?<exponent>[-+]?\d{{1,5}})(?![\p{{L}}\p{{N}}])
       |\ ?[x×*·]\ ?10\^(?<exponent>[-+]?\d{{1,5}})(?!\d)|\^(?<power>[-+]?\d{{1,5}}))?
     (?:\ ?(?<scale>(?i:thousand|million|billion|trillion))\b)?
@@ -103,11 +115,6 @@ _SIGNS = {"->": "→", "=>": "⇒", "<=": "≤", ">=": "≥", "!=": "≠", "==":
 _SEPARATORS = dict.fromkeys(map(ord, ", '_\u202f"))
 _UNITS = {"usd": "$", "dollar": "$", "eur": "€", "euro": "€", "gbp": "£", "jpy": "¥", "degree": "°"}
 _SCALES = {"": 0, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SPELLED = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-)
-_VALUES = {word: str(value) for value, word in enumerate(_SPELLED.split())}
 _NO_NUMBER = regex.compile(
     r"(?i)(?<=\b(?:no|any|every|some|each|the|this|that|another|which|only) )one\b|\bone(?= of\b|-|'s\b)"
 )
@@ -303,7 +310,9 @@ def _value(match: regex.Match[str]) -> str:
         return sign + version
     if over := match.group("over"):
         return sign + _fraction(match.group("mixed"), over, match.group("under"), scale)
-    if point := match.group("point"):
+    if spelled := match.group("spelled"):
+        written = _VALUES[spelled.lower()]
+    elif point := match.group("point"):
         written = point.replace(".", "").replace(",", ".")
     elif comma := match.group("comma"):
         written = comma.replace(",", ".")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from raft_ray.normalise import ARTICLES, has_symbol, is_short, keys, numbers, occurs, tokens, unjoined
+from raft_ray.normalise import ARTICLES, NUMBER_WORDS, has_symbol, is_short, keys, numbers, occurs, tokens, unjoined
 
 TERSE_WORDS = 6
 """An answer of at most so many words, without numbers among more than three, is a fact as a whole."""
@@ -19,10 +19,13 @@ TERSE_WORDS = 6
 _CODE = re.compile(r"```(?:\w*\n)?(.+?)```|`([^`\n]+)`", re.DOTALL)
 _QUOTED = re.compile(r'"([^"\n]+)"|“([^“”\n]+)”|«([^«»\n]+)»|(?<!\w)\'([^\'\n]+)\'(?!\w)')
 _GAP = "\0"  # stands where a fact was taken out: what is on its two sides does not belong together
-# What `raft_ray.normalise` reads as one number stays together: `1 000`, `5 million`, `6 × 10^23`, `minus 5`.
+# What `raft_ray.normalise` reads as one number stays together: `1 000`, `5 million`, `6 × 10^23`, `minus five`.
 _DIGIT = "[\\d¼-¾⅐-⅞⁰¹²³⁴-⁹]"
+_AFTER_WORD = "|".join(rf"(?<=\b{word})" for word in NUMBER_WORDS)
 _JOIN = (
-    rf"(?:(?<={_DIGIT})[ \u00a0\u2009\u202f](?=\d{{3}}(?!\d)|\d+[/⁄]\d|[¼-¾⅐-⅞]|[x×*·-] ?\d|%|(?:USD|EUR|GBP|JPY)\b"
+    rf"(?:(?i:(?:{_AFTER_WORD}) (?=(?:thousand|.illion)\b))"
+    rf"|(?i:(?:(?<=\bminus)|(?<=\bnegative)) (?=(?:{'|'.join(NUMBER_WORDS)})\b))"
+    rf"|(?<={_DIGIT})[ \u00a0\u2009\u202f](?=\d{{3}}(?!\d)|\d+[/⁄]\d|[¼-¾⅐-⅞]|[x×*·-] ?\d|%|(?:USD|EUR|GBP|JPY)\b"
     r"|(?i:thousand|.illion|per ?cent|degree|dollar|euro))"
     r"|(?<=[×*·%$€£¥-]) (?=\d)|(?:(?<=USD)|(?<=EUR)|(?<=GBP)|(?<=JPY)) (?=\d)"
     rf"|(?<={_DIGIT} x) (?=\d)|(?:(?<=minus)(?<!{_DIGIT} minus)|(?<=negative)(?<!{_DIGIT} negative)) (?=[\d.$€£¥])"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raft_ray.evaluate.domain import contains, exact
 from raft_ray.normalise import fold, has_symbol, keys, numbers, tokens, visible, words
-from raft_ray.refine.key_facts import invented_facts, missing_facts, states
+from raft_ray.refine.key_facts import invented_facts, key_facts, missing_facts, states
 
 SAME = """
 Unicode, case and layout
@@ -112,6 +112,11 @@ Numbers by value
 4 | coordinates (3,4)
 -4 | [3,-4]
 5 | (-2,5)
+3 million | three million people
+three million | 3,000,000
+-5 | minus five
+-5 | It is negative five.
+-5 million | minus five million
 404 | HTTP 404 500
 500 errors | HTTP 404 500 errors
 100 | Level 10 100 points
@@ -275,6 +280,11 @@ Numbers
 1 | 1\u00a0234
 234 | 1\u202f234
 345 | 12 345 678
+5 million | forty-five million
+5 million | forty five million
+-20 | minus twenty-five
+5 | minus five
+3 | three million
 000 | 1 000
 1234 | 234
 1.2.3 | 1.2.4
@@ -466,6 +476,11 @@ def test_numbers_keep_their_brackets_and_may_be_joined_or_not_in_facts() -> None
     assert invented_facts("It says 404 500.", "The codes are 404 and 501.") == ["501"]
 
 
+def test_a_spelled_number_with_its_sign_or_scale_is_one_fact() -> None:
+    assert key_facts("It was the club of Three million people who had all lived there.") == ["Three million"]
+    assert key_facts("What it gives is what I call minus Five, whatever you think of it.") == ["minus Five"]
+
+
 def test_a_text_without_anything_has_no_numbers() -> None:
     assert numbers("") == numbers(" ?!") == []
 
@@ -500,7 +515,7 @@ PIECES = re.findall(
     r"\S+",
     """
 $5 50 % 1 000 5 million – - .5 .NET C++ U.S. J. R. Tolkien 1/2 ½ 5–10 to €7 3,14 A He x > Fe2+ a@b.de minus 10:30
-one of Gold's l'eau °C 20 degrees Celsius 10² × * ( ) " 北京 the and & ; . ,
+minus Five million Three one of Gold's l'eau °C 20 degrees Celsius 10² × * ( ) " 北京 the and & ; . ,
 """,
 )
 
