@@ -21,6 +21,7 @@ from typing import Any
 from raft_ray.config import DataConfig, OnBadRow
 from raft_ray.errors import DataError
 from raft_ray.messages import checked, read_chat
+from raft_ray.normalise import keys, occurs
 from raft_ray.printable import one_line
 from raft_ray.sources import START, Place, Split, Unusable, records
 
@@ -241,7 +242,7 @@ def _chat(record: dict[str, Any], names: DataConfig) -> tuple[list[dict[str, str
     """The messages before the answer, and the answer: the last message, or a field beside a chat without one."""
     field = names.messages_field
     for offered in ("tools", "functions"):
-        if record.get(offered):
+        if not _is_nothing(record.get(offered)):
             raise Unusable(f"field '{offered}' offers tools, which are not trained on; leave the row out")
     messages = read_chat(record[field], field)
     if messages[-1]["role"] == "assistant":
@@ -253,12 +254,53 @@ def _chat(record: dict[str, Any], names: DataConfig) -> tuple[list[dict[str, str
         raise Unusable(f"{field} do not end with an assistant message")
     if not before or before[-1]["role"] != "user":
         raise Unusable(f"{field} have no user message right before the answer")
-    if record.get("fused") is None and record.get(names.answer_field) not in (None, answer):
-        raise Unusable(f"{field} end with another answer than the one in field '{names.answer_field}'; remove one")
-    # Of a longer chat, people note the first question or the last.
-    if record.get(names.prompt_field) not in (None, *(message["content"] for message in before)):
-        raise Unusable(f"{field} do not hold the question in field '{names.prompt_field}'; remove one")
+    if record.get("fused") is None and not _agrees(record.get(names.answer_field), [answer]):
+        raise Unusable(
+            f"{field} end with another answer than the one in field '{names.answer_field}'; remove one, or have the "
+            "field ignored with data.answer_field=NAME, a name that no row has"
+        )
+    # Of a longer chat, people note the first question or the last, or the whole chat (TRL).
+    prompt = record.get(names.prompt_field)
+    if not _is_chat(prompt, before, messages) and not _agrees(prompt, [each["content"] for each in before]):
+        raise Unusable(
+            f"{field} do not hold the question in field '{names.prompt_field}'; remove one, or have the field ignored "
+            "with data.prompt_field=NAME, a name that no row has"
+        )
     return before, answer
+
+
+def _agrees(value: Any, texts: list[str]) -> bool:
+    """Whether a field beside a chat holds nothing, contains one of `texts` or is a part of one, such as its result.
+
+    Contained is what `raft_ray.normalise` finds: whole words, numbers by value. A number counts as its text.
+    """
+    if value in (None, [], {}):
+        return True
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    said = str(value).strip()
+    if not said or any(said == text.strip() for text in texts):
+        return True
+    part = keys(said)
+    return any(part and whole and (occurs(whole, part) or occurs(part, whole)) for whole in map(keys, texts))
+
+
+def _is_chat(value: Any, *chats: list[dict[str, str]]) -> bool:
+    """Whether `value` is one of `chats`, spaces at the ends of its messages left out."""
+    try:
+        read = read_chat(value, "")
+    except Unusable:
+        return False
+    return any(_stripped(read) == _stripped(chat) for chat in chats)
+
+
+def _stripped(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{**message, "content": message["content"].strip()} for message in chat]
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a field holds nothing, as itself or written in JSON (`"[]"`)."""
+    return not value or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null"))
 
 
 def _answers(record: dict[str, Any], field: str, answer: str) -> list[str]:

@@ -13,6 +13,12 @@ from raft_ray.sources import Unusable
 
 ROLES = ("system", "developer", "user", "assistant")
 
+METADATA = frozenset(
+    {"annotations", "created", "created_at", "date", "id", "lang", "language", "message_id", "model", "timestamp"}
+)
+"""Fields of a message that may hold a text or a number: they say nothing of what is trained on."""
+
+_TRAINED = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 _FIXES = {
     "tool_calls": "tool calls are not trained on; leave the row out",
     "function_call": "tool calls are not trained on; leave the row out",
@@ -26,8 +32,8 @@ def read_chat(value: Any, field: str) -> list[dict[str, str]]:
     """The messages in `value`, the field `field` of a record: `role` and `content` each.
 
     Raises `Unusable`, naming message and field, for what cannot be honoured: other roles than `ROLES`, parts that are
-    no text, and fields beside role and content that hold anything. `weight` may be 0 where nothing is trained, before
-    the last message, and 1 anywhere.
+    no text, and fields beside role and content that hold anything but `METADATA`. `weight` may be 0 (`train` false)
+    where nothing is trained, before the last message, and 1 (true) anywhere.
     """
     if not isinstance(value, list) or not value:
         raise Unusable(f"field '{field}' is not a list of messages")
@@ -57,12 +63,15 @@ def _message(message: Any, number: int, is_last: bool) -> dict[str, str]:
     for name, value in message.items():
         if name in ("role", "content") or value in (None, "", [], {}):
             continue
-        if name == "weight" and (value == 1 or (value == 0 and not is_last)):
-            continue
-        if name == "weight":
+        if name in ("weight", "train"):
+            trained = _TRAINED.get(str(value).strip().lower())
+            if trained or (trained is False and not is_last):
+                continue
             raise Unusable(
-                f"message {number} has weight {value!r}; an answer counts whole: leave the row or the field out"
+                f"message {number} has {name} {value!r}; an answer counts whole: leave the row or the field out"
             )
+        if value is False or (name in METADATA and isinstance(value, str | int | float)):
+            continue
         raise Unusable(
             f"message {number} has a field '{name}': {_FIXES.get(name, 'nothing reads it; remove the field')}"
         )

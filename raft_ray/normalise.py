@@ -15,8 +15,9 @@ fact which stage 1 keeps is one that evaluation finds. Knows nothing about model
 | scripts without spaces | a token per character | `北京` is in `首都是北京。` |
 | numbers | by value, with their sign; digits of any script | `−38.80` is `-38.8`, `+5` is `5`, `.5` is `0.5` |
 | thousands | `,` `'` `_` space before three digits; `.` if twice or before `,` | `1 000`, `1.000.000` |
-| decimal comma | where it cannot be thousands or a list | `3,14` is `3.14`, `1,234` is 1234, `1,2,3` a list |
-| other forms | proper fractions, powers of ten, thousand to trillion, words to twenty | `½`, `6×10^3`, `three` |
+| two groups, plain space | one number, or two unless the second begins with 0 (`occurs`) | `404 500`, not `1 000` |
+| decimal comma | where it cannot be thousands, a list or a pair | `3,14` is `3.14`; `1,234`; not `1,2,3`, `(2,5)` |
+| other forms | proper fractions, powers of ten, words to twenty, thousand to trillion | `½`, `10^3`, `three million` |
 | `one` | 1, except in `one of`, `no one`, `the one` and the like | |
 | codes | three or more digits with a zero in front, version numbers | `007`, `1.2.3` as they stand |
 | dates, times | numbers joined by `-` or `:`; their order is not interpreted | `1/2/2020` is `01.02.2020` |
@@ -29,7 +30,7 @@ fact which stage 1 keeps is one that evaluation finds. Knows nothing about model
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -42,6 +43,8 @@ _UNSEEN = r"\p{Cf}\p{Default_Ignorable_Code_Point}"
 _SEEN = regex.compile(rf"[^\s\p{{Z}}\p{{Cc}}\p{{Cs}}{_UNSEEN}\u2800]")
 _DROPPED = regex.compile(rf"[{_UNSEEN}\u2800©®™℠]+")
 _SUPERSCRIPT = regex.compile(r"(?<=\p{N})([⁺⁻]?[⁰¹²³⁴-⁹]+)")
+_NARROW = regex.compile(r"(?<=\p{Nd})[\u00a0\u2007-\u200a\u202f](?=\p{Nd}{3}(?!\p{N}))")
+_TWO_NUMBERS = regex.compile(r"(\d{1,3}) ([1-9]\d\d)")
 _MIXED = regex.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
 _MARKS = regex.compile(r"([\p{Latin}\p{Greek}\p{Arabic}\p{Hebrew}])\p{Mn}+")
 # As pandoc reads it: no space inside the dollars, no digit after them.
@@ -62,18 +65,30 @@ _SPELLINGS = str.maketrans(
 
 _UNSPACED = r"(?:[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\uac00-\ud7af](?:(?!\p{Nd})\p{M})*)"
 _IN_WORD = rf"(?:(?!{_UNSPACED})[\p{{L}}\p{{M}}\p{{N}}])"
+NUMBER_WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+_VALUES = {word: str(value) for value, word in enumerate(NUMBER_WORDS)}
+_WORDS = "|".join(NUMBER_WORDS)
+# `three million` and `minus five`; not the end of `forty-five million` or the beginning of `minus twenty-five`.
+_SPELLED = rf"""
+    (?<spelled>\b(?<!\p{{L}}-|(?i:ty|hundred|hundred\ and|point)\ )(?i:{_WORDS})\b(?:
+        (?=\ (?i:thousand|million|billion|trillion)\b)
+      | (?<=\b(?i:minus|negative)\ (?i:{_WORDS}))(?!-\p{{L}}|\ (?i:hundred|point|{_WORDS})\b)))
+"""
 _WHOLE = r"""
     (?<mixed>\d{1,9}\ )?(?<![/\d])(?<over>\d{1,9})/(?<under>\d{1,9})(?![/\d])
   | (?<point>[1-9]\d{0,2}(?:(?:\.\d{3}){2,}(?:,\d+)?|(?:\.\d{3})+,\d+))(?![.,]?\d)
   | (?<version>\d+(?:\.\d+){2,}(?!\.?\d))
-  | (?<comma>(?<!\d,)(?:\d+,(?:\d\d?|\d{4,})|(?:0|\d{4,}),\d{3}))(?![.,]?\d)
-  | (?<plain>(?:[1-9]\d{0,2}(?:(?:,\d{3})+|(?:[ ]\d{3})+|(?:'\d{3})+|(?:_\d{3})+)(?!\d)
-              |[1-9]\d?(?:,\d\d)+,\d{3}(?!\d)|\d+)(?:\.\d+)?|(?<![\p{L}\p{N}.])\.\d+)
+  | (?<comma>(?<!\d,)(?!(?<=[(\[{][-+]?)\d+,\d+\\?[)\]}])(?:\d+,(?:\d\d?|\d{4,})|(?:0|\d{4,}),\d{3}))(?![.,]?\d)
+  | (?<plain>(?:[1-9]\d{0,2}(?:(?:,\d{3})+|(?:[ \u202f]\d{3})+|(?:'\d{3})+|(?:_\d{3})+)(?!\d)
+              |[1-9]\d?(?:,\d\d){1,9},\d{3}(?!\d)|\d+)(?:\.\d+)?|(?<![\p{L}\p{N}.])\.\d+)
 """
 _NUMBER = rf"""
     (?:(?<!\p{{N}}[ ])(?<![\p{{L}}\p{{N}})\]%])(?:(?<sign>[-+]|±\ ?)|(?<sign>(?i:minus|negative))\ +))?
     (?:(?<currency>\p{{Sc}}|\b(?:USD|EUR|GBP|JPY)(?=[ \d]))\ ?(?<sign>-)?)?
-    (?:{_WHOLE})
+    (?:{_SPELLED}|{_WHOLE})
     (?:[eE](?<exponent>[-+]?\d{{1,5}})(?![\p{{L}}\p{{N}}])
       |\ ?[x×*·]\ ?10\^(?<exponent>[-+]?\d{{1,5}})(?!\d)|\^(?<power>[-+]?\d{{1,5}}))?
     (?:\ ?(?<scale>(?i:thousand|million|billion|trillion))\b)?
@@ -86,7 +101,7 @@ _TOKEN = regex.compile(
   | (?<times>(?<=\d)\ ?[x×*]\ ?(?=\d))
   | (?<unit>(?<=(?:\d|illion|thousand)\ ?)(?:%|(?i:per\ ?cent|degrees?|dollars?|euros?)\b|(?:USD|EUR|GBP|JPY)\b))
   | (?<char>{_UNSPACED})
-  | (?<initials>(?<!{_IN_WORD})(?:\p{{Lu}}\.(?:\ \p{{Lu}}\.)+(?=\ \p{{Lu}}\p{{Ll}}{{2}})
+  | (?<initials>(?<!{_IN_WORD})(?:\p{{Lu}}\.(?:\ \p{{Lu}}\.){{1,5}}(?=\ \p{{Lu}}\p{{Ll}}{{2}})
       |(?:\p{{L}}\.)+\p{{L}}(?!{_IN_WORD})\.?))
   | (?<word>(?:(?<![\p{{L}}\p{{N}}.])\.(?=\p{{Ll}}{{1,5}}\b|(?i:NET)\b))?
       {_IN_WORD}+(?:'(?i:t|s|ll|re|ve|d|m)\b)?
@@ -97,16 +112,15 @@ _TOKEN = regex.compile(
 )
 
 _SIGNS = {"->": "→", "=>": "⇒", "<=": "≤", ">=": "≥", "!=": "≠", "==": "=", " - ": "-", "&": "and"}
+_SEPARATORS = dict.fromkeys(map(ord, ", '_\u202f"))
 _UNITS = {"usd": "$", "dollar": "$", "eur": "€", "euro": "€", "gbp": "£", "jpy": "¥", "degree": "°"}
 _SCALES = {"": 0, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SPELLED = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-)
-_VALUES = {word: str(value) for value, word in enumerate(_SPELLED.split())}
 _NO_NUMBER = regex.compile(
     r"(?i)(?<=\b(?:no|any|every|some|each|the|this|that|another|which|only) )one\b|\bone(?= of\b|-|'s\b)"
 )
+
+_WINDOW = 100
+"""Characters before and after a word in which its use is looked for."""
 
 # English words that are element symbols too, with what they stand for.
 _SYMBOLS_AND_WORDS = {
@@ -132,6 +146,17 @@ class Token:
     """A sign or unit: neither word nor number."""
 
 
+class _Joined(str):
+    """The value of two groups of digits with a plain space between, which may be two numbers as well."""
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, value: str, parts: Iterable[str]) -> _Joined:
+        joined = super().__new__(cls, value)
+        joined.parts = tuple(_decimal("", part, 0) if len(part) < 3 else part for part in parts)
+        return joined
+
+
 def visible(text: str) -> bool:
     """Whether there is anything to see in `text`: more than spaces, control and zero-width characters."""
     return _SEEN.search(text) is not None
@@ -140,7 +165,9 @@ def visible(text: str) -> bool:
 def fold(text: str) -> str:
     """`text` with one spelling for each character; letters keep their case."""
     text = _SUPERSCRIPT.sub(r"^\1", text)
-    text = unicodedata.normalize("NFKC", _DROPPED.sub("", _MIXED.sub(" ", text))).translate(_SPELLINGS)
+    parts = _NARROW.split(_DROPPED.sub("", _MIXED.sub(" ", text)))
+    # NFKC makes plain spaces of those that only thousands have.
+    text = "\u202f".join(unicodedata.normalize("NFKC", part) for part in parts).translate(_SPELLINGS)
     text = unicodedata.normalize("NFC", _MARKS.sub(r"\1", unicodedata.normalize("NFD", text)))
     text = regex.sub(r"[^\P{Cc}\n\t]", " ", text)
     text = regex.sub(r"(?![0-9])\p{Nd}", lambda digit: str(unicodedata.digit(digit.group())), text)
@@ -160,6 +187,8 @@ def tokens(text: str) -> tuple[Token, ...]:
         start, end = match.span()
         if match.group("number") is not None:
             value = _value(match)
+            if two := _TWO_NUMBERS.fullmatch(written):
+                value = _Joined(value, two.groups())
             found.append(Token(value, value, start, end, is_number=True))
             if currency := match.group("currency"):
                 found.append(Token(currency, _UNITS.get(currency.lower(), currency), end, end, is_symbol=True))
@@ -188,7 +217,7 @@ def numbers(text: str) -> list[str]:
     """The numbers of `text` as they are written, each with its sign and the currency or percent sign beside it."""
     folded, found = fold(text), tokens(text)
     written = []
-    for token, after in zip(found, [*found[1:], None], strict=True):
+    for token, after in zip(found, [*found, None][1:], strict=True):
         if token.is_number:
             beside = after is not None and after.start == token.end and (after.key == "%" or after.key in "$€£¥")
             written.append(folded[token.start : after.end if after and beside else token.end])
@@ -210,9 +239,17 @@ def keys(text: str, *, answer: bool = False) -> list[str]:
 
 
 def occurs(words: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether `wanted` stand in `words` side by side, in their order."""
-    size = len(wanted)
-    return any(list(words[i : i + size]) == list(wanted) for i in range(len(words) - size + 1))
+    """Whether `wanted` stand in `words` side by side, in their order; either may have its numbers `unjoined`."""
+    # As text, since `in` takes linear time; no key holds a NUL.
+    if "\0".join(["", *wanted, ""]) in "\0".join(["", *words, ""]):
+        return True
+    apart = unjoined(words)
+    return len(apart) > len(words) and occurs(apart, unjoined(wanted))
+
+
+def unjoined(keys: Iterable[str]) -> list[str]:
+    """`keys` with two numbers for each that two groups of digits and a plain space may also be: `404 500`."""
+    return [part for key in keys for part in (key.parts if isinstance(key, _Joined) else (key,))]
 
 
 def is_short(found: Sequence[Token]) -> bool:
@@ -222,7 +259,8 @@ def is_short(found: Sequence[Token]) -> bool:
 
 def has_symbol(text: str, symbol: str) -> bool:
     """Whether `symbol` is a word of `text` in this case, other than as an English word (`He wrote`, `A dog`)."""
-    return any(token.text == symbol and not _is_prose(fold(text), token) for token in tokens(text))
+    folded = fold(text)
+    return any(token.text == symbol and not _is_prose(folded, token) for token in tokens(text))
 
 
 def has_punctuation(text: str, answer: str) -> bool:
@@ -242,7 +280,8 @@ def _unspaced(text: str) -> bool:
 
 def _is_prose(folded: str, token: Token) -> bool:
     """Whether a token that may be a symbol is used as the English word that it spells."""
-    before, after = folded[: token.start].rstrip(" \t\"'“«*_"), folded[token.end :]
+    before = folded[max(0, token.start - _WINDOW) : token.start].rstrip(" \t\"'“«*_")
+    after = folded[token.end : token.end + _WINDOW]
     opens = not before or before[-1] in ".!?:\n"
     if not regex.match(r"(?:\s+|')\p{Ll}", after):
         return False
@@ -271,12 +310,14 @@ def _value(match: regex.Match[str]) -> str:
         return sign + version
     if over := match.group("over"):
         return sign + _fraction(match.group("mixed"), over, match.group("under"), scale)
-    if point := match.group("point"):
+    if spelled := match.group("spelled"):
+        written = _VALUES[spelled.lower()]
+    elif point := match.group("point"):
         written = point.replace(".", "").replace(",", ".")
     elif comma := match.group("comma"):
         written = comma.replace(",", ".")
     else:
-        written = regex.sub(r"[, '_]", "", match.group("plain"))
+        written = match.group("plain").translate(_SEPARATORS)
     whole, _, decimals = written.partition(".")
     if len(whole) > 2 and whole.startswith("0") and not decimals and not scale:
         return sign + whole

@@ -9,26 +9,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from raft_ray.normalise import ARTICLES, has_symbol, is_short, keys, numbers, occurs, tokens
+from raft_ray.normalise import ARTICLES, NUMBER_WORDS, has_symbol, is_short, keys, numbers, occurs, tokens, unjoined
 
 TERSE_WORDS = 6
 """An answer of at most so many words, without numbers among more than three, is a fact as a whole."""
 
 _CODE = re.compile(r"```(?:\w*\n)?(.+?)```|`([^`\n]+)`", re.DOTALL)
-_QUOTED = re.compile(r'"([^"\n]+)"|“([^”\n]+)”|«([^»\n]+)»|(?<!\w)\'([^\'\n]+)\'(?!\w)')
+_QUOTED = re.compile(r'"([^"\n]+)"|“([^“”\n]+)”|«([^«»\n]+)»|(?<!\w)\'([^\'\n]+)\'(?!\w)')
 _GAP = "\0"  # stands where a fact was taken out: what is on its two sides does not belong together
-# What `raft_ray.normalise` reads as one number stays together: `1 000`, `5 million`, `6 × 10^23`, `minus 5`.
+# What `raft_ray.normalise` reads as one number stays together: `1 000`, `5 million`, `6 × 10^23`, `minus five`.
 _DIGIT = "[\\d¼-¾⅐-⅞⁰¹²³⁴-⁹]"
+_AFTER_WORD = "|".join(rf"(?<=\b{word})" for word in NUMBER_WORDS)
 _JOIN = (
-    rf"(?:(?<={_DIGIT})[ \u00a0\u2009\u202f](?=\d{{3}}(?!\d)|\d+[/⁄]\d|[¼-¾⅐-⅞]|[x×*·-] ?\d|%|(?:USD|EUR|GBP|JPY)\b"
+    rf"(?:(?i:(?:{_AFTER_WORD}) (?=(?:thousand|.illion)\b))"
+    rf"|(?i:(?:(?<=\bminus)|(?<=\bnegative)) (?=(?:{'|'.join(NUMBER_WORDS)})\b))"
+    rf"|(?<={_DIGIT})[ \u00a0\u2009\u202f](?=\d{{3}}(?!\d)|\d+[/⁄]\d|[¼-¾⅐-⅞]|[x×*·-] ?\d|%|(?:USD|EUR|GBP|JPY)\b"
     r"|(?i:thousand|.illion|per ?cent|degree|dollar|euro))"
     r"|(?<=[×*·%$€£¥-]) (?=\d)|(?:(?<=USD)|(?<=EUR)|(?<=GBP)|(?<=JPY)) (?=\d)"
     rf"|(?<={_DIGIT} x) (?=\d)|(?:(?<=minus)(?<!{_DIGIT} minus)|(?<=negative)(?<!{_DIGIT} negative)) (?=[\d.$€£¥])"
     r"|(?:(?<=degree)|(?<=degrees)) (?=[CF]))"
 )
 _WORD = re.compile(rf"[^\s{_GAP}]+(?:{_JOIN}[^\s{_GAP}]+)*")
-_LIST = re.compile(rf"\s*(?:;|,(?!\d)|\n|\band\b|&|{_GAP}+)\s*")
+_LIST = re.compile(rf";|,(?!\d)|\n|\band\b|&|{_GAP}+")
 _PUNCTUATION = " \t\n.,;:!?\"'“”«»*"
 _OUTER = _PUNCTUATION + "()[]{}"
 # Of a multiple-choice answer: `(B) Paris`, `B. Paris`, `The answer is B`, `option (B)`.
@@ -69,7 +73,7 @@ def key_facts(answer: str) -> list[str]:
     words = _WORD.findall(rest)
     if 0 < len(words) <= 3 or (len(words) <= TERSE_WORDS and not re.search(r"\d", rest)):
         idle = _FUNCTION_WORDS | _CHOICE_WORDS if found else frozenset[str]()
-        pieces = [_trim(piece, _PUNCTUATION) for piece in _LIST.split(rest)]
+        pieces = [_trim(piece.strip(), _PUNCTUATION) for piece in _LIST.split(rest)]
         terse = [piece for piece in pieces if {token.text.lower() for token in tokens(piece)} - idle]
         return _unique([*(letter for _, letter in found), *terse])
     rest = _take(_CODE, rest, found)
@@ -97,11 +101,12 @@ def invented_facts(known: str, text: str) -> list[str]:
 
     The first word of a sentence, which is capitalised anyway, counts only as part of a longer name.
     """
-    has = set(_canonical(known))
+    has = {*_canonical(known), *unjoined(_canonical(known))}
     return _unique(
         fact
         for _, fact in _numbers_and_names(text)
-        if any(token not in has and token.partition("'")[0] not in _FUNCTION_WORDS for token in _canonical(fact))
+        if not has.issuperset(unjoined(_canonical(fact)))
+        and any(token not in has and token.partition("'")[0] not in _FUNCTION_WORDS for token in _canonical(fact))
     )
 
 
@@ -120,8 +125,9 @@ def normalise(text: str) -> str:
     return " ".join(_canonical(text))
 
 
-def _canonical(text: str) -> list[str]:
-    return [_singular(key) for key in keys(text)]
+@lru_cache(maxsize=256)
+def _canonical(text: str) -> tuple[str, ...]:
+    return tuple(_singular(key) for key in keys(text))
 
 
 def _singular(word: str) -> str:
@@ -190,8 +196,8 @@ def _numbers_and_names(text: str) -> list[tuple[int, str]]:
         if word.has_digit:
             facts += _name(run, text)
             run = []
-            # `1538` and `10-20` are numbers; `H2O` is a word.
-            pieces = [word.text] if any(map(str.isalpha, word.text)) else numbers(word.text)
+            # `1538` and `10-20` are numbers, read with their brackets, as in `(3,4)`; `H2O` is a word.
+            pieces = [word.text] if any(map(str.isalpha, word.text)) else numbers(text[word.start : word.end])
             facts += [(word.start, piece) for piece in pieces]
             continue
         if word.has_capital or (run and word.text in _LINKS):

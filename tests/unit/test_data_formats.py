@@ -17,6 +17,7 @@ from raft_ray.printable import one_line
 
 USER = {"role": "user", "content": "Hi"}
 REPLY = {"role": "assistant", "content": "Hello"}
+FOUR = {"role": "assistant", "content": "The answer is 4."}
 GOOD = {"prompt": "q", "answer": "a"}
 
 
@@ -55,10 +56,22 @@ LINE = encoded(GOOD)
         (b'{"prompt": "q", "answer": "a", "score": NaN}', [("q", "a")]),
         (chat(USER, REPLY), [("Hi", "Hello")]),
         (chat({**USER, "weight": 0}, {**REPLY, "weight": 1}), [("Hi", "Hello")]),
+        *((chat({**USER, "weight": no}, {**REPLY, "weight": 1}), [("Hi", "Hello")]) for no in (0, 0.0, "0", False)),
+        *((chat(USER, {**REPLY, "weight": yes}), [("Hi", "Hello")]) for yes in (1, 1.0, "1", True)),
+        (chat({**USER, "train": False}, {**REPLY, "train": True}), [("Hi", "Hello")]),
+        (chat(USER, {**REPLY, "prefix": False, "tool_calls": False, "refusal": None}), [("Hi", "Hello")]),
+        (chat({**USER, "id": 7, "timestamp": 1.5, "lang": "en"}, {**REPLY, "model": "m"}), [("Hi", "Hello")]),
         (chat(USER, {**REPLY, "tool_calls": [], "name": None, "reasoning_content": ""}), [("Hi", "Hello")]),
         (chat({"role": "developer", "content": "Be brief"}, USER, REPLY), [("Hi", "Hello")]),
         (chat({"role": "user", "content": "a"}, {"role": "user", "content": "b"}, REPLY), [("b", "Hello")]),
         (chat(USER, REPLY, answer="Hello", prompt="Hi"), [("Hi", "Hello")]),
+        (chat(USER, REPLY, answer=" Hello\n", prompt="Hi\n"), [("Hi", "Hello")]),
+        (chat(USER, FOUR, answer="4"), [("Hi", "The answer is 4.")]),
+        (chat(USER, FOUR, answer=4), [("Hi", "The answer is 4.")]),
+        (chat(USER, FOUR, answer="I add 2 and 2. The answer is 4."), [("Hi", "The answer is 4.")]),
+        (chat(USER, REPLY, answer="", prompt=[]), [("Hi", "Hello")]),
+        (chat(USER, REPLY, prompt=[{"role": "user", "content": "Hi\n"}]), [("Hi", "Hello")]),
+        *((chat(USER, REPLY, tools=none), [("Hi", "Hello")]) for none in ("[]", "null", "{}", "", [], {})),
         (chat(USER, REPLY, {"role": "user", "content": "Bye"}, REPLY, prompt="Hi"), [("Bye", "Hello")]),
         (
             chat({"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}, REPLY),
@@ -97,6 +110,14 @@ BAD_LINES = [
     (chat(USER, {**REPLY, "content": ""}), "content of message 2 is empty"),
     (chat(USER, {**REPLY, "content": None}), "content of message 2 is not text"),
     (chat(USER, REPLY, answer="other"), "messages end with another answer than the one in field 'answer'"),
+    (chat(USER, REPLY, answer="other"), "have the field ignored with data.answer_field=NAME, a name that no row has"),
+    (chat(USER, FOUR, answer="14"), "messages end with another answer"),
+    (chat(USER, FOUR, answer=5), "messages end with another answer"),
+    (chat(USER, FOUR, answer=True), "messages end with another answer"),
+    (chat(USER, FOUR, answer=["4"]), "messages end with another answer"),
+    (chat(USER, REPLY, prompt=[REPLY]), "messages do not hold the question in field 'prompt'"),
+    (chat(USER, REPLY, prompt="other"), "have the field ignored with data.prompt_field=NAME, a name that no row has"),
+    (chat(USER, REPLY, tools='[{"type": "function"}]'), "field 'tools' offers tools"),
     (chat(USER, REPLY, prompt="other"), "messages do not hold the question in field 'prompt'"),
     (chat(USER, REPLY, tools=[{"type": "function"}]), "field 'tools' offers tools"),
     (chat(USER, {**REPLY, "content": None, "tool_calls": [{"id": "1"}]}), "message 2 has a field 'tool_calls'"),
@@ -104,7 +125,14 @@ BAD_LINES = [
     (chat(USER, {"role": "tool", "content": "x"}, REPLY), "message 2 has role 'tool'"),
     (chat(USER, {**REPLY, "reasoning_content": "x"}), "message 2 has a field 'reasoning_content': reasoning is not"),
     (chat({**USER, "name": "Ann"}, REPLY), "message 1 has a field 'name'"),
-    (chat(USER, {**REPLY, "train": False}), "message 2 has a field 'train': nothing reads it"),
+    (chat(USER, {**REPLY, "train": False}), "message 2 has train False; an answer counts whole"),
+    (chat(USER, {**REPLY, "train": "some"}), "message 2 has train 'some'; an answer counts whole"),
+    (chat(USER, {**REPLY, "weight": "0"}), "message 2 has weight '0'; an answer counts whole"),
+    (chat(USER, {**REPLY, "refusal": "I cannot"}), "message 2 has a field 'refusal': nothing reads it"),
+    (chat(USER, {**REPLY, "annotations": [{"url": "x"}]}), "message 2 has a field 'annotations': nothing reads it"),
+    (chat(USER, {**REPLY, "audio": {"id": "1"}}), "message 2 has a field 'audio': nothing reads it"),
+    (chat({**USER, "images": ["x.png"]}, REPLY), "message 1 has a field 'images': nothing reads it"),
+    (chat(USER, {**REPLY, "prefix": True}), "message 2 has a field 'prefix': nothing reads it"),
     (chat(USER, {**REPLY, "weight": 0}), "message 2 has weight 0"),
     (chat(USER, {**REPLY, "weight": 0.5}), "message 2 has weight 0.5"),
     (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raft_ray.evaluate.domain import contains, exact
 from raft_ray.normalise import fold, has_symbol, keys, numbers, tokens, visible, words
-from raft_ray.refine.key_facts import missing_facts, states
+from raft_ray.refine.key_facts import invented_facts, key_facts, missing_facts, states
 
 SAME = """
 Unicode, case and layout
@@ -47,6 +47,7 @@ U.S. | US
 U.S.A. | USA
 e.g. | eg
 J.R.R. Tolkien | J. R. R. Tolkien
+A.B.C.D.E.F. Tolkien | A. B. C. D. E. F. Tolkien
 Scripts
 北京 | 首都是北京。
 サッカー | ｻｯｶｰです
@@ -107,6 +108,21 @@ Numbers by value
 1.6e-19 | 1.6 × 10⁻¹⁹
 0.001 | 1e-3
 0.001 | 1·10^-3
+(3,4) | (3, 4)
+4 | coordinates (3,4)
+-4 | [3,-4]
+5 | (-2,5)
+3 million | three million people
+three million | 3,000,000
+-5 | minus five
+-5 | It is negative five.
+-5 million | minus five million
+404 | HTTP 404 500
+500 errors | HTTP 404 500 errors
+100 | Level 10 100 points
+300 | 200 300 and 400
+12345678 | 12 345 678
+1538 | 1 538
 Signs
 -5 | −5
 -5 | –5
@@ -258,6 +274,19 @@ Numbers
 1,2,3 | 1,2,4
 12 | 1,2,3
 1.2 | 1.2.3
+2.5 | (2,5)
+2.5 | [2,5]
+-2.5 | (-2,5)
+1 | 1\u00a0234
+234 | 1\u202f234
+345 | 12 345 678
+5 million | forty-five million
+5 million | forty five million
+-20 | minus twenty-five
+5 | minus five
+3 | three million
+000 | 1 000
+1234 | 234
 1.2.3 | 1.2.4
 007 | 7
 10² | 102
@@ -438,6 +467,24 @@ def test_numbers_are_listed_as_they_are_written_with_sign_and_currency() -> None
     assert numbers(text) == ["-38.80", "1,064", "$5.00", "50%", "5€", "minus 3", "6×10^3", "1 000"]
 
 
+def test_numbers_keep_their_brackets_and_may_be_joined_or_not_in_facts() -> None:
+    assert missing_facts("It lies at the point (3,4) in the plane.", "It lies at (3, 4) in the plane.") == []
+    assert missing_facts("It lies at the point (3,4) in the plane.", "It lies at 3.4 in the plane.") == ["3", "4"]
+    assert exact("1 538", ["1538"])
+    assert invented_facts("The codes are 404 and 500.", "It says HTTP 404 500.") == ["HTTP"]
+    assert invented_facts("It says 404 500.", "The codes are 404 and 500.") == []
+    assert invented_facts("It says 404 500.", "The codes are 404 and 501.") == ["501"]
+
+
+def test_a_spelled_number_with_its_sign_or_scale_is_one_fact() -> None:
+    assert key_facts("It was the club of Three million people who had all lived there.") == ["Three million"]
+    assert key_facts("What it gives is what I call minus Five, whatever you think of it.") == ["minus Five"]
+
+
+def test_a_text_without_anything_has_no_numbers() -> None:
+    assert numbers("") == numbers(" ?!") == []
+
+
 def test_lengths_count_words_and_numbers_but_no_signs() -> None:
     assert words("It's 50% of $1,000 & x > 5.") == ["It's", "50", "of", "1000", "x", "5"]
 
@@ -448,11 +495,27 @@ def test_a_folded_text_reads_the_same_when_it_is_folded_again(text: str) -> None
     assert fold(fold(text)) == fold(text)
 
 
+# Each takes minutes where a pattern, or a function around it, is quadratic in the length of a run.
+RUNS = ("A. ", "11,", "1,", "100 ", "1 ", "1.", "He wrote. ", "A dog ", "(", "$", "- ", "#", "北", " ")
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_long_runs_of_anything_are_read_in_linear_time(run: str) -> None:
+    text = run * (20_000 // len(run))
+    assert has_symbol(f"{text}\nHe", "He")
+    assert not states(text, "Paris")
+
+
+@pytest.mark.parametrize("run", [" ", "\t", "“", "« "])
+def test_facts_of_long_runs_are_found_in_linear_time(run: str) -> None:
+    assert missing_facts(f"Paris {run * 30_000} Rome", "Paris, Rome") == []
+
+
 PIECES = re.findall(
     r"\S+",
     """
 $5 50 % 1 000 5 million – - .5 .NET C++ U.S. J. R. Tolkien 1/2 ½ 5–10 to €7 3,14 A He x > Fe2+ a@b.de minus 10:30
-one of Gold's l'eau °C 20 degrees Celsius 10² × * ( ) " 北京 the and & ; . ,
+minus Five million Three one of Gold's l'eau °C 20 degrees Celsius 10² × * ( ) " 北京 the and & ; . ,
 """,
 )
 
