@@ -42,6 +42,7 @@ class Pulse:
         self._ask, self._limit, self._late = ask, limit, late
         self._call: Any = None
         self._since = 0.0
+        self._patience = limit
 
     def look(self) -> Any:
         """The answer, if there is a new one. What answers with an error is mended by others."""
@@ -50,13 +51,14 @@ class Pulse:
         ready, _ = ray.wait([self._call], timeout=0.1)
         silent = time.monotonic() - self._since
         if ready:
-            self._call = None
+            self._call, self._patience = None, self._limit
             try:
                 return ray.get(ready[0], timeout=self._limit)
             except ray.exceptions.RayError:
                 return None
-        if silent > self._limit:
-            self._call = None
+        if silent > self._patience:
+            # What starts again answers nothing for a while.
+            self._call, self._patience = None, max(self._limit, CONTROLLER_SILENCE)
             self._late(silent)
         return None
 

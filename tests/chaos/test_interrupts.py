@@ -86,7 +86,9 @@ def test_a_signal_in_any_stage_leaves_nothing_behind_and_the_run_goes_on_exactly
         assert left
         _, alive = psutil.wait_procs(left, timeout=60)
         assert not alive, (who, alive)
-        assert (folder / "model").exists() == (who == "evaluate")
+        # Where the signal comes while the model is written it may be there, but then whole.
+        if who != "export" or (folder / "model").exists():
+            assert (folder / "model" / "raft_ray.json").exists() == (who in ("export", "evaluate"))
         assert not (folder / "eval.json").exists()
         assert not (folder / "report.html").exists()
         assert not (folder / "cluster.json").exists()
