@@ -21,9 +21,9 @@ from raft_ray.thinking import without_thinking
 
 TEMPLATE_FIELDS = ("prompt", "answer", "rewrite")
 _LABEL = re.compile(
-    r"^\W*(?:(?:reference|gold|short|correct|given|final|rewritten|fused|improved|draft) )?"
+    r"^[^\w\n]*(?:(?:reference|gold|short|correct|given|final|rewritten|fused|improved|draft) )?"
     r"(?:question|answer|sentence|rewrite|statement|draft)\s*\d*\s*:"
-    r"|^\W*(?:the )?(?:correct |short )?answer to (?:this|the|that|your) (?:question|puzzle|riddle)",
+    r"|^[^\w\n]*(?:the )?(?:correct |short )?answer to (?:this|the|that|your) (?:question|puzzle|riddle)",
     re.IGNORECASE | re.MULTILINE,
 )
 # `Sure! Here is the rewritten answer:`
