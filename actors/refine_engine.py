@@ -190,11 +190,14 @@ class EnginePool:
         plan = self._plan
         name = f"refine-{plan.name}-{number}"
         own = plan.resources
-        # Without a name in Ray, which an engine of before may still hold while it ends.
-        actor = ray.remote(RefineEngine).options(
-            max_restarts=own.max_restarts, max_task_retries=own.tries, **self._options
-        )
-        engine = _Engine(name, actor.remote(plan, name, self._run_dir))
+        options = {"max_restarts": own.max_restarts, "max_task_retries": own.tries, **self._options}
+        actor = ray.remote(RefineEngine)
+        try:
+            handle = actor.options(name=name, **options).remote(plan, name, self._run_dir)
+        except ValueError:
+            # An engine of before has the name until it has ended.
+            handle = actor.options(**options).remote(plan, name, self._run_dir)
+        engine = _Engine(name, handle)
         try:
             engine.node = await within(engine.handle.ready.remote(), own.timeout, engine.who, "starting")
         except RaftError as error:

@@ -34,8 +34,6 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
 
     test = tmp_path / "test.jsonl"
     test.write_text("".join(json.dumps({"prompt": f"What is {n}?", "answer": "x"}) + "\n" for n in range(6)))
-    long = tmp_path / "long.txt"
-    long.write_text("Know this. " * 2000 + "{answer} {prompt}")
     run = tmp_path / "run"
     keys = [
         f"data.test={test}",
@@ -46,8 +44,8 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
         "distill.target=auto",
         "learner.max_steps=2",
         "compare.methods=[sft,sdft,opd,fapm,raft,strict,broken]",
-        # A row with refined rows of its own; and one whose teacher's prompts do not fit the context.
-        f"compare.overrides={{{STRICT}, {GOLD}, broken: {{distill: {{method: raft}}, teacher: {{template: {long}}}}}}}",
+        # A row with refined rows of its own; and one whose engines have no time to start.
+        f"compare.overrides={{{STRICT}, {GOLD}, broken: {{distill: {{method: raft}}, rollout: {{timeout: 0.01}}}}}}",
     ]
     page = compare(make_config(run, *keys))
 
@@ -55,7 +53,7 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
     assert list(result["methods"]) == ["base", "sft", "sdft", "opd", "raft", "strict", "fapm"]
     assert result["main"] == json.loads((run / "eval.json").read_text())["main"] == "raft"
     assert list(result["failed"]) == ["broken/seed0"]
-    assert "and leaves no room for rollout.max_new_tokens" in result["failed"]["broken/seed0"]
+    assert "rollout-0" in result["failed"]["broken/seed0"]
     assert any("broken/seed0 failed: " in line for line in result["verdict"])
     assert page.is_file()
     for name, method in result["methods"].items():
