@@ -12,6 +12,7 @@ Knows nothing about Ray or data; the engine is DeepSpeed's, or anything with the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,7 +79,7 @@ def train_step(
             count(losses)
             # The engine averages over ranks; the losses are parts of a sum.
             engine.backward(losses[0] * ranks)
-        sft, _ = reduce(sums)
+        sft, _ = _finite(reduce(sums))
         on_gradients()
         engine.step()
         return StepLosses(sft, sft, None, None)
@@ -90,7 +91,7 @@ def train_step(
             count(losses)
             if losses.requires_grad:
                 kept[index] = losses
-    sft, kl = reduce(sums)
+    sft, kl = _finite(reduce(sums))
     weight = balancer.update(sft, kl)
     for index, batch in enumerate(batches):
         if index in kept:
@@ -102,6 +103,13 @@ def train_step(
     on_gradients()
     engine.step()
     return StepLosses(sft + weight * kl, sft, kl, weight)
+
+
+def _finite(losses: list[float]) -> list[float]:
+    """The losses, before an update is made of them. Raises `ValueError`."""
+    if not all(map(math.isfinite, losses)):
+        raise ValueError(f"losses must be finite, got sft={losses[0]}, kl={losses[1]}; lower learner.lr")
+    return losses
 
 
 def _random_state() -> list[Tensor]:

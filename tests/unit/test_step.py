@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raft_ray.losses import EmaBalancer, token_weights, topk_kl
+from raft_ray.losses import EmaBalancer, FixedBalancer, token_weights, topk_kl
 from raft_ray.pipeline import Place
 from raft_ray.prompts import EncodedRow
 from raft_ray.step import StepLosses, train_step
@@ -308,3 +308,16 @@ def test_micro_batches_of_weight_0_do_not_count_in_the_students_mass() -> None:
 def test_weights_of_tokens_average_over_tokens_then_rows() -> None:
     weights = token_weights(torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0]]))
     assert torch.allclose(weights, torch.tensor([[0.25, 0.25, 0], [0, 0, 0], [0.5, 0, 0]]))
+
+
+@pytest.mark.parametrize("balancer", [None, FixedBalancer(1.0), EmaBalancer()])
+def test_a_loss_that_is_no_number_makes_no_update(balancer: FixedBalancer | EmaBalancer | None) -> None:
+    rows, samples = rows_and_samples(2)
+    model = tiny_model(0)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    engine = PlainEngine(Student(model, TEMPERATURE))
+    batches = make_micro_batches(rows, samples if balancer else None, total=2, tokens=1000, share_prompt=True)
+    with pytest.raises(ValueError, match="losses must be finite"):
+        train_step(engine, batches, balancer=balancer, ranks=1, hold=True, reduce=lambda values: values)
+    assert engine.updates == 0
