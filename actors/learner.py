@@ -317,6 +317,9 @@ class Rank:
         )
         if wanted:
             raise ModelError(f"learner.share_prompt=true: {found}; leave learner.share_prompt out")
+        if math.isinf(error) and self.config.learner.zero_stage == 3:
+            # Its forward pass was left half-way, and ZeRO-3 holds parameters until its end.
+            raise ModelError(f"learner.zero_stage=3: {found}; set learner.share_prompt=false")
         if self.rank == 0:
             self._call(self.task.pipeline.notice.remote(f"prompts are not shared: {found}"))
         return False
@@ -377,16 +380,18 @@ class Rank:
             assert ref is not None
             task = export_model.options(num_cpus=0, **on_node(self.task.node))
             target = str(Path(self.task.run_dir) / "model")
-            self._call(task.remote(self.config.model, self.task.folder, ref, target, self.task.trained))
+            written = task.remote(self.config.model, self.task.folder, ref, target, self.task.trained)
+            # Not longer than the other ranks wait.
+            self._call(written, "the export of the model", self.config.learner.timeout)
         torch.distributed.barrier()
 
-    def _call(self, ref: Any) -> Any:
+    def _call(self, ref: Any, what: str = "the pipeline actor", limit: float | None = None) -> Any:
         """The value of a remote call. The pipeline's own limit is `learner.timeout`, and its message says more."""
-        limit = PATIENCE * self.config.learner.timeout
+        limit = limit or PATIENCE * self.config.learner.timeout
         try:
             return ray.get(ref, timeout=limit)
         except ray.exceptions.GetTimeoutError as error:
-            raise RaftError(f"{self.name} on {here()}: the pipeline actor has not answered for {limit:g} s") from error
+            raise RaftError(f"{self.name} on {here()}: {what} has not answered for {limit:g} s") from error
 
     def _sum(self, values: list[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
