@@ -1,15 +1,15 @@
 """The flow of rows: from the ledger through rollout actors and teachers back to the ledger, whoever dies on the way.
 
 ```
-            serve, one a rollout actor                    score, one a chunk
+            serve, one a rollout actor                    teach, one a teacher
   Ledger ──> chunk ── Capacity.admit ──> RolloutActor ──ref──> TeacherActor ──refs──> Ledger
                           ▲  waits for free places                                       │
                           └───────────────── Ledger.done <── a step is published <───────┘
 ```
 
 Who waits for whom: an idle rollout actor waits for a chunk, for which places must be free (`publish` frees them), and
-takes up the newest version before it begins; a chunk waits for an idle teacher. Each event looks only at what it
-concerns, so that the work of a step grows with its chunks, not with chunks times actors.
+takes up the newest version before it begins; a generated chunk waits for an idle teacher. Each event looks only at
+what it concerns, so that the work of a step grows with its chunks, not with chunks times actors.
 
 A death brings the chunk back to the ledger and a new actor in the dead one's place, within its budget; what no restart
 can mend ends all loops. Chunks are handed out in the order of the steps, so the oldest step never starves.
@@ -18,6 +18,7 @@ can mend ends all loops. Chunks are handed out in the order of the steps, so the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,8 @@ from raft_ray.records import RunRecords
 from raft_ray.trajectory import Chunk, Probe
 
 WAITS = "waits for places"
+PING = 10.0
+"""Seconds between two calls to an actor that waits for work: its death is mended before there is any."""
 
 
 @dataclass
@@ -96,7 +99,8 @@ class Flow:
         self._rollouts = rollouts
         self._teachers = teachers
         self._limits = limits
-        self._idle_teachers: asyncio.Queue[Member] = asyncio.Queue()
+        self._generated: asyncio.Queue[tuple[Chunk, ray.ObjectRef]] = asyncio.Queue()
+        """Chunks that wait for a teacher."""
         self._idle: dict[str, tuple[Member, asyncio.Future[Chunk | None]]] = {}
         """Rollout actors that wait for a chunk, in the order in which they came."""
         self._working: set[str] = set()
@@ -110,7 +114,7 @@ class Flow:
     def start(self) -> None:
         """Set all actors to work."""
         for member in self._teachers:
-            self._loops.spawn(self._greet(member))
+            self._loops.spawn(self._teach(member))
         for member in self._rollouts:
             # Versions are counted anew from here: what it holds may be of steps that are undone.
             member.version = None
@@ -188,7 +192,7 @@ class Flow:
                         self._limits.took("generate", clock() * whole, rows)
                     member.rows += rows
                     self.ledger.generated(chunk, lengths)
-                    self._loops.spawn(self._score(chunk, trajectories))
+                    self._generated.put_nowait((chunk, trajectories))
                     if self.ledger.generated_whole(chunk.step):
                         self._loops.notify()
                     chunk, touched = None, False
@@ -278,7 +282,13 @@ class Flow:
         else:
             self._dispatch()
         try:
-            return await future
+            while not (await asyncio.wait((future,), timeout=PING))[0]:
+                await self._ping(member, self._config.rollout.timeout)
+            return future.result()
+        except ActorLost:
+            if future.done() and (chunk := future.result()) is not None:
+                self.ledger.returned(chunk)
+            raise
         finally:
             self._idle.pop(member.name, None)
 
@@ -327,54 +337,55 @@ class Flow:
         with self._diary.doing(member, "start", self.published.version):
             crew.serves(member, await within(member.handle.ready.remote(), timeout, member.name, "starting"))
 
-    async def _greet(self, member: Member) -> None:
-        """A teacher is idle once it has its model."""
+    async def _teach(self, member: Member) -> None:
+        """One teacher's life: it starts, then scores chunk after chunk; after a death, again."""
         while True:
+            chunk: Chunk | None = None
             try:
                 await self._started(self._teachers, member, self._config.teacher.timeout)
-                self._teaches(member)
-                return
+                while True:
+                    member.now("idle")
+                    chunk, trajectories = await self._next_generated(member)
+                    await self._score(member, chunk, trajectories)
+                    chunk = None
+            except DataLost as error:
+                self._give_back(chunk, False, error)
             except ActorLost as error:
+                self._give_back(chunk, True, error)
                 if not self._replace(self._teachers, member, error):
                     return
+            except BaseException:
+                member.now("stopped")
+                raise
 
-    async def _score(self, chunk: Chunk, trajectories: ray.ObjectRef) -> None:
-        """One chunk's way through a teacher; if the teacher dies, the chunk is made anew."""
-        member = await self._idle_teachers.get()
-        try:
-            begun = self._diary.now()
-            head, *samples = member.call("score", 1 + len(chunk.places)).remote(trajectories)
-            self._diary.add(chunk.step, "dispatch", self._diary.now() - begun)
-            rows = len(chunk.places)
-            with self._diary.doing(member, "score", chunk.step) as clock:
-                limit = self._limits.of("score", self._config.teacher.timeout, rows)
-                doing = f"scoring chunk {chunk.index} of step {chunk.step}"
-                infos, seconds = await within(head, limit, member.who, doing)
-                self._limits.took("score", clock(), rows)
-        except DataLost as error:
-            self._teaches(member)
-            self._give_back(chunk, False, error)
-            return
-        except ActorLost as error:
-            self._give_back(chunk, True, error)
-            if self._replace(self._teachers, member, error):
-                self._loops.spawn(self._greet(member))
-            return
-        except BaseException:
-            self._teaches(member)
-            raise
-        self._teaches(member)
+    async def _next_generated(self, member: Member) -> tuple[Chunk, ray.ObjectRef]:
+        """The chunk that has waited longest for a teacher, and its trajectories."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PING):
+                    return await self._generated.get()
+            await self._ping(member, self._config.teacher.timeout)
+
+    async def _ping(self, member: Member, timeout: float) -> None:
+        """An idle actor answers; raises `ActorLost` if it does not."""
+        await within(member.handle.ready.remote(), timeout, member.who, "waiting for work")
+
+    async def _score(self, member: Member, chunk: Chunk, trajectories: ray.ObjectRef) -> None:
+        begun = self._diary.now()
+        head, *samples = member.call("score", 1 + len(chunk.places)).remote(trajectories)
+        self._diary.add(chunk.step, "dispatch", self._diary.now() - begun)
+        rows = len(chunk.places)
+        with self._diary.doing(member, "score", chunk.step) as clock:
+            limit = self._limits.of("score", self._config.teacher.timeout, rows)
+            doing = f"scoring chunk {chunk.index} of step {chunk.step}"
+            infos, seconds = await within(head, limit, member.who, doing)
+            self._limits.took("score", clock(), rows)
         member.rows += rows
         self._diary.add(chunk.step, "teacher", seconds)
         self.ledger.scored(chunk, list(zip(infos, samples, strict=True)))
         self.peak_bytes = max(self.peak_bytes, self.ledger.nbytes)
         if self.ledger.generated_whole(chunk.step):
             self._loops.notify()
-
-    def _teaches(self, member: Member) -> None:
-        """A teacher is free."""
-        member.now("idle")
-        self._idle_teachers.put_nowait(member)
 
     def _give_back(self, chunk: Chunk | None, touched: bool, error: RaftError) -> None:
         """The chunk goes back to the ledger; `touched` says that an engine may have died of its rows."""

@@ -72,7 +72,15 @@ class Actor:
 class Running:
     """A flow over fakes, its loops, and what a learner does: `await running.train(step)`."""
 
-    def __init__(self, config: Config, rows: int, monkeypatch: Any, room: int = 10**6, **rollout: Any) -> None:
+    def __init__(
+        self,
+        config: Config,
+        rows: int,
+        monkeypatch: Any,
+        room: int = 10**6,
+        teacher: dict[str, Any] | None = None,
+        **rollout: Any,
+    ) -> None:
         self.made: list[Actor] = []
         self.events: list[tuple[str, str]] = []
         self.room = room
@@ -94,7 +102,9 @@ class Running:
             return self.made[-1]
 
         self.rollouts = Crew("rollout", make, config.rollout.max_restarts, "rollout.max_restarts")
-        teachers = Crew("teacher", Actor, config.teacher.max_restarts, "teacher.max_restarts")
+        teachers = Crew(
+            "teacher", lambda name: Actor(name, **(teacher or {})), config.teacher.max_restarts, "teacher.max_restarts"
+        )
         for _ in range(config.rollout.actors):
             self.rollouts.add(placed=True)
         for _ in range(config.teacher.actors):

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_step import TEMPERATURE, rows_and_samples, tiny_model
+from step_fixture import TEMPERATURE, rows_and_samples, tiny_model
 from torch import Tensor
 
 from raft_ray.attention import SDPA_FLOAT32, attend_in_float32

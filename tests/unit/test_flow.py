@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from flow_fakes import Actor, Running
 
+from actors import flow
 from actors.crew import START_TRIES
 from actors.flow import Published
 from actors.growth import Growth
@@ -307,3 +308,52 @@ def test_room_is_what_is_free_without_what_the_other_roles_need(
     total: dict[str, float], available: dict[str, float], each: dict[str, float], have: int, room: int
 ) -> None:
     assert fitting(total, available, {"CPU": 3, "GPU": 0}, each, have) == room
+
+
+@pytest.mark.parametrize("role", ["rollout", "teacher"])
+def test_an_actor_that_dies_while_it_waits_for_work_is_replaced_before_there_is_any(
+    role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "PING", 0.0)
+    answers: dict[str, int] = {}
+
+    async def ready(actor: Actor) -> str:
+        """The first process of the role's dies after its start, while it is idle."""
+        answers[actor.name] = answers.get(actor.name, 0) + 1
+        if actor.name == f"{role}-0" and answers[actor.name] == 2:
+            raise ActorLost(f"{role}-0 died while waiting for work")
+        return "here"
+
+    async def work() -> None:
+        functions = {"ready": ready}
+        running = Running(
+            config("rollout.actors=2", "learner.batch=4"), 24, monkeypatch, teacher=functions, **functions
+        )
+        await running.settled()
+        assert ("lost", f"{role}-0 died while waiting for work") in running.events
+        trained = [info for step in range(6) for info in await running.train(step)]
+        assert sorted(info.place.row for info in trained) == list(range(24))
+
+    run(work())
+
+
+def test_a_chunk_that_comes_while_its_actor_is_found_dead_goes_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "PING", 0.0)
+    dies = asyncio.Event()
+
+    async def ready(actor: Actor) -> str:
+        if actor.name == "rollout-0" and actor.version >= 0 and not dies.is_set():
+            await dies.wait()
+            raise ActorLost("rollout-0 died while waiting for work")
+        return "here"
+
+    async def work() -> None:
+        running = Running(config("rollout.actors=2", "learner.batch=4"), 24, monkeypatch, ready=ready)
+        await running.settled()
+        await running.train(0)
+        dies.set()
+        trained = [info for step in range(1, 6) for info in await running.train(step)]
+        assert sorted({info.place.row for info in trained}) == sorted(info.place.row for info in trained)
+        assert len(trained) == 20
+
+    run(work())

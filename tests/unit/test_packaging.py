@@ -135,7 +135,9 @@ def test_continuous_integration_leaves_no_test_out() -> None:
     """One pytest call over all of `tests/`, after which nothing prints."""
     command = (ROOT / ".ci" / "run").read_text().splitlines()[-1].split()
     assert command[0] == "make"
-    plan = subprocess.run(["make", "-n", *command[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
+    plan = subprocess.run(
+        ["make", "--no-print-directory", "-n", *command[1:]], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert re.fullmatch(r"\S+/python -m pytest -n 2 [^/]* tests\s*", plan.stdout.splitlines()[-1])
 
 

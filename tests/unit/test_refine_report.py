@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from page import Page
 from refine_fixture import ROWS, SUMMARY, TAU, refined_row, write_refine_run
-from test_report import Page
 
 from raft_ray.errors import RaftError
 from raft_ray.refine.gap import GAP, VALUES

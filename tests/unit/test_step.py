@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from step_fixture import TEMPERATURE, rows_and_samples, tiny_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from raft_ray.losses import EmaBalancer, FixedBalancer, token_weights, topk_kl
 from raft_ray.pipeline import Place
@@ -17,24 +17,6 @@ from raft_ray.step import StepLosses, train_step
 from raft_ray.student import MicroBatch, Student, empty_micro_batch, make_micro_batches
 from raft_ray.teacher import micro_batches, score
 from raft_ray.trajectory import Sample, Trajectory
-
-TEMPERATURE = 1.5
-
-
-def tiny_model(seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            initializer_range=0.3,
-        )
-    )
 
 
 class PlainEngine:
@@ -52,23 +34,6 @@ class PlainEngine:
 
     def step(self) -> None:
         self.updates += 1
-
-
-def rows_and_samples(count: int, kept: int = 12) -> tuple[list[EncodedRow], list[Sample]]:
-    """Rows of different lengths with responses scored by another model under another prompt."""
-    random = np.random.default_rng(0)
-    teacher = tiny_model(1).eval()
-    rows, responses = [], []
-    for i in range(count):
-        prompt = random.integers(3, 40, 3 + i).tolist()
-        rows.append(EncodedRow(i, prompt, random.integers(3, 40, 2 + i % 3).tolist(), [5, 6, *prompt]))
-        responses.append(random.integers(3, 40, 1 + (2 * i) % 5).astype(np.int32))
-    scored = score(teacher, [r.teacher_prompt for r in rows], responses, top_k=kept, tokens=64)
-    samples = [
-        Sample(Trajectory(Place(0, i), 0, response, False, "rollout-0"), ids, values)
-        for i, (response, (ids, values, _)) in enumerate(zip(responses, scored, strict=True))
-    ]
-    return rows, samples
 
 
 def gradients(

@@ -1,0 +1,47 @@
+"""A tiny model, and rows with responses that another one scored: what the tests of a step compute with."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from raft_ray.pipeline import Place
+from raft_ray.prompts import EncodedRow
+from raft_ray.teacher import score
+from raft_ray.trajectory import Sample, Trajectory
+
+TEMPERATURE = 1.5
+
+
+def tiny_model(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            initializer_range=0.3,
+        )
+    )
+
+
+def rows_and_samples(count: int, kept: int = 12) -> tuple[list[EncodedRow], list[Sample]]:
+    """Rows of different lengths with responses scored by another model under another prompt."""
+    random = np.random.default_rng(0)
+    teacher = tiny_model(1).eval()
+    rows, responses = [], []
+    for i in range(count):
+        prompt = random.integers(3, 40, 3 + i).tolist()
+        rows.append(EncodedRow(i, prompt, random.integers(3, 40, 2 + i % 3).tolist(), [5, 6, *prompt]))
+        responses.append(random.integers(3, 40, 1 + (2 * i) % 5).astype(np.int32))
+    scored = score(teacher, [r.teacher_prompt for r in rows], responses, top_k=kept, tokens=64)
+    samples = [
+        Sample(Trajectory(Place(0, i), 0, response, False, "rollout-0"), ids, values)
+        for i, (response, (ids, values, _)) in enumerate(zip(responses, scored, strict=True))
+    ]
+    return rows, samples
