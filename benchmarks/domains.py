@@ -95,7 +95,10 @@ def _difference(found: list[dict[str, Any]], name: str, score: str, rival: str) 
         return ""
     # IFEval's prompts are the same everywhere.
     one = average([Estimate(**test["difference"]) for test in tests], independent=score == "domain")
-    return f"{100 * one.mean:+.1f}" + ("" if one.low is None else f" ({100 * one.low:+.1f} to {100 * one.high:+.1f})")
+    points = f"{100 * one.mean:+.1f}"
+    if one.low is None or one.high is None:
+        return points
+    return f"{points} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
 
 
 def _places(comparison: Comparison) -> dict[str, dict[str, Place]]:

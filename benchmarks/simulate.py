@@ -1,6 +1,7 @@
 """Scaling and overlap of the pipeline, with engines that only wait: the real pipeline actor, capacity rule and Ray.
 
-    python benchmarks/simulate.py scaling [--rollouts 1 8 64 256 1024]      rows/s against rollout actors
+    python benchmarks/simulate.py scaling [--rollouts 1 8 64 256 1024] [--row-seconds 0.5]
+                                                                            rows/s against rollout actors
     python benchmarks/simulate.py overlap                                   step time against its slowest role
     python benchmarks/simulate.py elastic                                   the min/max policy finds the number it needs
 
@@ -83,8 +84,8 @@ class WaitingRollouts:
     async def ready(self, name: str) -> str:
         return "simulated"
 
-    async def load_weights(self, name: str, version: int, ref: list[Any], checksum: int) -> float:
-        del ref, checksum
+    async def load_weights(self, name: str, version: int, ref: list[Any], checksum: int, probe: Any) -> float:
+        del ref, checksum, probe
         await asyncio.sleep(self._times.load)
         self._versions[name] = version
         return self._times.load
@@ -195,7 +196,7 @@ def simulate(
         metrics, events = (lines(Path(folder) / f"{name}.jsonl") for name in ("metrics", "events"))
         ray.kill(pipeline)
     seconds = [b - a for a, b in pairwise(ends)]
-    for line, before, after in zip(metrics[1:], cpu, cpu[1:], strict=True):
+    for line, (before, after) in zip(metrics[1:], pairwise(cpu), strict=True):
         line["pipeline_cpu"] = after - before
     return seconds[warm:], metrics, [event["text"] for event in events if event["what"] == "scale"]
 
@@ -219,9 +220,9 @@ def configured(rollouts: int, batch: int, staleness: int, **keys: Any) -> Config
     )
 
 
-def scaling(counts: list[int], console: Console) -> dict[str, Any]:
+def scaling(counts: list[int], row_seconds: float, steps: int, console: Console) -> dict[str, Any]:
     """As many rows a step for each actor: perfect scaling keeps the step time."""
-    rows, times, teachers = 4, Times(rollout=0.5, teacher=0.0, learner=0.0), 2
+    rows, times, teachers = 4, Times(rollout=row_seconds, teacher=0.0, learner=0.0), 2
     processes = [
         ray.remote(WaitingRollouts).options(num_cpus=0, max_concurrency=2 * max(counts)).remote(times) for _ in range(2)
     ]
@@ -233,7 +234,7 @@ def scaling(counts: list[int], console: Console) -> dict[str, Any]:
             rollouts=count,
             batch=rows * count,
             staleness=1,
-            steps=7,
+            steps=steps,
             make=partial(one_of_many, processes, times),
             **{"teacher.actors": teachers},
         )
@@ -350,6 +351,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("scaling", "overlap", "elastic"))
     parser.add_argument("--rollouts", type=int, nargs="+", default=[1, 8, 64, 256, 1024])
+    parser.add_argument("--row-seconds", type=float, default=0.5, help="what an engine of `scaling` waits for a row")
+    parser.add_argument("--steps", type=int, default=7, help="of `scaling`, of which the first two do not count")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -359,7 +362,7 @@ def main() -> None:
     cluster.start(local)
     try:
         if arguments.what == "scaling":
-            result = scaling(arguments.rollouts, console)
+            result = scaling(arguments.rollouts, arguments.row_seconds, arguments.steps, console)
         elif arguments.what == "overlap":
             result = overlap(console)
         else:

@@ -15,6 +15,7 @@ import os
 import statistics
 import threading
 import time
+from functools import partial
 
 os.environ.update(DS_ACCELERATOR="cpu", RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
 os.environ.setdefault("MASTER_PORT", "29531")
@@ -41,6 +42,10 @@ VARIANTS = [
     ("prompt shared, micro-batches, hold", True, 512, True, None),
     ("prompt shared, one micro-batch, attention in the model's dtype", True, 10**6, True, "sdpa"),
 ]
+
+
+def now(marks: list[float]) -> None:
+    marks.append(time.perf_counter())
 
 
 def main() -> None:
@@ -88,7 +93,7 @@ def main() -> None:
                 ranks=1,
                 hold=hold,
                 reduce=lambda values: values,
-                on_gradients=lambda marks=marks: marks.append(time.perf_counter()),
+                on_gradients=partial(now, marks),
             )
             # The first round warms up.
             if round_number:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import ray
 from actors import learner
 from raft_ray import settings
 from raft_ray.errors import ModelError
+from raft_ray.prompts import EncodedRow
 
 
 class Pipeline:
@@ -74,3 +76,38 @@ def test_a_defect_is_left_to_ray_trains_restarts(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(type(error)):
             run_rank(monkeypatch, pipeline, 1, error)
     assert pipeline.reason is None
+
+
+@pytest.mark.parametrize(
+    ("error", "keys", "message"),
+    [
+        # The forward pass was left half-way, and ZeRO-3 holds parameters until its end.
+        (math.inf, ["learner.zero_stage=3"], "learner.zero_stage=3: .* set learner.share_prompt=false"),
+        (0.5, ["learner.zero_stage=3"], None),
+        (math.inf, ["learner.zero_stage=1"], None),
+        (math.nan, ["learner.zero_stage=1"], None),
+        (0.5, ["learner.share_prompt=true"], "learner.share_prompt=true: .* leave learner.share_prompt out"),
+    ],
+)
+def test_rows_share_their_prompts_only_where_that_was_measured_to_be_right(
+    error: float, keys: list[str], message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notices: list[str] = []
+    rank: Any = object.__new__(learner.Rank)
+    rank.config = settings.load("smoke", ["data.train=train.jsonl", *keys])
+    rank.task = SimpleNamespace(
+        distils=True, pipeline=SimpleNamespace(notice=SimpleNamespace(remote=lambda text: notices.append(text)))
+    )
+    rank.table = {0: EncodedRow(0, [1, 2], [3], [])}
+    rank.engine = SimpleNamespace(eval=lambda: None, train=lambda: None)
+    rank.student = SimpleNamespace(model=None)
+    rank.device, rank.ranks, rank.rank, rank.half = None, 1, 0, False
+    monkeypatch.setattr(rank, "_sum", lambda values: values)
+    monkeypatch.setattr(rank, "_call", lambda answer: answer)
+    monkeypatch.setattr(learner, "sharing_error", lambda *_: error)
+    if message is not None:
+        with pytest.raises(ModelError, match=message):
+            rank._may_share()
+    else:
+        assert rank._may_share() is False
+        assert len(notices) == 1
