@@ -63,12 +63,13 @@ def compare(config: Config) -> Path:
             begun = (training.folder / "model").exists() or steps_done(training.folder)
             if training.config and begun:
                 check_same_run(training.config, training.folder, longer=False)
-    prepared = preflight(config, others=[training.config for training in trainings if training.config])
+    own = [(training.config, training.folder) for training in trainings if training.config]
+    configs = [each for each, _ in own]
+    prepared = preflight(config, others=configs)
     asked = _asked(config, prepared)
     if len({training.point for training in trainings}) > 1:
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
-    configs = filter(None, (one.config for one in trainings))
-    with running(config, prepared, others=configs, refines=True) as (bars, run_dir):
+    with running(config, prepared, others=configs, trainings=own, refines=True) as (bars, run_dir):
         _forget(trainings, run_dir)
         if rest := left_out(config):
             console.print(f"not in compare.methods, so not trained: {plain(', '.join(rest))}", highlight=False)

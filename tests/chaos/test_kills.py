@@ -7,6 +7,7 @@ row of an epoch was consumed exactly once.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -78,6 +79,25 @@ def test_killed_processes_change_nothing_in_the_result(
     for previous, said in pairwise([said for said in listener.heard if said["who"] == "rollout-0"]):
         if said["pid"] != previous["pid"]:
             assert said["state"] == "loading", "a new engine asks for weights before it generates"
+
+
+def test_a_learner_and_a_pipeline_that_hang_are_noticed_replaced_and_change_nothing(
+    undisturbed: dict[str, Any],
+    make_config: MakeConfig,
+    tmp_path: Path,
+    socket_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(said: Said) -> None:
+        os.kill(said["pid"], signal.SIGSTOP)
+
+    rules = first_of([once("learner-0", "backward", 1), once("pipeline", "publish", 3)])
+    with Listener(socket_path, rules, act=stop) as listener:
+        folder = train(make_config(tmp_path / "run", *KEYS, "learner.max_restarts=3", "learner.timeout=45"))
+    assert len(listener.killed) == 2
+    assert outcome(folder) == undisturbed
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert re.search(r"the pipeline actor on \S+ has not answered since .*: killed, so that Ray starts it again", said)
 
 
 def test_a_row_that_kills_every_engine_is_set_aside_and_the_run_goes_on(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from listener import Listener, Rule, Said, first_of, once
+from interrupting import begun, interrupted
+from listener import Listener, Rule, first_of, once
 from refine_runs import TINY_REFINE, make_config, refine, refined_folder, summary, tiny_rows
 
 from raft_ray import settings
-from raft_ray.announce import VARIABLE
 from raft_ray.config import Config
 from raft_ray.refine import read_refined
 from raft_ray.refine.schema import RefinedRow, part_files
@@ -58,35 +57,34 @@ def test_killed_processes_change_nothing_in_the_rows(
 
 
 @pytest.mark.timeout(1200)
-def test_a_killed_driver_is_started_again_and_asks_only_for_what_is_missing(
+def test_an_interrupted_and_a_killed_driver_are_started_again_and_ask_only_for_what_is_missing(
     undisturbed: tuple[list[RefinedRow], int], tmp_path: Path, socket_path: Path
 ) -> None:
     mine = config(tmp_path / "run", batch=3)
     mine.eval.enabled = False
     mine.rollout.max_new_tokens = 40
     settings.save(mine, tmp_path / "config.yaml")
-    command = [sys.executable, "-m", "raft_ray", "refine", str(tmp_path / "config.yaml")]
-    # A Ray of its own: RAY_ADDRESS of this test's cluster must not reach it.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    driver: list[subprocess.Popen[bytes]] = []
+    arguments = ["refine", str(tmp_path / "config.yaml")]
 
-    def kill(_: Said) -> None:
-        driver[0].kill()
+    driver, left, errors = interrupted(arguments, socket_path, once("refine-rewrite", "working", 3), signal.SIGINT)
+    assert (driver.returncode, errors) == (128 + signal.SIGINT, "interrupted; go on with --resume\n")
+    assert left
+    assert not psutil.wait_procs(left, timeout=60)[1]
 
-    with Listener(socket_path, once("refine-fuse", "working", 9), act=kill) as listener:
-        driver.append(
-            subprocess.Popen(command, env={**environment, VARIABLE: str(socket_path)}, stdout=subprocess.DEVNULL)
-        )
-        assert driver[0].wait(timeout=500) == -signal.SIGKILL
+    drivers: list[subprocess.Popen[str]] = []
+    with Listener(socket_path, once("refine-fuse", "working", 9), act=lambda _: drivers[0].kill()) as listener:
+        drivers.append(begun(*arguments, "--resume", socket=socket_path))
+        drivers[0].communicate(timeout=500)
+        assert drivers[0].returncode == -signal.SIGKILL
     assert len(listener.killed) == 1
     finished = {file.name: file.stat().st_mtime_ns for file in part_files(refined_folder(mine))}
-    done = subprocess.run(
-        [*command, "--resume"], env=environment, timeout=500, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    done = begun(*arguments, "--resume", socket=None)
+    _, errors = done.communicate(timeout=500)
+    assert done.returncode == 0, errors[-3000:]
     assert read_refined(refined_folder(mine)) == undisturbed[0]
     found = summary(mine)
-    # Both runs together asked for what the undisturbed one asked for.
+    # All runs together asked for what the undisturbed one asked for.
     assert found["models"]["self"]["asks"] == undisturbed[1]
     assert 0 < found["cache"]["misses"] + found["cache"]["hits"] <= undisturbed[1]
     after = {file.name: file.stat().st_mtime_ns for file in part_files(refined_folder(mine))}
