@@ -67,7 +67,9 @@ def test_an_interrupted_and_a_killed_driver_are_started_again_and_ask_only_for_w
     arguments = ["refine", str(tmp_path / "config.yaml")]
 
     driver, left, errors = interrupted(arguments, socket_path, once("refine-rewrite", "working", 3), signal.SIGINT)
-    assert (driver.returncode, errors) == (128 + signal.SIGINT, "interrupted; go on with --resume\n")
+    # Before it Ray's core may have said something about its workers.
+    assert (driver.returncode, errors.splitlines()[-1]) == (128 + signal.SIGINT, "interrupted; go on with --resume")
+    assert "Traceback" not in errors
     assert left
     assert not psutil.wait_procs(left, timeout=60)[1]
 
