@@ -284,9 +284,9 @@ class Flow:
         try:
             while not (await asyncio.wait((future,), timeout=PING))[0]:
                 await self._ping(member, self._config.rollout.timeout)
-            return future.result()
+            return await future
         except ActorLost:
-            if future.done() and (chunk := future.result()) is not None:
+            if future.done() and (chunk := await future) is not None:
                 self.ledger.returned(chunk)
             raise
         finally:
