@@ -254,10 +254,12 @@ def checkpoint_tensors(folder: str, config: ModelConfig, state: dict[str, torch.
 
 def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False, **arguments: Any) -> Any:
     from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     # Drawn by every process of a run, over the run's own bars.
     disable_progress_bar()
+    # What it says of keys is a table; `check_keys` has a line for them.
+    set_verbosity_error()
     load: Any = AutoModelForCausalLM.from_pretrained
     settings = _config(folder, config)
     rope.freeze(settings, config.context)

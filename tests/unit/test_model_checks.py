@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -101,8 +102,11 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_folder_that_is_not_a_whole_model_is_refused_in_one_line_without_reading_weights(
-    fault: str, folder: Path
+    fault: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What transformers tells the terminal of it.
+    said: list[str] = []
+    monkeypatch.setattr(logging.Logger, "handle", lambda _, record: said.append(record.getMessage()))
     spoil, words = FAULTS[fault]
     spoil(folder)
     with pytest.raises(ModelError, match=words) as refused:
@@ -111,6 +115,7 @@ def test_a_folder_that_is_not_a_whole_model_is_refused_in_one_line_without_readi
     assert str(folder) in str(refused.value)
     with pytest.raises(ModelError, match=words):
         models.load_model(str(folder), FLOAT32)
+    assert not said
 
 
 def test_a_stored_copy_of_tied_embeddings_is_no_fault(folder: Path) -> None:
