@@ -96,17 +96,6 @@ def read_spans(path: Path) -> list[Span]:
     return spans
 
 
-def busy_share(spans: Iterable[Span], since: float, until: float) -> dict[str, float]:
-    """Of everyone who has a span, the share in [0, 1] of the seconds from `since` to `until` that they worked.
-
-    Waiting and starting are no work. What overlaps counts once; a window without length has shares of 0.
-    """
-    work: dict[str, list[Interval]] = defaultdict(list)
-    for span in spans:
-        work[span.who] += [] if span.what in IDLE else [(span.start, span.end)]
-    return {who: _share(_covered(intervals, since, until), until - since) for who, intervals in work.items()}
-
-
 @dataclass(frozen=True)
 class Load:
     """How much a role worked, as the mean over its members, of the time that each was there."""
@@ -238,7 +227,7 @@ def _covered(intervals: Iterable[Interval], since: float, until: float) -> float
 
 def _share(part: float, whole: float) -> float:
     """Sums of floats can pass the whole by a rounding error."""
-    return min(1.0, part / whole) if whole > 0 else 0.0
+    return min(1.0, part / whole)
 
 
 def _is_time(value: Any) -> TypeGuard[float]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raft_ray.errors import RaftError
 from raft_ray.pipeline import RowOrder
 from raft_ray.records import RunRecords
-from raft_ray.spans import Load, Span, bottleneck, busy_share, loads, read_spans, training_window
+from raft_ray.spans import Load, Span, bottleneck, loads, read_spans, training_window
 
 times = st.floats(0, 1000)
 anyone = st.sampled_from(["rollout-0", "rollout-1", "teacher-0", "learner", "learner-1"])
@@ -31,21 +31,8 @@ def line(**changes: object) -> str:
 
 
 @settings(deadline=None)
-@given(st.lists(some_span()), st.tuples(times, times, times))
-def test_shares_are_shares_and_windows_add_up(spans: list[Span], edges: tuple[float, float, float]) -> None:
-    since, middle, until = sorted(edges)
-    first, second = busy_share(spans, since, middle), busy_share(spans, middle, until)
-    whole = busy_share(spans, since, until)
-    assert set(whole) == {span.who for span in spans}
-    for who, share in whole.items():
-        assert 0 <= share <= 1
-        parts = first[who] * (middle - since) + second[who] * (until - middle)
-        assert share * (until - since) == pytest.approx(parts, abs=1e-6)
-
-
-@settings(deadline=None)
 @given(st.lists(some_span()), st.tuples(times, times))
-def test_loads_are_shares_too(spans: list[Span], edges: tuple[float, float]) -> None:
+def test_loads_are_shares(spans: list[Span], edges: tuple[float, float]) -> None:
     for load in loads(spans, min(edges), max(edges)).values():
         assert load.members > 0
         assert 0 <= load.busy <= 1
@@ -66,8 +53,8 @@ def test_waiting_and_starting_are_no_work_and_overlap_counts_once() -> None:
         Span("learner", "checkpoint", 0, 6, 9),
         Span("rollout-0", "start", 0, 0, 5),
     ]
-    assert busy_share(spans, 0, 10) == {"learner": 0.5, "rollout-0": 0.0}
-    assert busy_share(spans, 3, 3) == {"learner": 0.0, "rollout-0": 0.0}
+    assert loads(spans, 0, 10) == {"learner": Load(1, 0.5, 0.4)}
+    assert loads(spans, 3, 3) == {}
 
 
 def test_an_actor_that_joined_late_or_left_counts_for_the_time_that_it_was_there() -> None:
