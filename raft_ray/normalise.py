@@ -33,7 +33,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import regex
 
@@ -238,13 +238,27 @@ def keys(text: str, *, answer: bool = False) -> list[str]:
     return kept or [token.key for token in found]
 
 
+class Passage:
+    """The words of a text, joined once, so that looking for many others costs a search in a string for each."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self._text = _side_by_side(words)
+
+    def has(self, wanted: Sequence[str]) -> bool:
+        """Whether `wanted` stand in it side by side, in their order; either may have its numbers `unjoined`."""
+        return _side_by_side(wanted) in self._text or _side_by_side(unjoined(wanted)) in self._apart
+
+    @cached_property
+    def _apart(self) -> str:
+        """With its numbers unjoined; empty where it has none to take apart."""
+        apart = unjoined(self._words)
+        return _side_by_side(apart) if len(apart) > len(self._words) else ""
+
+
 def occurs(words: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether `wanted` stand in `words` side by side, in their order; either may have its numbers `unjoined`."""
-    # As text, since `in` takes linear time; no key holds a NUL.
-    if "\0".join(["", *wanted, ""]) in "\0".join(["", *words, ""]):
-        return True
-    apart = unjoined(words)
-    return len(apart) > len(words) and occurs(apart, unjoined(wanted))
+    """Whether `words` have `wanted`, as a `Passage` has them."""
+    return Passage(words).has(wanted)
 
 
 def unjoined(keys: Iterable[str]) -> list[str]:
@@ -272,6 +286,11 @@ def has_punctuation(text: str, answer: str) -> bool:
         return answer.strip() in text
     alone = rf"(?<![^{quotes}]){regex.escape(mark)}(?![^{quotes}.]|{regex.escape(mark[-1])})"
     return regex.search(alone, fold(text)) is not None
+
+
+def _side_by_side(words: Sequence[str]) -> str:
+    """As text, since `in` takes linear time there; no key holds a NUL."""
+    return "\0".join(["", *words, ""])
 
 
 def _unspaced(text: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from raft_ray.normalise import ARTICLES, NUMBER_WORDS, has_symbol, is_short, keys, numbers, occurs, tokens, unjoined
+from raft_ray.normalise import ARTICLES, NUMBER_WORDS, Passage, has_symbol, is_short, keys, numbers, tokens, unjoined
 
 TERSE_WORDS = 6
 """An answer of at most so many words, without numbers among more than three, is a fact as a whole."""
@@ -116,13 +116,19 @@ def states(text: str, fact: str) -> bool:
     if [token.text for token in wanted] == ["A"]:
         return has_symbol(text, "A")
     if is_short(wanted) or all(token.text.casefold() in _FUNCTION_WORDS for token in wanted):
-        return occurs([token.text for token in tokens(text)], [token.text for token in wanted])
-    return occurs(_canonical(text), _canonical(fact))
+        return _passage(text, cased=True).has([token.text for token in wanted])
+    return _passage(text, cased=False).has(_canonical(fact))
 
 
 def normalise(text: str) -> str:
     """`text` as comparisons see it: case, accents, plurals, punctuation and articles gone, numbers by value."""
     return " ".join(_canonical(text))
+
+
+@lru_cache(maxsize=16)
+def _passage(text: str, *, cased: bool) -> Passage:
+    """Kept, since one text is asked for every fact of an answer."""
+    return Passage([token.text for token in tokens(text)] if cased else _canonical(text))
 
 
 @lru_cache(maxsize=256)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from raft_ray.config import SimilarityOn
 from raft_ray.errors import ConfigError
+from raft_ray.normalise import Passage
 from raft_ray.refine import key_facts, missing_facts
 from raft_ray.refine.embed import make_embedder
 from raft_ray.refine.guards import Draft, refusal
@@ -103,6 +107,22 @@ pieces = st.lists(st.sampled_from([*PIECES.split(), "\n", "answer is", '"So it i
 @settings(deadline=None, max_examples=500)
 def test_a_text_never_misses_its_own_facts(text: str) -> None:
     assert missing_facts(text, text) == []
+
+
+def test_a_text_is_joined_once_however_many_facts_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Counted(Passage):
+        def __init__(self, words: Sequence[str]) -> None:
+            made.append(len(words))
+            super().__init__(words)
+
+    # By its path the package has a function of that name.
+    monkeypatch.setattr(importlib.import_module("raft_ray.refine.key_facts"), "Passage", Counted)
+    answer = "The symbols are He and `No`. " + " ".join(f"It was in {1000 + number} 404 500." for number in range(300))
+    assert missing_facts(answer, answer.replace("1299", "1298")) == ["1299"]
+    # As it is written, for symbols, and as it is compared.
+    assert len(made) == 2
 
 
 def test_numbers_and_names_that_were_not_given_are_inventions() -> None:
