@@ -1,7 +1,11 @@
-"""Files that are there whole or not at all, and disks that are full. Knows nothing about what the files hold."""
+"""Files that are there whole or not at all, disks that are full, and paths as users write them.
+
+Knows nothing about what the files hold.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +27,11 @@ def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
     with writing(path):
         new.write_text(text, encoding="utf-8", errors=errors)
         new.replace(path)
+
+
+def home(path: str) -> Path:
+    """`path` with `~` for the folder that it means; as it stands where that is nobody's, and nothing is there."""
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager

@@ -7,13 +7,14 @@ instead. Knows nothing about models or about how the answers are judged.
 
 from __future__ import annotations
 
-import json
-from importlib import resources
 from pathlib import Path
 
 from raft_ray.errors import DataError
+from raft_ray.files import home
 from raft_ray.messages import checked
-from raft_ray.sources import Unusable
+from raft_ray.sources import Unusable, jsonl
+
+_SHIPPED = Path(__file__).with_name("general_prompts.jsonl")
 
 
 def general_prompts(path: str | None = None) -> list[str]:
@@ -22,41 +23,23 @@ def general_prompts(path: str | None = None) -> list[str]:
     Each line of the file is an object with a `prompt` string; other fields (`category`) and blank lines are
     passed over. Raises `DataError`, naming file and line, for a file that cannot be read or has no prompts.
     """
-    if path is None:
-        raw = resources.files("raft_ray").joinpath("general_prompts.jsonl").read_bytes()
-        return _prompts(raw, "general_prompts.jsonl")
-    try:
-        raw = Path(path).expanduser().read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    file = _SHIPPED if path is None else home(path)
+    where = f"eval.general={path or file.name}"
+    if not file.is_file():
         raise DataError(
-            f"eval.general={path}: {reason}; name a JSONL file with `prompt` fields, or leave the key out for the "
-            "shipped prompts"
-        ) from error
-    return _prompts(raw, path)
-
-
-def _prompts(raw: bytes, source: str) -> list[str]:
+            f"{where}: no such file; name a JSONL file with `prompt` fields, or leave the key out for the shipped "
+            "prompts"
+        )
     prompts = []
-    for number, line in enumerate(raw.splitlines(), start=1):
-        if not line.strip():
-            continue
+    for place, record in jsonl(file, where):
         try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"eval.general={source}, line {number}: not UTF-8; save the file as UTF-8") from error
-        except (ValueError, RecursionError) as error:
-            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(
-                f"eval.general={source}, line {number}: not JSON ({what}); each line must be an object "
-                'such as {"prompt": "..."}'
-            ) from error
-        prompt = row.get("prompt") if isinstance(row, dict) else None
-        try:
-            prompts.append(checked(prompt, "prompt"))
+            if isinstance(record, Unusable):
+                raise record
+            prompts.append(checked(record.get("prompt"), "its `prompt`"))
         except Unusable as error:
-            reason = f"it needs a `prompt` field with text ({error})"
-            raise DataError(f"eval.general={source}, line {number}: {reason}") from error
+            raise DataError(
+                f'{where}, line {place.line}: {error}; each line must be an object such as {{"prompt": "..."}}'
+            ) from error
     if not prompts:
-        raise DataError(f"eval.general={source}: no prompts in it; each line must be an object with a `prompt` field")
+        raise DataError(f"{where}: no prompts in it; each line must be an object with a `prompt` field")
     return prompts

@@ -37,7 +37,7 @@ def read_lines(path: Path, numbers: Sequence[str] = ()) -> list[tuple[str, dict[
         where = f"{path} line {number}"
         try:
             value = json.loads(line.decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number > len(lines):  # Without a line's end, so its writing was cut short.
                 break
             raise RaftError(f"{where}: {_why(error)}; repair or delete it") from error
@@ -67,27 +67,52 @@ def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
         file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def read_json(path: Path, fix: str = "repair or delete it") -> Any:
-    """The value in a JSON file. Raises `RaftError`, which names file, line and `fix`."""
+def read_json(
+    path: Path, fix: str = "repair or delete it", *, key: str = "", raises: type[RaftError] = RaftError
+) -> Any:
+    """The value in a JSON file.
+
+    Args:
+        fix: what the user can do about a file that cannot be read.
+        key: of the config, that named the file or its folder; opens the message.
+        raises: the kind of error, which names key, file, line and `fix`.
+    """
+    where = _named(path, key)
     try:
         return json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
-        raise RaftError(f"{path}: cannot be read ({error.strerror}); {fix}") from error
+        raise raises(f"{where}: cannot be read ({error.strerror}); {fix}") from error
     except json.JSONDecodeError as error:
-        raise RaftError(f"{path} line {error.lineno}: {_why(error)}; {fix}") from error
-    except ValueError as error:
-        raise RaftError(f"{path}: {_why(error)}; {fix}") from error
+        raise raises(f"{where} line {error.lineno}: {_why(error)}; {fix}") from error
+    except (ValueError, RecursionError) as error:
+        raise raises(f"{where}: {_why(error)}; {fix}") from error
+
+
+def read_object(
+    path: Path, fix: str = "repair or delete it", *, key: str = "", raises: type[RaftError] = RaftError
+) -> dict[str, Any]:
+    """The object in a JSON file; as `read_json`, which takes any value."""
+    value = read_json(path, fix, key=key, raises=raises)
+    if not isinstance(value, dict):
+        raise raises(f"{_named(path, key)}: expected a JSON object, found {type(value).__name__}; {fix}")
+    return value
+
+
+def _named(path: Path, key: str) -> str:
+    return f"{key}={path}" if key else str(path)
 
 
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line.decode("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
 
-def _why(error: ValueError) -> str:
+def _why(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON ({error.msg} at column {error.colno})"
-    return f"cannot be read as UTF-8 text ({error})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"cannot be read as UTF-8 text ({error})"
+    return f"not JSON ({error})"  # Nested too deeply, or a number of too many digits.

@@ -44,17 +44,22 @@ def checked(value: Any, what: str) -> str:
     """`value` if it is a text with anything to see in it. Raises `Unusable`, beginning with `what`."""
     if not isinstance(value, str):
         raise Unusable(f"{what} is not text ({type(value).__name__}){_how_to_convert(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise Unusable(f"{what} has half of a surrogate pair, which is no character") from None
-    if not value.strip():
+    if not writable(value, what).strip():
         raise Unusable(f"{what} is empty")
     if not visible(value):
         raise Unusable(f"{what} has nothing but control and zero-width characters")
     if "\0" in value:
         raise Unusable(f"{what} has a NUL character; remove it")
     return value
+
+
+def writable(text: str, what: str) -> str:
+    """`text` if UTF-8 can write it, as tokenizers and files do. Raises `Unusable`, beginning with `what`."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Unusable(f"{what} has half of a surrogate pair, which is no character") from None
+    return text
 
 
 def _message(message: Any, number: int, is_last: bool) -> dict[str, str]:

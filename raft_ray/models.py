@@ -22,8 +22,9 @@ from filelock import FileLock
 from raft_ray import rope
 from raft_ray.chat import Chat, with_thinking
 from raft_ray.config import ModelConfig
-from raft_ray.errors import ModelError, RaftError
-from raft_ray.json_files import read_json
+from raft_ray.errors import ModelError
+from raft_ray.files import home
+from raft_ray.json_files import read_object
 from raft_ray.model_checks import check_folder_kind, check_keys, check_ties, remove_randomness, settle_attention
 from raft_ray.weight_files import weight_files
 
@@ -54,7 +55,7 @@ def cache_dir() -> Path:
 def resolve(path: str) -> str:
     """A local folder for `path`, or the hub name itself; makes the two hub-free models where they are missing.
 
-    Raises `ModelError` for an unknown `embedded:`/`random:` name or a folder that does not exist.
+    Raises `ModelError` for an unknown `embedded:`/`random:` name, a folder that does not exist, or a file.
     """
     if path == EMBEDDED:
         return str(_cached("SmolLM2-135M-Instruct", _write_embedded))
@@ -62,8 +63,12 @@ def resolve(path: str) -> str:
         return str(_cached("tiny", _write_tiny))
     if path.startswith(("embedded:", "random:")):
         raise ModelError(f"model.path={path}: unknown built-in model; there are {EMBEDDED} and {TINY}")
-    if os.path.isdir(path):
-        return path
+    folder = home(path)
+    if folder.is_dir():
+        return str(folder) if path.startswith("~") else path
+    # transformers would read a file as the config of a model.
+    if folder.exists():
+        raise ModelError(f"model.path={path}: a file, not a folder; name the folder of a Hugging Face model")
     if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
         raise ModelError(f"model.path={path}: no such folder")
     return path
@@ -77,16 +82,16 @@ def check_folder(folder: str, config: ModelConfig) -> None:
     root = Path(folder)
     if not root.is_dir():
         return
-    check_folder_kind(folder, _read_settings(folder))
+    check_folder_kind(folder, _read_settings(root))
     if not any((root / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
         raise ModelError(f"model.path={folder}: no tokenizer there; save one with tokenizer.save_pretrained")
     if (root / "generation_config.json").exists():
-        try:
-            generation = read_json(root / "generation_config.json", "repair it, or remove it to go by config.json")
-        except RaftError as error:
-            raise ModelError(f"model.path={error}") from error
-        if not isinstance(generation, dict):
-            raise ModelError(f"model.path={folder}: generation_config.json holds no JSON object; repair or remove it")
+        read_object(
+            root / "generation_config.json",
+            "repair it, or remove it to go by config.json",
+            key="model.path",
+            raises=ModelError,
+        )
     if not any(root.glob("*.safetensors")) and not config.allow_pickle:
         if any(root.glob("*.bin")) or any(root.glob("*.pt")):
             raise ModelError(
@@ -96,21 +101,16 @@ def check_folder(folder: str, config: ModelConfig) -> None:
         raise ModelError(f"model.path={folder}: no *.safetensors weights there")
 
 
-def _read_settings(folder: str) -> dict[str, Any]:
+def _read_settings(root: Path) -> dict[str, Any]:
     """`config.json` of a folder. Raises `ModelError`."""
-    root = Path(folder)
     path = root / "config.json"
     if not path.exists():
         adapter = "; it holds an adapter alone: merge it into its base with peft's merge_and_unload"
         raise ModelError(
-            f"model.path={folder}: no config.json there; it is not a Hugging Face model folder"
+            f"model.path={root}: no config.json there; it is not a Hugging Face model folder"
             + (adapter if (root / "adapter_config.json").exists() else "")
         )
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return settings
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable JSON file ({_first_line(error)})") from error
+    return read_object(path, "save the model anew with save_pretrained", key="model.path", raises=ModelError)
 
 
 def model_identity(folder: str) -> str:
@@ -142,7 +142,7 @@ def load_tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
     check_folder(folder, config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # As of a model: a damaged or foreign folder raises anything.
         raise ModelError(f"model.path={folder}: no tokenizer could be loaded ({_first_line(error)})") from error
     if not tokenizer.chat_template:
         raise ModelError(f"model.path={folder}: the tokenizer has no chat template; raft-ray trains chat models")
@@ -177,7 +177,18 @@ def _generation_stops(folder: str, config: ModelConfig) -> list[int]:
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
     except OSError:
         eos = _config(folder, config).get_text_config().eos_token_id
-    return [eos] if isinstance(eos, int) else list(eos or [])
+    except Exception as error:
+        raise ModelError(
+            f"model.path={folder}: generation_config.json cannot be used ({_first_line(error)}); repair it, or remove "
+            "it to go by config.json"
+        ) from error
+    stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(isinstance(stop, int) for stop in stops):
+        raise ModelError(
+            f"model.path={folder}: eos_token_id of its generation config is {eos!r}; name the number of a token, or a "
+            "list of such"
+        )
+    return stops
 
 
 def load_model(
@@ -318,7 +329,7 @@ def _config(folder: str, config: ModelConfig) -> Any:
     check_folder(folder, config)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # As of a model: a damaged or foreign folder raises anything.
         raise ModelError(f"model.path={folder}: no model config could be loaded ({_first_line(error)})") from error
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from raft_ray.config import DataConfig
 from raft_ray.errors import DataError
+from raft_ray.files import home
 
 Split = Literal["train", "test"]
 
@@ -57,18 +58,18 @@ def records(source: str, config: DataConfig, split: Split, start: Place = START)
         from raft_ray.domains import load
 
         return _indexed(load(source.removeprefix("domain:"), split), start)
-    path = Path(source).expanduser()
+    path = home(source)
     if path.is_dir():
         parts = sorted(path.glob("part-*.parquet"))
         if parts:
-            return _parquet(parts, where, start)
+            return parquet(parts, where, start)
         if any((path / "refined").glob("part-*.parquet")):
             raise DataError(f"{where}: this is a run folder; its rows are in {path / 'refined'}")
         return _indexed(_dataset(str(path), None, config, split, where), start)
     if path.suffix == ".jsonl" and path.is_file():
         return jsonl(path, where, start)
     if path.suffix == ".parquet" and path.is_file():
-        return _parquet([path], where, start)
+        return parquet([path], where, start)
     if path.exists():
         ending = f"unknown file type {path.suffix}" if path.suffix else "a file without an ending"
         raise DataError(f"{where}: {ending}; convert it to .jsonl or .parquet")
@@ -82,7 +83,7 @@ def records(source: str, config: DataConfig, split: Split, start: Place = START)
 
 def absolute(source: str) -> str:
     """The same source for a process with another current folder."""
-    path = Path(source).expanduser()
+    path = home(source)
     return str(path.absolute()) if path.exists() else source
 
 
@@ -100,8 +101,8 @@ def jsonl(path: Path, where: str, start: Place = START) -> Records:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                     if line.lstrip().startswith(b"["):
                         raise DataError(
-                            f"{where}: begins with a JSON array; what is read is an object on each line (.jsonl), or "
-                            ".parquet: convert it"
+                            f"{where}: begins with a JSON array; what is read is an object on each line (JSONL): "
+                            "convert it"
                         )
                 if line.strip():
                     yield place, _parse(line)
@@ -140,8 +141,9 @@ def _integer(digits: str) -> float:
     return int(digits) if len(digits) < _DIGITS else math.inf
 
 
-def _parquet(parts: list[Path], where: str, start: Place) -> Records:
-    """Rows are numbered through all parts, in the order of the parts' names. Row groups before `start` are not read."""
+def parquet(parts: list[Path], where: str, start: Place = START) -> Records:
+    """The records of Parquet files, numbered through all parts in their order. Row groups before `start` are not read.
+    Raises `DataError`, beginning with `where`, for a file that cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

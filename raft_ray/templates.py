@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from raft_ray.errors import ConfigError
+from raft_ray.files import home
 
 
 def load_prompt(name_or_path: str, fields: tuple[str, ...], key: str) -> str:
@@ -58,7 +59,7 @@ def prompt_hash(text: str) -> str:
 def _find(name_or_path: str, key: str) -> Path:
     """The file that `name_or_path` means."""
     if "/" in name_or_path or "\\" in name_or_path or name_or_path.endswith(".txt"):
-        path = Path(name_or_path).expanduser()
+        path = home(name_or_path)
         if not path.is_file():
             raise ConfigError(f"{key}={name_or_path}: no such prompt file")
         return path

@@ -5,11 +5,11 @@ Reads headers only, never a tensor. Knows nothing about architectures beyond the
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from raft_ray.errors import ModelError
+from raft_ray.json_files import read_object
 
 INDEX = "model.safetensors.index.json"
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
@@ -22,7 +22,10 @@ def weight_files(folder: str | Path) -> dict[str, str]:
     root = Path(folder)
     index = root / INDEX
     if index.is_file():
-        names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        fix = "save the whole model anew with save_pretrained"
+        names = read_object(index, fix, raises=ModelError).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+            raise ModelError(f"{index}: its weight_map does not name the file of each tensor; {fix}")
         absent = sorted({file for file in names.values() if not (root / file).is_file()})
         if absent:
             raise ModelError(f"{folder}: {absent[0]}, which {index.name} names, is missing")
@@ -48,7 +51,7 @@ def matched_files(base_folder: str | Path, tuned_folder: str | Path) -> tuple[di
     """
     base, tuned = weight_files(base_folder), weight_files(tuned_folder)
     config = Path(base_folder) / "config.json"
-    settings = json.loads(config.read_text()) if config.is_file() else {}
+    settings = read_object(config, raises=ModelError) if config.is_file() else {}
     if settings.get("tie_word_embeddings", settings.get("text_config", {}).get("tie_word_embeddings", False)):
         for files in (base, tuned):
             for name in [name for name in files if _HEAD.search(name)]:

@@ -10,7 +10,6 @@ Knows nothing about models: prompts out, as text.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import ConfigError, DataError
+from raft_ray.files import home
+from raft_ray.messages import writable
+from raft_ray.sources import Unusable, jsonl, parquet
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -56,10 +58,11 @@ def load_mmlu(folder: str, rows: int | None, seed: int, shots: Sequence[int]) ->
     Raises `ConfigError` for a folder without test files, for more rows than there are and for a subject with fewer
     examples than `shots` asks for, `DataError`, naming file and line, for a row that is no question.
     """
-    root = Path(folder).expanduser()
+    root = home(folder)
     where = f"eval.mmlu={folder}"
     if not root.is_dir():
-        raise ConfigError(f"{where}: no such folder; name one with test*.jsonl or test*.parquet files")
+        what = "a file, not a folder" if root.exists() else "no such folder"
+        raise ConfigError(f"{where}: {what}; name one with test*.jsonl or test*.parquet files")
     found: dict[str, list[MmluQuestion]] = {}
     for split in ("test", "dev"):
         files = sorted(path for kind in ("jsonl", "parquet") for path in root.rglob(f"{split}*.{kind}"))
@@ -115,49 +118,36 @@ def _asked(question: MmluQuestion) -> str:
 
 
 def _questions(file: Path, root: Path) -> Iterator[MmluQuestion]:
-    for number, record in _records(file):
+    where = f"eval.mmlu: {file}"
+    read, unit = (jsonl(file, where), "line") if file.suffix == ".jsonl" else (parquet([file], where), "row")
+    for place, record in read:
         try:
+            if isinstance(record, Unusable):
+                raise record
             yield _question(record, file, root)
-        except (KeyError, TypeError, ValueError) as error:
+        except Unusable as error:
             raise DataError(
-                f"eval.mmlu: {file}, row {number}: {error.args[0] if error.args else error}; a row needs question, "
-                "choices (2 to 10 texts), answer, and subject unless its folder names it"
+                f"{where}, {unit} {place.line}: {error}; a row needs question, choices (2 to 10 texts), answer, and "
+                "subject unless its folder names it"
             ) from error
 
 
-def _records(file: Path) -> Iterator[tuple[int, Any]]:
-    if file.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            yield from enumerate(pq.read_table(file).to_pylist(), start=1)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"eval.mmlu: {file} cannot be read as Parquet") from error
-        return
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"eval.mmlu: {file}, line {number}: not JSON ({error})") from error
-
-
-def _question(record: Any, file: Path, root: Path) -> MmluQuestion:
-    if not isinstance(record, dict):
-        raise ValueError("not an object")
+def _question(record: dict[str, Any], file: Path, root: Path) -> MmluQuestion:
     for key in ("question", "choices", "answer"):
         if record.get(key) is None:
-            raise ValueError(f"{key} is missing")
+            raise Unusable(f"{key} is missing")
     choices = record["choices"]
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
-        raise ValueError("choices is no list of 2 to 10 texts")
+        raise Unusable("choices is no list of 2 to 10 texts")
     subject = record.get("subject") or (file.parent.name if file.parent != root else None)
     if subject is None:
-        raise ValueError("subject is missing")
-    return MmluQuestion(str(subject), str(record["question"]), [str(choice) for choice in choices], _right(record))
+        raise Unusable("subject is missing")
+    return MmluQuestion(
+        writable(str(subject), "subject"),
+        writable(str(record["question"]), "question"),
+        [writable(str(choice), f"choice {number}") for number, choice in enumerate(choices, start=1)],
+        _right(record),
+    )
 
 
 def _right(record: dict[str, Any]) -> int:
@@ -170,7 +160,7 @@ def _right(record: dict[str, Any]) -> int:
     else:
         place = choices.index(answer) if answer in choices else _letter(answer)
     if not 0 <= place < len(choices):
-        raise ValueError(f"answer {answer!r} is neither an index, a letter nor one of the choices")
+        raise Unusable(f"answer {answer!r} is neither an index, a letter nor one of the choices")
     return place
 
 

@@ -11,10 +11,11 @@ Other fields (`question_id`) are passed over. Knows nothing about models or judg
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import DataError
+from raft_ray.files import home
+from raft_ray.messages import writable
 from raft_ray.sources import Unusable, jsonl
 
 MOST_TURNS = 2
@@ -38,7 +39,7 @@ def load_open_questions(path: str) -> list[OpenQuestion]:
     none.
     """
     where = f"eval.open={path}"
-    file = Path(path).expanduser()
+    file = home(path)
     if not file.is_file():
         raise DataError(f"{where}: no such file; name a JSONL file with `prompt` or `turns` fields")
     questions = []
@@ -64,6 +65,8 @@ def _question(record: dict[str, Any]) -> OpenQuestion:
     category = record.get("category")
     if not isinstance(category, str | None):
         raise Unusable("its `category` is no text")
+    if category is not None:
+        writable(category, "its `category`")
     reference = record.get("reference")
     if "prompt" in record:
         if not isinstance(reference, str | None):
@@ -84,9 +87,9 @@ def _question(record: dict[str, Any]) -> OpenQuestion:
 def _text(value: Any, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise Unusable(f"its `{key}` must hold text")
-    return value
+    return writable(value, f"its `{key}`")
 
 
 def _reference(text: str | None) -> str | None:
     """A blank one says nothing."""
-    return text if text is not None and text.strip() else None
+    return writable(text, "its `reference`") if text is not None and text.strip() else None

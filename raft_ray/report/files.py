@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import RaftError
-from raft_ray.json_files import read_json, read_lines
+from raft_ray.json_files import read_json, read_lines, read_object
 from raft_ray.refine.gap import read_gap
 from raft_ray.refine.schema import SUMMARY, part_files
 from raft_ray.report.refine_facts import Facts, read_facts
@@ -179,8 +179,8 @@ def _read_trace(path: Path) -> list[Row]:
 
 def _read_summary(path: Path) -> Row:
     """The counts that stage 1 left when it finished; an empty dictionary before that."""
-    summary = read_json(path) if path.exists() else {}
-    if not isinstance(summary, dict) or not (summary.get("seconds") is None or _is_number(summary["seconds"])):
+    summary = read_object(path) if path.exists() else {}
+    if not (summary.get("seconds") is None or _is_number(summary["seconds"])):
         raise RaftError(f"{path} line 1: expected an object whose `seconds` is a number")
     return summary
 

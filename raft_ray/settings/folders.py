@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError
+from raft_ray.files import home
 from raft_ray.lock import LOCK
 from raft_ray.settings import reading
 from raft_ray.settings.resume import check_same_run
@@ -66,7 +67,7 @@ def local_storage(storage: str) -> Path | None:
     uri = urlsplit(storage)
     if uri.scheme == "file":
         return Path(unquote(uri.path))
-    return None if uri.scheme else Path(storage).expanduser()
+    return None if uri.scheme else home(storage)
 
 
 def _check_writable(folder: Path, what: str, fix: str) -> None:

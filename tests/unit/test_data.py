@@ -415,13 +415,14 @@ def test_a_file_of_ones_own_takes_the_place_of_the_general_prompts(tmp_path: Pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"),
+        (None, "no such file"),
         (b"", "no prompts in it"),
         (b'{"prompt": "a"}\nnope\n', "line 2: not JSON"),
         (b"\xff\n", "line 1: not UTF-8"),
-        (b'{"question": "a"}\n', "line 1: it needs a `prompt` field"),
-        (b'{"prompt": " "}\n', "line 1: it needs a `prompt` field"),
-        (b'["a"]\n', "line 1: it needs a `prompt` field"),
+        (b'{"question": "a"}\n', "line 1: its `prompt` is not text"),
+        (b'{"prompt": " "}\n', "line 1: its `prompt` is empty"),
+        (b'{"prompt": "a"}\n["a"]\n', "line 2: not a JSON object"),
+        (b'["a"]\n', "begins with a JSON array"),
     ],
 )
 def test_unusable_general_prompts_are_named_with_the_line(tmp_path: Path, content: bytes | None, message: str) -> None:

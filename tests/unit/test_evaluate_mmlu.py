@@ -97,11 +97,13 @@ def test_a_hand_worked_score() -> None:
         ({"answer": None}, "answer is missing"),
         ({"choices": ["one"]}, "choices is no list of 2 to 10 texts"),
         ({"subject": None}, "subject is missing"),
+        ({"question": "\ud800"}, "question has half of a surrogate pair"),
+        ({"choices": ["a", "\udfff", "c"]}, "choice 2 has half of a surrogate pair"),
     ],
 )
 def test_a_row_that_is_no_question_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     _write(tmp_path / "test.jsonl", ROW, {**ROW, **change})
-    with pytest.raises(DataError, match=rf"test\.jsonl, row 2: {message}"):
+    with pytest.raises(DataError, match=rf"test\.jsonl, line 2: {message}"):
         load_mmlu(str(tmp_path), None, 0, [0])
 
 

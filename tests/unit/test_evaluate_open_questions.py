@@ -42,6 +42,8 @@ def test_both_forms_are_read_in_order(tmp_path: Path) -> None:
         ('{"prompt": 3}', "`prompt` must hold text"),
         ('{"prompt": "?", "reference": ["a"]}', "`reference` is no text"),
         ('{"prompt": "?", "category": 3}', "`category` is no text"),
+        (r'{"prompt": "\ud800"}', "`prompt` has half of a surrogate pair"),
+        (r'{"prompt": "?", "reference": "\ud800"}', "`reference` has half of a surrogate pair"),
         ('{"turns": []}', "list of 1 to 2 texts"),
         ('{"turns": ["a", "b", "c"]}', "list of 1 to 2 texts"),
         ('{"turns": "a"}', "list of 1 to 2 texts"),

@@ -18,6 +18,7 @@ from raft_ray import models
 from raft_ray.config import Dtype, ModelConfig
 from raft_ray.errors import ModelError
 from raft_ray.model_checks import check_repeatable
+from raft_ray.weight_files import INDEX
 
 FLOAT32 = ModelConfig(dtype=Dtype.float32)
 
@@ -70,8 +71,11 @@ def absent_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
-def not_json(folder: Path) -> None:
-    (folder / "config.json").write_text("{")
+def holding(name: str, content: bytes) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return apply
 
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -89,7 +93,15 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "an adapter alone": (adapter_alone, r"no config\.json there; .* an adapter alone"),
     "a torn file": (torn, r"model\.safetensors: not a readable safetensors file"),
     "an absent shard": (absent_shard, r"model-00002-of-00002\.safetensors, which .* names, is missing"),
-    "a config that is no JSON": (not_json, r"config\.json: not a readable JSON file"),
+    "a config that is no JSON": (holding("config.json", b"{"), r"model\.path=.*config\.json line 1: not JSON"),
+    "a config that is no text": (holding("config.json", b"\xff"), r"config\.json: cannot be read as UTF-8 text"),
+    "a config without keys": (holding("config.json", b"[]"), r"config\.json: expected a JSON object, found list"),
+    "a config of another kind": (
+        holding("config.json", b'{"model_type": "llama", "hidden_size": "large"}'),
+        "no model config could be loaded",
+    ),
+    "an index that is no JSON": (holding(INDEX, b"{"), r"index\.json line 1: not JSON"),
+    "an index without a map": (holding(INDEX, b'{"weight_map": ["a"]}'), r"index\.json: its weight_map does not name"),
     **{
         f"quantised by {method}": (
             settings(quantization_config={"quant_method": method, "bits": 4}),
