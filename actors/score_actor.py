@@ -122,10 +122,12 @@ class ScoreActor:
         ray.actor.exit_actor()
 
     def _domain(self) -> dict[str, list[Choices]]:
-        """The domain's questions with their choices as answers, and with lettered choices and letters as answers."""
+        """The domain's questions with their choices as answers, and, where there are letters for all of them, with
+        lettered choices and letters as answers."""
         from raft_ray.evaluate.likelihood import Choices
 
-        parts: dict[str, list[Choices]] = {"choice": [], "letter": []}
+        lettered_too = all(len(row.choices or []) <= len(LETTERS) for row in self.asked.domain)
+        parts: dict[str, list[Choices]] = {"choice": [], **({"letter": []} if lettered_too else {})}
         for row in self.asked.domain:
             assert row.choices is not None
             right = row.choices.index(row.answer)
@@ -135,7 +137,8 @@ class ScoreActor:
                 "choice": (row.messages, row.choices),
                 "letter": ([*row.messages[:-1], {"role": "user", "content": asked}], letters),
             }
-            for name, (messages, texts) in chats.items():
+            for name in parts:
+                messages, texts = chats[name]
                 ids = [self.chat.content(text) for text in texts]
                 parts[name].append(Choices(self.chat.prompt(messages), ids, [len(text) for text in texts], right))
         return parts

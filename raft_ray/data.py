@@ -340,7 +340,7 @@ def _optional(record: dict[str, Any], field: str) -> str | None:
 
 
 def length_check(config: DataConfig, count_tokens: CountTokens) -> Check:
-    """What refuses rows beyond `data.max_prompt` or `data.max_answer`.
+    """What refuses rows beyond `data.max_prompt` or `data.max_answer`, which bounds each of the answers and choices.
 
     Of a text of megabytes, which would take minutes and gigabytes, the beginning is counted first: where that alone has
     more than twice the tokens allowed, so has the whole.
@@ -348,9 +348,11 @@ def length_check(config: DataConfig, count_tokens: CountTokens) -> Check:
 
     def check(row: Row) -> str | None:
         most_prompt, most_answer = _CHARACTERS * config.max_prompt, _CHARACTERS * config.max_answer
-        targets = {"answer": row.answer, "fused answer": row.fused, "rewrite": row.rewrite}
+        targets = [("answer", row.answer), ("fused answer", row.fused), ("rewrite", row.rewrite)]
+        for name, texts in (("one of the answers", row.answers), ("one of the choices", row.choices or [])):
+            targets += [(name, text) for text in texts if text != row.answer]
         begun = [{**message, "content": message["content"][:most_prompt]} for message in row.messages]
-        for name, text in targets.items():
+        for name, text in targets:
             if text is None:
                 continue
             try:

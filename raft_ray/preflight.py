@@ -1,21 +1,25 @@
 """Everything that can be found wrong with a run before anything starts: model, tokenizer, prompts, rows.
 
-Loads tokenizers and configs, never weights; knows nothing about Ray. What it returns is what a run starts from.
+Loads tokenizers, configs and the embedder, never a language model's weights; knows nothing about Ray. What it returns
+is what a run starts from.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raft_ray import models
 from raft_ray.chat import Chat
-from raft_ray.config import Config, DomainMetric, Method, ModelConfig, OnBadRow, Target
+from raft_ray.config import Config, DomainMetric, Method, ModelConfig, OnBadRow, RefineConfig, Target
 from raft_ray.data import BadRow, Row, check_rows, length_check, read_rows, write_bad_rows
 from raft_ray.errors import ConfigError, DataError, ModelError
+from raft_ray.evaluate.mmlu import LETTERS
+from raft_ray.general import general_prompts
 from raft_ray.prompts import EncodedRow, PromptEncoder, load_teacher_template, show_messages, show_prompt, show_row
 from raft_ray.settings import distils
 from raft_ray.slices import Scan, scan
@@ -68,11 +72,8 @@ def preflight(
     if trains and any(distils(each) for each in methods):
         models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)
-    teacher = models.resolve(config.teacher.path) if config.teacher.path else folder
+    teachers = [_check_teacher(each, folder) for each in methods]
     for each in methods:
-        if each.teacher.path and (path := models.resolve(each.teacher.path)) != folder:
-            models.check_weights(path, config.model)
-            _check_same_vocabulary(each, folder, path)
         if each.rollout.max_new_tokens >= context:
             raise ConfigError(
                 f"rollout.max_new_tokens={each.rollout.max_new_tokens}: leaves no room for a prompt in a context of "
@@ -80,7 +81,9 @@ def preflight(
             )
     chat = models.load_chat(folder, config.model)
     encoders = {_reads(each): (make_encoder(each, chat), target_of(each), distils(each)) for each in methods}
-    readers = _check_judged(config, trains)
+    readers = _check_stage1(methods) if trains else []
+    if config.eval.enabled:
+        _check_evaluation(config)
 
     def count(messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
         if reason := _left_out(chat, messages):
@@ -120,10 +123,10 @@ def preflight(
     if config.data.test is not None and config.eval.enabled:
         test, bad_test = read_rows(config.data.test, config.data, split="test", count_tokens=count)
         check_rows(test, bad_test, config.data, f"data.test={config.data.test}")
-        _check_choices(config, test)
+        _check_choices(config, test, chat, context)
     difference = chat.difference()
     notes = [difference] if difference else []
-    return Prepared(folder, teacher, context, found, rows, test, parameters, notes)
+    return Prepared(folder, teachers[0], context, found, rows, test, parameters, notes)
 
 
 def make_encoder(config: Config, chat: Chat) -> PromptEncoder:
@@ -259,12 +262,20 @@ def _left_out(chat: Chat, messages: list[dict[str, str]]) -> str | None:
     return None
 
 
-def _check_judges(config: Config) -> None:
-    """The models that judge the evaluation's answers can be loaded, and the open questions be read."""
+def _check_evaluation(config: Config) -> None:
+    """The evaluation's judges, benchmarks and files of questions can be loaded."""
+    from raft_ray.evaluate.ifeval import check, load_prompts
     from raft_ray.evaluate.judged import check_judges
+    from raft_ray.evaluate.mmlu import load_mmlu
     from raft_ray.evaluate.open_questions import load_open_questions
     from raft_ray.refine.roles import SELF, is_local, model_config
 
+    if config.eval.ifeval_rows != 0:
+        check()
+        load_prompts(config.eval.ifeval_rows, config.run.seed)
+    if config.eval.mmlu is not None:
+        load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
+    general_prompts(config.eval.general)
     check_judges(config)
     for name in config.eval.judges:
         if name != SELF and is_local(config.refine, name):
@@ -273,15 +284,61 @@ def _check_judges(config: Config) -> None:
         load_open_questions(config.eval.open)
 
 
-def _check_refine_model(key: str, model: ModelConfig) -> Chat:
+def _check_stage1(methods: list[Config]) -> list[Chat]:
+    """Stage 1 of every method finds its prompt files, models and embedder. Returns the templates of other models here
+    that rewrite or fuse, which read a row's whole chat."""
+    from raft_ray.refine import check_refine
+    from raft_ray.refine.embed import make_embedder
+    from raft_ray.refine.roles import SELF, local_models, model_config
+
+    readers = []
+    seen: list[RefineConfig] = []
+    for each in methods:
+        # Methods mostly share their stage 1.
+        if not each.refine.enabled or each.refine in seen:
+            continue
+        seen.append(each.refine)
+        check_refine(each)
+        make_embedder(each.refine.embedder)
+        for name in local_models(each.refine):
+            if name != SELF:
+                chat = _check_refine_model(f"refine.models.{name}", model_config(each, name))
+                if name in (each.refine.rewriter, each.refine.fuser):
+                    readers.append(chat)
+    return readers
+
+
+def _check_teacher(config: Config, folder: str) -> str:
+    """The teacher's folder, or hub name: a model whose token ids mean what those of the student in `folder` do."""
+    if not config.teacher.path:
+        return folder
+    with _named("teacher", "path"):
+        teacher = models.resolve(config.teacher.path)
+        models.check_weights(teacher, config.model)
+        models.load_tokenizer(teacher, config.model)
+    if teacher != folder:
+        _check_same_vocabulary(config, folder, teacher)
+    return teacher
+
+
+def _check_refine_model(section: str, model: ModelConfig) -> Chat:
     """A local model of `refine.models` has weights, tokenizer, chat template and the context asked for. Returns its
     template."""
-    try:
+    with _named(section, "path", "context", "thinking"):
         folder = models.resolve(model.path)
         models.model_context(folder, model)
         return models.load_chat(folder, model)
+
+
+@contextmanager
+def _named(section: str, *keys: str) -> Iterator[None]:
+    """Errors about a model in the block name its own section of the config for the keys that it shares with `model`."""
+    try:
+        yield
     except ModelError as error:
-        raise ModelError(re.sub(r"(?<![\w./-])model\.", f"{key}.", str(error))) from error
+        raise ModelError(
+            re.sub(rf"(?<![\w./-])model\.(?=(?:{'|'.join(keys)})\b)", f"{section}.", str(error))
+        ) from error
 
 
 def _check_same_vocabulary(config: Config, folder: str, teacher: str) -> None:
@@ -297,39 +354,26 @@ def _check_same_vocabulary(config: Config, folder: str, teacher: str) -> None:
         )
 
 
-def _check_choices(config: Config, test: list[Row]) -> None:
-    """The domain's measure can be taken on every test row."""
+def _check_choices(config: Config, test: list[Row], chat: Chat, context: int) -> None:
+    """The domain's measure can be taken on every test row, and every choice be read."""
     metric = config.eval.domain_metric
+    for row in test:
+        for number, choice in enumerate(row.choices or [], start=1):
+            if (tokens := len(chat.content(choice))) >= context:
+                raise DataError(
+                    f"data.test={config.data.test}: row {row.line}: choice {number} has {tokens} tokens, which leaves "
+                    f"no room for the question in a context of {context}; shorten it, or lower data.max_answer and set "
+                    "data.on_bad_row=skip"
+                )
     line = next((row.line for row in test if row.choices is None), None)
     if metric in (DomainMetric.choice, DomainMetric.letter) and line is not None:
         raise ConfigError(
             f"eval.domain_metric={metric.value}: row {line} of data.test={config.data.test} names no choices "
             f"(data.choices_field={config.data.choices_field}); every test row must, or set eval.domain_metric=contains"
         )
-
-
-def _check_judged(config: Config, trains: bool) -> list[Chat]:
-    """Stage 1 and evaluation find their prompt files and packages. Returns the templates of other models here that
-    rewrite or fuse, which read a row's whole chat."""
-    readers = []
-    if trains and config.refine.enabled:
-        from raft_ray.refine import check_refine
-        from raft_ray.refine.roles import SELF, local_models, model_config
-
-        check_refine(config)
-        for name in local_models(config.refine):
-            if name != SELF:
-                chat = _check_refine_model(f"refine.models.{name}", model_config(config, name))
-                if name in (config.refine.rewriter, config.refine.fuser):
-                    readers.append(chat)
-    if config.eval.enabled and config.eval.ifeval_rows != 0:
-        from raft_ray.evaluate.ifeval import check
-
-        check()
-    if config.eval.enabled and config.eval.mmlu is not None:
-        from raft_ray.evaluate.mmlu import load_mmlu
-
-        load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
-    if config.eval.enabled:
-        _check_judges(config)
-    return readers
+    line = next((row.line for row in test if len(row.choices or []) > len(LETTERS)), None)
+    if metric is DomainMetric.letter and line is not None:
+        raise ConfigError(
+            f"eval.domain_metric=letter: row {line} of data.test={config.data.test} names more than {len(LETTERS)} "
+            "choices, for which there are no letters; set eval.domain_metric=choice"
+        )

@@ -136,7 +136,7 @@ class SentenceTransformerEmbedder:
             ) from error
         try:
             self._model = SentenceTransformer(name)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # The hub's client, and a damaged or foreign folder, raise anything.
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ConfigError(f"refine.embedder={name}: no such model could be loaded ({reason})") from error
         self.limit = self._limit(name)

@@ -203,6 +203,10 @@ def test_a_huge_text_is_refused_after_counting_its_beginning() -> None:
     assert "answer has more than" in (check(Row(0, 1, short, huge, [])) or "")
     assert "prompt has more than" in (check(Row(0, 1, [{"role": "user", "content": huge}], "a", [])) or "")
     assert "fused answer has more than" in (check(Row(0, 1, short, "a", [], fused=huge)) or "")
+    answers = Row(0, 1, short, "a", ["a", "b", huge])
+    assert "one of the answers has more than" in (check(answers) or "")
+    choices = Row(0, 1, short, "a", ["a"], choices=["a", huge])
+    assert "one of the choices has more than" in (check(choices) or "")
     assert max(counted) < 1000
     assert check(Row(0, 1, short, spaces, [])) is None  # however long, it has one token
 

@@ -37,9 +37,31 @@ def test_a_row_without_choices_is_named(tmp_path: Path, metric: str) -> None:
     assert preflight(_config(tmp_path, "eval.domain_metric=exact")).test is not None
 
 
+def test_more_choices_than_letters_are_refused_where_the_letter_counts(tmp_path: Path) -> None:
+    row = {**QUESTION, "choices": ["green", *(f"colour {number}" for number in range(10))]}
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (QUESTION, row)))
+    with pytest.raises(ConfigError, match=r"domain_metric=letter: row 2 of .* more than 10 choices"):
+        preflight(_config(tmp_path, "eval.domain_metric=letter"))
+    assert preflight(_config(tmp_path, "eval.domain_metric=choice")).test is not None
+
+
+def test_a_choice_that_fills_the_context_is_refused(tmp_path: Path) -> None:
+    row = {**QUESTION, "choices": ["green", "red " * 400]}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    keys = ("data.max_prompt=4096", "data.max_answer=4096")
+    with pytest.raises(DataError, match=r"row 1: choice 2 has \d+ tokens, .* in a context of 512"):
+        preflight(_config(tmp_path, *keys))
+
+
+def test_questions_beyond_a_benchmark_are_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    with pytest.raises(ConfigError, match=r"eval\.ifeval_rows=542: IFEval has 541 prompts"):
+        preflight(_config(tmp_path, "eval.ifeval_rows=542"))
+
+
 def test_mmlu_files_are_read_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(json.dumps(QUESTION) + "\n")
     (tmp_path / "mmlu").mkdir()
     (tmp_path / "mmlu" / "test.jsonl").write_text('{"question": "?"}\n')
-    with pytest.raises(DataError, match=r"row 1: choices is missing"):
+    with pytest.raises(DataError, match=r"line 1: choices is missing"):
         preflight(_config(tmp_path, f"eval.mmlu={tmp_path}/mmlu"))
