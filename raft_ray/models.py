@@ -82,7 +82,7 @@ def check_folder(folder: str, config: ModelConfig) -> None:
     root = Path(folder)
     if not root.is_dir():
         return
-    check_folder_kind(folder, _read_settings(root))
+    check_folder_kind(folder, _read_settings(folder))
     if not any((root / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")):
         raise ModelError(f"model.path={folder}: no tokenizer there; save one with tokenizer.save_pretrained")
     if (root / "generation_config.json").exists():
@@ -101,13 +101,14 @@ def check_folder(folder: str, config: ModelConfig) -> None:
         raise ModelError(f"model.path={folder}: no *.safetensors weights there")
 
 
-def _read_settings(root: Path) -> dict[str, Any]:
+def _read_settings(folder: str) -> dict[str, Any]:
     """`config.json` of a folder. Raises `ModelError`."""
+    root = Path(folder)
     path = root / "config.json"
     if not path.exists():
         adapter = "; it holds an adapter alone: merge it into its base with peft's merge_and_unload"
         raise ModelError(
-            f"model.path={root}: no config.json there; it is not a Hugging Face model folder"
+            f"model.path={folder}: no config.json there; it is not a Hugging Face model folder"
             + (adapter if (root / "adapter_config.json").exists() else "")
         )
     return read_object(path, "save the model anew with save_pretrained", key="model.path", raises=ModelError)
@@ -278,7 +279,10 @@ def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False,
     if not dropout:
         remove_randomness(settings.get_text_config())
     if os.path.isdir(folder) and not config.allow_pickle:
-        weight_files(folder)
+        try:
+            weight_files(folder)
+        except ModelError as error:
+            raise ModelError(f"model.path={error}") from error
     try:
         model, found = load(
             folder,

@@ -38,7 +38,7 @@ def weight_files(folder: str | Path) -> dict[str, str]:
         try:
             with safe_open(file, framework="pt") as weights:
                 found.update({name: str(file) for name in weights.keys()})  # noqa: SIM118
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             raise ModelError(f"{file}: not a readable safetensors file ({error})") from error
     return found
 

@@ -174,7 +174,9 @@ def evaluate(
     measured = found.model or loaded.model.path
     from raft_ray import models
 
-    models.load_chat(models.resolve(measured), loaded.model)
+    folder = models.resolve(measured)
+    models.check_weights(folder, loaded.model)
+    models.load_chat(folder, loaded.model)
     from actors.run import evaluate as measure
 
     measure(loaded, measured, base=loaded.model.path if found.has_base else None)

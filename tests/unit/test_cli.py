@@ -55,6 +55,7 @@ def files(workspace: Path, tiny_model: Path) -> Path:
         "no_template": without_template,
         "pickled": pickled,
         "broken_generation": broken_generation,
+        "torn": torn,
     }.items():
         shutil.copytree(tiny_model, name)
         broken(Path(name))
@@ -83,6 +84,10 @@ def without_template(folder: Path) -> None:
 
 def broken_generation(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"temperature": ')
+
+
+def torn(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
 
 
 def pickled(folder: Path) -> None:
@@ -225,6 +230,7 @@ BAD_INPUTS = [
     bad("eval smoke eval.judges=[self] eval.open=broken.jsonl eval.open_max_new_tokens=9", "line 2", "not JSON"),
     bad("eval judged_here.yaml", "refine.models.near.path=./none", "no such folder"),
     bad("eval smoke --model ./none", "./none", "no such folder"),
+    bad("eval smoke --model ./torn", "torn/model.safetensors", "not a readable safetensors file"),
     bad("eval smoke --model ./pickled", "./pickled", "model.allow_pickle=true"),
     bad("show-prompts smoke data.train=empty.jsonl", "data.train=empty.jsonl", "empty"),
     bad("show-prompts smoke --row 100000", "100000"),

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from raft_ray import settings
-from raft_ray.config import Config
+from actors.eval_actor import Questions
+from actors.score_actor import ScoreActor
+from raft_ray import models, settings
+from raft_ray.config import Config, ModelConfig
+from raft_ray.data import Row
 from raft_ray.errors import ConfigError, DataError
 from raft_ray.preflight import preflight
 
@@ -43,6 +46,17 @@ def test_more_choices_than_letters_are_refused_where_the_letter_counts(tmp_path:
     with pytest.raises(ConfigError, match=r"domain_metric=letter: row 2 of .* more than 10 choices"):
         preflight(_config(tmp_path, "eval.domain_metric=letter"))
     assert preflight(_config(tmp_path, "eval.domain_metric=choice")).test is not None
+
+
+def test_letters_are_measured_only_where_every_choice_has_one(tiny_model: Path) -> None:
+    def row(choices: int) -> Row:
+        names = [f"colour {number}" for number in range(choices)]
+        return Row(0, 1, [{"role": "user", "content": "Which?"}], names[-1], [names[-1]], names)
+
+    for choices, measures in ((10, ["choice", "letter"]), (11, ["choice"])):
+        actor = ScoreActor(str(tiny_model), Config(), Questions([row(choices), row(2)], [], []))
+        actor.chat = models.load_chat(str(tiny_model), ModelConfig())
+        assert list(actor._domain()) == measures
 
 
 def test_a_choice_that_fills_the_context_is_refused(tmp_path: Path) -> None:
