@@ -94,6 +94,6 @@ class DataConfig:
     max_prompt: int = 1024
     """A longer prompt (chat template included) is a bad row."""
     max_answer: int = 1024
-    """A longer answer is a bad row."""
+    """A row with a longer answer, in `answers_field` and `choices_field` too, is a bad row."""
     limit: int | None = None
     """Take only the first rows of the training set."""

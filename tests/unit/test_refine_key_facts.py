@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from collections.abc import Sequence
 
 import numpy as np
@@ -241,6 +243,17 @@ def test_the_shipped_embedder_knows_like_from_unlike() -> None:
 
 
 def test_an_embedder_whose_package_is_missing_names_key_and_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ConfigError, match=r"refine\.embedder=all-MiniLM.*sentence-transformers"):
         make_embedder("all-MiniLM-L6-v2")
+
+
+def test_an_embedder_that_cannot_be_loaded_is_named_whatever_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> None:
+        raise RuntimeError("no connection\nto the hub")
+
+    package = types.ModuleType("sentence_transformers")
+    package.__dict__["SentenceTransformer"] = load
+    monkeypatch.setitem(sys.modules, "sentence_transformers", package)
+    with pytest.raises(ConfigError, match=r"\Arefine\.embedder=mine: no such model .*\(no connection\)\Z"):
+        make_embedder("mine")
