@@ -26,18 +26,16 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 
-.PHONY: help demo test test-all unit integration elastic-test resume-test stage1-test compare-test chaos-test chaos lint types format env lock browser clean
+.PHONY: help demo test test-all unit integration faults-test stage1-test compare-test chaos lint types format env lock browser clean
 
 help:
 	@echo 'make demo         fine-tune the embedded 135M model on chemistry facts with RAFT and SFT, and write the report'
 	@echo 'make test         unit and integration tests'
 	@echo 'make test-all     all tests: these and the suites below'
 	@echo 'make unit         unit tests only'
-	@echo 'make elastic-test rollout actors come and go while a run goes on'
-	@echo 'make resume-test  checkpoints, and runs that go on from them'
+	@echo 'make faults-test  processes and a node killed, interrupted or hung; actors that come and go; runs that go on'
 	@echo 'make stage1-test  stage 1 on engines, behind a server, killed and resumed'
 	@echo 'make compare-test the comparison of all methods, and our numbers against those of lm-eval'
-	@echo 'make chaos-test   processes and a node killed at chosen states'
 	@echo 'make chaos        50 random kills in one long run; SEED=1 for others'
 	@echo 'make lint types   ruff and mypy'
 	@echo 'make format       let ruff rewrite the code'
@@ -59,20 +57,14 @@ unit: env
 integration: env browser
 	$(PYTEST) tests/integration $(ARGS)
 
-elastic-test: env
-	$(PYTEST) tests/elastic $(ARGS)
-
-resume-test: env
-	$(PYTEST) tests/resume $(ARGS)
+faults-test: env
+	$(PYTEST) tests/faults $(ARGS)
 
 stage1-test: env
 	$(PYTEST) tests/stage1 $(ARGS)
 
 compare-test: env
 	$(PYTEST) tests/comparison $(ARGS)
-
-chaos-test: env
-	$(PYTEST) tests/chaos $(ARGS)
 
 SEED ?= 0
 chaos: env

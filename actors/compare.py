@@ -22,12 +22,12 @@ from typing import Any
 
 import ray
 
-from actors.cluster import actor_options
-from actors.evaluate import evaluate, weights_folder
-from actors.progress import Bars
-from actors.remote import get, last_line, root_cause, understood
+from actors.distill.storage import locate
+from actors.evaluate.evaluation import evaluate, weights_folder
 from actors.run import console, refined_rows, running, trained
-from actors.storage import locate
+from actors.runtime.cluster import actor_options
+from actors.runtime.progress import Bars
+from actors.runtime.remote import get, last_line, root_cause, understood
 from raft_ray.compare.charts import Traces
 from raft_ray.compare.output import write_comparison
 from raft_ray.compare.plan import FAPM, PRUNED, Training, at_points, by_seeds, left_out, main_row, plan
@@ -36,16 +36,16 @@ from raft_ray.compare.summary import compare as summarise
 from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
 from raft_ray.compare.verdict import verdict
 from raft_ray.config import Config
+from raft_ray.config.references import shown
+from raft_ray.config.settings import check_same_run
 from raft_ray.data import Row
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
 from raft_ray.interrupts import interrupts
 from raft_ray.preflight import Prepared, preflight
 from raft_ray.printable import plain
-from raft_ray.records import steps_done
-from raft_ray.references import shown
 from raft_ray.report.files import Run, read_evaluation, read_metrics
-from raft_ray.settings import check_same_run
+from raft_ray.runs.records import steps_done
 
 TOGETHER = 8
 """Models that are evaluated together."""
@@ -238,7 +238,7 @@ def _traces(main: str, trainings: list[Training], tuned: Tuned, run_dir: Path) -
 
 
 def _prune(base: str, tuned: str, out: str, sparsity: float) -> None:
-    from raft_ray.prune import prune_folder
+    from raft_ray.compare.fapm import prune_folder
 
     prune_folder(weights_folder(base), tuned, out, sparsity)
 

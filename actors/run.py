@@ -20,42 +20,43 @@ from ray.train import TrainingFailedError
 from rich.console import Console
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from actors import attach
-from actors.checkpoint import STATE, check_resumable, read_state
-from actors.cluster import actor_options, address_of, cluster, here, on_node, own_tmp
-from actors.crew import spawn
-from actors.evaluate import evaluate as evaluate_models
-from actors.learner import LearnerTask
-from actors.learner import train as train_workers
-from actors.model_trial import try_model
-from actors.pipeline import PipelineActor
-from actors.progress import Bars
-from actors.refine import check_resources
-from actors.refine import refine as refine_rows
-from actors.refine_gap import measure_gap
-from actors.remote import last_line, root_cause, understood
-from actors.rollout import RolloutActor
-from actors.room import Room
-from actors.seal import KEY_FILE, make_key, read_key
-from actors.storage import locate
-from actors.teacher import TeacherActor
-from actors.watch import Watch
-from raft_ray import data, settings
-from raft_ray.config import Config
+from actors.distill.checkpoint import STATE, check_resumable, read_state
+from actors.distill.crew import spawn
+from actors.distill.learner import LearnerTask
+from actors.distill.learner import train as train_workers
+from actors.distill.model_trial import try_model
+from actors.distill.pipeline import PipelineActor
+from actors.distill.rollout import RolloutActor
+from actors.distill.room import Room
+from actors.distill.seal import KEY_FILE, make_key, read_key
+from actors.distill.storage import locate
+from actors.distill.teacher import TeacherActor
+from actors.evaluate.evaluation import evaluate as evaluate_models
+from actors.refine.flow import check_resources
+from actors.refine.flow import refine as refine_rows
+from actors.refine.gap import measure_gap
+from actors.runtime import attach
+from actors.runtime.cluster import actor_options, address_of, cluster, here, on_node, own_tmp
+from actors.runtime.progress import Bars
+from actors.runtime.remote import last_line, root_cause, understood
+from actors.runtime.watch import Watch
+from raft_ray import data
+from raft_ray.config import Config, settings
+from raft_ray.config.references import shown
+from raft_ray.distill.order import RowOrder
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.table import summary_table
 from raft_ray.files import write_whole, writing
-from raft_ray.lock import locked
-from raft_ray.memory import check_memory
-from raft_ray.pipeline import RowOrder
+from raft_ray.models.memory import check_memory
+from raft_ray.models.prompts import rows_digest
 from raft_ray.preflight import Prepared, encode, preflight, write_bad
 from raft_ray.printable import plain
-from raft_ray.prompts import rows_digest
-from raft_ray.records import missing_steps, write_event
-from raft_ray.references import shown
 from raft_ray.report import write_refine_report, write_report
 from raft_ray.report.files import read_evaluation
-from raft_ray.trained import Trained
+from raft_ray.runs.folders import check_run_dir
+from raft_ray.runs.lock import locked
+from raft_ray.runs.records import missing_steps, write_event
+from raft_ray.runs.trained import Trained
 
 console = Console(stderr=False)
 
@@ -149,7 +150,7 @@ def running(
             check_memory(one, prepared.parameters, psutil.virtual_memory().total)
     with locked(run_dir, console.print):
         # Another driver may have been at work here since it was looked at first.
-        settings.check_run_dir(config)
+        check_run_dir(config)
         for one, place in trainings if config.run.resume else ():
             _check_kept(one, run_dir / place)
         console.print(f"{what or training}, {model}, run folder {plain(run_dir)}", highlight=False)
@@ -210,7 +211,7 @@ def trained(
     """Train one method in `run_dir`; returns the folder of its model. `name` tells it from others of its method."""
     folder = run_dir / "model"
     learner, distils = config.learner, settings.distils(config)
-    order = RowOrder(len(rows), learner.batch, learner.epochs, config.run.seed, learner.max_steps)
+    order = RowOrder(len(rows), learner.global_batch_size, learner.epochs, config.run.seed, learner.max_steps)
     encoded, unfit = encode(config, prepared.folder, rows)
     digest = rows_digest(encoded)
     goal = Trained.by(config, order.steps, digest)

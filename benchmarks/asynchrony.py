@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.run import train
-from raft_ray import settings
+from raft_ray.config import settings
 
 WAYS = {
     "synchronous": ["sync.max_staleness=0"],

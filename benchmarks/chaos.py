@@ -26,7 +26,7 @@ from rich.table import Table
 from run_files import outcome
 
 from actors.run import train
-from raft_ray import settings
+from raft_ray.config import settings
 
 BETWEEN = 40
 """Announcements between two deaths, on average."""

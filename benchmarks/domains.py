@@ -17,7 +17,7 @@ from statistics import mean
 from typing import Any
 
 from raft_ray.compare.front import Place, gain_at_loss, pareto_front, places_of
-from raft_ray.compare.statistics import Estimate, average
+from raft_ray.evaluate.statistics import Estimate, average
 from raft_ray.report.words import method_label
 
 Comparison = dict[str, Any]

@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.config import Config, DataConfig, ModelConfig, OnBadRow, RefineConfig, SimilarityOn
+from raft_ray.data.slices import Scan, read_slice, scan
 from raft_ray.models import EMBEDDED, load_chat, model_context, resolve
-from raft_ray.prompts import PromptEncoder
+from raft_ray.models.prompts import PromptEncoder
+from raft_ray.models.templates import fill
 from raft_ray.refine.prompts import load_prompts
-from raft_ray.slices import Scan, read_slice, scan
-from raft_ray.templates import fill
 
 
 class Bare:
     """An actor with nothing but an engine and token ids."""
 
     def __init__(self, config: Config, batches: list[list[list[int]]]) -> None:
-        from actors.engine import Engine
+        from actors.engine.vllm_engine import Engine
 
         self._config = config
         self._batches = batches
@@ -71,7 +71,7 @@ def bare(config: Config, batches: list[list[list[int]]]) -> tuple[float, int]:
     """Seconds and tokens of the bare loop, in a new process whose engine has started."""
     import ray
 
-    from actors.cluster import actor_options
+    from actors.runtime.cluster import actor_options
 
     options = actor_options(role="bare", num_cpus=1, num_gpus=0, threads=config.rollout.threads)
     actor: Any = ray.remote(Bare).options(**options).remote(config, batches)
@@ -84,7 +84,7 @@ def stage_1(config: Config, found: Scan, folder: Path) -> tuple[float, int]:
     """Seconds from the first call of the engine to the last file, and tokens, of stage 1 in a new run folder."""
     from listener import Listener, Said
 
-    from actors.refine import refine
+    from actors.refine.flow import refine
     from raft_ray.refine import read_summary
 
     times: dict[str, float] = {}
@@ -131,7 +131,7 @@ def main() -> None:
         measured[what].append({"seconds": round(seconds, 2), "tokens": tokens, "rate": round(tokens / seconds, 1)})
         print(f"{what}: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
-    from actors.cluster import cluster
+    from actors.runtime.cluster import cluster
 
     with tempfile.TemporaryDirectory(prefix="raft-") as scratch:
         for repeat in range(arguments.repeats):

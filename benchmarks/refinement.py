@@ -20,7 +20,8 @@ from typing import Any
 from rows import spread
 
 from actors.run import refine
-from raft_ray import settings
+from raft_ray.checks import check
+from raft_ray.config import settings
 from raft_ray.refine.gap import in_words, read_gap
 from raft_ray.refine.schema import read_summary
 
@@ -55,7 +56,7 @@ def measure(name: str, file: Path, rows: int, work: Path, overrides: list[str]) 
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in spread(file, rows)))
     keys = [f"run.dir={json.dumps(str(work))}", f"data.train={json.dumps(str(data))}"]
     config = settings.load("demo", [*SETTINGS, *keys, f"run.resume={str(work.exists()).lower()}", *overrides])
-    settings.check(config)
+    check(config)
     refined = refine(config)
     gap = read_gap(refined)
     assert gap is not None, "refine.gap=false leaves nothing to measure"

@@ -31,13 +31,12 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from actors import cluster
-from actors.pipeline import PipelineActor
-from raft_ray import settings
-from raft_ray.config import Config
-from raft_ray.pipeline import RowOrder
-from raft_ray.prompts import EncodedRow
-from raft_ray.trajectory import Chunk, Sample, SampleInfo, Trajectory
+from actors.distill.pipeline import PipelineActor
+from actors.runtime import cluster
+from raft_ray.config import Config, settings
+from raft_ray.distill.order import RowOrder
+from raft_ray.distill.trajectory import Chunk, Sample, SampleInfo, Trajectory
+from raft_ray.models.prompts import EncodedRow
 
 TOKENS, KEPT = 16, 64
 
@@ -211,7 +210,7 @@ def configured(rollouts: int, batch: int, staleness: int, **keys: Any) -> Config
         [
             "data.train=unused.jsonl",
             f"rollout.actors={rollouts}",
-            f"learner.batch={batch}",
+            f"learner.global_batch_size={batch}",
             f"sync.max_staleness={staleness}",
             # They compute nothing, so any number fits.
             "rollout.num_cpus=0",

@@ -18,7 +18,7 @@ from memory import MemoryWatch
 from rich.console import Console
 
 from actors.run import train
-from raft_ray import settings
+from raft_ray.config import settings
 
 ROLES = {
     "RolloutActor": "rollout actor",

@@ -24,15 +24,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from actors.learner import make_engine
+from actors.distill.learner import make_engine
 from raft_ray import models
 from raft_ray.config import Config, Dtype
-from raft_ray.losses import EmaBalancer
-from raft_ray.pipeline import Place
-from raft_ray.prompts import EncodedRow
-from raft_ray.step import train_step
-from raft_ray.student import make_micro_batches
-from raft_ray.trajectory import Sample, Trajectory
+from raft_ray.distill.losses import EmaBalancer
+from raft_ray.distill.order import Place
+from raft_ray.distill.step import train_step
+from raft_ray.distill.student import make_micro_batches
+from raft_ray.distill.trajectory import Sample, Trajectory
+from raft_ray.models.prompts import EncodedRow
 
 # name, share_prompt, padded tokens of a micro-batch, hold, attention (none: the learner's own)
 VARIANTS = [

@@ -14,15 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raft_ray import models
-from raft_ray.chat import Chat
 from raft_ray.config import Config, DomainMetric, Method, ModelConfig, OnBadRow, RefineConfig, Target
+from raft_ray.config.settings import distils
 from raft_ray.data import BadRow, Row, check_rows, length_check, read_rows, write_bad_rows
+from raft_ray.data.general import general_prompts
+from raft_ray.data.slices import Scan, scan
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.evaluate.mmlu import LETTERS
-from raft_ray.general import general_prompts
-from raft_ray.prompts import EncodedRow, PromptEncoder, load_teacher_template, show_messages, show_prompt, show_row
-from raft_ray.settings import distils
-from raft_ray.slices import Scan, scan
+from raft_ray.models.chat import Chat
+from raft_ray.models.prompts import (
+    EncodedRow,
+    PromptEncoder,
+    load_teacher_template,
+    show_messages,
+    show_prompt,
+    show_row,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console

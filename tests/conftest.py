@@ -16,8 +16,7 @@ import hypothesis
 import pytest
 from filelock import FileLock
 
-from raft_ray import settings
-from raft_ray.config import Config
+from raft_ray.config import Config, settings
 
 # Before any test imports transformers or datasets, which read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -86,7 +85,7 @@ def ray_lock(common_folder: Path) -> Iterator[FileLock]:
 @pytest.fixture(scope="module")
 def ray_cluster(ray_lock: FileLock) -> None:
     """A local Ray with token authentication and CPUs for every role of the tests, which the test process keeps."""
-    from actors import cluster
+    from actors.runtime import cluster
 
     config = Config()
     config.run.local_cpus = 10

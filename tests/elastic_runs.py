@@ -73,7 +73,7 @@ def every_row_once(folder: Path, steps: int) -> None:
 
 def state_of(folder: Path, name: str) -> str:
     """What an actor of the run is doing, as `raft-ray status` says it; nothing where there is none of this name."""
-    from actors.attach import status
+    from actors.runtime.attach import status
 
     return next((str(actor["state"]) for actor in status(folder)["actors"] if actor["name"] == name), "")
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from actors import growth
-from actors.crew import Crew
-from actors.diary import Diary
-from actors.flow import Flow, Published
-from actors.loops import Loops
+from actors.distill import growth
+from actors.distill.crew import Crew
+from actors.distill.diary import Diary
+from actors.distill.flow import Flow, Published
+from actors.runtime.limits import Limits
+from actors.runtime.loops import Loops
 from raft_ray.config import Config
-from raft_ray.limits import Limits
-from raft_ray.pipeline import RowOrder
-from raft_ray.trajectory import Chunk, SampleInfo
+from raft_ray.distill.order import RowOrder
+from raft_ray.distill.trajectory import Chunk, SampleInfo
 
 
 class Method:
@@ -84,11 +84,11 @@ class Running:
         self.made: list[Actor] = []
         self.events: list[tuple[str, str]] = []
         self.room = room
-        monkeypatch.setattr("actors.crew.kill", self._kill)
+        monkeypatch.setattr("actors.distill.crew.kill", self._kill)
         monkeypatch.setattr(growth, "RETRY", 0.0)
-        monkeypatch.setattr("actors.room.Room.free", lambda _, have: max(0, self.room - have))
-        monkeypatch.setattr("actors.room.Room.ask", lambda *_: None)
-        order = RowOrder(rows, config.learner.batch, 1, 0)
+        monkeypatch.setattr("actors.distill.room.Room.free", lambda _, have: max(0, self.room - have))
+        monkeypatch.setattr("actors.distill.room.Room.ask", lambda *_: None)
+        order = RowOrder(rows, config.learner.global_batch_size, 1, 0)
         records: Any = SimpleNamespace(
             set_aside=list,
             event=lambda what, who, node, text: self.events.append((what, text)),

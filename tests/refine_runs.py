@@ -17,11 +17,11 @@ from raft_ray.config import (
     RunConfig,
     SimilarityOn,
 )
+from raft_ray.config.precision import of_cpu
+from raft_ray.data.slices import scan
 from raft_ray.models import EMBEDDED, TINY
 from raft_ray.refine import read_refined, read_summary
 from raft_ray.refine.schema import RefinedRow
-from raft_ray.settings.precision import of_cpu
-from raft_ray.slices import scan
 
 Row = tuple[str, str]
 
@@ -60,7 +60,7 @@ def make_config(folder: Path, rows: list[Row], model: str = TINY, **refine: Any)
 
 def refine(config: Config, progress: Any = None) -> list[RefinedRow]:
     """Stage 1 in the run folder; Ray must be running."""
-    from actors.refine import refine as refine_rows
+    from actors.refine.flow import refine as refine_rows
 
     found = scan(config.data.train, config.data, split="train", batch=config.refine.batch)
     return read_refined(refine_rows(found, config, refined_folder(config), progress))

@@ -32,7 +32,7 @@ run: {dir: runs/elements, seed: 7, baselines: [sft, sdft, opd]}
 model: {path: "embedded:smollm2-135m-instruct"}
 data: {train: "domain:chemistry", test: "domain:chemistry"}
 refine: {tau: 0.8}
-learner: {batch: 16, lr: 0.0001}
+learner: {global_batch_size: 16, lr: 0.0001}
 distill: {method: raft, temperature: 1.5, top_k: 512, balance: ema, fixed_lambda: 1.0}
 sync: {max_staleness: 1}
 """

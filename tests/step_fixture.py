@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raft_ray.pipeline import Place
-from raft_ray.prompts import EncodedRow
-from raft_ray.teacher import score
-from raft_ray.trajectory import Sample, Trajectory
+from raft_ray.distill.order import Place
+from raft_ray.distill.teacher import score
+from raft_ray.distill.trajectory import Sample, Trajectory
+from raft_ray.models.prompts import EncodedRow
 
 TEMPERATURE = 1.5
 

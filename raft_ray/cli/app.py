@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from raft_ray import __version__, settings
-from raft_ray.config import Config
+from raft_ray import __version__
+from raft_ray.checks import check
+from raft_ray.config import Config, settings
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.interrupts import interrupts
 from raft_ray.printable import one_line, printable
+from raft_ray.runs.folders import check_run_dir
 
 _OF_THE_MACHINE = {
     errno.EACCES,
@@ -105,8 +107,8 @@ def load(config: str, overrides: list[str] | None, resume: bool = False, run_dir
 def ready(config: str, overrides: list[str] | None, resume: bool, run_dir: str | None) -> Config:
     """The config of a run that passed all checks which need neither data, model nor cluster."""
     loaded = load(config, overrides, resume, run_dir)
-    settings.check(loaded)
-    settings.check_run_dir(loaded)
+    check(loaded)
+    check_run_dir(loaded)
     return loaded
 
 
@@ -125,7 +127,7 @@ def _known(error: BaseException) -> RaftError | None:
         return known
     if type(error).__module__.partition(".")[0] == "ray":
         # A command that got it has Ray imported.
-        from actors.remote import understood
+        from actors.runtime.remote import understood
 
         return understood(error)
     return None

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from raft_ray import settings
+from raft_ray.checks import check
 from raft_ray.cli.app import ConfigArgument, Overrides, Resume, RunDir, app, load, ready, say
+from raft_ray.cli.eval_target import find_target
 from raft_ray.errors import ConfigError
-from raft_ray.eval_target import find_target
+from raft_ray.runs.folders import check_run_dir
 
 
 @app.command()
@@ -167,10 +168,10 @@ def evaluate(
     """
     found = find_target(target, model, base)
     loaded = load(found.config, [*found.keys, *(overrides or [])], run_dir=run_dir)
-    settings.check(loaded, trains=False)
+    check(loaded, trains=False)
     if run_dir is None:
         loaded.run.dir = found.run_dir or f"{loaded.run.dir.rstrip('/')}-eval"
-    settings.check_run_dir(loaded)
+    check_run_dir(loaded)
     measured = found.model or loaded.model.path
     from raft_ray import models
 

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from raft_ray import settings
+from raft_ray.checks import check
 from raft_ray.cli.app import ConfigArgument, Overrides, app, load
-from raft_ray.doctor import Verdict, examine
+from raft_ray.cli.doctor import Verdict, examine
+from raft_ray.config import settings
 from raft_ray.printable import plain
 
 
@@ -28,7 +29,7 @@ def show_config(
 
       raft-ray show-config raft --explain
 
-      raft-ray show-config cluster learner.workers=16 > mine.yaml
+      raft-ray show-config cluster learner.num_workers=16 > mine.yaml
     """
     loaded = load(config, overrides)
     text = settings.explained(loaded) if explain else settings.to_yaml(loaded)
@@ -53,7 +54,7 @@ def show_prompts(
       raft-ray show-prompts raft data.train=train.jsonl teacher.template=my-teacher.txt
     """
     loaded = load(config, overrides)
-    settings.check(loaded)
+    check(loaded)
     from raft_ray import preflight
 
     preflight.show_prompts(loaded, row, Console())

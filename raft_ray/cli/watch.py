@@ -32,13 +32,13 @@ def status(
 
       watch raft-ray status runs/demo
     """
-    from actors.attach import status as ask
+    from actors.runtime.attach import status as ask
 
     found = ask(run.absolute(), address)
     if as_json:
         print(json.dumps(found))
         return
-    from raft_ray.status import status_view
+    from raft_ray.runs.status import status_view
 
     Console().print(status_view(found))
 
@@ -59,7 +59,7 @@ def scale(
 
       raft-ray scale runs/demo --rollouts 4
     """
-    from actors.attach import scale as resize
+    from actors.runtime.attach import scale as resize
 
     found = resize(run.absolute(), rollouts, address)
     note = f" ({found['now']} now; {found['waits']})" if found["waits"] else ""

@@ -13,12 +13,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from raft_ray import settings
+from raft_ray.checks import check
 from raft_ray.compare.summary import BASE
 from raft_ray.compare.tuning import ONLY
-from raft_ray.config import CompareConfig, Config, Method
+from raft_ray.config import CompareConfig, Config, Method, settings
+from raft_ray.config.baselines import SHARED
 from raft_ray.errors import ConfigError
-from raft_ray.settings.baselines import SHARED
 
 FAPM = "fapm"
 PRUNED = Method.sft.value
@@ -171,7 +171,7 @@ def _row_config(config: Config, row: str, point: dict[str, Any]) -> Config | Non
     own = replace(config, run=replace(config.run, baselines=[], overrides={method: overrides}))
     try:
         made = settings.for_method(own, method)
-        settings.check(made)
+        check(made)
     except ConfigError as error:
         raise ConfigError(f"{where}: {str(error).removeprefix(f'run.overrides.{method}: ')}") from error
     return made

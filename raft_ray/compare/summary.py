@@ -11,8 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 from raft_ray.compare.front import Place, dominated_by, pareto_front
-from raft_ray.compare.statistics import estimate, estimate_of, paired
 from raft_ray.compare.tuning import Tuned
+from raft_ray.evaluate.statistics import estimate, estimate_of, paired
 
 Block = dict[str, Any]
 BASE = "base"

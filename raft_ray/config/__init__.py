@@ -1,8 +1,8 @@
 """The configuration of a run: one dataclass a section, with every key's meaning beside it.
 
-Knows nothing about files, Ray or models: `raft_ray.settings` reads presets and overrides into these classes and checks
-them. The sections lie in a file for each part of a run, and everybody imports them from here. Importing this package
-loads the standard library only.
+Knows nothing about files, Ray or models: `raft_ray.config.settings` reads presets and overrides into these classes and
+checks them. The sections lie in a file for each part of a run, and everybody imports them from here. Importing this
+package loads the standard library only.
 
 Lengths are tokens, times are seconds, memory is GiB, unless a key says otherwise.
 """

@@ -126,12 +126,12 @@ class TeacherConfig:
 
 @dataclass
 class LearnerConfig:
-    workers: int = 1
+    num_workers: int = 1
     """Data-parallel ranks (Ray Train workers)."""
     zero_stage: int = 1
-    """DeepSpeed ZeRO stage 0-3; a resumed run keeps it, but may change `learner.workers`. Stage 0 would add gradients
-    up in half precision, so it takes `model.dtype=float32`."""
-    batch: int = 16
+    """DeepSpeed ZeRO stage 0-3; a resumed run keeps it, but may change `learner.num_workers`. Stage 0 would add
+    gradients up in half precision, so it takes `model.dtype=float32`."""
+    global_batch_size: int = 16
     """Rows a step, over all ranks."""
     lr: float = 5e-6
     epochs: int = 3
@@ -144,7 +144,7 @@ class LearnerConfig:
     """Largest global gradient norm."""
     warmup_steps: int = 0
     schedule: Schedule = Schedule.constant
-    tokens: int = 4096
+    max_tokens_per_microbatch: int = 4096
     """Tokens a micro-batch (padded)."""
     share_prompt: bool | None = None
     """Answer and response of a row share one pass over the prompt: less work. None: where the model is shown, at the

@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import Any
 
 from raft_ray.errors import ModelError
-from raft_ray.weight_files import matched_files
+from raft_ray.models.weight_files import matched_files
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in)\.weight$")

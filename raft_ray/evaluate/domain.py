@@ -1,9 +1,9 @@
 """Domain accuracy: is a response right? By default, if it contains one of the answers that count as right.
 
 A stricter measure is that the response is such an answer and nothing else (`exact`). Where rows name choices, the
-model's choice can be read off its log-likelihoods instead (`raft_ray.evaluate.likelihood`); `summary` joins them.
+model's choice can be read off its log-likelihoods instead (`raft_ray.models.likelihood`); `summary` joins them.
 
-Response and answer are read as tokens (the table in `raft_ray.normalise`); the answer's tokens must occur in the
+Response and answer are read as tokens (the table in `raft_ray.data.normalise`); the answer's tokens must occur in the
 response side by side, numbers with their sign and unit. Two things need more care than that:
 
 - An answer of one or two letters is a symbol (`Au`, `He`, `R`) and is compared with its case; where the symbol is an
@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raft_ray.config import DomainMetric
+from raft_ray.data.normalise import has_punctuation, has_symbol, is_short, keys, occurs, tokens, visible
 from raft_ray.errors import DataError
-from raft_ray.normalise import has_punctuation, has_symbol, is_short, keys, occurs, tokens, visible
 
 _OPPOSITES = ({"yes", "no"}, {"true", "false"})
 

@@ -16,11 +16,11 @@ from raft_ray.config import Config, DomainMetric, EvalConfig, RefineModelConfig
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError
 from raft_ray.evaluate.open_questions import OpenQuestion
+from raft_ray.models.templates import load_prompt, prompt_hash
 from raft_ray.refine.generation import Ask, Generation, Message
 from raft_ray.refine.judges import Case
 from raft_ray.refine.prompts import JUDGE_FIELDS
 from raft_ray.refine.roles import SELF, check_model_judges, is_local, model_config
-from raft_ray.templates import load_prompt, prompt_hash
 
 RIGHT = 0.5
 """From this score on a judge counts an answer of the domain as right."""

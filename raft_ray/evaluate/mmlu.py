@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raft_ray.data.messages import writable
+from raft_ray.data.sources import Unusable, jsonl, parquet
 from raft_ray.errors import ConfigError, DataError
 from raft_ray.files import home
-from raft_ray.messages import writable
-from raft_ray.sources import Unusable, jsonl, parquet
 
 LETTERS = "ABCDEFGHIJ"
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from raft_ray.data.messages import writable
+from raft_ray.data.sources import Unusable, jsonl
 from raft_ray.errors import DataError
 from raft_ray.files import home
-from raft_ray.messages import writable
-from raft_ray.sources import Unusable, jsonl
 
 MOST_TURNS = 2
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from raft_ray.config import RefineGuardsConfig
-from raft_ray.normalise import words
+from raft_ray.data.normalise import words
+from raft_ray.models.templates import fill, literals
+from raft_ray.models.thinking import without_thinking
 from raft_ray.refine.key_facts import TERSE_WORDS, invented_facts, missing_facts, normalise
 from raft_ray.refine.language import foreign_letters, in_another_language
-from raft_ray.templates import fill, literals
-from raft_ray.thinking import without_thinking
 
 TEMPLATE_FIELDS = ("prompt", "answer", "rewrite")
 _LABEL = re.compile(

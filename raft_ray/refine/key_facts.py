@@ -11,7 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from raft_ray.normalise import ARTICLES, NUMBER_WORDS, Passage, has_symbol, is_short, keys, numbers, tokens, unjoined
+from raft_ray.data.normalise import (
+    ARTICLES,
+    NUMBER_WORDS,
+    Passage,
+    has_symbol,
+    is_short,
+    keys,
+    numbers,
+    tokens,
+    unjoined,
+)
 
 TERSE_WORDS = 6
 """An answer of at most so many words, without numbers among more than three, is a fact as a whole."""
@@ -19,7 +29,7 @@ TERSE_WORDS = 6
 _CODE = re.compile(r"```(?:\w*\n)?(.+?)```|`([^`\n]+)`", re.DOTALL)
 _QUOTED = re.compile(r'"([^"\n]+)"|“([^“”\n]+)”|«([^«»\n]+)»|(?<!\w)\'([^\'\n]+)\'(?!\w)')
 _GAP = "\0"  # stands where a fact was taken out: what is on its two sides does not belong together
-# What `raft_ray.normalise` reads as one number stays together: `1 000`, `5 million`, `6 × 10^23`, `minus five`.
+# What `raft_ray.data.normalise` reads as one number stays together: `1 000`, `5 million`, `6 × 10^23`, `minus five`.
 _DIGIT = "[\\d¼-¾⅐-⅞⁰¹²³⁴-⁹]"
 _AFTER_WORD = "|".join(rf"(?<=\b{word})" for word in NUMBER_WORDS)
 _JOIN = (

@@ -11,7 +11,7 @@ from collections import Counter
 from functools import cache
 from typing import Any
 
-from raft_ray.normalise import words
+from raft_ray.data.normalise import words
 
 _WORDS = 5  # of fewer, no language is told
 _SURE = 0.5

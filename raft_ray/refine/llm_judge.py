@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from raft_ray.models.templates import fill
+from raft_ray.models.thinking import without_thinking
 from raft_ray.refine.generation import Ask, Generate, Generation
 from raft_ray.refine.judges import Case
-from raft_ray.templates import fill
-from raft_ray.thinking import without_thinking
 
 SCORES = tuple(tenth / 10 for tenth in range(11))
 VERDICT_SCHEMA: dict[str, Any] = {

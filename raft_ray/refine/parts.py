@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raft_ray.config import Config
+from raft_ray.data.slices import Slice
 from raft_ray.errors import DataError
 from raft_ray.files import writing
 from raft_ray.refine.prompts import RefinePrompts
 from raft_ray.refine.schema import FAILED, REFINED_SCHEMA, part_files
-from raft_ray.slices import Slice
 
-_SETTINGS, _DIGEST, _FAILED = b"raft_ray.settings", b"raft_ray.digest", b"raft_ray.failed"
+_SETTINGS, _DIGEST, _FAILED = b"raft_ray.config.settings", b"raft_ray.digest", b"raft_ray.failed"
 _CONTENT = b"raft_ray.content"
 _NOT_IN_THE_ROWS = (
     "actors",

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raft_ray.config import RefineConfig
+from raft_ray.models.templates import fill, load_prompt, prompt_hash
 from raft_ray.refine.judges import JUDGES
 from raft_ray.refine.roles import NONE
 from raft_ray.refine.schema import Message
-from raft_ray.templates import fill, load_prompt, prompt_hash
 
 REWRITE_FIELDS = ("prompt", "answer")
 FUSE_FIELDS = ("prompt", "answer", "rewrite")

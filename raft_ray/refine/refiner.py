@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from raft_ray.config import Config, RefineConfig
+from raft_ray.models.templates import fill
+from raft_ray.models.thinking import without_thinking
 from raft_ray.refine.embed import Embedder
 from raft_ray.refine.filter import semantic_filter
 from raft_ray.refine.generation import Ask, Generate, Generation
@@ -21,8 +23,6 @@ from raft_ray.refine.judges import Case, Judge, embedded_text
 from raft_ray.refine.prompts import RefinePrompts, asking, load_prompts, rewrite_chat
 from raft_ray.refine.roles import check_roles
 from raft_ray.refine.schema import FAILED, OFF, Candidate, Message, RefinedRow
-from raft_ray.templates import fill
-from raft_ray.thinking import without_thinking
 
 
 class SourceRow(Protocol):

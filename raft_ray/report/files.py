@@ -19,7 +19,7 @@ from raft_ray.json_files import read_json, read_lines, read_object
 from raft_ray.refine.gap import read_gap
 from raft_ray.refine.schema import SUMMARY, part_files
 from raft_ray.report.refine_facts import Facts, read_facts
-from raft_ray.spans import Span, read_spans
+from raft_ray.runs.spans import Span, read_spans
 
 METHOD_ORDER = ("base", "sft", "fapm", "sdft", "opd")
 """The usual methods from plain to involved; others follow in alphabetical order, `raft` comes last."""

@@ -67,7 +67,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Test questions", run.setting("data.test")),
         ("Rows", f"{trained:,}" if trained else None),
         ("Steps", f"{len(rows):,}" if rows else None),
-        ("Batch", run.setting("learner.batch")),
+        ("Batch", run.setting("learner.global_batch_size")),
         ("Learning rate", short(run.setting("learner.lr")) if usable(number(run.setting("learner.lr"))) else None),
         ("Seed", run.setting("run.seed")),
     ]

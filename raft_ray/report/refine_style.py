@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from raft_ray.normalise import words as words_of
+from raft_ray.data.normalise import words as words_of
 
 SEGMENT = 100
 """Words over which variety is taken, so that texts of other lengths can be compared."""

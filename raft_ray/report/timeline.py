@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from raft_ray.distill.elastic import Load, bottleneck
 from raft_ray.report.figures import Figure
 from raft_ray.report.files import Run
 from raft_ray.report.lanes import Bar, lane_chart
 from raft_ray.report.timing import phase_css, phase_label
 from raft_ray.report.words import about, duration, short
-from raft_ray.spans import Load, Span, bottleneck, loads, step_starts, training_window
+from raft_ray.runs.spans import Span, loads, step_starts, training_window
 
 SHOWN = 8
 """Steps in the picture."""

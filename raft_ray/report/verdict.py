@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from raft_ray.compare.statistics import mcnemar
+from raft_ray.evaluate.statistics import mcnemar
 from raft_ray.report.words import about, method_label, short, times
 
 SIGNIFICANT = 0.05

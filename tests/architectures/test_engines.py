@@ -14,9 +14,9 @@ import ray
 import torch
 from huggingface_hub import save_torch_state_dict
 
-from actors import weight_sync
-from actors.engine import Engine
-from actors.weight_receive import Receiver
+from actors.engine import weight_sync
+from actors.engine.vllm_engine import Engine
+from actors.engine.weight_receive import Receiver
 from raft_ray import models
 from raft_ray.config import Dtype, ModelConfig, RolloutConfig
 from raft_ray.errors import RaftError

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from actors.weight_sync import full_tensors
+from actors.engine.weight_sync import full_tensors
 from raft_ray import models
 from raft_ray.config import Dtype, ModelConfig
-from raft_ray.head import Head
-from raft_ray.pipeline import Place
-from raft_ray.prompts import EncodedRow
-from raft_ray.student import Student, answer_logprobs, make_micro_batches, sharing_error
-from raft_ray.teacher import score
-from raft_ray.trajectory import Sample, Trajectory
+from raft_ray.distill.order import Place
+from raft_ray.distill.student import Student, answer_logprobs, make_micro_batches, sharing_error
+from raft_ray.distill.teacher import score
+from raft_ray.distill.trajectory import Sample, Trajectory
+from raft_ray.models.head import Head
+from raft_ray.models.prompts import EncodedRow
 
 from .models import CONFIGS, SHARING, make_model, write_model
 

@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from raft_ray.general import general_prompts
+from raft_ray.data.general import general_prompts
 
 SIZE = 512
 """Tokens of each vocabulary, its markers included."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from actors.compare import compare
+from raft_ray.compare.fapm import fapm
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError
-from raft_ray.prune import fapm
 from raft_ray.refine.schema import read_summary
 
 STRICT = "strict: {distill: {method: sft, target: fused}, refine: {tau: 1.0}}"

@@ -17,9 +17,9 @@ import torch
 from raft_ray import models
 from raft_ray.config import Dtype, ModelConfig
 from raft_ray.evaluate.ifeval import load_prompts, score
-from raft_ray.evaluate.likelihood import Choices, choose, encode_pair
 from raft_ray.evaluate.mmlu import LETTERS, load_mmlu, scores
-from raft_ray.prompts import PromptEncoder
+from raft_ray.models.likelihood import Choices, choose, encode_pair
+from raft_ray.models.prompts import PromptEncoder
 
 REFERENCE = Path(__file__).parents[1] / "lm_eval_reference.py"
 SUBJECT = "elementary_mathematics"

@@ -10,7 +10,7 @@ import ray
 from http_status import status_of
 from listening import open_to_others
 
-from actors import cluster
+from actors.runtime import cluster
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from actors import cluster
-from actors.evaluate import evaluate
+from actors.evaluate.evaluation import evaluate
+from actors.runtime import cluster
 from raft_ray import models
 from raft_ray.config import Config, Dtype
 from raft_ray.data import Row
@@ -233,9 +233,9 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:
 def test_a_dead_engine_is_reported_with_actor_and_node(tmp_path: Path) -> None:
     import ray
 
-    from actors.eval_actor import EvalActor, questions
-    from actors.evaluate import _where
-    from actors.remote import get
+    from actors.evaluate.eval_actor import EvalActor, questions
+    from actors.evaluate.evaluation import _where
+    from actors.runtime.remote import get
 
     class Dying(EvalActor):
         def start(self) -> list[int]:

@@ -13,14 +13,14 @@ import torch
 from changed_weights import changed_model, prompt_ids
 from listener import Listener, Said, once
 
-from actors import weight_sync
-from actors.cluster import actor_options
-from actors.rollout import RolloutActor
+from actors.distill.rollout import RolloutActor
+from actors.engine import weight_sync
+from actors.runtime.cluster import actor_options
 from raft_ray.config import Config
+from raft_ray.distill.order import Place
+from raft_ray.distill.trajectory import Chunk, Trajectory
 from raft_ray.models import TINY, resolve
-from raft_ray.pipeline import Place
-from raft_ray.prompts import EncodedRow
-from raft_ray.trajectory import Chunk, Trajectory
+from raft_ray.models.prompts import EncodedRow
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]

@@ -12,10 +12,10 @@ import pytest
 import ray
 from faulty_server import FaultyServer, Reply, fails, faulty_server, says
 
-from actors.evaluate import evaluate
-from actors.judge_actor import JudgeActor, judge_options
-from actors.refine_store import RemoteStore, cache_actor
-from actors.remote import get
+from actors.evaluate.evaluation import evaluate
+from actors.evaluate.judge_actor import JudgeActor, judge_options
+from actors.refine.cache import RemoteStore, cache_actor
+from actors.runtime.remote import get
 from raft_ray import models
 from raft_ray.config import Config, DomainMetric, Dtype, RefineModelConfig
 from raft_ray.data import Row

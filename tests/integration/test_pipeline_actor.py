@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import ray
 
-from actors.pipeline import PipelineActor
+from actors.distill.pipeline import PipelineActor
 from raft_ray.config import Config
-from raft_ray.pipeline import RowOrder
-from raft_ray.prompts import EncodedRow
-from raft_ray.trajectory import Chunk, Sample, SampleInfo, Trajectory
+from raft_ray.distill.order import RowOrder
+from raft_ray.distill.trajectory import Chunk, Sample, SampleInfo, Trajectory
+from raft_ray.models.prompts import EncodedRow
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]

@@ -13,10 +13,10 @@ from run_files import lines
 from safetensors.torch import load_file
 
 from raft_ray.config import Config, Dtype, ModelConfig, RolloutConfig
+from raft_ray.distill.losses import EmaBalancer
 from raft_ray.errors import RaftError
-from raft_ray.losses import EmaBalancer
 from raft_ray.models import TINY, load_model, load_tokenizer, resolve
-from raft_ray.records import PHASES
+from raft_ray.runs.records import PHASES
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
@@ -31,7 +31,7 @@ def run(config: Config) -> Path:
 def test_two_learners_and_two_rollout_actors_leave_a_complete_record(tmp_path: Path, make_config: MakeConfig) -> None:
     folder = run(
         make_config(
-            tmp_path / "run", "learner.workers=2", "learner.zero_stage=2", "rollout.actors=2", "teacher.actors=2"
+            tmp_path / "run", "learner.num_workers=2", "learner.zero_stage=2", "rollout.actors=2", "teacher.actors=2"
         )
     )
     metrics, trace = lines(folder / "metrics.jsonl"), lines(folder / "trace.jsonl")
@@ -85,13 +85,13 @@ def test_with_staleness_one_rollouts_run_ahead_by_one_version_and_no_more(
 
 def test_two_ranks_and_sharded_weights_train_what_one_rank_trains(tmp_path: Path, make_config: MakeConfig) -> None:
     """Accumulation on one rank, ZeRO-2 and ZeRO-3 on two: the same losses, λ and weights, to rounding."""
-    one = run(make_config(tmp_path / "one", "learner.max_steps=2", "learner.tokens=80"))
+    one = run(make_config(tmp_path / "one", "learner.max_steps=2", "learner.max_tokens_per_microbatch=80"))
     original = dict(load_model(resolve(TINY), ModelConfig(dtype=Dtype.float32)).named_parameters())
     want = load_file(one / "model" / "model.safetensors")
     for stage in (2, 3):
         two = run(
             make_config(
-                tmp_path / f"two-{stage}", "learner.max_steps=2", "learner.workers=2", f"learner.zero_stage={stage}"
+                tmp_path / f"two-{stage}", "learner.max_steps=2", "learner.num_workers=2", f"learner.zero_stage={stage}"
             )
         )
         for a, b in zip(lines(one / "metrics.jsonl"), lines(two / "metrics.jsonl"), strict=True):
@@ -140,11 +140,11 @@ def test_the_exported_model_answers_in_vllm_as_in_transformers_and_is_the_traine
 def vllm_greedy(model: str, ids: list[int], count: int) -> list[int]:
     import ray
 
-    from actors.cluster import actor_options
+    from actors.runtime.cluster import actor_options
 
     @ray.remote
     def answer() -> list[int]:
-        from actors.engine import Engine
+        from actors.engine.vllm_engine import Engine
 
         engine = Engine(model, ModelConfig(dtype=Dtype.float32), RolloutConfig(), context=256)
         return engine.generate([ids], max_new_tokens=count, temperature=0.0)[0].token_ids

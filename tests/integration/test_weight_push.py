@@ -17,12 +17,12 @@ import torch
 from changed_weights import changed_model, prompt_ids
 from http_status import free_port
 
-from actors.rollout import RolloutActor
+from actors.distill.rollout import RolloutActor
 from raft_ray.config import Config, Dtype, SyncBackend
+from raft_ray.distill.order import Place
+from raft_ray.distill.trajectory import Chunk
 from raft_ray.models import TINY, resolve
-from raft_ray.pipeline import Place
-from raft_ray.prompts import EncodedRow
-from raft_ray.trajectory import Chunk
+from raft_ray.models.prompts import EncodedRow
 
 # Workers cannot import test modules: they travel as code.
 for module in (sys.modules[__name__], changed_weights, fake_gpu):
@@ -63,9 +63,9 @@ class Learner:
             "MASTER_PORT": str(port),
         }
         torch.set_num_threads(1)
-        from actors import weight_push
-        from actors.learner import make_engine
-        from actors.weight_publish import make_publisher
+        from actors.distill.learner import make_engine
+        from actors.engine import weight_push
+        from actors.engine.weight_backends import make_publisher
 
         # Many parts for a model of two layers.
         weight_push.PACKED_BYTES = 2**15
@@ -116,7 +116,7 @@ class System:
     """Two ranks, and three rollout actors: two in the NCCL group, one on the GPU of the second rank."""
 
     def __init__(self, run_dir: Path) -> None:
-        from actors.cluster import actor_options
+        from actors.runtime.cluster import actor_options
 
         config = Config()
         config.model.path, config.model.dtype, config.model.context = TINY, Dtype.float32, 256

@@ -22,9 +22,9 @@ class Probe:
     """An engine and the means to change its weights, in a process of its own."""
 
     def __init__(self, folder: str) -> None:
-        from actors import weight_sync
-        from actors.engine import Engine
-        from actors.weight_receive import Receiver
+        from actors.engine import weight_sync
+        from actors.engine.vllm_engine import Engine
+        from actors.engine.weight_receive import Receiver
 
         weight_sync.register()
         model = ModelConfig(dtype=Dtype.float32)
@@ -47,7 +47,7 @@ class Probe:
 
 @pytest.fixture(scope="module")
 def probe(ray_cluster: None) -> Iterator[Any]:
-    from actors.cluster import actor_options
+    from actors.runtime.cluster import actor_options
 
     options = actor_options(role="rollout", num_cpus=1, num_gpus=0, threads=1)
     actor: Any = ray.remote(Probe).options(**options).remote(resolve(TINY))
@@ -67,7 +67,7 @@ def greedy(model: Any, ids: list[int]) -> list[int]:
 
 
 def test_after_a_sync_the_engine_answers_as_the_new_weights_do(probe: Any) -> None:
-    from actors import weight_sync
+    from actors.engine import weight_sync
 
     ids = prompt_ids()
     for version in (1, 2):
@@ -87,7 +87,7 @@ def test_a_completion_ends_with_the_first_token_that_is_a_stop(probe: Any) -> No
 
 
 def test_weights_that_are_not_the_learners_are_refused(probe: Any) -> None:
-    from actors import weight_sync
+    from actors.engine import weight_sync
 
     weights = weight_sync.pack(3, changed_model(3).named_parameters())
     with pytest.raises(ray.exceptions.RayTaskError, match="probe: weights of version 3"):
@@ -97,7 +97,7 @@ def test_weights_that_are_not_the_learners_are_refused(probe: Any) -> None:
 
 
 def test_a_version_that_lacks_a_parameter_is_refused(probe: Any) -> None:
-    from actors import weight_sync
+    from actors.engine import weight_sync
 
     tensors = [(n, p) for n, p in changed_model(5).named_parameters() if "layers.1.mlp.down_proj" not in n]
     weights = weight_sync.pack(5, tensors)
@@ -106,7 +106,7 @@ def test_a_version_that_lacks_a_parameter_is_refused(probe: Any) -> None:
 
 
 def test_the_same_seed_samples_the_same_tokens(probe: Any) -> None:
-    from actors import weight_sync
+    from actors.engine import weight_sync
 
     weights = weight_sync.pack(6, changed_model(6).named_parameters())
     ray.get(probe.load.remote(6, [ray.put(weights)], weights.checksum), timeout=120)
@@ -117,7 +117,7 @@ def test_the_same_seed_samples_the_same_tokens(probe: Any) -> None:
 
 
 def test_packing_keeps_every_tensor_bit_for_bit() -> None:
-    from actors import weight_sync
+    from actors.engine import weight_sync
 
     model = changed_model(7)
     weights = weight_sync.pack(0, model.named_parameters())

@@ -145,7 +145,7 @@ def test_an_engine_follows_a_schema(tmp_path: Path) -> None:
     """Guided decoding: even a random model answers in JSON."""
     import ray
 
-    from actors.refine_engine import RefineEngine, plan_pool
+    from actors.refine.engines import RefineEngine, plan_pool
 
     config = make_config(tmp_path / "run", [])
     engine = ray.remote(RefineEngine).options(num_cpus=1).remote(plan_pool(config, "self"), "e", config.run.dir)
@@ -184,8 +184,8 @@ def test_what_cannot_start_ends_stage_1_with_its_own_words(tmp_path: Path) -> No
 
 
 def test_an_engine_or_a_source_that_fails_is_named(tmp_path: Path) -> None:
-    from actors.refine import refine as refine_rows
-    from raft_ray.slices import scan
+    from actors.refine.flow import refine as refine_rows
+    from raft_ray.data.slices import scan
 
     config = make_config(tmp_path / "run", FACTS, enabled=False, batch=2)
     found = scan(config.data.train, config.data, split="train", batch=2)

@@ -11,7 +11,7 @@ import pytest
 from raft_ray.config import Config, Dtype
 from raft_ray.errors import DataError, RaftError
 from raft_ray.models import TINY, load_chat, load_model, resolve
-from raft_ray.prompts import PromptEncoder
+from raft_ray.models.prompts import PromptEncoder
 from raft_ray.refine.gap import GAP, VALUES, read_gap
 from raft_ray.refine.likelihood import Likelihood
 from raft_ray.refine.refiner import unrefined
@@ -43,7 +43,7 @@ def config(run_dir: Path) -> Config:
 
 
 def test_every_rows_numbers_are_those_of_the_model_whatever_the_actors(tmp_path: Path) -> None:
-    from actors.refine_gap import measure_gap
+    from actors.refine.gap import measure_gap
 
     rows = refined_rows(21)
     folder = tmp_path / "refined"
@@ -93,7 +93,7 @@ def test_every_rows_numbers_are_those_of_the_model_whatever_the_actors(tmp_path:
 
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
-    from actors.refine_gap import measure_gap
+    from actors.refine.gap import measure_gap
 
     folder = tmp_path / "refined"
     folder.mkdir()

@@ -13,8 +13,7 @@ from interrupting import begun, interrupted
 from listener import Listener, Rule, first_of, once
 from refine_runs import TINY_REFINE, make_config, refine, refined_folder, summary, tiny_rows
 
-from raft_ray import settings
-from raft_ray.config import Config
+from raft_ray.config import Config, settings
 from raft_ray.refine import read_refined
 from raft_ray.refine.schema import RefinedRow, part_files
 

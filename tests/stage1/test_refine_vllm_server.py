@@ -18,12 +18,12 @@ from refine_runs import make_config, refine, summary
 
 from raft_ray import models
 from raft_ray.config import RefineModelConfig, SimilarityOn
+from raft_ray.config.precision import of_cpu
 from raft_ray.errors import ConfigError
 from raft_ray.refine.endpoint import Endpoint
 from raft_ray.refine.generation import Ask, Generation
 from raft_ray.refine.judges import Case
 from raft_ray.refine.llm_judge import SCORES, LlmJudge
-from raft_ray.settings.precision import of_cpu
 
 LONGEST_START = 300.0
 NAME = "smollm2"

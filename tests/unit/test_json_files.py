@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from raft_ray import trained
+from raft_ray.distill.order import RowOrder
 from raft_ray.errors import RaftError
 from raft_ray.json_files import append_lines, read_json, read_lines
-from raft_ray.pipeline import RowOrder
-from raft_ray.records import RunRecords, missing_steps, steps_done, write_event
 from raft_ray.report.files import read_run
-from raft_ray.spans import read_spans
+from raft_ray.runs import trained
+from raft_ray.runs.records import RunRecords, missing_steps, steps_done, write_event
+from raft_ray.runs.spans import read_spans
 
 WHOLE = '{"step": 0, "epoch": 0, "row": 3, "text": "λ"}\n'
 TORN = ['{"step": 1, "ro', '{"step": 1, "text": "\u03bb'[:-1] + "\udcce", "{"]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from raft_ray import models, settings
-from raft_ray.config import Config
+from raft_ray import models
+from raft_ray.config import Config, settings
+from raft_ray.config.reading import entry_type, keys
 from raft_ray.errors import RaftError
 from raft_ray.preflight import preflight
-from raft_ray.settings.reading import entry_type, keys
 
 ROW = {"prompt": "What?", "answer": "This."}
 

@@ -16,7 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from raft_ray import settings
+from raft_ray.checks import check
+from raft_ray.config import settings
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -42,7 +43,7 @@ def test_the_wheel_holds_code_presets_prompts_and_templates_and_no_tests(wheel: 
     for name in [
         "raft_ray/cli/app.py",
         "actors/run.py",
-        "raft_ray/general_prompts.jsonl",
+        "raft_ray/data/general_prompts.jsonl",
         "raft_ray/report/report.html.j2",
         "raft_ray/report/report.css",
         *(f"raft_ray/configs/{preset}.yaml" for preset in settings.presets()),
@@ -56,8 +57,9 @@ def test_the_wheel_holds_code_presets_prompts_and_templates_and_no_tests(wheel: 
 def test_an_installed_wheel_finds_its_presets_and_prompts(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = (
-        "from raft_ray import settings; settings.check(settings.load('demo'));"
-        "from raft_ray.templates import load_prompt; load_prompt('teacher', ('prompt', 'answer'), 'teacher.template');"
+        "from raft_ray.checks import check; from raft_ray.config import settings; check(settings.load('demo'));"
+        "from raft_ray.models.templates import load_prompt;"
+        "load_prompt('teacher', ('prompt', 'answer'), 'teacher.template');"
         "print(settings.configs_dir())"
     )
 
@@ -217,7 +219,7 @@ def test_the_jobs_entrypoint_is_a_command_that_raft_ray_understands() -> None:
     words = manifest("rayjob.yaml")["spec"]["entrypoint"].split()
 
     assert words[:4] == ["python", "-m", "raft_ray", "run"]
-    settings.check(settings.load(words[4], words[5:]))
+    check(settings.load(words[4], words[5:]))
 
 
 def test_the_launcher_file_is_what_ray_up_accepts() -> None:

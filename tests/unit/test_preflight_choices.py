@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from actors.eval_actor import Questions
-from actors.score_actor import ScoreActor
-from raft_ray import models, settings
-from raft_ray.config import Config, ModelConfig
+from actors.evaluate.eval_actor import Questions
+from actors.evaluate.score_actor import ScoreActor
+from raft_ray import models
+from raft_ray.config import Config, ModelConfig, settings
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, DataError
 from raft_ray.preflight import preflight

@@ -13,11 +13,12 @@ from architectures.tokenizers import GENERATION, TOKENIZERS
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from raft_ray import models, settings
+from raft_ray import models
 from raft_ray.cli.app import load
-from raft_ray.config import Config, Method, ModelConfig
+from raft_ray.config import Config, Method, ModelConfig, settings
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.preflight import encode, preflight, show_prompts
+from raft_ray.runs.folders import check_run_dir
 
 GOOD = {"prompt": "What is iron?", "answer": "A metal."}
 WITH_SYSTEM = {
@@ -187,7 +188,7 @@ def test_the_day_is_fixed_when_a_config_is_read_and_kept_by_a_resumed_run(tmp_pa
     settings.save(first, Path(run) / "config.yaml")
     for resumed in (load("raft", keys, resume=True, run_dir=run), load(run, [], resume=True)):
         assert resumed.model.date == "2026-01-31"
-        settings.check_run_dir(resumed)
+        check_run_dir(resumed)
     another = load(run, ["model.date=2026-02-01"], resume=True)
     with pytest.raises(ConfigError, match=r"model.date=2026-02-01: .*2026-01-31"):
-        settings.check_run_dir(another)
+        check_run_dir(another)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from raft_ray import models, settings
-from raft_ray.config import Config
+from raft_ray import models
+from raft_ray.config import Config, settings
 from raft_ray.data import read_rows
 from raft_ray.errors import DataError
 from raft_ray.preflight import encode, preflight

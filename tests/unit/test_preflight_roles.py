@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from raft_ray import models, settings
+from raft_ray import models
+from raft_ray.config import settings
 from raft_ray.errors import DataError
 from raft_ray.preflight import preflight
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from raft_ray.cli import app
 from raft_ray.evaluate.table import summary_table
 from raft_ray.printable import one_line, plain, printable
-from raft_ray.status import status_view
+from raft_ray.runs.status import status_view
 
 ROOT = Path(__file__).parents[2]
 HARMFUL = "\x1b[31mred\x1b[0m \r \x07 \x9b2J \u202e \ud800 \0 [/bold] [red]"
@@ -66,7 +66,7 @@ def test_errors_of_the_command_line_are_one_printable_line(arguments: list[str])
 
 def test_every_value_that_is_printed_with_markup_is_made_plain() -> None:
     found = []
-    for path in [*ROOT.glob("actors/*.py"), *ROOT.glob("raft_ray/**/*.py")]:
+    for path in [*ROOT.glob("actors/**/*.py"), *ROOT.glob("raft_ray/**/*.py")]:
         for call in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.args):
                 continue

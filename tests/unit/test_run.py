@@ -11,11 +11,10 @@ import pytest
 
 from actors import run
 from actors.run import running
-from raft_ray import settings
-from raft_ray.config import Config
+from raft_ray.config import Config, settings
+from raft_ray.data.slices import Scan
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.preflight import Prepared
-from raft_ray.slices import Scan
 
 
 @pytest.fixture

@@ -1,0 +1,64 @@
+"""Writing a trained model as a Hugging Face folder that `transformers` and vLLM load."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import ray
+
+from actors.engine.weight_sync import Weights
+from actors.runtime.remote import FETCH
+from raft_ray import models
+from raft_ray.announce import announce
+from raft_ray.config import ModelConfig
+from raft_ray.files import writing
+from raft_ray.models.transformers4 import add_old_keys
+from raft_ray.runs.trained import Trained
+
+
+@ray.remote
+def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], folder: str, trained: Trained) -> str:
+    """Write `folder`: the weights behind `ref` with the original's config, generation config and tokenizer.
+
+    Weights are safetensors of at most 5 GB a file, in the dtype that they were packed in. An older `folder` is
+    replaced once the new one is complete. `trained` says of what it is, in the folder as well.
+
+    Raises `RaftError` where it cannot be written.
+    """
+    with writing(folder):
+        try:
+            return _write(config, original, ref, folder, trained)
+        except Exception as error:
+            # What safetensors and tokenizers raise, which are written in Rust.
+            if "os error" not in str(error):
+                raise
+            raise OSError(str(error)) from error
+
+
+def _write(config: ModelConfig, original: str, ref: list[ray.ObjectRef], folder: str, trained: Trained) -> str:
+    from huggingface_hub import save_torch_state_dict
+    from transformers import AutoConfig
+    from transformers.utils import cached_file
+
+    (weights,) = ray.get(ref, timeout=FETCH)
+    assert isinstance(weights, Weights)
+    state = models.checkpoint_tensors(original, config, dict(weights.tensors()))
+    target, partial = Path(folder), Path(folder + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_torch_state_dict(state, partial, max_shard_size="5GB")
+    announce("export", "writing")
+    settings = AutoConfig.from_pretrained(original, trust_remote_code=config.trust_remote_code)
+    settings.dtype = weights.specs[0].dtype
+    settings.save_pretrained(partial)
+    models.load_tokenizer(original, config).save_pretrained(partial)
+    add_old_keys(partial)
+    # As it is: transformers would not write again all that it reads. Without one, it goes by the config.
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    if generation := cached_file(original, "generation_config.json", **quiet):
+        shutil.copyfile(generation, partial / "generation_config.json")
+    trained.write(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return folder

@@ -1,0 +1,336 @@
+"""The pipeline actor: joins rollout actors, teacher actors and learners, and keeps the books.
+
+```
+  order ──> Ledger ──> Flow: rollout actors, teachers ──> Ledger ──> next_batch, one a learner rank
+               ▲                                                        waits for its share │
+               └──────────────── Ledger.done <──── publish(version) <───────────────────────┘
+```
+
+Who waits for whom: a learner rank waits in `next_batch` until its share is scored; the loops of `actors.distill.flow`
+wait for places, freed by `publish`, and mend what dies. What they cannot mend is the pipeline's error, and ends every
+wait.
+
+Trajectories, targets and weights stay in the object store: this actor holds references, lengths and versions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.distill.crew import Crew
+from actors.distill.diary import Diary
+from actors.distill.flow import Flow, Published
+from actors.distill.seal import read_key
+from actors.runtime.cluster import log_to_file
+from actors.runtime.limits import Limits
+from actors.runtime.loops import Loops
+from raft_ray.announce import announce
+from raft_ray.config import Config
+from raft_ray.distill.elastic import Elastic
+from raft_ray.distill.order import RowOrder, balanced_shares
+from raft_ray.distill.trajectory import Probe, SampleInfo
+from raft_ray.errors import RaftError
+from raft_ray.models.prompts import EncodedRow
+from raft_ray.runs.records import RunRecords
+
+STARTING_AGAIN = "the pipeline actor and the learners are starting again; ask in a minute"
+
+
+class NotBegunError(RuntimeError):
+    """Asked of a process that has no rows: no error of the run, but one after which the learners start again."""
+
+
+class PipelineActor:
+    """One a training run. Async: every method may wait while others go on.
+
+    Args:
+        config: of the run.
+        order: which rows each step trains on.
+        run_dir: for the records and the log.
+        make_rollout, make_teacher: make the actor of a name, given the table, and return its handle at once.
+        distils: whether the method samples and scores at all.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        order: RowOrder,
+        run_dir: str,
+        make_rollout: Callable[[list[ray.ObjectRef], str], Any],
+        make_teacher: Callable[[list[ray.ObjectRef], str], Any],
+        distils: bool,
+    ) -> None:
+        log_to_file(Path(run_dir), "pipeline")
+        self._config = config
+        self._order = order
+        self._distils = distils
+        self._records = RunRecords(run_dir, order)
+        self._makers = make_rollout, make_teacher
+        self._table: dict[int, EncodedRow] = {}
+        rollout = config.rollout
+        self._elastic = Elastic(rollout.min_actors or rollout.actors, rollout.max_actors or rollout.actors)
+        self._scaled_by_hand = False
+        self._stopped: str | None = None
+        self._run_dir = Path(run_dir)
+        self._loops = Loops()
+        self._diary = Diary(self._records)
+        self._notices: list[str] = []
+        self._limits = Limits()
+        self._going: Flow | None = None
+        self._step = 0
+        self._ranks: dict[int, tuple[str, float]] = {}
+        """What each learner rank does, and since when."""
+        self._looked = 0.0
+        """When the number of rollout actors was last changed, or the run began."""
+
+    async def prepare(self, table: list[ray.ObjectRef]) -> None:
+        """Let the actors start; done once in the life of this process.
+
+        Not a matter of the constructor, whose arguments Ray may have to find again when it restarts this actor.
+
+        Args:
+            table: the encoded training rows by row index, as a reference in a list.
+        """
+        if self._table:
+            return
+        self._table = await table[0]
+        make_rollout, make_teacher = (partial(make, table) for make in self._makers)
+        rollout, teacher = self._config.rollout, self._config.teacher
+        self._rollouts = Crew("rollout", make_rollout, rollout.max_restarts, "rollout.max_restarts")
+        self._teachers = Crew("teacher", make_teacher, teacher.max_restarts, "teacher.max_restarts")
+        if self._distils:
+            for _ in range(rollout.actors):
+                self._rollouts.add(placed=True)
+            for _ in range(teacher.actors):
+                self._teachers.add(placed=True)
+        self._going = self._new_flow(Published(0, None, 0))
+
+    # What the learners call.
+
+    def checkpoint_key(self) -> bytes:
+        """Of the run's seal; see `actors.distill.seal`."""
+        return read_key(self._run_dir)
+
+    async def stop(self, error: str) -> None:
+        """A learner was refused something that no restart mends: the run ends with this error."""
+        self._stopped = self._stopped or error
+        self._loops.fail(RaftError(error))
+
+    def stopped(self) -> str | None:
+        """Why the run ends, once a learner has called `stop`."""
+        return self._stopped
+
+    async def begin(
+        self,
+        step: int,
+        ref: list[ray.ObjectRef] | None,
+        checksum: int,
+        table: list[ray.ObjectRef],
+        probe: Probe | None = None,
+    ) -> None:
+        """(Re)start at `step` with the learner's weights as version `step`; what was on the way is dropped.
+
+        Args:
+            table: as for `prepare`; a restarted pipeline actor has it from here.
+            ref: the packed weights; none for methods that do not sample.
+            probe: what engines with these weights must find likely.
+        """
+        announce("pipeline", "begin", step)
+        await self.prepare(table)
+        await self._loops.restart()
+        self._records.rewind(step)
+        self._diary.forget()
+        self._step, self._looked = step, self._diary.now()
+        self._ranks.clear()
+        wanted = self._flow.growth.wanted
+        self._going = self._new_flow(Published(step, ref, checksum, probe))
+        self._flow.start()
+        self._flow.growth.go_on(wanted)
+
+    def notice(self, text: str) -> None:
+        """Tell the user something about the run: in its events, and on the driver's terminal."""
+        self._records.event("notice", "learner", "", text)
+        self._notices.append(text)
+
+    async def next_batch(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
+        """The rows that `rank` trains on at `step`: `(info, [sample ref], row)` each, balanced by tokens over ranks.
+
+        Waits until the rank's share is scored. Methods without distillation get `(None, [], row)` at once.
+        Raises the error that stopped the pipeline, or `RaftError` after `learner.timeout`.
+        """
+        now = self._diary.now()
+        if rank in self._ranks:
+            self._limits.took("train", now - self._ranks[rank][1])
+        self._ranks[rank] = f"waits for step {step}", now
+        share = await self._share(step, rank, ranks)
+        self._ranks[rank] = f"trains step {step}", self._diary.now()
+        return share
+
+    async def _share(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
+        if not self._distils:
+            places = self._order.batch_of(step)
+            tokens = [len(self._table[p.row].prompt) + len(self._table[p.row].answer) for p in places]
+            return [(None, [], places[i].row) for i in balanced_shares(tokens, ranks)[rank]]
+        share: list[tuple[SampleInfo, Any]] | None = None
+
+        def arrived() -> bool:
+            nonlocal share
+            try:
+                share = self._flow.ledger.share(step, rank, ranks)
+            except RaftError as error:
+                self._loops.fail(RaftError(f"{error}; the last time: {self._flow.last_loss}"))
+            return share is not None
+
+        timeout = self._config.learner.timeout
+        await self._loops.wait_for(arrived, lambda: f"the samples of step {step}", timeout, "learner.timeout")
+        return [(info, [sample], info.place.row) for info, sample in share or []]
+
+    async def lost(self, step: int, rows: list[int]) -> None:
+        """Samples of `step` cannot be fetched, their node is gone: make them again; then ask `next_batch` again."""
+        logging.warning("samples of step %d are lost and will be made again: rows %s", step, rows)
+        self._flow.regenerate(step, rows)
+
+    async def hold(self, version: int) -> dict[str, Any]:
+        """Bring every rollout actor to rest before a back end pushes `version` into them; `publish` lets them go on.
+
+        Returns the handles by name. An actor that starts meanwhile is left out: it serves from the next push on.
+        Raises `RaftError` when they do not come to rest within `learner.timeout`.
+        """
+        return await self._flow.hold(version)
+
+    async def publish(
+        self, version: int, ref: list[ray.ObjectRef] | None, checksum: int, record: dict[str, Any]
+    ) -> None:
+        """Step `version - 1` is done: record it, free its places and offer the new weights to the rollout actors.
+
+        Args:
+            ref: the packed weights; none where nobody needs them, or where `hold`'s actors have them already.
+            record: the learner's part of the step's metrics.
+        """
+        announce("pipeline", "publish", version)
+        step = version - 1
+        self._diary.learned(step, record["seconds"])
+        record["seconds"] |= self._diary.take(step)
+        aside = self._flow.ledger.aside_of(step)
+        infos = self._flow.ledger.done(step) if self._distils else []
+        record["object_store_peak"] = self._flow.peak_bytes + 2 * record.pop("weights_bytes", 0)
+        self._flow.peak_bytes = 0
+        self._records.add(step, infos, record, aside)
+        self._flow.publish(Published(version, ref, checksum))
+        self._step = version
+        self._diary.step_done(self._records.last or {})
+        if self._distils:
+            await self._resize()
+
+    # What the driver and the command line call.
+
+    def progress(self) -> dict[str, Any]:
+        """`step` done, `steps` of the run, the last metrics, the error if the pipeline stopped, and notices."""
+        return {
+            "step": self._step,
+            "steps": self._order.steps,
+            "last": self._records.last,
+            "error": self._stopped or (str(self._loops.error) if self._loops.error else None),
+            "notices": self._notices,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Who does what, the queue, rates and the bottleneck; see `raft_ray.runs.status` for how it is shown.
+
+        Raises `RaftError` while the pipeline actor itself starts again.
+        """
+        if self._going is None:
+            raise RaftError(STARTING_AGAIN)
+        capacity = self._flow.ledger.capacity
+        return {
+            **self.progress(),
+            "version": self._flow.published.version,
+            "actors": [member.status() for crew in (self._rollouts, self._teachers) for member in crew],
+            "learners": self._config.learner.num_workers,
+            "ranks": [
+                {"name": f"learner-{rank}", "state": what, "seconds": round(self._diary.now() - since, 1)}
+                for rank, (what, since) in sorted(self._ranks.items())
+            ],
+            "waits_for_room": self._flow.growth.waits,
+            "queue": {
+                "in_flight": capacity.in_flight,
+                "ready": capacity.ready,
+                "limit": capacity.limit,
+                "came_back": self._flow.ledger.waiting,
+                "set_aside": len(self._flow.ledger.aside),
+            },
+            "rates": self._diary.rates(),
+            "advice": self._overdue() or self._diary.advice(),
+        }
+
+    def _overdue(self) -> str | None:
+        """Which learner has not come back from its step for too long; more of them would be no help."""
+        limit = self._limits.of("train", self._config.learner.timeout)
+        for rank, (what, since) in sorted(self._ranks.items()):
+            if what.startswith("trains") and (silent := self._diary.now() - since) > limit:
+                return (
+                    f"learner-{rank} {what} and has not been heard of for {silent:.0f} s (limit {limit:.0f} s): it "
+                    "hangs, or waits for a rank that does; Ray Train starts the learners again when a process is silent"
+                )
+        return None
+
+    async def scale(self, rollouts: int) -> dict[str, Any]:
+        """Have so many rollout actors from now on: new ones start, superfluous ones leave after their chunk.
+
+        Switches the `rollout.min_actors`/`max_actors` policy off. Returns how many were wanted `before`, how many there
+        are `now`, and what the others wait for (`waits`; none if all fit). Those start when there is room.
+        Raises `RaftError` for less than one, for methods without rollouts, and while the pipeline actor starts again.
+        """
+        if self._going is None:
+            raise RaftError(STARTING_AGAIN)
+        if not self._distils:
+            raise RaftError(f"distill.method={self._config.distill.method.value} has no rollout actors to scale")
+        if rollouts < 1:
+            raise RaftError(f"--rollouts {rollouts}: at least one rollout actor must stay")
+        before = self._flow.growth.wanted
+        self._scaled_by_hand = True
+        await self._flow.resize(rollouts)
+        return {"before": before, "now": len(self._rollouts), "waits": self._flow.growth.waits}
+
+    def finish(self) -> None:
+        """Flush the records and stop the loops."""
+        if self._going is not None:
+            self._going.growth.forget()
+        self._loops.cancel()
+        self._records.close()
+
+    async def _resize(self) -> None:
+        """Let the policy look at the steps since its last change."""
+        starting = any(not member.ready for member in self._rollouts)
+        if self._scaled_by_hand or starting or self._flow.growth.waits or self._elastic.fixed:
+            return
+        have = self._flow.growth.wanted
+        wanted = self._elastic.target(have, self._diary.loads(self._looked))
+        if wanted != have:
+            self._looked = self._diary.now()
+            await self._flow.resize(wanted)
+
+    @property
+    def _flow(self) -> Flow:
+        if self._going is None:
+            raise NotBegunError("the pipeline actor has been started again; the learners have to begin anew")
+        return self._going
+
+    def _new_flow(self, published: Published) -> Flow:
+        return Flow(
+            self._config,
+            self._order,
+            self._records,
+            self._diary,
+            self._loops,
+            self._rollouts,
+            self._teachers,
+            published,
+            self._limits,
+        )

@@ -1,0 +1,256 @@
+"""One vLLM engine in the calling process: token ids in, token ids out.
+
+Used by rollout actors, stage 1 and the evaluation alike. Knows nothing about text, rows or Ray, and of
+templates only where a turn ends, except that its weights can be replaced while it lives (see
+`actors.engine.weight_sync`).
+
+Sampling is deterministic: the same engine, weights, list of prompts and seed give the same tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from raft_ray import models
+from raft_ray.config import ModelConfig, RolloutConfig
+from raft_ray.errors import RaftError
+from raft_ray.models import rope
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams, TokensPrompt
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the model wrote after one prompt."""
+
+    token_ids: list[int]
+    """The sampled ids verbatim, the end-of-turn token included if it was sampled."""
+    truncated: bool
+    """The token limit ended it, not the model."""
+
+
+class Engine:
+    """A vLLM `LLM` that lives in this process where that is possible (CPU, or a single GPU).
+
+    Args:
+        folder: the model's, or its hub name.
+        model: its dtype, what loading it may do, and the context that its rotary factors are for.
+        resources: section `rollout`, of which it takes threads, GPUs and memory.
+        context: longest prompt + response in tokens.
+        weight_sync: name of a weight-transfer back end, if the weights will be replaced before the first use. The
+            engine then starts with random ones: what an update does not bring cannot pass for what it should bring.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        model: ModelConfig,
+        resources: RolloutConfig,
+        *,
+        context: int,
+        weight_sync: str | None = None,
+    ) -> None:
+        alone = resources.tensor_parallel == 1
+        # vLLM reads these when it is imported; in one process an engine starts in 3 s instead of 27 s.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if alone else "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        import math
+
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(resources.kv_cache_gib)))
+        if resources.threads is not None:
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            os.environ["OMP_NUM_THREADS"] = str(resources.threads)
+        import torch
+        from vllm import LLM
+        from vllm.config import WeightTransferConfig
+
+        self._folder = folder
+        self._stale_prefixes = False
+        self._stop_ids = models.load_chat(folder, model).stop_ids
+        on_gpu = torch.cuda.is_available()
+        self.llm = LLM(
+            model=folder,
+            dtype=model.dtype.value,
+            max_model_len=context,
+            tensor_parallel_size=resources.tensor_parallel,
+            distributed_executor_backend="uni" if alone else "ray",
+            gpu_memory_utilization=resources.gpu_memory_utilization,
+            enforce_eager=not on_gpu,
+            trust_remote_code=model.trust_remote_code,
+            load_format="dummy" if weight_sync else "auto" if model.allow_pickle else "safetensors",
+            hf_overrides=partial(rope.freeze, context=model.context),
+            generation_config="vllm",
+            disable_log_stats=True,
+            # Between the parts of a JSON answer a small model writes blank lines until its limit cuts it off.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+            weight_transfer_config=WeightTransferConfig(backend=weight_sync) if weight_sync else None,
+            # Also makes the back end known in worker processes of a tensor-parallel engine.
+            worker_extension_cls="actors.engine.weight_sync_engine.WorkerExtension" if weight_sync else "",
+        )
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        *,
+        max_new_tokens: int | list[int],
+        temperature: float,
+        top_p: float = 1.0,
+        seed: int = 0,
+        schema: dict[str, Any] | None = None,
+        between: Callable[[list[int]], None] | None = None,
+    ) -> list[Completion]:
+        """One completion for each prompt (a list of token ids), in the prompts' order.
+
+        `max_new_tokens` is one limit for all, or a limit for each prompt. `temperature=0` is greedy.
+        `seed` seeds the whole call, so a prompt's tokens depend on the list it is in.
+        `schema` is a JSON schema that every completion follows, unless it is cut off.
+        `between` is called after every forward pass with the number of tokens that each prompt has got so far; it may
+        replace the weights inside `paused`.
+        """
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import StructuredOutputsParams
+
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        params = [
+            SamplingParams(
+                max_tokens=limit,
+                temperature=temperature,
+                top_p=top_p,
+                detokenize=False,
+                skip_special_tokens=False,
+                stop_token_ids=self._stop_ids,
+                structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
+            )
+            for limit in limits
+        ]
+        # Seeding the call, not each request: a per-request generator crashes the CPU engine under chunked prefill.
+        # In every worker process: with tensor parallelism none of them is this one.
+        self.llm.collective_rpc(seed_worker, args=(seed,))
+        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        if between is None:
+            outputs = self.llm.generate(inputs, params, use_tqdm=False)
+        else:
+            outputs = self._step_by_step(inputs, params, between)
+        if self._stale_prefixes:
+            self._forget_prefixes()
+        return [
+            Completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason == "length")
+            for output in outputs
+        ]
+
+    def logprobs(self, prompt: list[int], response: list[int]) -> list[float]:
+        """The log-probability of each token of `response` after the ids before it, at temperature 1, in nats."""
+        from vllm import SamplingParams, TokensPrompt
+
+        ids = [*prompt, *response]
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=ids)], params, use_tqdm=False)
+        assert output.prompt_logprobs is not None
+        places = range(len(prompt), len(ids))
+        return [found[ids[place]].logprob for place in places if (found := output.prompt_logprobs[place])]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For the block vLLM computes nothing and keeps what it is writing; then it goes on. From `between` only."""
+        self.llm.sleep(level=0, mode="keep")
+        try:
+            yield
+        finally:
+            self.llm.wake_up(tags=["scheduling"])
+
+    def _step_by_step(
+        self, prompts: list[TokensPrompt], params: list[SamplingParams], between: Callable[[list[int]], None]
+    ) -> list[RequestOutput]:
+        """What `LLM.generate` does, with `between` after every step."""
+        from vllm import RequestOutput
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self.llm.llm_engine
+        latest: dict[str, RequestOutput] = {}
+        for number, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
+            wanted.output_kind = RequestOutputKind.CUMULATIVE
+            engine.add_request(str(number), prompt, wanted)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                assert isinstance(output, RequestOutput)
+                latest[output.request_id] = output
+            written = (latest.get(str(number)) for number in range(len(prompts)))
+            between([len(output.outputs[0].token_ids) if output else 0 for output in written])
+        return [latest[str(number)] for number in range(len(prompts))]
+
+    def load_weights(self, folder: str) -> None:
+        """Go on with the weights of `folder`, a model of the same architecture, without starting anew."""
+        self.weights_change()
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        self.weights_changed()
+
+    def weights_change(self) -> None:
+        """Call before every way of replacing the weights."""
+        self.llm.collective_rpc(unpack_experts)
+
+    def weights_changed(self) -> None:
+        """Forget what was derived from the old weights; call after every way of replacing them.
+
+        Raises `RaftError` for a model whose experts vLLM has not taken up.
+        """
+        self.llm.collective_rpc(repack_heads)
+        if not all(self.llm.collective_rpc(has_packed_experts)):
+            raise RaftError(
+                f"{self._folder}: vLLM does not take up new weights for the experts of this architecture while it "
+                "runs; it can be trained by methods without rollouts (sft, sdft), and evaluated alone"
+            )
+        self._forget_prefixes()
+
+    def _forget_prefixes(self) -> None:
+        """The prefix cache holds keys and values of the old weights. While some are in use, it is not emptied."""
+        self._stale_prefixes = not self.llm.reset_prefix_cache()
+
+
+def unpack_experts(worker: Any) -> None:
+    """Let a vLLM worker pack its experts for the CPU with the next weights too; elsewhere nothing happens.
+
+    vLLM packs them with the kernel's first weights only; later ones would be read as if they were packed.
+    """
+    from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        for module in worker.model_runner.get_model().modules():
+            if isinstance(method := getattr(module, "quant_method", None), FusedMoEMethodBase):
+                method.moe_kernel = None
+
+
+def has_packed_experts(worker: Any) -> bool:
+    """Whether every layer of experts has been packed again since `unpack_experts`."""
+    from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+
+    methods = [getattr(module, "quant_method", None) for module in worker.model_runner.get_model().modules()]
+    return all(method.moe_kernel is not None for method in methods if isinstance(method, FusedMoEMethodBase))
+
+
+def seed_worker(worker: Any, seed: int) -> None:
+    """Seed the sampling of a vLLM worker's process; all workers of an engine draw the same."""
+    import torch
+
+    del worker
+    torch.manual_seed(seed)
+
+
+def repack_heads(worker: Any) -> None:
+    """Pack a vLLM worker's output head for the CPU anew; elsewhere nothing is packed and nothing happens.
+
+    vLLM's reload packs the layers that it loads. A head tied to the embeddings is not loaded by itself, so it would
+    go on computing logits from the packed copy of the old weights.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in worker.model_runner.get_model().modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)

@@ -1,0 +1,234 @@
+"""Stage 1's local models: pools of vLLM engines, one pool a model, which all workers of all roles share.
+
+    worker ── asks ──> EnginePool ──> RefineEngine refine-NAME-0     one call at a time an engine, so that a call's
+    worker ── asks ──>  (a queue)  └> RefineEngine refine-NAME-1     texts depend on its asks and its seed alone
+
+Engines start with the first call: where the cache knows everything, none is needed. One that dies is started again by
+Ray, and its call repeated. Knows nothing about rows or prompts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.runtime.cluster import actor_options, here, log_to_file
+from actors.runtime.limits import Limits
+from actors.runtime.remote import Hung, patiently, within
+from raft_ray.announce import announce
+from raft_ray.config import Config, ModelConfig, RolloutConfig
+from raft_ray.errors import RaftError
+from raft_ray.models import load_chat, model_context, model_identity, resolve
+from raft_ray.refine.generation import Ask, Generation
+from raft_ray.refine.roles import SELF, is_local, model_config, models_used
+
+PING = 60.0
+"""Seconds within which a pool answers, while its engines may take hours."""
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """What the engines of one local model are, and what they take."""
+
+    name: str
+    """`self`, or a key of `refine.models`."""
+    model: ModelConfig
+    engines: int
+    resources: RolloutConfig
+    """Section `rollout`, with what this model's engines ask for."""
+
+    @property
+    def key(self) -> str:
+        """The config key of the number of engines."""
+        return "refine.actors" if self.name == SELF else f"refine.models.{self.name}.actors"
+
+
+def engine_options(plan: PoolPlan, overlapped: bool) -> dict[str, Any]:
+    """Resources and process environment of a pool's engines."""
+    own = plan.resources
+    return actor_options(
+        role="refine", num_cpus=own.num_cpus, num_gpus=own.num_gpus, threads=own.threads, overlapped=overlapped
+    )
+
+
+def plan_pool(config: Config, name: str) -> PoolPlan:
+    """The engines of a local model as the config describes them."""
+    model, own = model_config(config, name), config.rollout
+    if name == SELF:
+        return PoolPlan(name, model, config.refine.actors, own)
+    section = config.refine.models[name]
+    own = replace(own, num_cpus=section.num_cpus, num_gpus=section.num_gpus, tensor_parallel=section.tensor_parallel)
+    return PoolPlan(name, model, section.actors, own)
+
+
+class RefineEngine:
+    """An actor: one engine, with the tokenizer and chat template of its model."""
+
+    def __init__(self, plan: PoolPlan, name: str, run_dir: str) -> None:
+        log_to_file(Path(run_dir), name)
+        self._name = name
+        from actors.engine.vllm_engine import Engine
+
+        folder = resolve(plan.model.path)
+        self._context = model_context(folder, plan.model)
+        self._chat = load_chat(folder, plan.model)
+        self._engine = Engine(folder, plan.model, plan.resources, context=self._context)
+
+    def ready(self) -> str:
+        """Its host."""
+        return here()
+
+    def generate(
+        self,
+        asks: Sequence[Ask],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+        schema: dict[str, Any] | None = None,
+    ) -> list[Generation]:
+        """A text for each ask, without special tokens and thinking; see `raft_ray.refine.generation.Generate`."""
+        announce(self._name, "generating", asks=len(asks))
+        prompts = [self._chat.prompt(ask.chat) for ask in asks]
+        fitting = [ids for ids in prompts if len(ids) + max_new_tokens <= self._context]
+        # What the prefix cache holds depends on earlier calls, and what it gives differs in the last bits.
+        self._engine.llm.reset_prefix_cache()
+        completions = iter(
+            self._engine.generate(
+                fitting, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, schema=schema
+            )
+            if fitting
+            else []
+        )
+        generations = []
+        for ids in prompts:
+            if len(ids) + max_new_tokens > self._context:
+                generations.append(Generation("", too_long=True))
+                continue
+            completion = next(completions)
+            text = self._chat.text(completion.token_ids)
+            generations.append(
+                Generation(
+                    text,
+                    truncated=completion.truncated,
+                    input_tokens=len(ids),
+                    output_tokens=len(completion.token_ids),
+                )
+            )
+        return generations
+
+
+@dataclass
+class _Engine:
+    name: str
+    handle: Any
+    node: str = "a node unknown"
+    trouble: RaftError | None = None
+    """Why it never started."""
+
+    @property
+    def who(self) -> str:
+        return f"RefineEngine {self.name} on {self.node}"
+
+
+class EnginePool:
+    """An asyncio actor: hands calls to whichever engine is free.
+
+    Args:
+        options: of each engine's actor, made where the run's environment is known.
+    """
+
+    def __init__(self, plan: PoolPlan, options: dict[str, Any], run_dir: str) -> None:
+        self._plan = plan
+        self._options = options
+        self._run_dir = run_dir
+        self._free: asyncio.Queue[_Engine] = asyncio.Queue()
+        self._starting: list[asyncio.Task[None]] = []
+        self._limits = Limits()
+
+    async def generate(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
+        """As `RefineEngine.generate`. Raises `RaftError` naming engine, node and cause when no retry helped."""
+        if not self._starting:
+            self._starting = [asyncio.create_task(self._start(number)) for number in range(self._plan.engines)]
+        engine = await self._free.get()
+        try:
+            if engine.trouble:
+                raise engine.trouble
+            return await self._generated(engine, asks, options)
+        finally:
+            self._free.put_nowait(engine)
+
+    async def _generated(self, engine: _Engine, asks: Sequence[Ask], options: dict[str, Any]) -> list[Generation]:
+        """An engine's answer. One that hangs is killed; Ray starts it again, and repeats the call by itself."""
+        call = engine.handle.generate.remote(asks, **options)
+        limit = self._limits.of("generate", self._plan.resources.timeout, len(asks))
+        for attempt in range(self._plan.resources.tries + 1):
+            begun = time.monotonic()
+            try:
+                generations: list[Generation] = await within(call, limit, engine.who, "generating")
+            except Hung as hung:
+                ray.kill(engine.handle, no_restart=False)
+                if attempt == self._plan.resources.tries:
+                    raise RaftError(f"{hung}; it was killed and started again {attempt} times") from None
+                # Now it starts anew first.
+                limit = self._plan.resources.timeout
+                continue
+            self._limits.took("generate", time.monotonic() - begun, len(asks))
+            return generations
+        raise AssertionError("not reached")
+
+    async def ping(self) -> None:
+        """Says that this process lives, while engines work or wait."""
+
+    async def _start(self, number: int) -> None:
+        plan = self._plan
+        name = f"refine-{plan.name}-{number}"
+        own = plan.resources
+        options = {"max_restarts": own.max_restarts, "max_task_retries": own.tries, **self._options}
+        actor = ray.remote(RefineEngine)
+        try:
+            handle = actor.options(name=name, **options).remote(plan, name, self._run_dir)
+        except ValueError:
+            # An engine of before has the name until it has ended.
+            handle = actor.options(**options).remote(plan, name, self._run_dir)
+        engine = _Engine(name, handle)
+        try:
+            engine.node = await within(engine.handle.ready.remote(), own.timeout, engine.who, "starting")
+        except RaftError as error:
+            engine.trouble = error
+        self._free.put_nowait(engine)
+
+
+class PooledGenerate:
+    """A pool of engines as a `Generate`, in the process of a worker."""
+
+    def __init__(self, pool: Any, identity: str) -> None:
+        self.identity = identity
+        self._pool = pool
+
+    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
+        call = self._pool.generate.remote(asks, **options)
+        generations: list[Generation] = patiently(call, self._pool.ping.remote, PING, "an EnginePool")
+        return generations
+
+
+def identities(config: Config) -> dict[str, str]:
+    """Of the models that have a role, by name: what their texts depend on."""
+    return {name: identity(config, name) for name in models_used(config.refine)}
+
+
+def identity(config: Config, name: str) -> str:
+    """What the texts of a model (`self`, or a key of `refine.models`) depend on."""
+    if is_local(config.refine, name):
+        model = model_config(config, name)
+        folder = resolve(model.path)
+        thinks = " thinking" if model.thinking else ""
+        return f"{model_identity(folder)} {model.dtype.value} {model_context(folder, model)}{thinks}"
+    remote = config.refine.models[name]
+    return f"{remote.base_url} {remote.model}"

@@ -1,0 +1,147 @@
+"""FAPM: undo most of a fine-tuning, keeping the changes that matter most for what they cost in forgetting.
+
+Forgetting-aware pruning (arXiv 2509.08255) of the task vector `ΔW = W - W_base`, without training and without data.
+Each parameter tensor is scored by itself, entry by entry:
+
+    S = |ΔW| - mean(|W_base|) · |ΔW| / |W_base|
+
+The first term is how much was learned there, the second how large the change is beside the weight it changes. The
+share `1 - sparsity` of the entries with the highest S keeps its tuned value, the rest takes its base value back.
+
+Knows nothing about architectures, training or Ray: states and safetensors folders only. Torch is imported inside the
+functions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raft_ray.errors import ConfigError, ModelError
+from raft_ray.models.weight_files import INDEX, matched_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPARSITY = 0.9
+"""The paper's default: a tenth of the entries keeps its change."""
+
+
+def fapm(
+    base_state: Mapping[str, Tensor], tuned_state: Mapping[str, Tensor], sparsity: float = SPARSITY
+) -> dict[str, Tensor]:
+    """The tuned state with the share `sparsity` of every tensor's entries put back to the base.
+
+    Of n entries exactly `round((1 - sparsity) · n)` keep the tuned value, bit for bit; among equal scores those that
+    come first. `sparsity=0` is the tuned model, `sparsity=1` the base. Scores are taken in float32, or in float64
+    where the weights are; never more than one tensor's scores exist at a time. What the definition leaves open:
+
+    - Biases and norms (one dimension) are scored as matrices of one row. Keeping them whole would leave some of the
+      change that `sparsity=1` is to undo, and putting them back would join tuned matrices to norms of another model.
+    - Embeddings and an untied head are matrices like any other. A head that is tied to the embeddings gets the same
+      entries as they, since equal tensors have equal scores.
+    - Where `W_base` is 0, any change is infinitely large beside the weight: S is -inf, and it is put back first. An
+      entry that did not change scores 0, also there.
+    - Tensors of integers are buffers, not weights: the tuned model's are kept.
+    - Where the two have different precisions (a bfloat16 model that was trained in float32), the base is taken in the
+      tuned model's.
+
+    Raises `ModelError` where names or shapes differ or a weight is not finite, `ConfigError` for a sparsity outside 0
+    to 1.
+    """
+    _check_sparsity(sparsity)
+    if base_state.keys() != tuned_state.keys():
+        odd = sorted(base_state.keys() ^ tuned_state.keys())
+        raise ModelError(f"FAPM: base and tuned model have different parameters, such as {odd[0]}")
+    return {name: prune_tensor(base_state[name], tuned, sparsity, name) for name, tuned in tuned_state.items()}
+
+
+def prune_folder(base: str | Path, tuned: str | Path, out: str | Path, sparsity: float = SPARSITY) -> None:
+    """Write the pruned model of two safetensors folders to `out`: files and shards as `tuned` has them.
+
+    Holds one shard of the result, and beside it one tensor of each model. `out` must not exist, and appears only when
+    it is whole. A tied head that `tuned` stores beside its embeddings is left out. Raises as `fapm` does, and
+    `ModelError` for a folder without weights or an `out` that exists.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    _check_sparsity(sparsity)
+    base, tuned, out = Path(base), Path(tuned), Path(out)
+    if out.exists():
+        raise ModelError(f"{out}: exists already; remove it, or name another folder for the pruned model")
+    base_files, tuned_files = matched_files(base, tuned)
+    shards: defaultdict[str, list[str]] = defaultdict(list)
+    for name, file in tuned_files.items():
+        shards[file].append(name)
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(tuned, part, ignore=shutil.ignore_patterns("*.safetensors", INDEX, "*.bin", "*.pt"))
+    size = 0
+    for file, names in shards.items():
+        state = {}
+        for name in names:
+            with safe_open(base_files[name], framework="pt") as old, safe_open(file, framework="pt") as new:
+                state[name] = prune_tensor(old.get_tensor(name), new.get_tensor(name), sparsity, name)
+        size += sum(tensor.nbytes for tensor in state.values())
+        save_file(state, part / Path(file).name, metadata={"format": "pt"})
+    if (tuned / INDEX).is_file():
+        index = {
+            "metadata": {"total_size": size},
+            "weight_map": {name: Path(file).name for name, file in tuned_files.items()},
+        }
+        (part / INDEX).write_text(json.dumps(index, indent=2))
+    part.rename(out)
+
+
+def prune_tensor(base: Tensor, tuned: Tensor, sparsity: float, name: str = "tensor") -> Tensor:
+    """One tensor of `fapm`, in the shape, dtype and device of `tuned`; `name` is for messages."""
+    import torch
+
+    alike = base.dtype == tuned.dtype or (base.is_floating_point() and tuned.is_floating_point())
+    if base.shape != tuned.shape or not alike:
+        raise ModelError(
+            f"FAPM: {name} is {tuple(tuned.shape)} {tuned.dtype} in the tuned model, "
+            f"{tuple(base.shape)} {base.dtype} in the base"
+        )
+    if not tuned.is_floating_point():
+        return tuned.detach().clone()
+    base = base.detach().to(tuned)
+    scores = _scores(base, tuned)
+    if scores is None:
+        raise ModelError(f"FAPM: {name} has weights that are not finite")
+    kept = round((1 - sparsity) * scores.numel())
+    if kept == 0:
+        return base.clone()
+    # The kept-th highest score: what is above it is kept, and of its equals as many as there is room for.
+    # (kthvalue takes twenty times as long.)
+    threshold = scores.topk(kept, sorted=False).values.min()
+    keep = scores > threshold
+    equal = (scores == threshold).nonzero().squeeze(1)
+    keep[equal[: kept - int(keep.sum())]] = True
+    return torch.where(keep.view(tuned.shape), tuned.detach(), base)
+
+
+def _scores(base: Tensor, tuned: Tensor) -> Tensor | None:
+    """S of every entry, flat; none where a weight is not finite."""
+    import torch
+
+    precise = torch.float64 if tuned.dtype is torch.float64 else torch.float32
+    old = base.flatten().to(precise)
+    change = (tuned.detach().flatten().to(precise) - old).abs_()
+    # Not in place: without a change of dtype it is the caller's own tensor.
+    old = old.abs()
+    if not (old.isfinite().all() and change.isfinite().all()):
+        return None
+    mean = old.mean(dtype=torch.float64).to(precise)
+    scores = change - mean * change / old
+    return scores.masked_fill_(change == 0, 0.0).masked_fill_((old == 0) & (change != 0), -torch.inf)
+
+
+def _check_sparsity(sparsity: float) -> None:
+    if not 0 <= sparsity <= 1:
+        raise ConfigError(f"FAPM: sparsity={sparsity}: must be between 0 and 1")

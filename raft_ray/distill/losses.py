@@ -1,0 +1,277 @@
+"""The losses of RAFT's stage 2 and the balance between them (arXiv 2606.00147, Eqs. 5 and 8-12).
+
+Knows nothing about models, batches or Ray: tensors in, scalars out.
+
+Shapes: B rows, L positions, n positions of all rows in one list, K tokens kept by the teacher, V vocabulary,
+D hidden size. A reduction is always "mean over a row's tokens, then mean over rows that have any" (Eq. 10);
+`token_weights` turns a mask into the weights that do it, so that micro-batches and ranks can add up parts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from raft_ray.models.head import Head
+
+__all__ = ["EmaBalancer", "FixedBalancer", "sft_loss", "token_weights", "topk_kl", "topk_kl_from_hidden"]
+
+
+def token_weights(mask: Tensor, rows: int | None = None) -> Tensor:
+    """Weights under which a plain sum over positions is the mean over tokens, then over rows.
+
+    Args:
+        mask: [B, L] bool or 0/1, the positions that count.
+        rows: how many rows the mean is over; none takes the rows of `mask` that have any position. Ranks and
+            micro-batches that each hold a part of a batch pass the whole batch's number.
+
+    Returns:
+        [B, L] float32; a row without positions has weight 0 throughout.
+    """
+    mask = mask.to(torch.float32)
+    lengths = mask.sum(-1, keepdim=True)
+    if rows is None:
+        rows = int((lengths > 0).sum())
+    return mask / lengths.clamp(min=1) / max(rows, 1)
+
+
+def topk_kl(
+    student_logits: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor, mask: Tensor, temperature: float
+) -> Tensor:
+    """Top-K temperature KL, Eqs. 8-10: `T² · mean_i mean_t KL(q̃ ‖ p̃)`, both renormalised on the teacher's set.
+
+    Args:
+        student_logits: [B, L, V].
+        teacher_ids: [B, L, K] integer, the teacher's top-K tokens.
+        teacher_logprobs: [B, L, K] the teacher's log-probabilities at temperature 1, or its raw logits (the
+            renormalisation cancels any shift). A padded slot holds `-inf`; its id may be anything in range.
+        mask: [B, L] the response positions that count.
+        temperature: T > 0.
+
+    Returns:
+        A float32 scalar; 0 where no position counts. `K ≥ V` gives the full-vocabulary KL.
+    """
+    weights = token_weights(mask)
+    chosen = student_logits.gather(-1, teacher_ids.long()).float()
+    # A position that does not count may hold anything, NaN included: it must touch neither value nor gradient.
+    keep = mask.bool().unsqueeze(-1)
+    kl, _, _ = _renormalised_kl(
+        torch.where(keep, chosen, 0.0), torch.where(keep, teacher_logprobs.float(), 0.0), temperature
+    )
+    return temperature**2 * (weights * kl).sum()
+
+
+def topk_kl_from_hidden(
+    hidden: Tensor,
+    head_weight: Tensor,
+    teacher_ids: Tensor,
+    teacher_logprobs: Tensor,
+    token_weight: Tensor,
+    temperature: float,
+    chunk: int = 32,
+    head: Head | None = None,
+) -> Tensor:
+    """`topk_kl` from hidden states, with the same value and gradients, never holding an [n, V] tensor.
+
+    Only the K rows of the head that the teacher chose are multiplied, `chunk` positions at a time, which is all
+    that the renormalised loss depends on. Memory above the inputs: [n, K] floats and `chunk · K · D`.
+
+    Args:
+        hidden: [n, D] the student's last hidden states at the positions that predict response tokens.
+        head_weight: [V, D] of the output head.
+        teacher_ids: [n, K] integer.
+        teacher_logprobs: [n, K] log-probabilities or logits; `-inf` in padded slots.
+        token_weight: [n] float, see `token_weights`; a position of weight 0 is ignored.
+        temperature: T > 0.
+        head: what `head_weight` belongs to, where logits have a bias, a scale or a soft cap.
+
+    Returns:
+        A float32 scalar.
+    """
+    head = head or Head(head_weight)
+    return _TopKKL.apply(
+        hidden, head_weight, head.bias, teacher_ids, teacher_logprobs, token_weight, temperature, chunk, head
+    )
+
+
+class _TopKKL(torch.autograd.Function):
+    """Analytic gradient: `∂L/∂v_k = w · T · (p̃_k − q̃_k)` on the K columns and 0 elsewhere, times the head's slope."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head_weight: Tensor,
+        bias: Tensor | None,
+        teacher_ids: Tensor,
+        teacher_logprobs: Tensor,
+        token_weight: Tensor,
+        temperature: float,
+        chunk: int,
+        head: Head,
+    ) -> Tensor:
+        head = replace(head, weight=head_weight, bias=bias)
+        n = hidden.shape[0]
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        slope = torch.empty(teacher_ids.shape, dtype=torch.float32, device=hidden.device)
+        for start in range(0, n, chunk):
+            part = slice(start, start + chunk)
+            ids = teacher_ids[part].long()
+            chosen = head.chosen(hidden[part], ids)
+            keep = (token_weight[part] != 0).unsqueeze(-1)
+            logits = torch.where(keep, chosen, 0.0)
+            target = torch.where(keep, teacher_logprobs[part].float(), 0.0)
+            kl, teacher, student = _renormalised_kl(logits, target, temperature)
+            weight = token_weight[part].float()
+            loss += temperature**2 * (weight * kl).sum()
+            slope[part] = (student - teacher) * (weight * temperature).unsqueeze(-1) * head.slope(logits)
+        ctx.save_for_backward(hidden, head_weight, teacher_ids, slope)
+        ctx.bias = None if bias is None else bias.dtype
+        ctx.chunk = chunk
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, head_weight, teacher_ids, slope = ctx.saved_tensors
+        (grad_loss,) = grad_outputs
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # float32, since thousands of positions add into the rows of frequent tokens.
+        grad_head = (
+            torch.zeros(head_weight.shape, dtype=torch.float32, device=head_weight.device)
+            if ctx.needs_input_grad[1]
+            else None
+        )
+        rows = head_weight.shape[0]
+        grad_bias = torch.zeros(rows, dtype=torch.float32, device=head_weight.device) if ctx.bias else None
+        for start in range(0, hidden.shape[0], ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            ids = teacher_ids[part].long()
+            scaled = slope[part] * grad_loss
+            if grad_hidden is not None:
+                chosen = head_weight[ids]
+                grad_hidden[part] = torch.bmm(scaled.unsqueeze(1).to(chosen.dtype), chosen).squeeze(1)
+            if grad_head is not None:
+                outer = scaled.unsqueeze(-1) * hidden[part].float().unsqueeze(1)
+                grad_head.index_add_(0, ids.flatten(), outer.flatten(0, 1))
+            if grad_bias is not None:
+                grad_bias.index_add_(0, ids.flatten(), scaled.flatten())
+        return (
+            grad_hidden,
+            None if grad_head is None else grad_head.to(head_weight.dtype),
+            None if grad_bias is None else grad_bias.to(ctx.bias),
+            *[None] * 6,
+        )
+
+
+def _renormalised_kl(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(q̃ ‖ p̃) over the last axis, with q̃ and p̃; `student` and `teacher` are float32 logits [..., K]."""
+    padded = teacher == -math.inf
+    log_q = torch.log_softmax(teacher / temperature, -1)
+    log_p = torch.log_softmax((student / temperature).masked_fill(padded, -math.inf), -1)
+    q = log_q.exp()
+    difference = (log_q - log_p).masked_fill(padded, 0.0)
+    return (q * difference).sum(-1), q, log_p.exp()
+
+
+def sft_loss(
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    token_weight: Tensor,
+    chunk: int = 256,
+    head: Head | None = None,
+) -> Tensor:
+    """Cross-entropy of the answer's tokens, Eq. 5, from hidden states, `chunk` positions at a time.
+
+    Each chunk's [chunk, V] logits are made again in the backward pass instead of being kept.
+
+    Args:
+        hidden: [n, D] hidden states at the positions that predict answer tokens.
+        head_weight: [V, D].
+        labels: [n] integer, the answer's tokens.
+        token_weight: [n] float, see `token_weights`.
+        head: as in `topk_kl_from_hidden`.
+
+    Returns:
+        A float32 scalar.
+    """
+    head = head or Head(head_weight)
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, hidden.shape[0], chunk):
+        part = slice(start, start + chunk)
+        loss = loss + checkpoint(
+            _weighted_cross_entropy, hidden[part], head, labels[part], token_weight[part], use_reentrant=False
+        )
+    return loss
+
+
+def _weighted_cross_entropy(hidden: Tensor, head: Head, labels: Tensor, token_weight: Tensor) -> Tensor:
+    losses = torch.nn.functional.cross_entropy(head.logits(hidden), labels.long(), reduction="none")
+    return (losses * token_weight).sum()
+
+
+class EmaBalancer:
+    """λ of `L = L_SFT + λ L_KL` from the losses' bias-corrected moving averages, Eqs. 11-12.
+
+    `m_k ← β m_k + (1-β) L_k`, `m̂_k = m_k / (1-β^s)`, `λ = m̂_SFT / (m̂_KL + ε)`.
+
+    Feed it losses that are averaged over the whole step (all ranks, all micro-batches), so that λ is one number.
+
+    Args:
+        beta: β in [0, 1).
+        eps: ε.
+        max_lambda: cap on λ; a KL near 0 makes the ratio explode.
+    """
+
+    def __init__(self, beta: float = 0.9, eps: float = 1e-8, max_lambda: float | None = None) -> None:
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta={beta}: must be in [0, 1)")
+        self.beta = beta
+        self.eps = eps
+        self.max_lambda = max_lambda
+        self._steps = 0
+        self._sft = 0.0
+        self._kl = 0.0
+
+    def update(self, sft: float, kl: float) -> float:
+        """Take in the losses of step s = 1, 2, ... and return that step's λ, a constant for the gradient.
+
+        Raises `ValueError` for a loss that is not finite, before it can poison the averages.
+        """
+        if not (math.isfinite(sft) and math.isfinite(kl)):
+            raise ValueError(f"losses must be finite, got sft={sft}, kl={kl}")
+        self._steps += 1
+        self._sft = self.beta * self._sft + (1 - self.beta) * sft
+        self._kl = self.beta * self._kl + (1 - self.beta) * kl
+        correction = 1 - self.beta**self._steps
+        value = (self._sft / correction) / (self._kl / correction + self.eps)
+        return value if self.max_lambda is None else min(value, self.max_lambda)
+
+    def state_dict(self) -> dict[str, float]:
+        """The averages and the step, for checkpoints."""
+        return {"steps": self._steps, "sft": self._sft, "kl": self._kl}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._steps, self._sft, self._kl = int(state["steps"]), state["sft"], state["kl"]
+
+
+class FixedBalancer:
+    """A constant λ: the ablation of `EmaBalancer`, with the same interface."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def update(self, sft: float, kl: float) -> float:
+        """The constant, whatever the losses."""
+        return self.value
+
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        del state

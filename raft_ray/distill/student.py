@@ -1,0 +1,312 @@
+"""The student as the learner trains it: a causal model that turns a micro-batch straight into its two losses.
+
+```
+shared (learner.share_prompt):   prompt | answer ŷ | response z      one sequence a row: z does not see ŷ, and its
+                                 0 .. P-1 | P ..    | P ..           positions go on from the prompt's end
+apart:                           prompt | answer ŷ                   two sequences a row, plain causal attention
+                                 prompt | response z
+```
+
+Both layouts give the same losses where all that a layer knows of a sequence is who sees whom and at which position;
+`sharing_error` measures on a row whether that is so. Sharing saves the prompt's second pass. The losses are
+computed inside `forward`, from hidden states, so that no [batch, tokens, vocabulary] tensor exists and so that
+DeepSpeed's ZeRO-3 has the head gathered while it is needed. Knows nothing about Ray, DeepSpeed or ranks.
+
+Shapes: B sequences, L padded tokens, n predicting positions of all rows in one list, K kept by the teacher, D hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from raft_ray.distill.losses import sft_loss, topk_kl_from_hidden
+from raft_ray.distill.trajectory import Sample
+from raft_ray.models.head import Head, decoder_of
+from raft_ray.models.padding import micro_batches, pad_right
+from raft_ray.models.prompts import EncodedRow
+
+_MASS_POSITIONS = 64
+
+
+@dataclass
+class Positions:
+    """Where a loss is taken: `n` positions, each the one before the token that it predicts."""
+
+    sequences: Tensor
+    """[n] int64, which sequence of the micro-batch."""
+    columns: Tensor
+    """[n] int64, its position there."""
+    weight: Tensor
+    """[n] float32; over all micro-batches and ranks of a step they make means over tokens, then over rows."""
+
+    def to(self, device: torch.device) -> Positions:
+        return Positions(self.sequences.to(device), self.columns.to(device), self.weight.to(device))
+
+
+@dataclass
+class MicroBatch:
+    """Some rows of a step for one forward pass: their cross-entropy, and their KL where the method distils."""
+
+    input_ids: Tensor
+    """[B, L] int64, padded on the right."""
+    answers: Positions
+    """Of the cross-entropy; n = tokens of the answers."""
+    labels: Tensor
+    """[n] int64."""
+    position_ids: Tensor | None = None
+    """[B, L] int64, for sequences that share their prompt; else 0, 1, 2, ..."""
+    attention: Tensor | None = None
+    """[B, 1, L, L] bool, who sees whom; else plain causal attention."""
+    responses: Positions | None = None
+    """Of the KL; n = tokens of the responses."""
+    teacher_ids: Tensor | None = None
+    """[n, K] int32."""
+    teacher_logprobs: Tensor | None = None
+    """[n, K] float16."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device."""
+        return MicroBatch(**{k: None if v is None else v.to(device) for k, v in vars(self).items()})  # type: ignore[arg-type]
+
+    @property
+    def tokens(self) -> int:
+        """Positions that carry a loss."""
+        parts = [self.answers] + ([] if self.responses is None else [self.responses])
+        return sum(int((part.weight > 0).sum()) for part in parts)
+
+
+class Reading(NamedTuple):
+    """What a student makes of a micro-batch, for the proofs at a run's start."""
+
+    hidden: Tensor
+    """[n, D] float32 of all predicting positions, those of the answers first."""
+    logprobs: Tensor
+    """[answer tokens] float32, of the labels at temperature 1."""
+
+
+class Student(nn.Module):
+    """Wraps a transformers causal model: `forward(micro_batch)` is its weighted losses `[2]`, float32: (SFT, KL).
+
+    Args:
+        model: the causal model.
+        temperature: T of the KL.
+    """
+
+    def __init__(self, model: Any, temperature: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+        self.student_mass: list[float] = []
+        """For each KL micro-batch since the list was emptied, the mean probability of the teacher's top K under the
+        student, over at most 64 positions (a vocabulary-wide softmax at every position would cost too much)."""
+
+    def forward(self, batch: MicroBatch, read: bool = False) -> Tensor | Reading:
+        """The weighted losses; or, to `read`, what they are taken from."""
+        head = Head.of(self.model)
+        hidden_BLD = self._hidden(batch)
+        if read:
+            return _reading(hidden_BLD, batch, head)
+        at = batch.answers
+        hidden = hidden_BLD[at.sequences, at.columns]
+        sft = sft_loss(hidden, head.weight, batch.labels, at.weight, head=head)
+        if batch.responses is None:
+            return torch.stack([sft, torch.zeros_like(sft)])
+        assert batch.teacher_ids is not None
+        assert batch.teacher_logprobs is not None
+        at = batch.responses
+        hidden = hidden_BLD[at.sequences, at.columns]
+        # One of weight 0 is there for the collectives alone.
+        if at.weight.any():
+            with torch.no_grad():
+                self.student_mass.append(_student_mass(hidden, head, batch.teacher_ids))
+        kl = topk_kl_from_hidden(
+            hidden, head.weight, batch.teacher_ids, batch.teacher_logprobs, at.weight, self.temperature, head=head
+        )
+        return torch.stack([sft, kl])
+
+    def _hidden(self, batch: MicroBatch) -> Tensor:
+        """[B, L, D]."""
+        mask = batch.attention
+        if mask is not None and self.model.config._attn_implementation == "eager":
+            # A model's own attention adds its mask, and would take a bool for 0 and 1.
+            lowest = torch.finfo(self.model.dtype).min
+            mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill_(~mask, lowest)
+        hidden: Tensor = decoder_of(self.model)(
+            input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
+        ).last_hidden_state
+        return hidden
+
+
+@torch.no_grad()
+def sharing_error(forward: Callable[..., Any], row: EncodedRow, response: Sequence[int], device: torch.device) -> float:
+    """How far a row's hidden states in the shared layout are from those apart: the largest relative difference of a
+    predicting position. It is rounding, or shows what the model knows of a sequence beside mask and positions (a
+    window, a bias by distance, a state). Infinite for a model that takes no mask of its rows' own.
+
+    Args:
+        forward: a `Student`, or the engine around one, in evaluation mode; called twice.
+    """
+    apart = forward(_apart([row], [list(response)], 1).to(device), read=True).hidden
+    try:
+        shared = forward(_shared([row], [list(response)], 1).to(device), read=True).hidden
+    # The model's own code, which may do anything with a mask that it does not expect.
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return math.inf
+    return float(((shared - apart).norm(dim=-1) / apart.norm(dim=-1).clamp(min=1e-6)).max())
+
+
+@torch.no_grad()
+def answer_logprobs(forward: Callable[..., Any], row: EncodedRow, device: torch.device) -> list[float]:
+    """The log-probability of each token of a row's answer, in nats; `forward` as for `sharing_error`, called once."""
+    found: list[float] = forward(_plain([row], 1).to(device), read=True).logprobs.tolist()
+    return found
+
+
+def make_micro_batches(
+    rows: Sequence[EncodedRow], samples: Sequence[Sample] | None, *, total: int, tokens: int, share_prompt: bool
+) -> list[MicroBatch]:
+    """Cut a rank's rows into micro-batches.
+
+    Args:
+        rows: this rank's rows.
+        samples: their trajectories and targets, in the same order; none for methods without distillation.
+        total: rows of the whole step, over all ranks.
+        tokens: padded tokens a micro-batch (a longer row stands alone).
+        share_prompt: the layout, see above.
+    """
+    responses = [s.trajectory.token_ids.tolist() for s in samples] if samples is not None else None
+    lengths = []
+    for i, row in enumerate(rows):
+        answer, response = len(row.answer), len(responses[i]) if responses else 0
+        together = len(row.prompt) + answer + response
+        apart = 2 * (len(row.prompt) + max(answer, response))
+        lengths.append(together if share_prompt or not responses else apart)
+    batches = []
+    for group in micro_batches(lengths, tokens):
+        chosen = [rows[i] for i in group]
+        if samples is None or responses is None:
+            batches.append(_plain(chosen, total))
+            continue
+        batch = (_shared if share_prompt else _apart)(chosen, [responses[i] for i in group], total)
+        # A copy: the object store's memory is read-only.
+        batch.teacher_ids = torch.cat([torch.from_numpy(samples[i].teacher_ids.copy()) for i in group])
+        batch.teacher_logprobs = torch.cat([torch.from_numpy(samples[i].teacher_logprobs.copy()) for i in group])
+        batches.append(batch)
+    return batches
+
+
+def empty_micro_batch(top_k: int | None) -> MicroBatch:
+    """One of weight 0, for a rank that has fewer than the others: collectives need equal counts.
+
+    Args:
+        top_k: K of the KL; none for methods without distillation.
+    """
+    at = Positions(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), torch.zeros(1))
+    batch = MicroBatch(torch.zeros(1, 1, dtype=torch.long), at, labels=torch.zeros(1, dtype=torch.long))
+    if top_k is not None:
+        batch.responses = at
+        batch.teacher_ids = torch.arange(top_k, dtype=torch.int32).unsqueeze(0)
+        batch.teacher_logprobs = torch.zeros(1, top_k, dtype=torch.float16)
+    return batch
+
+
+@dataclass
+class _Spots:
+    """Collects `Positions`, a row's part at a time."""
+
+    total: int
+    sequences: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+
+    def add(self, sequence: int, columns: Sequence[int]) -> None:
+        """One row's predicting positions: each weighs 1 / (tokens of the row · rows of the step)."""
+        self.sequences += [sequence] * len(columns)
+        self.columns += columns
+        self.weight += [1 / (len(columns) * self.total)] * len(columns)
+
+    def positions(self) -> Positions:
+        return Positions(
+            torch.tensor(self.sequences), torch.tensor(self.columns), torch.tensor(self.weight, dtype=torch.float32)
+        )
+
+
+def _labels(rows: Sequence[EncodedRow]) -> Tensor:
+    return torch.cat([torch.as_tensor(row.answer, dtype=torch.long) for row in rows])
+
+
+def _plain(rows: Sequence[EncodedRow], total: int) -> MicroBatch:
+    """Prompt and answer, a sequence a row; nothing is predicted from an answer's last token, so it is left out."""
+    answers = _Spots(total)
+    for b, row in enumerate(rows):
+        start = len(row.prompt) - 1
+        answers.add(b, range(start, start + len(row.answer)))
+    return MicroBatch(
+        pad_right([[*row.prompt, *row.answer[:-1]] for row in rows]), answers.positions(), labels=_labels(rows)
+    )
+
+
+def _apart(rows: Sequence[EncodedRow], responses: Sequence[list[int]], total: int) -> MicroBatch:
+    """The answers' sequences, then the responses'."""
+    batch = _plain(rows, total)
+    spots = _Spots(total)
+    for b, (row, response) in enumerate(zip(rows, responses, strict=True)):
+        start = len(row.prompt) - 1
+        spots.add(len(rows) + b, range(start, start + len(response)))
+    batch.input_ids = pad_right(
+        [
+            *([*row.prompt, *row.answer[:-1]] for row in rows),
+            *([*row.prompt, *response[:-1]] for row, response in zip(rows, responses, strict=True)),
+        ]
+    )
+    batch.responses = spots.positions()
+    return batch
+
+
+def _shared(rows: Sequence[EncodedRow], responses: Sequence[list[int]], total: int) -> MicroBatch:
+    """Prompt, answer and response in one sequence a row; the prompt's end predicts the response's first token."""
+    answers, spots = _Spots(total), _Spots(total)
+    sequences = [[*row.prompt, *row.answer[:-1], *response[:-1]] for row, response in zip(rows, responses, strict=True)]
+    input_ids = pad_right(sequences)
+    count, length = input_ids.shape
+    position_ids = torch.arange(length).repeat(count, 1)
+    attention = torch.ones(length, length, dtype=torch.bool).tril().repeat(count, 1, 1, 1)
+    for b, (row, response) in enumerate(zip(rows, responses, strict=True)):
+        prompt, second = len(row.prompt), len(row.prompt) + len(row.answer) - 1
+        answers.add(b, range(prompt - 1, second))
+        spots.add(b, [prompt - 1, *range(second, second + len(response) - 1)])
+        position_ids[b, second:] -= second - prompt
+        attention[b, 0, second:, prompt:second] = False
+    return MicroBatch(
+        input_ids,
+        answers.positions(),
+        labels=_labels(rows),
+        position_ids=position_ids,
+        attention=attention,
+        responses=spots.positions(),
+    )
+
+
+def _reading(hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> Reading:
+    parts = [at for at in (batch.answers, batch.responses) if at is not None]
+    answers, *others = (hidden_BLD[at.sequences, at.columns] for at in parts)
+    logprobs = [
+        head.logits(hidden).log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+        for hidden, labels in zip(answers.split(_MASS_POSITIONS), batch.labels.split(_MASS_POSITIONS), strict=True)
+    ]
+    return Reading(torch.cat([answers, *others]).float(), torch.cat(logprobs))
+
+
+def _student_mass(hidden: Tensor, head: Head, teacher_ids: Tensor) -> float:
+    step = -(-hidden.shape[0] // _MASS_POSITIONS)
+    logits = head.logits(hidden[::step])
+    chosen = logits.gather(-1, teacher_ids[::step].long())
+    return float((chosen.logsumexp(-1) - logits.logsumexp(-1)).exp().mean())

@@ -1,0 +1,37 @@
+"""Where a model comes from, and everything of it that student, teacher, engine and evaluation must agree on.
+
+`loading` resolves, checks and loads it; `prompts` and `chat` make the token ids that a row becomes; `head`, `hidden`
+and `likelihood` compute what it says of them.
+"""
+
+from raft_ray.models.loading import (
+    EMBEDDED,
+    TINY,
+    check_folder,
+    check_rollouts,
+    check_weights,
+    checkpoint_tensors,
+    load_chat,
+    load_model,
+    load_tokenizer,
+    model_context,
+    model_identity,
+    resolve,
+    vocabulary_size,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "TINY",
+    "check_folder",
+    "check_rollouts",
+    "check_weights",
+    "checkpoint_tensors",
+    "load_chat",
+    "load_model",
+    "load_tokenizer",
+    "model_context",
+    "model_identity",
+    "resolve",
+    "vocabulary_size",
+]

@@ -1,0 +1,192 @@
+"""A run's books: `metrics.jsonl`, `trace.jsonl`, `spans.jsonl` and TensorBoard, written by one process, by line.
+
+Knows nothing about Ray or how a step was computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raft_ray.distill.order import Place, RowOrder
+from raft_ray.distill.trajectory import SampleInfo
+from raft_ray.files import write_whole, writing
+from raft_ray.json_files import append_lines, read_lines
+from raft_ray.runs.spans import Span, read_spans
+
+PHASES = (
+    "rollout",
+    "teacher",
+    "load",
+    "dispatch",
+    "wait",
+    "forward_backward",
+    "optimizer",
+    "sync",
+    "checkpoint",
+    "total",
+)
+
+
+class RunRecords:
+    """Writes the records of a run folder; see `docs/design.md` for their fields.
+
+    Args:
+        run_dir: the folder; made if it is missing.
+        order: which rows each step trains on.
+    """
+
+    def __init__(self, run_dir: str | Path, order: RowOrder) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._dir = Path(run_dir)
+        self._order = order
+        self._board_dir = self._dir / "tensorboard"
+        with writing(self._board_dir):
+            self._dir.mkdir(parents=True, exist_ok=True)
+            self._board = SummaryWriter(str(self._board_dir))
+        self.last: dict[str, Any] | None = None
+        self._spans: list[Span] = []
+        self._began: float | None = None
+        """Seconds by which this process began after the run did; unknown before the first `rewind`."""
+
+    def rewind(self, step: int) -> None:
+        """Forget everything from `step` on: a resumed run writes it again, and each line stays unique."""
+        for name in ("metrics.jsonl", "trace.jsonl"):
+            path = self._dir / name
+            if path.exists():
+                kept = [line for _, line in read_lines(path, ["step"]) if line["step"] < step]
+                write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._rewind_spans(step)
+
+    def span(self, span: Span) -> None:
+        """Record what an actor did; it reaches `spans.jsonl` with the next step's records, or on closing.
+
+        Its times are seconds since this process began the run. In a resumed run's file they go on where those of the
+        process before it end.
+        """
+        self._spans.append(span)
+
+    def set_aside(self) -> list[int]:
+        """Rows that engines died on again and again, also in what the run did before it was resumed."""
+        return [line["row"] for _, line in read_lines(self._dir / "set_aside.jsonl", ["row"])]
+
+    def put_aside(self, row: int, step: int, cause: str) -> None:
+        """Record a row that the run goes on without."""
+        self._append("set_aside.jsonl", [{"row": row, "step": step, "cause": cause}])
+
+    def event(self, what: str, who: str, node: str, text: str) -> None:
+        """Record what happened to the run's actors: `lost`, `given up`, `scale`."""
+        write_event(self._dir, what, who, node, text)
+
+    def add(
+        self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], aside: Collection[Place] = ()
+    ) -> None:
+        """Write a step: `record` is the learner's part, `infos` are the step's samples (none without distillation).
+
+        Args:
+            aside: places of the step whose rows were set aside, so that nothing was trained on them.
+        """
+        places = [place for place in self._order.batch_of(step) if place not in aside]
+        count = len(infos)
+        ages = [step - info.version for info in infos]
+        line: dict[str, Any] = {
+            "step": step,
+            "epoch": places[0].epoch,
+            **record,
+            "rows": len(places),
+            "response_length": _mean([info.length for info in infos]),
+            "truncated": _mean([float(info.truncated) for info in infos]),
+            "teacher_mass": _mean([info.teacher_mass for info in infos]),
+            "staleness": _mean(ages),
+            "staleness_max": max(ages, default=None),
+            "staleness_rows": {str(age): ages.count(age) for age in sorted(set(ages))} if count else None,
+            "target_bytes_per_token": (
+                sum(i.target_bytes for i in infos) / sum(i.length for i in infos) if count else None
+            ),
+        }
+        line["seconds"] = {phase: round(record["seconds"].get(phase, 0.0), 4) for phase in PHASES}
+        self._append("metrics.jsonl", [line])
+        by_place = {info.place: info for info in infos}
+        self._append(
+            "trace.jsonl",
+            [
+                {
+                    "epoch": place.epoch,
+                    "step": step,
+                    "row": place.row,
+                    "version": by_place[place].version if count else None,
+                    "response_length": by_place[place].length if count else None,
+                    "rollout": by_place[place].rollout if count else None,
+                    **({"versions": by_place[place].versions} if count and by_place[place].versions else {}),
+                }
+                for place in places
+            ],
+        )
+        self._write_spans()
+        with writing(self._board_dir):
+            for key, value in line.items():
+                if isinstance(value, (int, float)) and key != "step":
+                    self._board.add_scalar(key, value, step)
+            if count:
+                self._board.add_histogram("staleness_rows", np.asarray(ages), step, bins=range(max(ages) + 2))
+            for phase, value in line["seconds"].items():
+                self._board.add_scalar(f"seconds/{phase}", value, step)
+        self.last = line
+
+    def close(self) -> None:
+        """Write the last spans and flush TensorBoard."""
+        self._write_spans()
+        with writing(self._board_dir):
+            self._board.close()
+
+    def _rewind_spans(self, step: int) -> None:
+        self._spans = [span for span in self._spans if span.step < step]
+        path = self._dir / "spans.jsonl"
+        kept = [span for span in read_spans(path) if span.step < step]
+        if path.exists():
+            write_whole(path, "".join(json.dumps(span.to_json()) + "\n" for span in kept))
+        if self._began is None:
+            self._began = max((span.end for span in kept), default=0.0)
+
+    def _write_spans(self) -> None:
+        began = self._began or 0.0
+        shifted = [replace(span, start=span.start + began, end=span.end + began) for span in self._spans]
+        if shifted:
+            self._append("spans.jsonl", [span.to_json() for span in shifted])
+        self._spans.clear()
+
+    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
+        append_lines(self._dir / name, lines)
+
+
+def write_event(run_dir: Path, what: str, who: str, node: str, text: str) -> None:
+    """Append to `events.jsonl` of a run folder."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    append_lines(run_dir / "events.jsonl", [{"at": at, "what": what, "who": who, "node": node, "text": text}])
+
+
+def steps_done(run_dir: str | Path) -> int:
+    """Optimizer steps that `metrics.jsonl` of a run folder has on record; 0 without one. Raises `RaftError`."""
+    return len(read_lines(Path(run_dir) / "metrics.jsonl", ["step"]))
+
+
+def missing_steps(run_dir: Path, step: int) -> dict[str, int]:
+    """By file, how many of the first `step` steps are not in a run's `metrics.jsonl` and `trace.jsonl`.
+
+    Files that have all are left out. Raises `RaftError` for a malformed line.
+    """
+    wanted = set(range(step))
+    names = ("metrics.jsonl", "trace.jsonl")
+    missing = {name: len(wanted - {line["step"] for _, line in read_lines(run_dir / name, ["step"])}) for name in names}
+    return {name: count for name, count in missing.items() if count}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

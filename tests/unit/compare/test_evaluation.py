@@ -1,0 +1,91 @@
+"""The comparison's evaluation: once for all models, one at a time where one cannot be evaluated, and only what is
+missing when it is resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from actors import compare as module
+from actors.runtime.progress import Bars
+from raft_ray.compare.plan import plan
+from raft_ray.config import Config, settings
+from raft_ray.errors import ModelError
+from raft_ray.preflight import Prepared
+
+FOLDERS = {"base": "b", "sft/seed0": "s", "raft/seed0": "r"}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The models of each evaluation that was asked for; one named `bad` cannot be evaluated."""
+    calls: list[list[str]] = []
+
+    def evaluate(
+        models: dict[str, str], config: Config, rows: None, progress: Any, base_answers: Path
+    ) -> dict[str, Any]:
+        calls.append(list(models))
+        asked = [name for name in models if name != "base" or not base_answers.exists()]
+        base_answers.write_text("[]")
+        if "bad" in models.values():
+            raise ModelError("bad: its parameters are not those of b")
+        return {name: {"model": models[name], "call": len(calls)} for name in asked}
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    return calls
+
+
+def _evaluate(folders: dict[str, str], run_dir: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    prepared = Prepared.__new__(Prepared)
+    object.__setattr__(prepared, "test", None)
+    object.__setattr__(prepared, "folder", folders["base"])
+    with Bars(Console(quiet=True)) as bars:
+        work = module._Work(Config(), prepared, bars, run_dir, [])
+        work._folders = folders
+        return work._evaluated(), work.failed
+
+
+def test_all_models_are_evaluated_together(asked: list[list[str]], tmp_path: Path) -> None:
+    blocks, failed = _evaluate(FOLDERS, tmp_path)
+    assert asked == [list(FOLDERS)]
+    assert list(blocks) == list(FOLDERS)
+    assert failed == {}
+    assert json.loads((tmp_path / "eval.json").read_text())["methods"] == blocks
+
+
+def test_a_model_that_cannot_be_evaluated_loses_none_of_the_others(asked: list[list[str]], tmp_path: Path) -> None:
+    blocks, failed = _evaluate({**FOLDERS, "opd/seed0": "bad"}, tmp_path)
+    # The base too, whose answers the failed evaluation had left.
+    assert set(blocks) == set(FOLDERS)
+    assert failed == {"opd/seed0": "bad: its parameters are not those of b"}
+
+
+def test_a_resumed_comparison_evaluates_what_is_missing(asked: list[list[str]], tmp_path: Path) -> None:
+    before, _ = _evaluate(FOLDERS, tmp_path)
+    blocks, _ = _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path)
+    assert asked[1:] == [["base", "opd/seed0"]]
+    assert {name: blocks[name] for name in before} == before, "the base was asked anew"
+    assert "opd/seed0" in blocks
+    _evaluate({**FOLDERS, "opd/seed0": "o"}, tmp_path)
+    assert len(asked) == 2
+
+
+def test_a_model_whose_folder_was_removed_is_evaluated_anew_and_what_was_pruned_of_it_too(tmp_path: Path) -> None:
+    config = settings.load("smoke", ["compare.methods=[sft,fapm,raft]", f"run.dir={tmp_path}"])
+    trainings = plan(config, tmp_path)
+    for training in trainings:
+        (training.folder / "model").mkdir(parents=True)
+    names = ["base", *(training.name for training in trainings), "other/seed0"]
+    (tmp_path / "eval.json").write_text(json.dumps({"main": "raft", "methods": {name: {} for name in names}}))
+    module._forget(trainings, tmp_path)
+    assert list(json.loads((tmp_path / "eval.json").read_text())["methods"]) == names
+
+    (tmp_path / "methods/sft/seed0/model").rmdir()
+    module._forget(trainings, tmp_path)
+    assert set(json.loads((tmp_path / "eval.json").read_text())["methods"]) == {"base", "raft/seed0", "other/seed0"}
+    assert not (tmp_path / "methods/fapm/seed0").exists()
+    assert (tmp_path / "methods/raft/seed0/model").exists()

@@ -1,0 +1,366 @@
+"""The flow of rows among actors of the test's own, in one process: who is started, who waits, who goes, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from flow_fakes import Actor, Running
+
+from actors.distill import flow
+from actors.distill.crew import START_TRIES
+from actors.distill.flow import Published
+from actors.distill.growth import Growth
+from actors.distill.room import PLENTY, fitting
+from actors.runtime.loops import Loops
+from actors.runtime.remote import ActorLost, DataLost
+from raft_ray.config import Config, settings
+from raft_ray.distill.trajectory import Chunk
+from raft_ray.errors import RaftError
+
+
+def config(*keys: str) -> Config:
+    return settings.load("raft", ["data.train=unused.jsonl", "sync.max_staleness=1", *keys])
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+def test_every_row_is_trained_once_however_many_actors_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        running = Running(config("rollout.actors=5", "learner.global_batch_size=8"), 40, monkeypatch)
+        trained = [info for step in range(5) for info in await running.train(step)]
+        assert sorted(info.place.row for info in trained) == list(range(40))
+        assert all(0 <= index // 8 - info.version <= 1 for index, info in enumerate(trained))
+
+    run(work())
+
+
+def test_an_actor_that_dies_at_every_start_is_given_up_with_the_cause_of_its_first_death(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deaths = 0
+
+    async def ready(_: Actor) -> str:
+        nonlocal deaths
+        deaths += 1
+        raise ActorLost(f"rollout-0 died while starting: cause {deaths}")
+
+    async def work() -> None:
+        running = Running(config("learner.global_batch_size=4", "rollout.max_restarts=50"), 8, monkeypatch, ready=ready)
+        with pytest.raises(RaftError, match=r"cause 1 \(so it began; it died 3 times in a row while it started\)"):
+            await running.share(0)
+
+    run(work())
+    assert deaths == START_TRIES
+
+
+def test_an_actor_that_is_given_up_is_no_longer_wanted_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def generate(actor: Actor, chunk: Chunk) -> Any:
+        if actor.name == "rollout-0":
+            raise ActorLost("rollout-0 died while generating")
+        return await actor._generate(chunk)
+
+    async def work() -> None:
+        keys = ("rollout.actors=2", "rollout.max_restarts=0", "learner.global_batch_size=8")
+        running = Running(config(*keys), 16, monkeypatch, generate=generate)
+        assert len(await running.share(0)) == 8
+        assert (running.flow.growth.wanted, running.flow.growth.waits) == (1, None)
+        assert [what for what, _ in running.events] == ["lost", "given up"]
+
+    run(work())
+
+
+def test_deaths_after_a_start_do_not_add_up_to_a_start_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    died = []
+
+    async def generate(actor: Actor, chunk: Chunk) -> Any:
+        if len(died) < START_TRIES + 2:
+            died.append(chunk)
+            raise ActorLost("died while generating")
+        return await actor._generate(chunk)
+
+    async def work() -> None:
+        keys = ("learner.global_batch_size=1", "rollout.chunk_rows=1", "rollout.tries=9")
+        running = Running(config(*keys), 4, monkeypatch, generate=generate)
+        assert len(await running.share(0)) == 1
+
+    run(work())
+    assert len(died) == START_TRIES + 2
+
+
+def test_actors_that_are_dismissed_while_actors_are_held_leave_after_the_push(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        running = Running(config("rollout.actors=4", "learner.global_batch_size=4"), 16, monkeypatch)
+        await running.share(0)
+        held = await running.flow.hold(1)
+        assert len(held) == 4
+        await running.flow.resize(2)
+        await running.settled()
+        assert not any(actor.killed for actor in running.made)
+        await running.train(0, pushed=True)
+        await running.settled()
+        assert [actor.name for actor in running.made if actor.killed] == ["rollout-2", "rollout-3"]
+        assert len(await running.share(1)) == 4
+
+    run(work())
+
+
+def test_an_actor_that_starts_does_not_keep_a_push_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = asyncio.Event()
+
+    async def ready(actor: Actor) -> str:
+        if actor.name != "rollout-0":
+            await slow.wait()
+        return "here"
+
+    async def work() -> None:
+        running = Running(config("rollout.actors=2", "learner.global_batch_size=4"), 8, monkeypatch, ready=ready)
+        await running.share(0)
+        assert list(await running.flow.hold(1)) == ["rollout-0"]
+
+    run(work())
+
+
+def test_an_actor_whose_version_was_lost_does_not_keep_a_push_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def load_weights(actor: Actor, version: int, ref: Any, checksum: int, probe: Any) -> float:
+        raise DataLost("the owner of the weights died")
+
+    async def work() -> None:
+        running = Running(config("learner.global_batch_size=4"), 8, monkeypatch, load_weights=load_weights)
+        await running.settled()
+        (member,) = running.rollouts
+        assert member.state == "waits for a version after 0"
+        assert list(await running.flow.hold(1)) == ["rollout-0"]
+        running.made[0].version = 1
+        running.flow.publish(Published(1, None, 0))
+        await running.settled()
+        assert member.version == 1
+        assert [info.version for info in await running.share(0)] == [1] * 4
+
+    run(work())
+
+
+def test_a_push_waits_for_the_first_actor_that_can_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    begins = asyncio.Event()
+
+    async def ready(_: Actor) -> str:
+        await begins.wait()
+        return "here"
+
+    async def work() -> None:
+        running = Running(config("learner.global_batch_size=4"), 8, monkeypatch, ready=ready)
+        held = asyncio.ensure_future(running.flow.hold(1))
+        await running.settled()
+        assert not held.done()
+        begins.set()
+        assert list(await held) == ["rollout-0"]
+
+    run(work())
+
+
+def test_a_step_is_cut_for_the_actors_that_are_there_not_for_those_that_are_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chunks: list[Chunk] = []
+
+    async def generate(actor: Actor, chunk: Chunk) -> Any:
+        chunks.append(chunk)
+        return await actor._generate(chunk)
+
+    async def work() -> None:
+        running = Running(
+            config("rollout.actors=2", "learner.global_batch_size=12", "sync.max_staleness=0"),
+            36,
+            monkeypatch,
+            room=3,
+            generate=generate,
+        )
+        await running.flow.resize(50)
+        await running.settled()
+        assert (len(running.rollouts), running.flow.growth.wanted) == (3, 50)
+        assert running.flow.growth.waits == "47 of 50 wait for room, each takes 1 CPUs"
+        chunks.clear()
+        await running.train(0)
+        await running.train(1)
+        assert {len(chunk.places) for chunk in chunks if chunk.step == 1} == {4}
+        running.room = 4
+        while len(running.rollouts) < 4:
+            await asyncio.sleep(0.01)
+        await running.flow.resize(1)
+        assert running.flow.growth.waits is None
+
+    run(work())
+
+
+def work_of_a_step(actors: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Calls of Python functions in the flow, the loops and the books for a step with one chunk an actor."""
+    calls = 0
+    files = (
+        "actors/distill/flow.py",
+        "actors/runtime/loops.py",
+        "actors/distill/crew.py",
+        "raft_ray/distill/ledger.py",
+        "raft_ray/distill/order.py",
+    )
+
+    def count(frame: Any, event: str, _: Any) -> None:
+        nonlocal calls
+        # Comprehensions and generators count too: they are where a scan would hide.
+        calls += event == "call" and frame.f_code.co_filename.endswith(files)
+
+    async def work() -> None:
+        running = Running(
+            config(f"rollout.actors={actors}", f"learner.global_batch_size={actors}"), 5 * actors, monkeypatch
+        )
+        await running.train(0)
+        await running.train(1)
+        sys.setprofile(count)
+        await running.train(2)
+        sys.setprofile(None)
+
+    run(work())
+    return calls
+
+
+def test_the_work_of_a_step_grows_with_its_chunks_and_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (work_of_a_step(actors, monkeypatch) / actors for actors in (32, 256))
+    assert many < 1.2 * few
+
+
+def test_the_first_error_of_loops_is_the_one_that_is_raised() -> None:
+    async def fails(text: str) -> None:
+        raise RaftError(text)
+
+    async def work() -> None:
+        loops = Loops()
+        loops.spawn(fails("the cause"))
+        loops.spawn(fails("a consequence"))
+        await asyncio.sleep(0)
+        loops.fail(RaftError("another"))
+        for _ in range(2):
+            with pytest.raises(RaftError, match="the cause"):
+                await loops.wait_for(lambda: False, lambda: "nothing", 5, "limit")
+        await loops.restart()
+        with pytest.raises(RaftError, match="nothing did not come within limit"):
+            await loops.wait_for(lambda: False, lambda: "nothing", 0.01, "limit")
+
+    run(work())
+
+
+def test_who_waited_before_a_new_beginning_neither_goes_on_nor_ends_it() -> None:
+    """The call of a learner that is gone, whose time would run out later."""
+
+    async def work() -> None:
+        loops = Loops()
+        wait = asyncio.create_task(loops.wait_for(lambda: False, lambda: "nothing", 5, "limit"))
+        await asyncio.sleep(0)
+        await loops.restart()
+        with pytest.raises(RaftError, match="begun anew"):
+            await wait
+        assert loops.error is None
+
+    run(work())
+
+
+def test_two_looks_for_room_at_once_start_no_more_than_fits() -> None:
+    class Two:
+        each = "1 CPUs"
+
+        def free(self, have: int) -> int:
+            return 2 - have
+
+        def ask(self, wanted: int) -> None:
+            del wanted
+
+    async def work() -> None:
+        started: list[Any] = []
+
+        class Started:
+            def __len__(self) -> int:
+                return len(started)
+
+            def add(self, placed: bool) -> None:
+                started.append(placed)
+
+        room: Any = Two()
+        rollouts: Any = Started()
+        loops = Loops()
+        growth = Growth(room, loops, rollouts, lambda _: None)
+        await asyncio.gather(growth.to(5), growth.to(5))
+        assert len(started) == 2
+        loops.cancel()
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("total", "available", "each", "have", "room"),
+    [
+        # Three CPUs are for teacher, learner and pipeline, though one of them is free at the moment.
+        ({"CPU": 8}, {"CPU": 5}, {"CPU": 1, "GPU": 0}, 1, 4),
+        ({"CPU": 8}, {"CPU": 5}, {"CPU": 1, "GPU": 0}, 5, 0),
+        ({"CPU": 8}, {"CPU": 1}, {"CPU": 1, "GPU": 0}, 1, 1),
+        ({"CPU": 8}, {"CPU": 8}, {"CPU": 2, "GPU": 0}, 0, 2),
+        ({"CPU": 64, "GPU": 2}, {"CPU": 60, "GPU": 2}, {"CPU": 1, "GPU": 0.5}, 1, 3),
+        ({"CPU": 2}, {}, {"CPU": 1, "GPU": 0}, 1, 0),
+        ({"CPU": 8}, {"CPU": 8}, {"CPU": 0, "GPU": 0}, 3, PLENTY),
+    ],
+)
+def test_room_is_what_is_free_without_what_the_other_roles_need(
+    total: dict[str, float], available: dict[str, float], each: dict[str, float], have: int, room: int
+) -> None:
+    assert fitting(total, available, {"CPU": 3, "GPU": 0}, each, have) == room
+
+
+@pytest.mark.parametrize("role", ["rollout", "teacher"])
+def test_an_actor_that_dies_while_it_waits_for_work_is_replaced_before_there_is_any(
+    role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "PING", 0.0)
+    answers: dict[str, int] = {}
+
+    async def ready(actor: Actor) -> str:
+        """The first process of the role's dies after its start, while it is idle."""
+        answers[actor.name] = answers.get(actor.name, 0) + 1
+        if actor.name == f"{role}-0" and answers[actor.name] == 2:
+            raise ActorLost(f"{role}-0 died while waiting for work")
+        return "here"
+
+    async def work() -> None:
+        functions = {"ready": ready}
+        running = Running(
+            config("rollout.actors=2", "learner.global_batch_size=4"), 24, monkeypatch, teacher=functions, **functions
+        )
+        await running.settled()
+        assert ("lost", f"{role}-0 died while waiting for work") in running.events
+        trained = [info for step in range(6) for info in await running.train(step)]
+        assert sorted(info.place.row for info in trained) == list(range(24))
+
+    run(work())
+
+
+def test_a_chunk_that_comes_while_its_actor_is_found_dead_goes_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "PING", 0.0)
+    dies = asyncio.Event()
+
+    async def ready(actor: Actor) -> str:
+        if actor.name == "rollout-0" and actor.version >= 0 and not dies.is_set():
+            await dies.wait()
+            raise ActorLost("rollout-0 died while waiting for work")
+        return "here"
+
+    async def work() -> None:
+        running = Running(config("rollout.actors=2", "learner.global_batch_size=4"), 24, monkeypatch, ready=ready)
+        await running.settled()
+        await running.train(0)
+        dies.set()
+        trained = [info for step in range(1, 6) for info in await running.train(step)]
+        assert sorted({info.place.row for info in trained}) == sorted(info.place.row for info in trained)
+        assert len(trained) == 20
+
+    run(work())

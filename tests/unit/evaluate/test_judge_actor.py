@@ -1,0 +1,278 @@
+"""A judge's actor and the engine's second turns, without Ray and without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.evaluate import eval_actor
+from actors.evaluate import evaluation as evaluate
+from actors.evaluate.eval_actor import EvalActor, Questions
+from actors.evaluate.judge_actor import CHUNK, JudgeActor, judge_options, judge_timeout
+from raft_ray import models
+from raft_ray.config import Config, RefineModelConfig
+from raft_ray.data import Row
+from raft_ray.evaluate.judged import Answered, JudgePrompts, Opinion
+from raft_ray.evaluate.open_questions import OpenQuestion
+from raft_ray.refine.cache import GenerationStore
+from raft_ray.refine.generation import Ask, Generation
+from raft_ray.refine.judges import Case
+
+
+def _config() -> Config:
+    config = Config()
+    config.refine.models = {
+        "far": RefineModelConfig(
+            base_url="http://x", model="m", output_cost=1e6, concurrency=16, retries=1, timeout=10.0
+        ),
+        "near": RefineModelConfig(path="p", num_cpus=3),
+    }
+    config.rollout.timeout = 100.0
+    config.rollout.num_cpus = 2
+    return config
+
+
+FILLED = JudgePrompts("D {prompt}{answer}{candidate}", "O {prompt}{answer}{candidate}")
+
+
+class _Judge(JudgeActor):
+    """One that was started, with a model that replies by a function of the prompt."""
+
+    def __init__(self, config: Config, path: Path, reply: Callable[[str], Generation], identity: str = "m") -> None:
+        super().__init__("far", config, FILLED, GenerationStore(path))
+        self.identity = identity
+        self.reply = reply
+        self.asked: list[list[str]] = []
+        self.limits: list[int] = []
+        self.model = self._model
+
+    def _model(self, asks: Sequence[Ask], *, max_new_tokens: int, **_: Any) -> list[Generation]:
+        texts = [ask.chat[-1]["content"] for ask in asks]
+        self.asked.append(texts)
+        self.limits.append(max_new_tokens)
+        return [self.reply(text) for text in texts]
+
+    def whole(self, whose: str, answers: Answered) -> dict[str, Opinion]:
+        for chunk in range(len(self.take(whose, answers))):
+            self.judge(chunk)
+        return self.opinions()
+
+
+def _verdict(text: str) -> Generation:
+    return Generation("no" if "bad" in text else json.dumps({"reason": "so it is", "score": 0.7}), output_tokens=1)
+
+
+def test_a_judge_reads_domain_and_open_answers_with_their_own_prompts_and_starts_anew_with_every_model(
+    tmp_path: Path,
+) -> None:
+    actor = _Judge(_config(), tmp_path / "cache.sqlite", _verdict)
+    domain = [Case("q", "a", "bad" if number == 0 else f"good {number}") for number in range(CHUNK + 2)]
+    sizes = actor.take("sft", Answered(domain, [Case("q", "a", "c")]))
+    # No chunk of two: an endpoint that fails at both would seem to fail altogether.
+    assert sizes == [33, 33, 1]
+    for chunk in range(len(sizes)):
+        actor.judge(chunk)
+    assert [len(texts) for texts in actor.asked] == sizes
+    assert (actor.asked[0][0], actor.asked[2]) == ("D qabad", ["O qac"])
+    found = actor.opinions()
+    assert found["domain"].scores == [None, *[0.7] * 65]
+    assert found["domain"].reasons == ["", *["so it is"] * 65]
+    assert (found["domain"].failures, found["domain"].usage["cost"]) == ({"not_json": 1}, 66.0)
+    assert (found["open"].scores, found["open"].failures, found["open"].usage["cost"]) == ([0.7], {}, 1.0)
+
+    again = actor.whole("raft", Answered([Case("q", "a", "good")], []))
+    assert (again["domain"].scores, again["domain"].failures, again["domain"].usage["cost"]) == ([0.7], {}, 1.0)
+    assert again["open"].scores == []
+
+
+def test_a_verdict_has_the_tokens_that_the_config_gives_it_and_one_that_is_cut_off_is_a_failure(tmp_path: Path) -> None:
+    config = _config()
+    config.eval.judge_max_new_tokens = 12
+    whole = json.dumps({"reason": "fine", "score": 0.7})
+    actor = _Judge(
+        config, tmp_path / "cache.sqlite", lambda text: Generation(whole[: 12 if "long" in text else None], True)
+    )
+    found = actor.whole("sft", Answered([Case("q", "a", "long"), Case("q", "a", "short")], []))["domain"]
+    assert actor.limits == [12]
+    # The short one came to its end with its last token.
+    assert (found.scores, found.failures) == ([None, 0.7], {"truncated": 1})
+
+
+def test_what_a_judge_said_of_an_answer_is_not_asked_for_again(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    answers = Answered([Case("q", "a", "good"), Case("q", "a", "bad")], [Case("q", "a", "good")])
+
+    def read(config: Config | None = None, whose: str = "sft", identity: str = "m") -> tuple[int, dict[str, Opinion]]:
+        actor = _Judge(config or _config(), path, _verdict, identity)
+        found = actor.whole(whose, answers)
+        actor.store.close()  # type: ignore[attr-defined]
+        return sum(map(len, actor.asked)), found
+
+    asked, first = read()
+    assert (asked, first["domain"].usage["asks"], first["domain"].usage["output_tokens"]) == (3, 2, 2)
+    asked, again = read()
+    assert asked == 0
+    for kind in ("domain", "open"):
+        before, now = ((one[kind].scores, one[kind].reasons, one[kind].failures) for one in (first, again))
+        assert now == before
+        assert again[kind].usage == {"asks": 0, "input_tokens": 0, "output_tokens": 0, "cost": 0.0}
+
+    longer, seeded = _config(), _config()
+    longer.eval.judge_max_new_tokens += 1
+    seeded.run.seed += 1
+    for other in ({"config": longer}, {"config": seeded}, {"whose": "raft"}, {"identity": "n"}):
+        assert read(**other)[0] == 3, other  # type: ignore[arg-type]
+    answers = Answered([Case("q", "a", "good"), Case("q", "a", "better")], [])
+    assert read()[0] == 1
+
+
+def test_an_answer_of_which_a_judge_said_nothing_is_asked_about_again(tmp_path: Path) -> None:
+    replies = {"D qab": Generation("", failed="HTTP 500"), "D qac": _verdict("")}
+    actor = _Judge(_config(), tmp_path / "cache.sqlite", lambda text: replies[text])
+    answers = Answered([Case("q", "a", "b"), Case("q", "a", "c")], [])
+    assert actor.whole("sft", answers)["domain"].failures == {"failed": 1}
+    replies["D qab"] = _verdict("")
+    found = actor.whole("sft", answers)["domain"]
+    assert (found.scores, found.failures, found.usage["asks"]) == ([0.7, 0.7], {}, 1)
+    assert actor.asked == [["D qab", "D qac"], ["D qab"]]
+
+
+def test_a_local_judge_has_its_engines_resources_and_an_endpoint_time_for_its_retries() -> None:
+    config = _config()
+    assert judge_options(config, "self")["num_cpus"] == 2
+    assert judge_options(config, "near")["num_cpus"] == 3
+    assert judge_options(config, "far")["num_gpus"] == 0
+    assert judge_timeout(config, "near") == 100.0
+    # Four rounds of sixteen requests, two tries each, a pause of at most 120 s with every try.
+    assert judge_timeout(config, "far") == 100.0 + 4 * 2 * (10.0 + 120.0)
+
+
+class _Engine:
+    """Answers every prompt with the first ids of a text, as many as it may."""
+
+    def __init__(self, *_: Any, **options: Any) -> None:
+        self.context = options["context"]
+        self.seen: list[list[int]] = []
+
+    def generate(self, prompts: list[list[int]], *, max_new_tokens: list[int], **_: Any) -> list[Any]:
+        from actors.engine.vllm_engine import Completion
+
+        self.seen += prompts
+        assert all(
+            limit > 0 and len(ids) + limit <= self.context for ids, limit in zip(prompts, max_new_tokens, strict=True)
+        )
+        return [Completion(self.words[:limit], len(self.words) > limit) for limit in max_new_tokens]
+
+
+@pytest.mark.parametrize("written", ["Hello.", "<think>\n</think>Hello."])
+def test_second_turns_follow_the_own_first_answer_without_its_thinking_and_one_without_room_stays_unanswered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    config = Config()
+    config.model.path = models.TINY
+    config.model.context = 100
+    config.eval.open_max_new_tokens = 20
+    config.run.dir = str(tmp_path)
+    folder = models.resolve(models.TINY)
+    tokenizer = models.load_tokenizer(folder, config.model)
+    monkeypatch.setattr("actors.engine.vllm_engine.Engine", _Engine)
+    monkeypatch.setattr(_Engine, "words", tokenizer.encode(written, add_special_tokens=False), raising=False)
+    monkeypatch.setattr(eval_actor, "log_to_file", lambda *_: None)
+    questions = [
+        OpenQuestion(("One turn?",), (None,)),
+        OpenQuestion(("Say hi.", "Again."), (None, None)),
+        OpenQuestion(("Say hi.", "word " * 90), (None, None)),
+    ]
+    actor = EvalActor(folder, config, Questions([], [], [], open=questions))
+    assert actor.start() == [3, 2]
+    actor.load(folder)
+    actor.answer(0)
+    actor.answer(1)
+    assert [(case.question, case.candidate) for case in actor.answered().open] == [
+        ("One turn?", "Hello."),
+        ("Say hi.", "Hello."),
+        ("User: Say hi.\n\nAssistant: Hello.\n\nUser: Again.", "Hello."),
+        ("Say hi.", "Hello."),
+        (f"User: Say hi.\n\nAssistant: Hello.\n\nUser: {'word ' * 90}", ""),
+    ]
+    assert actor.measure()["too_long"] == {"domain": 0, "ifeval": 0, "general": 0, "open": 1}
+    read = tokenizer.decode(actor.engine.seen[-1])  # type: ignore[attr-defined]
+    assert read.index("Say hi.") < read.index("Hello.") < read.index("Again.")
+    turns = [[(turn["prompt"], turn["answer"]) for turn in one["turns"]] for one in actor.measure()["open_answers"]]
+    assert turns == [
+        [("One turn?", "Hello.")],
+        [("Say hi.", "Hello."), ("Again.", "Hello.")],
+        [("Say hi.", "Hello."), ("word " * 90, "")],
+    ]
+
+
+def test_the_answers_that_are_shown_get_the_verdicts_on_their_own_questions() -> None:
+    config = Config()
+    config.eval.samples = 3
+    questions = [OpenQuestion((f"{i}?", "more?")[: 1 + i % 2], (None, None)[: 1 + i % 2]) for i in range(20)]
+    asked = Questions([], [], [], open=questions)
+    turns = [(i, turn) for i, question in enumerate(questions) for turn in range(len(question.turns))]
+    opinions = {
+        name: Opinion([i / 20 for i, _ in turns], [f"{name} on {i}, turn {turn}" for i, turn in turns], {}, {})
+        for name in ("big", "small")
+    }
+    shown = eval_actor.subset(list(range(20)), 3, config.run.seed)
+    block = {
+        "open": {"scores": [i / 20 for i in range(20)]},
+        "open_answers": [{"turns": [{"prompt": prompt} for prompt in questions[i].turns]} for i in shown],
+    }
+    assert evaluate._judged_samples(block, asked, opinions, config) == [
+        {
+            "score": i / 20,
+            "turns": [
+                {
+                    "prompt": prompt,
+                    "judges": {
+                        name: {"score": i / 20, "reason": f"{name} on {i}, turn {turn}"} for name in ("big", "small")
+                    },
+                }
+                for turn, prompt in enumerate(questions[i].turns)
+            ],
+        }
+        for i in shown
+    ]
+    assert any(len(questions[i].turns) == 2 for i in shown)
+
+
+def test_every_model_gets_what_every_judge_says_of_its_own_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config()
+    config.eval.judges = ["big", "small"]
+    row = Row(0, 1, [{"role": "user", "content": "q"}], "a", ["a"])
+    asked = Questions([row], [], [], open=[OpenQuestion(("Sing.",), (None,))])
+    scores = {("big", "base"): (0.0, 0.4), ("small", "base"): (0.2, 0.6), ("big", "raft"): (0.8, 0.8)}
+
+    def opinions(arguments: tuple[str, Any], answered: dict[str, Any], *_: Any) -> dict[str, dict[str, Opinion]]:
+        judge = arguments[0]
+        return {
+            name: {
+                kind: Opinion([score], [f"{judge} on {name}"], {}, {})
+                for kind, score in zip(("domain", "open"), scores.get((judge, name), (1.0, 1.0)), strict=True)
+            }
+            for name in answered
+        }
+
+    monkeypatch.setattr(evaluate, "cache_actor", lambda *_: nullcontext())
+    monkeypatch.setattr(evaluate, "_opinions", opinions)
+    measured: dict[str, dict[str, Any]] = {
+        name: {"domain": {}, "open_answers": [{"turns": [{"prompt": "Sing."}]}]} for name in ("base", "raft")
+    }
+    evaluate._judged(dict.fromkeys(measured), config, asked, measured, lambda *_: None)  # type: ignore[arg-type]
+    assert [measured[name]["domain"]["judged"] for name in measured] == [[False], [True]]
+    assert [measured[name]["open"]["score"] for name in measured] == [0.5, 0.9]
+    assert measured["raft"]["judged"]["judges"]["big"]["right"] == 1.0
+    (sample,) = measured["base"]["open_answers"]
+    assert sample["score"] == 0.5
+    assert sample["turns"][0]["judges"] == {
+        "big": {"score": 0.4, "reason": "big on base"},
+        "small": {"score": 0.6, "reason": "small on base"},
+    }
