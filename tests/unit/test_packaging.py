@@ -44,6 +44,8 @@ def test_the_wheel_holds_code_presets_prompts_and_templates_and_no_tests(wheel: 
         "raft_ray/cli/app.py",
         "actors/run.py",
         "raft_ray/data/general_prompts.jsonl",
+        "raft_ray/data/domains/chemistry.yaml",
+        "raft_ray/data/domains/geography.yaml",
         "raft_ray/report/report.html.j2",
         "raft_ray/report/report.css",
         *(f"raft_ray/configs/{preset}.yaml" for preset in settings.presets()),

@@ -1,7 +1,7 @@
 """`domain:chemistry`: about 400 facts on the chemical elements, read from the data base that `mendeleev` ships.
 
 The package is not imported; its SQLite file is opened read-only. What the data base says is taken only where it is
-clear and undisputed: the tables in `chemistry_notes` name the facts that are left out and the spellings that are
+clear and undisputed: the tables in `chemistry.yaml` name the facts that are left out and the spellings that are
 repaired. Each fact is asked once for training, in one of two wordings, and twice for testing, in two more that no
 training question uses. Answers are two sentences, as a person writes them who says a little more than was asked.
 """
@@ -17,62 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raft_ray.data.domains import chemistry_notes as notes
-from raft_ray.data.domains.facts import Fact, Split, Wording, ask
+from raft_ray.data.domains.facts import Fact, Split, ask, tables
 from raft_ray.errors import DataError
 
-_NUMBER = " It is element number {number} of the periodic table."
-_SYMBOL_AND_NUMBER = " Its symbol is {symbol}, and it is element number {number} of the periodic table."
-
-_WORDINGS = {
-    "symbol": Wording(
-        ("What is the chemical symbol of {element}?", "Which symbol does {element} have in the periodic table?"),
-        ("How is the element {element} abbreviated in chemistry?", "By which letters do chemists denote {element}?"),
-        "The chemical symbol of {element} is {answer}." + _NUMBER,
-    ),
-    "family": Wording(
-        ("Which family of elements does {element} belong to?", "To which family of elements does {element} belong?"),
-        (
-            "In the periodic table, {element} is a member of which family of elements?",
-            "What is the family of the element {element} called?",
-        ),
-        "{element} belongs to the {answer}." + _SYMBOL_AND_NUMBER,
-    ),
-    "meaning": Wording(
-        (
-            "The name {element} comes from a {language} word. What does that word mean?",
-            "What does the {language} root of the name {element} mean?",
-        ),
-        (
-            "What is the meaning of the {language} word behind the name {element}?",
-            "Translate the {language} word from which the element {element} has its name.",
-        ),
-        'The {language} word behind the name {element} means "{answer}".' + _SYMBOL_AND_NUMBER,
-    ),
-    "eponym": Wording(
-        ("What or whom is the element {element} named after?", "After what or whom was the element {element} named?"),
-        (
-            "Who or what gave the element {element} its name?",
-            "Which person, place or thing does the name {element} honour?",
-        ),
-        "{element} is named after {answer}." + _SYMBOL_AND_NUMBER,
-    ),
-    "discoverer": Wording(
-        ("Who discovered {element}?", "By whom was the element {element} discovered?"),
-        ("Who is credited with the discovery of {element}?", "Name the discoverer of the element {element}."),
-        "{element} was discovered by {answer}." + _SYMBOL_AND_NUMBER,
-    ),
-    "country": Wording(
-        ("In which country was {element} discovered?", "The element {element} was discovered in which country?"),
-        ("Name the country where {element} was discovered.", "The discovery of {element} was made in which country?"),
-        "{element} was discovered in {answer}." + _SYMBOL_AND_NUMBER,
-    ),
-    "use": Wording(
-        ("Which element {clause}?", "What is the name of the element that {clause}?"),
-        ("Name the chemical element that {clause}.", "Say which element {clause}."),
-        "The element that {clause} is {answer}." + _SYMBOL_AND_NUMBER,
-    ),
-}
+_TABLES = tables("chemistry")
 
 
 def rows(split: Split) -> list[dict[str, Any]]:
@@ -81,7 +29,7 @@ def rows(split: Split) -> list[dict[str, Any]]:
     Training asks for fact i in row i, testing in rows 2i and 2i+1. Raises `DataError` if the package `mendeleev` is
     missing.
     """
-    return ask(_facts(), _WORDINGS, split, about="element")
+    return ask(_facts(), _TABLES["wordings"], split, about="element")
 
 
 def _facts() -> Iterator[Fact]:
@@ -123,14 +71,14 @@ def _tidy(text: str) -> str:
 def _symbol(element: dict[str, Any]) -> Fact | None:
     """Of elements found in nature, those that cannot be guessed from the first letters and are no English words."""
     symbol, name = element["symbol"], element["name"]
-    if element["number"] > 94 or name.startswith(symbol.lower()) or symbol in notes.ENGLISH_WORDS:
+    if element["number"] > 94 or name.startswith(symbol.lower()) or symbol in _TABLES["english_words"]:
         return None
     return Fact("symbol", name, symbol)
 
 
 def _family(element: dict[str, Any]) -> Fact | None:
-    names = notes.FAMILIES.get(element["series"])
-    if names is None or element["symbol"] in notes.NO_FAMILY or element["number"] > 103:
+    names = _TABLES["families"].get(element["series"])
+    if names is None or element["symbol"] in _TABLES["no_family"] or element["number"] > 103:
         return None
     return Fact("family", element["name"], names[0].lower(), names[1:])
 
@@ -138,9 +86,9 @@ def _family(element: dict[str, Any]) -> Fact | None:
 def _meaning(element: dict[str, Any]) -> Fact | None:
     """`Greek: lithos (stone)` gives language and meaning; only meanings in the table are used."""
     found = re.match(r"(Greek|Latin|German|Spanish|Swedish): [^()]+\((?:color )?([^()]+)\)", element["origin"])
-    if found is None or found[2] not in notes.MEANINGS or element["symbol"] in notes.NO_MEANING:
+    if found is None or found[2] not in _TABLES["meanings"] or element["symbol"] in _TABLES["no_meaning"]:
         return None
-    gold, *others = notes.MEANINGS[found[2]]
+    gold, *others = _TABLES["meanings"][found[2]]
     return Fact("meaning", element["name"], gold.lower(), tuple(others), {"language": found[1]})
 
 
@@ -155,49 +103,49 @@ _NAMED = re.compile(
 def _eponym(element: dict[str, Any]) -> Fact | None:
     """A person, place, planet, god or mineral: `Named in honor of the scientist Enrico Fermi`."""
     symbol = element["symbol"]
-    if symbol in notes.NO_EPONYM:
+    if symbol in _TABLES["no_eponym"]:
         return None
-    name = notes.EPONYMS.get(symbol)
+    name = _TABLES["eponyms"].get(symbol)
     if name is None:
         found = _NAMED.fullmatch(element["origin"])
         if found is None:
             return None
         name = found["name"]
-    others = notes.EPONYM_VARIANTS.get(symbol, ())
+    others = _TABLES["eponym_variants"].get(symbol, ())
     if element["origin"].startswith("Named in honor of"):
-        others = (name.split()[-1], *others)
+        others = [name.split()[-1], *others]
     return Fact("eponym", element["name"], name, others)
 
 
 def _discoverer(element: dict[str, Any]) -> Fact | None:
     """Of several discoverers any surname counts as right, as does the whole list."""
     listed = element["discoverers"]
-    if element["symbol"] in notes.NO_DISCOVERER or listed.startswith("Known to") or element["number"] > 103:
+    if element["symbol"] in _TABLES["no_discoverer"] or listed.startswith("Known to") or element["number"] > 103:
         return None
     people: list[str] = []
-    for name in notes.PAIRS.get(listed) or re.split(r"[,;]", listed):
+    for name in _TABLES["pairs"].get(listed) or re.split(r"[,;]", listed):
         name = name.strip().removeprefix("Sir ")
-        people.append(notes.PEOPLE.get(name, name))
-    surnames = [notes.SURNAMES.get(name, name.split()[-1]) for name in people]
+        people.append(_TABLES["people"].get(name, name))
+    surnames = [_TABLES["surnames"].get(name, name.split()[-1]) for name in people]
     gold = people[0] if len(people) == 1 else f"{', '.join(people[:-1])} and {people[-1]}"
-    if listed in notes.PAIRS:
+    if listed in _TABLES["pairs"]:
         gold = listed
     return Fact("discoverer", element["name"], gold, tuple(surnames))
 
 
 def _country(element: dict[str, Any]) -> Fact | None:
     location = element["location"]
-    if location is None or "/" in location or element["symbol"] in notes.NO_COUNTRY:
+    if location is None or "/" in location or element["symbol"] in _TABLES["no_country"]:
         return None
-    names = notes.COUNTRIES.get(location, (location,))
+    names = _TABLES["countries"].get(location, (location,))
     article = "the " if names[0].startswith(("United", "Netherlands")) else ""
     return Fact("country", element["name"], article + names[0], names)
 
 
 def _use(element: dict[str, Any]) -> Fact | None:
     """Asked the other way round, for uses that point to one element; the data base must mention the use."""
-    phrase, clause = notes.USES.get(element["symbol"], (None, None))
+    phrase, clause = _TABLES["uses"].get(element["symbol"], (None, None))
     if phrase is None or clause is None or phrase not in element["uses"]:
         return None
-    others = notes.ELEMENT_VARIANTS.get(element["name"], ())
+    others = _TABLES["element_variants"].get(element["name"], ())
     return Fact("use", element["name"], element["name"], others, {"clause": clause})

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import yaml
 
 Split = Literal["train", "test"]
 QUESTIONS: dict[Split, int] = {"train": 1, "test": 2}
@@ -19,9 +23,9 @@ QUESTIONS: dict[Split, int] = {"train": 1, "test": 2}
 class Wording(NamedTuple):
     """How a kind of fact is asked about and answered; the subject and the answer go where the fields are."""
 
-    train: tuple[str, str]
+    train: list[str]
     """Questions of training, which take turns."""
-    test: tuple[str, str]
+    test: list[str]
     """Questions of testing, both asked for each fact."""
     answer: str
     """The answer as a person would write it; the fact goes to `{answer}`."""
@@ -33,10 +37,17 @@ class Fact:
     subject: str
     """What the question is about, as it stands in a sentence."""
     answer: str
-    others: tuple[str, ...] = ()
+    others: Sequence[str] = ()
     """Further answers that count as right."""
     words: dict[str, str] = field(default_factory=dict)
     """What the wording takes besides the subject."""
+
+
+@cache
+def tables(domain: str) -> dict[str, Any]:
+    """What a domain's YAML file beside this one holds; `wordings` are `Wording`s by kind of fact."""
+    found = yaml.safe_load(Path(__file__).with_name(f"{domain}.yaml").read_text(encoding="utf-8"))
+    return {**found, "wordings": {kind: Wording(**wording) for kind, wording in found["wordings"].items()}}
 
 
 def ask(facts: Iterable[Fact], wordings: Mapping[str, Wording], split: Split, *, about: str) -> list[dict[str, Any]]:
