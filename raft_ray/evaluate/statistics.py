@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, hypot
+from math import comb, hypot, sqrt
 from statistics import fmean
 
 import numpy as np
@@ -114,6 +114,15 @@ def mcnemar(only_a: int, only_b: int) -> float:
     tail = sum(comb(count, k) for k in range(min(only_a, only_b) + 1))
     # Integers throughout: a float cannot hold 2 ** count for many questions.
     return min(1.0, 2 * tail / 2**count)
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval of a share that was found among `n`."""
+    if n <= 0:
+        return share, share
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def _table(verdicts: Verdicts) -> np.ndarray:

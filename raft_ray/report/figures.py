@@ -7,12 +7,12 @@ values were not recorded is left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from raft_ray.evaluate.statistics import wilson
 from raft_ray.report import svg
 from raft_ray.report.files import Row, Run
 from raft_ray.report.svg import Format, Point, Series
@@ -204,15 +204,6 @@ def _point(name: str, method: Row, x: float | None, x_label: str, form: Format) 
     label = method_label(name)
     note = f"{label}\ndomain accuracy {percent(domain['accuracy'])} (95% interval {percent(low)} to {percent(high)})"
     return Point(label, method_css(name), x, domain["accuracy"], low, high, f"{note}\n{x_label}: {form(x)}")
-
-
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a share that was found among `n`."""
-    if n <= 0:
-        return share, share
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def distance_figure(methods: dict[str, Row]) -> Figure | None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from raft_ray.evaluate.statistics import wilson
 from raft_ray.report import figures, stage1, timing
 from raft_ray.report.answers import open_answers, side_by_side
 from raft_ray.report.files import Row, Run
@@ -185,7 +186,7 @@ def _note(name: str, part: str, key: str, methods: dict[str, Row]) -> str:
     if not measured:
         return ""
     if key == "accuracy" and measured.get("n"):
-        low, high = figures.wilson(measured["accuracy"], measured["n"])
+        low, high = wilson(measured["accuracy"], measured["n"])
         return f"{about(low)} to {about(high)}"
     base = (methods.get("base") or {}).get(part)
     if part == "open" and name != "base" and base:
