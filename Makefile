@@ -20,6 +20,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 GPU_LOCK := requirements/gpu.lock
+# Beside the environment, for the test of what exports say to it.
+OLD_LOCK := requirements/transformers4.lock
 STAMP := $(VENV)/.installed
 # A file's tests share fixtures, so they stay together; files begin in the order of the folders, which puts the short
 # unit tests last, where they fill what the long files leave.
@@ -84,7 +86,7 @@ format: env
 env: $(STAMP)
 
 # torch goes first and by itself, so that only this one package is looked for in TORCH_INDEX.
-$(STAMP): $(LOCK) pyproject.toml
+$(STAMP): $(LOCK) $(OLD_LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'error: $(PYTHON) is older than Python 3.11; set it with make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -93,6 +95,7 @@ $(STAMP): $(LOCK) pyproject.toml
 	@$(BIN)/python -c 'from importlib.metadata import version; import sys; sys.exit("+cpu" not in version("torch"))' || \
 		{ echo "error: pip found no CPU build of torch; give an index that has one with make TORCH_INDEX=..." >&2; exit 1; }
 	$(PIP) -r $(LOCK)
+	$(PIP) --upgrade --target $(VENV)/transformers4 -r $(OLD_LOCK)
 	$(PIP) --no-build-isolation -e .
 	@touch $@
 
