@@ -49,7 +49,7 @@ from raft_ray.evaluate.table import summary_table
 from raft_ray.files import write_whole, writing
 from raft_ray.models.memory import check_memory
 from raft_ray.models.prompts import rows_digest
-from raft_ray.preflight import Prepared, encode, preflight, write_bad
+from raft_ray.preflight import Prepared, check_targets, encode, preflight, write_bad
 from raft_ray.printable import plain
 from raft_ray.report import write_refine_report, write_report
 from raft_ray.report.files import read_evaluation
@@ -98,6 +98,7 @@ def refine(config: Config) -> Path:
 def train(config: Config) -> Path:
     """Stage 2 alone, on rows as they are (refined ones for RAFT). Returns the folder of the trained model."""
     prepared = preflight(config)
+    check_targets(config, prepared.train)
     with running(config, prepared, trainings=[(config, Path())]) as (bars, run_dir):
         folder = trained(config, prepared, prepared.train, bars, run_dir)
     return Path(folder)

@@ -126,6 +126,7 @@ def preflight(
         for each in methods:
             if not each.refine.enabled:
                 check_rewrites(each, found.rewrites)
+                check_targets(each, rows)
     test = None
     if config.data.test is not None and config.eval.enabled:
         test, bad_test = read_rows(config.data.test, config.data, split="test", count_tokens=count)
@@ -164,13 +165,9 @@ def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, 
     rewrites = 0
     for row in rows:
         where = f"data.train={config.data.train}: row {row.line}"
-        answer = _answer(row, target)
+        check_targets(config, [row])
+        answer = _answer(row, target) or row.answer
         rewrites += row.rewrite is not None
-        if answer is None:
-            raise DataError(
-                f"{where}: no fused answer; set refine.enabled=true, run `raft-ray refine` first, "
-                "or train on the gold answers with distill.target=gold"
-            )
         try:
             encoded[row.index] = encoder.row(row.index, row.messages, answer, answer if taught else None, where)
         except DataError as error:
@@ -195,6 +192,16 @@ def _reads(config: Config) -> tuple[object, ...]:
     """What decides whether a row fits a method."""
     reads = (config.rollout.max_new_tokens, config.teacher.template, config.teacher.on_long_reference)
     return (config.distill.method is Method.raft, distils(config), target_of(config), *reads)
+
+
+def check_targets(config: Config, rows: Iterable[Row]) -> None:
+    """Refuse rows that stage 1 has not gone over where a method trains on fused answers. Raises `DataError`."""
+    line = next((row.line for row in rows if _answer(row, target_of(config)) is None), None)
+    if line is not None:
+        raise DataError(
+            f"data.train={config.data.train}: row {line}: no fused answer; set refine.enabled=true, run "
+            "`raft-ray refine` first, or train on the gold answers with distill.target=gold"
+        )
 
 
 def check_rewrites(config: Config, rewrites: int) -> None:

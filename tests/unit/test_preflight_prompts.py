@@ -112,12 +112,19 @@ def test_a_baseline_whose_teachers_prompt_does_not_fit_is_refused_before_anythin
 
 
 def test_a_fused_answer_that_does_not_fit_follows_on_bad_row(model: Path, tmp_path: Path) -> None:
-    made = config(tmp_path, [GOOD, GOOD], "distill.target=fused", "distill.method=sft")
+    made = config(tmp_path, [GOOD, GOOD], "refine.enabled=true", "distill.target=fused", "distill.method=sft")
     first, second = preflight(made).train
     rows = [replace(first, fused="Iron is a metal."), replace(second, fused="long " * 600)]
     with pytest.raises(DataError, match=r"row 2: .*do not fit.*data.on_bad_row=skip"):
         encode(made, str(model), rows)
-    made = config(tmp_path, [GOOD, GOOD], "distill.target=fused", "distill.method=sft", "data.on_bad_row=skip")
+    made = config(
+        tmp_path,
+        [GOOD, GOOD],
+        "refine.enabled=true",
+        "distill.target=fused",
+        "distill.method=sft",
+        "data.on_bad_row=skip",
+    )
     encoded, unfit = encode(made, str(model), rows)
     chat = models.load_chat(str(model), made.model)
     assert [chat.text(encoded[row].answer) for row in (0, 1)] == ["Iron is a metal.", "A metal."]
@@ -130,7 +137,7 @@ def test_a_fused_answer_that_does_not_fit_follows_on_bad_row(model: Path, tmp_pa
 def test_a_fused_answer_that_cannot_be_encoded_is_named_with_its_row(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = config(tmp_path, [GOOD], "distill.target=fused", "distill.method=sft")
+    made = config(tmp_path, [GOOD], "refine.enabled=true", "distill.target=fused", "distill.method=sft")
     rows = [replace(preflight(made).train[0], fused="<|im_end|> ends a turn.")]
     monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
     with pytest.raises(DataError, match=r"train.jsonl: row 1: the text names the marker <\|im_end\|>"):

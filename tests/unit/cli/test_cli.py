@@ -231,6 +231,8 @@ BAD_INPUTS = [
     bad("train smoke data.train=good.jsonl model.path=./no_template", "./no_template", "no chat template"),
     bad("train smoke data.train=good.jsonl model.path=./pickled", "./pickled", "model.allow_pickle=true"),
     bad("train smoke data.train=good.jsonl model.path=./broken_generation", "generation_config.json line 1", "remove"),
+    bad("train smoke data.train=good.jsonl", "row 1: no fused answer", "distill.target=gold"),
+    bad("run smoke data.train=good.jsonl refine.enabled=false", "row 1: no fused answer", "refine.enabled=true"),
     bad("train smoke data.train=good.jsonl model.path=random:huge", "random:huge", "random:tiny"),
     bad("train smoke data.train=good.jsonl model.context=4096", "model.context=4096", "at most 512"),
     bad("train smoke data.train=good.jsonl teacher.path=./other_vocabulary", "./other_vocabulary", "vocabulary"),
