@@ -30,7 +30,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, split: 
         tokenizer.chat_template = template
         return tokenizer
 
-    monkeypatch.setattr(models, "load_tokenizer", with_template)
+    monkeypatch.setattr(models.loading, "load_tokenizer", with_template)
     chat = [("developer", "Be brief, please."), ("user", "What?"), ("assistant", "This.")]
     row = {"messages": [{"role": role, "content": content} for role, content in chat]}
     plain = {"prompt": "What?", "answer": "This."}
