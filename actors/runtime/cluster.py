@@ -125,6 +125,14 @@ def start(config: Config, *others: Config) -> None:
             private_token()
     except ConnectionError as error:
         raise RaftError(f"{key}={address}: no Ray cluster answers there ({error})") from error
+    except Exception as error:  # Ray raises the class itself where its processes do not come up in time.
+        if address or isinstance(error, RaftError):
+            raise
+        ray.shutdown()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RaftError(
+            f"no local Ray has started ({reason}); try again when the machine is less busy, or look into /tmp/ray"
+        ) from error
     except SystemExit:
         # From a handler of SIGTERM that Ray has set meanwhile.
         raise interrupts.arrived(signal.SIGTERM) from None

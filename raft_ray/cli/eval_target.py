@@ -43,6 +43,11 @@ def find_target(target: str, model: str | None = None, base: str | None = None) 
 
     Raises `ConfigError` for an option that does not go with the argument.
     """
+    if Path(target).is_dir() and not any((Path(target) / name).is_file() for name in ("config.json", "config.yaml")):
+        raise ConfigError(
+            f"{target}: holds neither a model (config.json) nor a run (config.yaml); an adapter is to be merged with "
+            "its model first"
+        )
     if not is_model(target):
         if base is not None:
             raise ConfigError(f"--base {base}: goes with a model, and {target} is a config; set model.path={base}")

@@ -65,6 +65,11 @@ def writable(text: str, what: str) -> str:
 def _message(message: Any, number: int, is_last: bool) -> dict[str, str]:
     if not isinstance(message, dict):
         raise Unusable(f"message {number} is not an object with role and content")
+    if "role" not in message and {"from", "value"} <= message.keys():
+        raise Unusable(
+            f"message {number} has `from` and `value`, as ShareGPT names them; rename them to `role` (system, user or "
+            "assistant) and `content`"
+        )
     for name, value in message.items():
         if name in ("role", "content") or value in (None, "", [], {}):
             continue
@@ -107,4 +112,6 @@ def _how_to_convert(value: Any) -> str:
         return '; write it in quotes, such as "4"'
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "; a chat belongs in data.messages_field"
-    return "; several right answers belong in data.answers_field" if isinstance(value, list) else ""
+    if isinstance(value, list):
+        return "; several right answers belong in data.answers_field, and one of them, as text, here"
+    return ""

@@ -224,6 +224,9 @@ def _row(record: dict[str, Any], config: DataConfig, *, index: int, line: int) -
             answer = _text(record, names.answer_field)
     else:
         messages = [{"role": "user", "content": _text(record, names.prompt_field)}]
+        for name in ("input", "system") if names.prompt_field == "instruction" else ():
+            if not _is_nothing(record.get(name)):
+                raise Unusable(f"has `{name}` beside `instruction`, and nothing reads it; write both into one field")
         # A file made elsewhere may hold the fused answers alone.
         given = record.get(names.answer_field) is not None
         answer = _text(record, names.answer_field if given or record.get("fused") is None else "fused")
@@ -251,7 +254,7 @@ def _chat(record: dict[str, Any], names: DataConfig) -> tuple[list[dict[str, str
     elif record.get(names.answer_field) is not None:
         before, answer = messages, _text(record, names.answer_field)
     else:
-        raise Unusable(f"{field} do not end with an assistant message")
+        raise Unusable(f"the last of {field} is not an assistant message")
     if not before or before[-1]["role"] != "user":
         raise Unusable(f"{field} have no user message right before the answer")
     if record.get("fused") is None and not _agrees(record.get(names.answer_field), [answer]):

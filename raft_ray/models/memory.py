@@ -52,6 +52,7 @@ def check_memory(config: Config, parameters: int, machine: int) -> None:
         parts = ", ".join(f"{role} {gib:.1f}" for role, gib in roles.items())
         raise ConfigError(
             f"model.path={config.model.path}: {parameters / 1e9:.2g} billion parameters need at least {needed:.1f} GiB "
-            f"of memory here ({parts}), this machine has {there:.1f}; lower rollout.actors, teacher.actors or "
-            "rollout.kv_cache_gib, set model.dtype=bfloat16, or take a smaller model or a larger machine"
+            f"of memory here ({parts}), this machine has {there:.1f}; lower learner.num_workers, rollout.actors, "
+            "teacher.actors or rollout.kv_cache_gib, set model.dtype=bfloat16, or take a smaller model or a larger "
+            "machine"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,12 @@ def take(pipeline: Any, step: int) -> list[SampleInfo]:
     return [info for info, _, _ in batch]
 
 
+def states(pipeline: Any) -> dict[str, str]:
+    """Of the rollout actors."""
+    actors = ray.get(pipeline.status.remote(), timeout=LIMIT)["actors"]
+    return {actor["name"]: actor["state"] for actor in actors if actor["name"].startswith("rollout")}
+
+
 def publish(pipeline: Any, version: int, ref: list[Any] | None) -> None:
     record = {"tokens": 1, "seconds": {"total": 1.0}}
     ray.get(pipeline.publish.remote(version, ref, 0, record), timeout=LIMIT)
@@ -145,11 +152,14 @@ def publish(pipeline: Any, version: int, ref: list[Any] | None) -> None:
 def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_it(start: Callable[..., Any]) -> None:
     pipeline = start("rollout.actors=2", "sync.max_staleness=1")
     assert len(take(pipeline, 0)) == 4
+    # One that still starts is left out of a push.
+    give_up = time.monotonic() + LIMIT
+    while set(states(pipeline).values()) != {"waits for places"} and time.monotonic() < give_up:
+        time.sleep(0.1)
     handles = ray.get(pipeline.hold.remote(1), timeout=LIMIT)
     assert set(handles) == {"rollout-0", "rollout-1"}
     before = {name: ray.get(handle.read.remote(), timeout=LIMIT) for name, handle in handles.items()}
-    states = {actor["name"]: actor["state"] for actor in ray.get(pipeline.status.remote(), timeout=LIMIT)["actors"]}
-    assert states["rollout-0"] == states["rollout-1"] == "waits for places"
+    assert states(pipeline) == {"rollout-0": "waits for places", "rollout-1": "waits for places"}
     for name, handle in handles.items():
         ray.get(handle.pushed.remote(1), timeout=LIMIT)
         # Nobody has called it since it was held.

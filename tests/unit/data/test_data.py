@@ -286,7 +286,7 @@ def test_a_domain_is_a_source(tmp_path: Path) -> None:
         ({"messages": []}, "field 'messages' is not a list of messages"),
         ({"messages": "hello"}, "field 'messages' is not a list of messages"),
         ({"messages": ["hello"]}, "message 1 is not an object"),
-        ({"messages": CHAT[:-1]}, "messages do not end with an assistant message"),
+        ({"messages": CHAT[:-1]}, "the last of messages is not an assistant message"),
         ({"messages": CHAT[-1:]}, "messages have no user message right before the answer"),
         ({"messages": [CHAT[1], CHAT[2], CHAT[2]]}, "messages have no user message right before the answer"),
         ({"messages": [{"role": "tool", "content": "x"}, *CHAT]}, "message 1 has role 'tool'"),

@@ -105,7 +105,7 @@ BAD_LINES = [
     ({"prompt": "a\0b", "answer": "c"}, "prompt has a NUL character"),
     ({"prompt": "\ud83d", "answer": "x"}, "prompt has half of a surrogate pair"),
     (chat(prompt="P", answer="A"), "field 'messages' is not a list of messages"),
-    (chat(USER, REPLY, USER), "messages do not end with an assistant message"),
+    (chat(USER, REPLY, USER), "the last of messages is not an assistant message"),
     (chat({"role": "system", "content": "x"}, REPLY), "messages have no user message right before"),
     (chat(USER, {**REPLY, "content": ""}), "content of message 2 is empty"),
     (chat(USER, {**REPLY, "content": None}), "content of message 2 is not text"),
@@ -133,6 +133,10 @@ BAD_LINES = [
     (chat(USER, {**REPLY, "audio": {"id": "1"}}), "message 2 has a field 'audio': nothing reads it"),
     (chat({**USER, "images": ["x.png"]}, REPLY), "message 1 has a field 'images': nothing reads it"),
     (chat(USER, {**REPLY, "prefix": True}), "message 2 has a field 'prefix': nothing reads it"),
+    (
+        chat({"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}),
+        "message 1 has `from` and `value`, as ShareGPT names them; rename them to `role`",
+    ),
     (chat(USER, {**REPLY, "weight": 0}), "message 2 has weight 0"),
     (chat(USER, {**REPLY, "weight": 0.5}), "message 2 has weight 0.5"),
     (
@@ -217,3 +221,14 @@ def test_a_general_prompt_that_cannot_be_read_is_named(tmp_path: Path, line: byt
     path.write_bytes(line)
     with pytest.raises(DataError, match=r"eval.general=.*line 1: "):
         general_prompts(str(path))
+
+
+@pytest.mark.parametrize("name", ["input", "system"])
+def test_an_instructions_input_is_not_dropped_without_a_word(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "data.jsonl"
+    names = DataConfig(train=str(path), prompt_field="instruction", answer_field="output")
+    path.write_bytes(encoded({"instruction": "Translate", name: "", "output": "a dog"}))
+    assert [row.prompt for row in read_rows(str(path), names, split="train")[0]] == ["Translate"]
+    path.write_bytes(encoded({"instruction": "Translate", name: "Hund", "output": "a dog"}))
+    with pytest.raises(DataError, match=rf"line 1: has `{name}` beside `instruction`, and nothing reads it"):
+        check_rows(*read_rows(str(path), names, split="train"), names, "data.train")
