@@ -38,7 +38,7 @@ from actors.refine.gap import measure_gap
 from actors.runtime import attach
 from actors.runtime.cluster import actor_options, address_of, cluster, here, on_node, own_tmp
 from actors.runtime.progress import Bars
-from actors.runtime.remote import last_line, one_line, root_cause, understood
+from actors.runtime.remote import ActorLost, last_line, root_cause, understood
 from actors.runtime.watch import Watch
 from raft_ray import data
 from raft_ray.config import Config, settings
@@ -286,18 +286,13 @@ def trained(
             trained=goal,
         )
         with attach.reachable(run_dir), watch.going_on():
-            try:
-                train_workers(task, watch.controlled_by)
-            except ray.exceptions.RayActorError as death:
-                # What happens to learners comes as an error of Ray Train's own.
-                died = f"Ray Train's controller died ({one_line(death)}); go on with --resume"
-                raise RaftError(f"{phase}: {'; '.join([*watch.trouble, died])}; see {run_dir / 'logs'}") from death
+            train_workers(task, watch.controlled_by)
         if error := ray.get(pipeline.progress.remote(), timeout=60)["error"]:
             raise RaftError(f"{phase}: {error}; see {run_dir / 'logs'}")
         ray.get(pipeline.finish.remote(), timeout=60)
         if not goal.is_finished(folder):
             raise RaftError(f"{phase}: no model of step {order.steps} in {folder}; see {run_dir / 'logs'}")
-    except (ray.exceptions.RayError, TrainingFailedError) as error:
+    except (ActorLost, ray.exceptions.RayError, TrainingFailedError) as error:
         cause = _stopped(pipeline) or str(understood(error) or last_line(root_cause(error)))
         raise RaftError(f"{phase}: {'; '.join([*watch.trouble, cause])}; see {run_dir / 'logs'}") from error
     finally:

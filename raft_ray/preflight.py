@@ -165,8 +165,7 @@ def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, 
     rewrites = 0
     for row in rows:
         where = f"data.train={config.data.train}: row {row.line}"
-        check_targets(config, [row])
-        answer = _answer(row, target) or row.answer
+        answer = _required(config, row)
         rewrites += row.rewrite is not None
         try:
             encoded[row.index] = encoder.row(row.index, row.messages, answer, answer if taught else None, where)
@@ -196,12 +195,19 @@ def _reads(config: Config) -> tuple[object, ...]:
 
 def check_targets(config: Config, rows: Iterable[Row]) -> None:
     """Refuse rows that stage 1 has not gone over where a method trains on fused answers. Raises `DataError`."""
-    line = next((row.line for row in rows if _answer(row, target_of(config)) is None), None)
-    if line is not None:
+    for row in rows:
+        _required(config, row)
+
+
+def _required(config: Config, row: Row) -> str:
+    """The answer that a method trains on. Raises `DataError` where the row has none."""
+    answer = _answer(row, target_of(config))
+    if answer is None:
         raise DataError(
-            f"data.train={config.data.train}: row {line}: no fused answer; set refine.enabled=true, run "
+            f"data.train={config.data.train}: row {row.line}: no fused answer; set refine.enabled=true, run "
             "`raft-ray refine` first, or train on the gold answers with distill.target=gold"
         )
+    return answer
 
 
 def check_rewrites(config: Config, rewrites: int) -> None:

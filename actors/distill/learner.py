@@ -35,7 +35,7 @@ from actors.distill.storage import Storage
 from actors.engine.weight_backends import make_publisher
 from actors.engine.weight_publish import Update
 from actors.runtime.cluster import actor_options, here, log_to_file, on_node
-from actors.runtime.remote import root_cause
+from actors.runtime.remote import ActorLost, one_line, root_cause
 from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Balance, Config, Dtype, Graphs
@@ -90,7 +90,8 @@ class LearnerTask:
 
 
 def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda controller: None) -> None:
-    """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up.
+    """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up, and
+    `ActorLost` when Ray Train's controller dies.
 
     Args:
         controlled_by: called with Ray Train's controller when it has started.
@@ -140,7 +141,11 @@ def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda contr
         ),
     )
     with _health_checks(min(learner.timeout, SILENCE)):
-        trainer.fit()
+        try:
+            trainer.fit()
+        except ray.exceptions.RayActorError as error:
+            # What happens to learners comes as an error of Ray Train's own.
+            raise ActorLost(f"Ray Train's controller died ({one_line(error)}); go on with --resume") from error
 
 
 @contextmanager

@@ -173,11 +173,12 @@ def evaluate(
         loaded.run.dir = found.run_dir or f"{loaded.run.dir.rstrip('/')}-eval"
     check_run_dir(loaded)
     measured = found.model or loaded.model.path
-    from raft_ray import models
+    if measured != loaded.model.path:  # which the evaluation looks at itself
+        from raft_ray import models
 
-    folder = models.resolve(measured)
-    models.check_weights(folder, loaded.model)
-    models.load_chat(folder, loaded.model)
+        folder = models.resolve(measured)
+        models.check_weights(folder, loaded.model)
+        models.load_chat(folder, loaded.model)
     from actors.run import evaluate as measure
 
     measure(loaded, measured, base=loaded.model.path if found.has_base else None)

@@ -334,7 +334,7 @@ def _nearest_key(key: str) -> str:
 
 
 def _is_longer(known: str, section: str, name: str) -> bool:
-    """`distil.temp` is short for `distill.temperature`, `learner.global_batch_size` for `learner.global_batch_size`."""
+    """`distil.temp` is short for `distill.temperature`, `learner.batch` for `learner.global_batch_size`."""
     own, _, whole = known.rpartition(".")
     return len(name) > 2 and name in whole and bool(difflib.get_close_matches(section, [own], cutoff=0.8))
 

@@ -14,13 +14,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raft_ray.data.domains.facts import Fact, Split, ask, tables
+from raft_ray.data.domains.facts import Fact, Split, ask, table
 from raft_ray.errors import DataError
 
-_TABLES = tables("chemistry")
+_table = partial(table, "chemistry")
 
 
 def rows(split: Split) -> list[dict[str, Any]]:
@@ -29,7 +30,7 @@ def rows(split: Split) -> list[dict[str, Any]]:
     Training asks for fact i in row i, testing in rows 2i and 2i+1. Raises `DataError` if the package `mendeleev` is
     missing.
     """
-    return ask(_facts(), _TABLES["wordings"], split, about="element")
+    return ask(_facts(), _table("wordings"), split, about="element")
 
 
 def _facts() -> Iterator[Fact]:
@@ -71,14 +72,14 @@ def _tidy(text: str) -> str:
 def _symbol(element: dict[str, Any]) -> Fact | None:
     """Of elements found in nature, those that cannot be guessed from the first letters and are no English words."""
     symbol, name = element["symbol"], element["name"]
-    if element["number"] > 94 or name.startswith(symbol.lower()) or symbol in _TABLES["english_words"]:
+    if element["number"] > 94 or name.startswith(symbol.lower()) or symbol in _table("english_words"):
         return None
     return Fact("symbol", name, symbol)
 
 
 def _family(element: dict[str, Any]) -> Fact | None:
-    names = _TABLES["families"].get(element["series"])
-    if names is None or element["symbol"] in _TABLES["no_family"] or element["number"] > 103:
+    names = _table("families").get(element["series"])
+    if names is None or element["symbol"] in _table("no_family") or element["number"] > 103:
         return None
     return Fact("family", element["name"], names[0].lower(), names[1:])
 
@@ -86,9 +87,9 @@ def _family(element: dict[str, Any]) -> Fact | None:
 def _meaning(element: dict[str, Any]) -> Fact | None:
     """`Greek: lithos (stone)` gives language and meaning; only meanings in the table are used."""
     found = re.match(r"(Greek|Latin|German|Spanish|Swedish): [^()]+\((?:color )?([^()]+)\)", element["origin"])
-    if found is None or found[2] not in _TABLES["meanings"] or element["symbol"] in _TABLES["no_meaning"]:
+    if found is None or found[2] not in _table("meanings") or element["symbol"] in _table("no_meaning"):
         return None
-    gold, *others = _TABLES["meanings"][found[2]]
+    gold, *others = _table("meanings")[found[2]]
     return Fact("meaning", element["name"], gold.lower(), tuple(others), {"language": found[1]})
 
 
@@ -103,15 +104,15 @@ _NAMED = re.compile(
 def _eponym(element: dict[str, Any]) -> Fact | None:
     """A person, place, planet, god or mineral: `Named in honor of the scientist Enrico Fermi`."""
     symbol = element["symbol"]
-    if symbol in _TABLES["no_eponym"]:
+    if symbol in _table("no_eponym"):
         return None
-    name = _TABLES["eponyms"].get(symbol)
+    name = _table("eponyms").get(symbol)
     if name is None:
         found = _NAMED.fullmatch(element["origin"])
         if found is None:
             return None
         name = found["name"]
-    others = _TABLES["eponym_variants"].get(symbol, ())
+    others = _table("eponym_variants").get(symbol, ())
     if element["origin"].startswith("Named in honor of"):
         others = [name.split()[-1], *others]
     return Fact("eponym", element["name"], name, others)
@@ -120,32 +121,32 @@ def _eponym(element: dict[str, Any]) -> Fact | None:
 def _discoverer(element: dict[str, Any]) -> Fact | None:
     """Of several discoverers any surname counts as right, as does the whole list."""
     listed = element["discoverers"]
-    if element["symbol"] in _TABLES["no_discoverer"] or listed.startswith("Known to") or element["number"] > 103:
+    if element["symbol"] in _table("no_discoverer") or listed.startswith("Known to") or element["number"] > 103:
         return None
     people: list[str] = []
-    for name in _TABLES["pairs"].get(listed) or re.split(r"[,;]", listed):
+    for name in _table("pairs").get(listed) or re.split(r"[,;]", listed):
         name = name.strip().removeprefix("Sir ")
-        people.append(_TABLES["people"].get(name, name))
-    surnames = [_TABLES["surnames"].get(name, name.split()[-1]) for name in people]
+        people.append(_table("people").get(name, name))
+    surnames = [_table("surnames").get(name, name.split()[-1]) for name in people]
     gold = people[0] if len(people) == 1 else f"{', '.join(people[:-1])} and {people[-1]}"
-    if listed in _TABLES["pairs"]:
+    if listed in _table("pairs"):
         gold = listed
     return Fact("discoverer", element["name"], gold, tuple(surnames))
 
 
 def _country(element: dict[str, Any]) -> Fact | None:
     location = element["location"]
-    if location is None or "/" in location or element["symbol"] in _TABLES["no_country"]:
+    if location is None or "/" in location or element["symbol"] in _table("no_country"):
         return None
-    names = _TABLES["countries"].get(location, (location,))
+    names = _table("countries").get(location, (location,))
     article = "the " if names[0].startswith(("United", "Netherlands")) else ""
     return Fact("country", element["name"], article + names[0], names)
 
 
 def _use(element: dict[str, Any]) -> Fact | None:
     """Asked the other way round, for uses that point to one element; the data base must mention the use."""
-    phrase, clause = _TABLES["uses"].get(element["symbol"], (None, None))
+    phrase, clause = _table("uses").get(element["symbol"], (None, None))
     if phrase is None or clause is None or phrase not in element["uses"]:
         return None
-    others = _TABLES["element_variants"].get(element["name"], ())
+    others = _table("element_variants").get(element["name"], ())
     return Fact("use", element["name"], element["name"], others, {"clause": clause})

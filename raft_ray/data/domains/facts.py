@@ -43,9 +43,14 @@ class Fact:
     """What the wording takes besides the subject."""
 
 
+def table(domain: str, name: str) -> Any:
+    """A table of a domain's YAML file, which is read when somebody asks for the domain."""
+    return _tables(domain)[name]
+
+
 @cache
-def tables(domain: str) -> dict[str, Any]:
-    """What a domain's YAML file beside this one holds; `wordings` are `Wording`s by kind of fact."""
+def _tables(domain: str) -> dict[str, Any]:
+    """All that the file beside this one holds; `wordings` are `Wording`s by kind of fact."""
     found = yaml.safe_load(Path(__file__).with_name(f"{domain}.yaml").read_text(encoding="utf-8"))
     return {**found, "wordings": {kind: Wording(**wording) for kind, wording in found["wordings"].items()}}
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raft_ray.data.domains.facts import Fact, Split, ask, tables
+from raft_ray.data.domains.facts import Fact, Split, ask, table
 from raft_ray.errors import DataError
 
-_TABLES = tables("geography")
+_table = partial(table, "geography")
 
 
 def rows(split: Split) -> list[dict[str, Any]]:
@@ -25,30 +26,30 @@ def rows(split: Split) -> list[dict[str, Any]]:
     Training asks for fact i in row i, testing in rows 2i and 2i+1. Raises `DataError` if the package `countryinfo` is
     missing.
     """
-    return ask(_facts(), _TABLES["wordings"], split, about="country")
+    return ask(_facts(), _table("wordings"), split, about="country")
 
 
 def _facts() -> Iterator[Fact]:
     for code, entry in sorted(_countries().items()):
-        name = _TABLES["names"].get(code, entry["name"].removeprefix("The "))
-        country = f"the {name}" if name.startswith(tuple(_TABLES["with_article"])) else name
-        capital = _TABLES["capitals"].get(code, entry["capital"])
+        name = _table("names").get(code, entry["name"].removeprefix("The "))
+        country = f"the {name}" if name.startswith(tuple(_table("with_article"))) else name
+        capital = _table("capitals").get(code, entry["capital"])
         # A capital that the country's name gives away (Kuwait City) is no question.
-        if code not in _TABLES["no_capital"] and name.split()[0] not in capital and capital not in name:
-            yield Fact("capital", country, capital, _TABLES["capital_variants"].get(code, ()))
+        if code not in _table("no_capital") and name.split()[0] not in capital and capital not in name:
+            yield Fact("capital", country, capital, _table("capital_variants").get(code, ()))
         money = entry["currencies"]
-        if len(money) == 1 and money[0] in _TABLES["currencies"] and code not in _TABLES["no_currency"]:
+        if len(money) == 1 and money[0] in _table("currencies") and code not in _table("no_currency"):
             yield Fact(
-                "currency", country, _TABLES["currencies"][money[0]], _TABLES["currency_variants"].get(money[0], ())
+                "currency", country, _table("currencies")[money[0]], _table("currency_variants").get(money[0], ())
             )
         spoken = entry["languages"]
-        if len(spoken) == 1 and spoken[0] in _TABLES["languages"] and code not in _TABLES["no_language"]:
+        if len(spoken) == 1 and spoken[0] in _table("languages") and code not in _table("no_language"):
             yield Fact(
-                "language", country, _TABLES["languages"][spoken[0]], _TABLES["language_variants"].get(spoken[0], ())
+                "language", country, _table("languages")[spoken[0]], _table("language_variants").get(spoken[0], ())
             )
         if (
-            entry["region"] in _TABLES["continents"]
-            and code not in _TABLES["no_continent"]
+            entry["region"] in _table("continents")
+            and code not in _table("no_continent")
             and entry["region"] not in name
         ):
             yield Fact("continent", country, entry["region"])
@@ -59,7 +60,7 @@ def _countries() -> dict[str, dict[str, Any]]:
     spec = importlib.util.find_spec("countryinfo")
     if spec is None or spec.origin is None:
         raise DataError("domain:geography: the package countryinfo is missing; pip install countryinfo")
-    members = set(_TABLES["members"])
+    members = set(_table("members"))
     found = {}
     for path in sorted((Path(spec.origin).parent / "data").glob("*.json")):
         entry = json.loads(path.read_text(encoding="utf-8"))
