@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from raft_ray import models
 from raft_ray.config import Config, DomainMetric, Method, ModelConfig, OnBadRow, RefineConfig, Target
-from raft_ray.config.settings import distils
 from raft_ray.data import BadRow, Row, check_rows, length_check, read_rows, write_bad_rows
 from raft_ray.data.general import general_prompts
 from raft_ray.data.slices import Scan, scan
@@ -76,7 +75,7 @@ def preflight(
     methods = [config, *others]
     folder = models.resolve(config.model.path)
     parameters = models.check_weights(folder, config.model)
-    if trains and any(distils(each) for each in methods):
+    if trains and any(each.uses_distillation for each in methods):
         models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)
     teachers = [_check_teacher(each, folder) for each in methods]
@@ -87,7 +86,7 @@ def preflight(
                 f"{context}"
             )
     chat = models.load_chat(folder, config.model)
-    encoders = {_reads(each): (make_encoder(each, chat), target_of(each), distils(each)) for each in methods}
+    encoders = {_reads(each): (make_encoder(each, chat), target_of(each), each.uses_distillation) for each in methods}
     readers = _check_stage1(methods) if trains else []
     if config.eval.enabled:
         _check_evaluation(config)
@@ -144,7 +143,7 @@ def make_encoder(config: Config, chat: Chat) -> PromptEncoder:
     return PromptEncoder(
         chat,
         models.model_context(models.resolve(config.model.path), config.model),
-        config.rollout.max_new_tokens if distils(config) else 0,
+        config.rollout.max_new_tokens if config.uses_distillation else 0,
         template,
         config.teacher.on_long_reference,
     )
@@ -160,7 +159,7 @@ def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, 
     rewrites has none at all.
     """
     encoder = make_encoder(config, models.load_chat(folder, config.model))
-    target, taught = target_of(config), distils(config)
+    target, taught = target_of(config), config.uses_distillation
     encoded, unfit = {}, []
     rewrites = 0
     for row in rows:
@@ -190,7 +189,7 @@ def _answer(row: Row, target: Target) -> str | None:
 def _reads(config: Config) -> tuple[object, ...]:
     """What decides whether a row fits a method."""
     reads = (config.rollout.max_new_tokens, config.teacher.template, config.teacher.on_long_reference)
-    return (config.distill.method is Method.raft, distils(config), target_of(config), *reads)
+    return (config.distill.method is Method.raft, config.uses_distillation, target_of(config), *reads)
 
 
 def check_targets(config: Config, rows: Iterable[Row]) -> None:

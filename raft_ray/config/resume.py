@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raft_ray.config import Config, reading
+from raft_ray.config import Config, settings
 from raft_ray.errors import ConfigError
 
 # A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
@@ -66,7 +66,7 @@ def keep_date(config: Config) -> None:
     """Let a run that is resumed name the day on which it was started: its rows were encoded with that."""
     saved = Path(config.run.dir) / "config.yaml"
     if saved.is_file():
-        config.model.date = reading.load_saved(saved).model.date
+        config.model.date = settings.load_saved(saved).model.date
 
 
 def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None:
@@ -84,7 +84,7 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
     another = "start a new run with --run-dir"
     # The folder of a main run holds refined rows and every other model as well.
     retrain = another if longer and folder == Path(config.run.dir) else "remove that folder to train it anew"
-    saved, now = reading.flatten_shown(reading.load_saved(saved_path)), reading.flatten_shown(config)
+    saved, now = settings.flatten_shown(settings.load_saved(saved_path)), settings.flatten_shown(config)
     for key in (key for key in now if saved[key] != now[key]):
         if trained and (_trains(key) or (key in _LENGTH and not longer)):
             what, anew = f"the model in {folder} was trained", retrain
@@ -99,7 +99,7 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
 
 def deciding(config: Config) -> dict[str, Any]:
     """The values, as JSON has them, of the keys that decide what model a number of steps makes."""
-    shown = reading.flatten_shown(config)
+    shown = settings.flatten_shown(config)
     values = {key: value for key, value in shown.items() if _trains(key) and key != "run.storage"}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=asdict))
     return plain

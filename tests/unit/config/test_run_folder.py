@@ -8,6 +8,7 @@ import pytest
 
 from raft_ray.checks import check
 from raft_ray.config import Config, resume, settings
+from raft_ray.config.resume import check_same_run
 from raft_ray.errors import ConfigError
 from raft_ray.runs.folders import check_run_dir
 
@@ -115,8 +116,8 @@ def test_a_row_that_is_half_trained_goes_on_as_it_began(tmp_path: Path) -> None:
     started(folder)
     for key in ("learner.lr=0.5", "learner.max_steps=7"):
         with pytest.raises(ConfigError, match=f"^{key}: the model in"):
-            settings.check_same_run(fine(f"run.dir={folder}", key), folder, longer=False)
-    settings.check_same_run(fine(f"run.dir={folder}", "learner.num_workers=2", "eval.samples=1"), folder, longer=False)
+            check_same_run(fine(f"run.dir={folder}", key), folder, longer=False)
+    check_same_run(fine(f"run.dir={folder}", "learner.num_workers=2", "eval.samples=1"), folder, longer=False)
 
 
 def test_the_keys_that_a_resumed_run_may_change_are_keys() -> None:
