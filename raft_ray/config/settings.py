@@ -30,8 +30,6 @@ from raft_ray.files import write_whole
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = ["keys"]
-
 MISSING = "???"
 """The value of a key that has none yet (`data.train`)."""
 
@@ -66,11 +64,6 @@ def load(preset_or_path: str, overrides: list[str] | None = None) -> Config:
     return made
 
 
-def load_saved(path: str | Path) -> Config:
-    """The config that `save` wrote to `path`. Raises `ConfigError`."""
-    return load(str(path))
-
-
 def save(config: Config, path: str | Path) -> None:
     """Write all keys of `config` to the YAML file `path`; what came from the environment as its reference."""
     write_whole(Path(path), to_yaml(config))
@@ -82,13 +75,8 @@ def to_yaml(config: Config) -> str:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted key -> value, of all keys."""
-    return {key: attrgetter(key)(config) for key in keys()}
-
-
-def flatten_shown(config: Config) -> dict[str, Any]:
     """Dotted key -> value as it is written and compared: references for what came from the environment."""
-    return {key: shown(value) for key, value in flatten(config).items()}
+    return {key: shown(attrgetter(key)(config)) for key in keys()}
 
 
 def for_method(config: Config, method: str) -> Config:

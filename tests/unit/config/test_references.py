@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from raft_ray.cli import app
 from raft_ray.config import settings
 from raft_ray.config.explain import explained
-from raft_ray.config.references import Reference, check_no_credentials, shown
+from raft_ray.config.references import Reference, check_no_credentials
 from raft_ray.config.resume import check_same_run, deciding
 from raft_ray.errors import ConfigError
 from raft_ray.printable import one_line
@@ -47,10 +47,10 @@ def test_a_value_from_the_environment_is_resolved_in_memory_alone(tmp_path: Path
             assert "${oc.env:RAFT_SECRET}" in text
     settings.save(config, tmp_path / "config.yaml")
     assert SECRET not in (tmp_path / "config.yaml").read_text()
-    assert settings.load_saved(tmp_path / "config.yaml") == config
+    assert settings.load(str(tmp_path / "config.yaml")) == config
     settings.save(settings.for_method(config, "sft"), tmp_path / "sft.yaml")
     assert SECRET not in (tmp_path / "sft.yaml").read_text()
-    assert SECRET not in json.dumps(shown(settings.flatten(config)), default=str)
+    assert SECRET not in json.dumps(settings.flatten(config))
     # What checkpoints keep of the settings, and say of their changes.
     assert SECRET not in json.dumps(deciding(config))
 

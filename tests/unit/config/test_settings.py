@@ -13,11 +13,11 @@ from raft_ray.checks import check
 from raft_ray.config import Config, Dtype, Method, RefineModelConfig, Target, settings
 from raft_ray.config.checks import required_resources
 from raft_ray.config.explain import explained
-from raft_ray.config.keys import hints
+from raft_ray.config.keys import hints, keys
 from raft_ray.errors import ConfigError
 
 PRESETS = ["ablations", "cluster", "demo", "opd", "raft", "sdft", "sft", "single_gpu", "smoke"]
-NUMBERS = [key for key, kind in settings.keys().items() if re.match(r"(?!list).*(int|float)", str(kind))]
+NUMBERS = [key for key, kind in keys().items() if re.match(r"(?!list).*(int|float)", str(kind))]
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers")
 OWN_DATA = ["data.train=train.jsonl", "data.test=test.jsonl"]
 
@@ -149,7 +149,7 @@ def test_a_saved_config_is_read_back_the_same(tmp_path: Path) -> None:
 
     settings.save(config, tmp_path / "config.yaml")
 
-    assert settings.load_saved(tmp_path / "config.yaml") == config
+    assert settings.load(str(tmp_path / "config.yaml")) == config
 
 
 def test_a_saved_config_holds_every_key_with_all_but_references_to_the_environment_resolved(
@@ -164,7 +164,7 @@ def test_a_saved_config_holds_every_key_with_all_but_references_to_the_environme
     assert config.run.dir == "runs/elsewhere"
     assert saved["run"]["dir"] == "runs/${oc.env:WHERE}"
     assert saved["data"]["test"] == "test-0.jsonl"
-    known = set(settings.keys())
+    known = set(keys())
 
     def leaves(value: Any, key: str) -> set[str]:
         if key in known or not isinstance(value, dict):
