@@ -379,3 +379,40 @@ def test_every_number_of_a_stage_1_model_has_a_range() -> None:
     assert len(numbers) == 10
     for name in numbers:
         assert f"refine.models.big.{name}=-1" in refused(f"refine.models.big={{path: x, {name}: -1}}")
+
+
+def test_a_value_that_is_refused_is_told_with_the_file_that_set_it(workspace: Path) -> None:
+    Path("base.yaml").write_text("extends: raft\nlearner:\n  lr: -1\nrollout:\n  top_p: high\n")
+    Path("mine.yaml").write_text("extends: base.yaml\nlearner:\n  epochs: 3\n")
+    for overrides, message in (
+        ([], "base.yaml: rollout.top_p=high: takes a number"),
+        (["rollout.top_p=1"], "base.yaml: learner.lr=-1.0: must be greater than 0"),
+        (["rollout.top_p=2"], "rollout.top_p=2.0: must be greater than 0 and at most 1"),
+        (["rollout.top_p=1", "learner.lr=1e-4", "learner.dropot=1"], "unknown key learner.dropot; did you mean"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            settings.load("mine.yaml", overrides)
+        assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "override", ["learner.dropout=1", "learner.share_prompt=0", "learner.epochs=true", "eval.mmlu_shots=[true]"]
+)
+def test_a_number_is_not_taken_for_true_or_false_nor_the_other_way_round(override: str) -> None:
+    assert re.match(rf"{override.partition('=')[0]}=\S+: takes ", refused(override))
+
+
+def test_a_text_from_the_environment_is_a_number_where_the_key_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATE", "3e-4")
+    assert fine("learner.lr=${oc.env:RATE}").learner.lr == 3e-4
+    monkeypatch.setenv("RATE", "-3")
+    assert refused("learner.lr=${oc.env:RATE}") == "learner.lr=${oc.env:RATE}: must be greater than 0"
+
+
+def test_values_that_were_assigned_are_checked_as_those_that_were_read() -> None:
+    config = fine()
+    config.learner.zero_stage = 2
+    check(config)
+    config.learner.zero_stage = 4
+    with pytest.raises(ConfigError, match=r"learner\.zero_stage=4: must be 0, 1, 2 or 3"):
+        check(config)
