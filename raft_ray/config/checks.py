@@ -119,7 +119,8 @@ def _lengths(config: Config) -> Iterator[str]:
         "eval.domain_max_new_tokens": evaluation.enabled and config.data.test is not None,
         "eval.ifeval_max_new_tokens": evaluation.enabled and evaluation.ifeval_rows != 0,
         "eval.general_max_new_tokens": evaluation.enabled,
-        "eval.open_max_new_tokens": evaluation.enabled and evaluation.open is not None,
+        # Without judges nobody scores open questions, which is refused as such.
+        "eval.open_max_new_tokens": evaluation.enabled and evaluation.open is not None and evaluation.judges,
     }
     for key in used:
         if used[key]:
