@@ -37,7 +37,7 @@ from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
 from raft_ray.compare.verdict import verdict
 from raft_ray.config import Config
 from raft_ray.config.references import shown
-from raft_ray.config.settings import check_same_run
+from raft_ray.config.resume import check_same_run
 from raft_ray.data import Row
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole

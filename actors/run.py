@@ -211,7 +211,7 @@ def trained(
 ) -> str:
     """Train one method in `run_dir`; returns the folder of its model. `name` tells it from others of its method."""
     folder = run_dir / "model"
-    learner, distils = config.learner, settings.distils(config)
+    learner, distils = config.learner, config.uses_distillation
     order = RowOrder(len(rows), learner.global_batch_size, learner.epochs, config.run.seed, learner.max_steps)
     encoded, unfit = encode(config, prepared.folder, rows)
     digest = rows_digest(encoded)

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raft_ray import models
-from raft_ray.config import Config, DomainMetric, Method, ModelConfig, OnBadRow, RefineConfig, Target
-from raft_ray.config.settings import distils
+from raft_ray.config import Config, DomainMetric, Method, OnBadRow, RefineConfig, Target
 from raft_ray.data import BadRow, Row, check_rows, length_check, read_rows, write_bad_rows
 from raft_ray.data.general import general_prompts
 from raft_ray.data.slices import Scan, scan
 from raft_ray.errors import ConfigError, DataError, ModelError
-from raft_ray.evaluate.mmlu import LETTERS
+from raft_ray.evaluate import ifeval
+from raft_ray.evaluate.judged import check_judges
+from raft_ray.evaluate.mmlu import LETTERS, load_mmlu
+from raft_ray.evaluate.open_questions import load_open_questions
 from raft_ray.models.chat import Chat
 from raft_ray.models.prompts import (
     EncodedRow,
@@ -30,6 +32,10 @@ from raft_ray.models.prompts import (
     show_prompt,
     show_row,
 )
+from raft_ray.refine import check_refine
+from raft_ray.refine.embed import make_embedder
+from raft_ray.refine.prompts import load_prompts, rewrite_chat
+from raft_ray.refine.roles import SELF, is_local, local_models, model_config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,33 +82,139 @@ def preflight(
     methods = [config, *others]
     folder = models.resolve(config.model.path)
     parameters = models.check_weights(folder, config.model)
-    if trains and any(distils(each) for each in methods):
+    if trains and any(each.uses_distillation for each in methods):
         models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)
     teachers = [_check_teacher(each, folder) for each in methods]
-    for each in methods:
-        if each.rollout.max_new_tokens >= context:
-            raise ConfigError(
-                f"rollout.max_new_tokens={each.rollout.max_new_tokens}: leaves no room for a prompt in a context of "
-                f"{context}"
-            )
+    for tokens in (each.rollout.max_new_tokens for each in methods):
+        if tokens >= context:
+            raise ConfigError(f"rollout.max_new_tokens={tokens}: leaves no room for a prompt in a context of {context}")
     chat = models.load_chat(folder, config.model)
-    encoders = {_reads(each): (make_encoder(each, chat), target_of(each), distils(each)) for each in methods}
-    readers = _check_stage1(methods) if trains else []
+    encoders = [make_encoder(each, chat) for each in methods]
+    rewriters = _check_stage1(methods) if trains else []
     if config.eval.enabled:
         _check_evaluation(config)
+    found = Scan(config.data.train, config.data, "train")
+    rows: list[Row] = []
+    if trains:
+        found, rows = _training_rows(config, list(zip(methods, encoders, strict=True)), rewriters, keep_rows)
+        for each in methods:
+            if not each.refine.enabled:
+                check_rewrites(each, found.rewrites)
+                check_targets(each, rows)
+    test = _test_rows(config, chat, context) if config.data.test is not None and config.eval.enabled else None
+    difference = chat.difference()
+    notes = [difference] if difference else []
+    return Prepared(folder, teachers[0], context, found, rows, test, parameters, notes)
 
-    def count(messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
-        if reason := _left_out(chat, messages):
-            raise DataError(reason)
-        return len(chat.prompt(messages)), len(chat.turn(messages, answer))
+
+def _check_teacher(config: Config, folder: str) -> str:
+    """The teacher's folder, or hub name: a model whose token ids mean what those of the student in `folder` do, since
+    the KL is taken id by id."""
+    if not config.teacher.path:
+        return folder
+    with _named("teacher", "path"):
+        teacher = models.resolve(config.teacher.path)
+        models.check_weights(teacher, config.model)
+        theirs = models.load_tokenizer(teacher, config.model).get_vocab()
+    if teacher == folder:
+        return teacher
+    ours = models.load_tokenizer(folder, config.model).get_vocab()
+    own, other = (models.vocabulary_size(path, config.model) for path in (folder, teacher))
+    if ours != theirs or own != other:
+        raise ModelError(
+            f"teacher.path={config.teacher.path}: its vocabulary ({len(theirs)} tokens, head {other}) is not that "
+            f"of model.path={config.model.path} ({len(ours)} tokens, head {own}); leave teacher.path out to use "
+            "the original model"
+        )
+    return teacher
+
+
+def make_encoder(config: Config, chat: Chat) -> PromptEncoder:
+    """The prompt encoder of a run's method: with the teacher template where the teacher reads the answer."""
+    return PromptEncoder(
+        chat,
+        models.model_context(models.resolve(config.model.path), config.model),
+        config.rollout.max_new_tokens if config.uses_distillation else 0,
+        load_teacher_template(config.teacher) if config.distill.method is Method.raft else None,
+        config.teacher.on_long_reference,
+    )
+
+
+def _check_stage1(methods: list[Config]) -> list[Chat]:
+    """Stage 1 of every method finds its prompt files, models and embedder. Returns the templates of other models here
+    that rewrite or fuse, which read a row's whole chat."""
+    rewriters = []
+    seen: list[RefineConfig] = []
+    for each in methods:
+        # Methods mostly share their stage 1.
+        if not each.refine.enabled or each.refine in seen:
+            continue
+        seen.append(each.refine)
+        check_refine(each)
+        make_embedder(each.refine.embedder)
+        for name in local_models(each.refine):
+            if name != SELF:
+                chat = _check_refine_model(each, name)
+                if name in (each.refine.rewriter, each.refine.fuser):
+                    rewriters.append(chat)
+    return rewriters
+
+
+def _check_evaluation(config: Config) -> None:
+    """The evaluation's judges, benchmarks and files of questions can be loaded."""
+    asked = config.eval
+    if asked.ifeval_rows != 0:
+        ifeval.check()
+        ifeval.load_prompts(asked.ifeval_rows, config.run.seed)
+    if asked.mmlu is not None:
+        load_mmlu(asked.mmlu, asked.mmlu_rows, config.run.seed, asked.mmlu_shots)
+    general_prompts(asked.general)
+    check_judges(config)
+    for name in asked.judges:
+        if name != SELF and is_local(config.refine, name):
+            _check_refine_model(config, name)
+    if asked.open is not None:
+        load_open_questions(asked.open)
+
+
+def _check_refine_model(config: Config, name: str) -> Chat:
+    """A local model of `refine.models` has weights, tokenizer, chat template and the context asked for. Returns its
+    template."""
+    model = model_config(config, name)
+    with _named(f"refine.models.{name}", "path", "context", "thinking"):
+        folder = models.resolve(model.path)
+        models.model_context(folder, model)
+        return models.load_chat(folder, model)
+
+
+@contextmanager
+def _named(section: str, *keys: str) -> Iterator[None]:
+    """Errors about a model in the block name its own section of the config for the keys that it shares with `model`."""
+    try:
+        yield
+    except ModelError as error:
+        shared = rf"(?<![\w./-])model\.(?=(?:{'|'.join(keys)})\b)"
+        raise ModelError(re.sub(shared, f"{section}.", str(error))) from error
+
+
+def _training_rows(
+    config: Config, methods: list[tuple[Config, PromptEncoder]], rewriters: list[Chat], keep: bool
+) -> tuple[Scan, list[Row]]:
+    """The training set, every row of which fits `data`'s limits, the context with each method's target, and the
+    templates of stage 1; with the rows themselves if they are to be kept."""
+    chat = methods[0][1].chat
+    fits_limits = length_check(config.data, lambda messages, answer: _count(chat, messages, answer))
+    wanted: list[tuple[PromptEncoder, Target, bool]] = []
+    for each, encoder in methods:
+        if (reads := (encoder, target_of(each), each.uses_distillation)) not in wanted:
+            wanted.append(reads)
 
     def unfit(row: Row) -> str | None:
-        """Why a row does not fit the context with some method's target, or cannot be asked of a model."""
         try:
-            for reader in readers:
-                reader.prompt(row.messages)
-            for encoder, target, taught in encoders.values():
+            for rewriter in rewriters:
+                rewriter.prompt(row.messages)
+            for encoder, target, taught in wanted:
                 # What stage 1 will write is not known; `encode` looks at it.
                 answer = _answer(row, target) or row.answer
                 encoder.row(row.index, row.messages, answer, answer if taught else None, "row")
@@ -111,43 +223,65 @@ def preflight(
         return None
 
     rows: list[Row] = []
-    found = Scan(config.data.train, config.data, "train")
-    if trains:
-        fits_limits = length_check(config.data, count)
-        found = scan(
-            config.data.train,
-            config.data,
-            split="train",
-            batch=config.refine.batch,
-            check=lambda row: fits_limits(row) or unfit(row),
-            visit=rows.append if keep_rows else None,
-        )
-        check_rows(found, found.bad, config.data, f"data.train={config.data.train}")
-        for each in methods:
-            if not each.refine.enabled:
-                check_rewrites(each, found.rewrites)
-                check_targets(each, rows)
-    test = None
-    if config.data.test is not None and config.eval.enabled:
-        test, bad_test = read_rows(config.data.test, config.data, split="test", count_tokens=count)
-        check_rows(test, bad_test, config.data, f"data.test={config.data.test}")
-        _check_choices(config, test, chat, context)
-    difference = chat.difference()
-    notes = [difference] if difference else []
-    return Prepared(folder, teachers[0], context, found, rows, test, parameters, notes)
-
-
-def make_encoder(config: Config, chat: Chat) -> PromptEncoder:
-    """The prompt encoder of a run's method: with the teacher template where the teacher reads the answer."""
-    conditioned = config.distill.method is Method.raft
-    template = load_teacher_template(config.teacher) if conditioned else None
-    return PromptEncoder(
-        chat,
-        models.model_context(models.resolve(config.model.path), config.model),
-        config.rollout.max_new_tokens if distils(config) else 0,
-        template,
-        config.teacher.on_long_reference,
+    found = scan(
+        config.data.train,
+        config.data,
+        split="train",
+        batch=config.refine.batch,
+        check=lambda row: fits_limits(row) or unfit(row),
+        visit=rows.append if keep else None,
     )
+    check_rows(found, found.bad, config.data, f"data.train={config.data.train}")
+    return found, rows
+
+
+def _count(chat: Chat, messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
+    """Tokens of prompt and answer. Raises `DataError` for a chat with a role that the chat template leaves out: not
+    every one knows others than these three."""
+    for number, message in enumerate(messages, start=1):
+        if message["role"] not in ("system", "user", "assistant"):
+            without = chat.prompt([other for other in messages if other is not message])
+            if len(chat.prompt(messages)) < len(without) + len(message["content"].split()):
+                raise DataError(
+                    f"message {number} has role '{message['role']}', which the model's chat template leaves out; "
+                    "call it system"
+                )
+    return len(chat.prompt(messages)), len(chat.turn(messages, answer))
+
+
+def _test_rows(config: Config, chat: Chat, context: int) -> list[Row]:
+    """The test questions, on each of which the domain's measure can be taken, and whose choices can be read."""
+    name = f"data.test={config.data.test}"
+    assert config.data.test is not None
+    test, bad = read_rows(
+        config.data.test,
+        config.data,
+        split="test",
+        count_tokens=lambda messages, answer: _count(chat, messages, answer),
+    )
+    check_rows(test, bad, config.data, name)
+    metric = config.eval.domain_metric
+    for row in test:
+        for number, choice in enumerate(row.choices or [], start=1):
+            if (tokens := len(chat.content(choice))) >= context:
+                raise DataError(
+                    f"{name}: row {row.line}: choice {number} has {tokens} tokens, which leaves no room for the "
+                    f"question in a context of {context}; shorten it, or lower data.max_answer and set "
+                    "data.on_bad_row=skip"
+                )
+    for row in test:
+        if metric in (DomainMetric.choice, DomainMetric.letter) and row.choices is None:
+            raise ConfigError(
+                f"eval.domain_metric={metric.value}: row {row.line} of {name} names no choices "
+                f"(data.choices_field={config.data.choices_field}); every test row must, or set "
+                "eval.domain_metric=contains"
+            )
+        if metric is DomainMetric.letter and len(row.choices or []) > len(LETTERS):
+            raise ConfigError(
+                f"eval.domain_metric=letter: row {row.line} of {name} names more than {len(LETTERS)} choices, for "
+                "which there are no letters; set eval.domain_metric=choice"
+            )
+    return test
 
 
 def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, EncodedRow], list[BadRow]]:
@@ -160,7 +294,7 @@ def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, 
     rewrites has none at all.
     """
     encoder = make_encoder(config, models.load_chat(folder, config.model))
-    target, taught = target_of(config), distils(config)
+    target, taught = target_of(config), config.uses_distillation
     encoded, unfit = {}, []
     rewrites = 0
     for row in rows:
@@ -185,12 +319,6 @@ def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, 
 def _answer(row: Row, target: Target) -> str | None:
     """The answer of a row that a target means; none where the row has no fused one."""
     return {Target.gold: row.answer, Target.rewrite: row.rewrite or row.answer, Target.fused: row.fused}[target]
-
-
-def _reads(config: Config) -> tuple[object, ...]:
-    """What decides whether a row fits a method."""
-    reads = (config.rollout.max_new_tokens, config.teacher.template, config.teacher.on_long_reference)
-    return (config.distill.method is Method.raft, distils(config), target_of(config), *reads)
 
 
 def check_targets(config: Config, rows: Iterable[Row]) -> None:
@@ -246,154 +374,18 @@ def show_prompts(config: Config, row: int, console: Console) -> None:
     encoder = make_encoder(config, models.load_chat(prepared.folder, config.model))
     encoded, _ = encode(config, prepared.folder, [chosen])
     show_row(encoder, encoded[row], console)
-    if config.refine.enabled:
-        _show_rewriter(config, chosen, console)
-
-
-def _show_rewriter(config: Config, row: Row, console: Console) -> None:
-    """Print what stage 1's rewriter reads: an endpoint has its own template."""
-    from raft_ray.refine.prompts import load_prompts, rewrite_chat
-    from raft_ray.refine.roles import is_local, model_config
-
+    if not config.refine.enabled:
+        return
     name = config.refine.rewriter
-    asked = rewrite_chat(load_prompts(config.refine).rewrite, row.messages, row.prompt, row.answer)
+    asked = rewrite_chat(load_prompts(config.refine).rewrite, chosen.messages, chosen.prompt, chosen.answer)
     if is_local(config.refine, name):
         model = model_config(config, name)
         show_prompt(models.load_chat(models.resolve(model.path), model), asked, f"rewriter ({name})", console)
     else:
+        # An endpoint has its own template.
         show_messages(asked, f"rewriter ({name}, by its own chat template)", console)
 
 
 def write_bad(prepared: Prepared, run_dir: Path) -> None:
     """List the rows that were left out in `RUN/bad_rows.jsonl`."""
     write_bad_rows(prepared.scan.bad, run_dir / "bad_rows.jsonl")
-
-
-def _left_out(chat: Chat, messages: list[dict[str, str]]) -> str | None:
-    """Why a chat with a role that not every chat template knows cannot be used: some leave such messages out."""
-    for number, message in enumerate(messages, start=1):
-        if message["role"] not in ("system", "user", "assistant"):
-            without = chat.prompt([other for other in messages if other is not message])
-            if len(chat.prompt(messages)) < len(without) + len(message["content"].split()):
-                return (
-                    f"message {number} has role '{message['role']}', which the model's chat template leaves out; "
-                    "call it system"
-                )
-    return None
-
-
-def _check_evaluation(config: Config) -> None:
-    """The evaluation's judges, benchmarks and files of questions can be loaded."""
-    from raft_ray.evaluate.ifeval import check, load_prompts
-    from raft_ray.evaluate.judged import check_judges
-    from raft_ray.evaluate.mmlu import load_mmlu
-    from raft_ray.evaluate.open_questions import load_open_questions
-    from raft_ray.refine.roles import SELF, is_local, model_config
-
-    if config.eval.ifeval_rows != 0:
-        check()
-        load_prompts(config.eval.ifeval_rows, config.run.seed)
-    if config.eval.mmlu is not None:
-        load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
-    general_prompts(config.eval.general)
-    check_judges(config)
-    for name in config.eval.judges:
-        if name != SELF and is_local(config.refine, name):
-            _check_refine_model(f"refine.models.{name}", model_config(config, name))
-    if config.eval.open is not None:
-        load_open_questions(config.eval.open)
-
-
-def _check_stage1(methods: list[Config]) -> list[Chat]:
-    """Stage 1 of every method finds its prompt files, models and embedder. Returns the templates of other models here
-    that rewrite or fuse, which read a row's whole chat."""
-    from raft_ray.refine import check_refine
-    from raft_ray.refine.embed import make_embedder
-    from raft_ray.refine.roles import SELF, local_models, model_config
-
-    readers = []
-    seen: list[RefineConfig] = []
-    for each in methods:
-        # Methods mostly share their stage 1.
-        if not each.refine.enabled or each.refine in seen:
-            continue
-        seen.append(each.refine)
-        check_refine(each)
-        make_embedder(each.refine.embedder)
-        for name in local_models(each.refine):
-            if name != SELF:
-                chat = _check_refine_model(f"refine.models.{name}", model_config(each, name))
-                if name in (each.refine.rewriter, each.refine.fuser):
-                    readers.append(chat)
-    return readers
-
-
-def _check_teacher(config: Config, folder: str) -> str:
-    """The teacher's folder, or hub name: a model whose token ids mean what those of the student in `folder` do."""
-    if not config.teacher.path:
-        return folder
-    with _named("teacher", "path"):
-        teacher = models.resolve(config.teacher.path)
-        models.check_weights(teacher, config.model)
-        models.load_tokenizer(teacher, config.model)
-    if teacher != folder:
-        _check_same_vocabulary(config, folder, teacher)
-    return teacher
-
-
-def _check_refine_model(section: str, model: ModelConfig) -> Chat:
-    """A local model of `refine.models` has weights, tokenizer, chat template and the context asked for. Returns its
-    template."""
-    with _named(section, "path", "context", "thinking"):
-        folder = models.resolve(model.path)
-        models.model_context(folder, model)
-        return models.load_chat(folder, model)
-
-
-@contextmanager
-def _named(section: str, *keys: str) -> Iterator[None]:
-    """Errors about a model in the block name its own section of the config for the keys that it shares with `model`."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(
-            re.sub(rf"(?<![\w./-])model\.(?=(?:{'|'.join(keys)})\b)", f"{section}.", str(error))
-        ) from error
-
-
-def _check_same_vocabulary(config: Config, folder: str, teacher: str) -> None:
-    """The teacher's token ids must mean what the student's mean: the KL is taken id by id."""
-    ours = models.load_tokenizer(folder, config.model).get_vocab()
-    theirs = models.load_tokenizer(teacher, config.model).get_vocab()
-    sizes = [models.vocabulary_size(path, config.model) for path in (folder, teacher)]
-    if ours != theirs or sizes[0] != sizes[1]:
-        raise ModelError(
-            f"teacher.path={config.teacher.path}: its vocabulary ({len(theirs)} tokens, head {sizes[1]}) is not that "
-            f"of model.path={config.model.path} ({len(ours)} tokens, head {sizes[0]}); leave teacher.path out to use "
-            "the original model"
-        )
-
-
-def _check_choices(config: Config, test: list[Row], chat: Chat, context: int) -> None:
-    """The domain's measure can be taken on every test row, and every choice be read."""
-    metric = config.eval.domain_metric
-    for row in test:
-        for number, choice in enumerate(row.choices or [], start=1):
-            if (tokens := len(chat.content(choice))) >= context:
-                raise DataError(
-                    f"data.test={config.data.test}: row {row.line}: choice {number} has {tokens} tokens, which leaves "
-                    f"no room for the question in a context of {context}; shorten it, or lower data.max_answer and set "
-                    "data.on_bad_row=skip"
-                )
-    line = next((row.line for row in test if row.choices is None), None)
-    if metric in (DomainMetric.choice, DomainMetric.letter) and line is not None:
-        raise ConfigError(
-            f"eval.domain_metric={metric.value}: row {line} of data.test={config.data.test} names no choices "
-            f"(data.choices_field={config.data.choices_field}); every test row must, or set eval.domain_metric=contains"
-        )
-    line = next((row.line for row in test if len(row.choices or []) > len(LETTERS)), None)
-    if metric is DomainMetric.letter and line is not None:
-        raise ConfigError(
-            f"eval.domain_metric=letter: row {line} of data.test={config.data.test} names more than {len(LETTERS)} "
-            "choices, for which there are no letters; set eval.domain_metric=choice"
-        )

@@ -39,7 +39,8 @@ import torch
 from actors.distill.seal import seal
 from actors.distill.storage import Storage
 from raft_ray.announce import announce
-from raft_ray.config import Config, settings
+from raft_ray.config import Config
+from raft_ray.config.resume import changes, deciding
 from raft_ray.distill.order import RowOrder
 from raft_ray.errors import RaftError
 from raft_ray.files import writing
@@ -66,14 +67,14 @@ class State:
     digest: str
     """`rows_digest` of the training set."""
     settings: dict[str, Any]
-    """`settings.deciding`: the values that decide what model comes out."""
+    """`resume.deciding`: the values that decide what model comes out."""
 
     def check_settings(self, config: Config) -> str | None:
         """Refuse keys that decide the model and have changed since, or name them where `run.allow_changes` allows it.
 
         Raises `RaftError`.
         """
-        changed = "; ".join(settings.changes(self.settings, settings.deciding(config)))
+        changed = "; ".join(changes(self.settings, deciding(config)))
         if not changed:
             return None
         if not config.run.allow_changes:
@@ -137,7 +138,7 @@ class Checkpoints:
     def __init__(self, storage: Storage, config: Config, order: RowOrder, digest: str, key: bytes) -> None:
         context = ray.train.get_context()
         self._storage, self._key = storage, key
-        self._settings = settings.deciding(config)
+        self._settings = deciding(config)
         self._order, self._digest = order, digest
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._node, self._first = context.get_node_rank(), context.get_local_rank() == 0

@@ -27,7 +27,7 @@ import psutil
 
 from raft_ray import announce
 from raft_ray.config import Config
-from raft_ray.config.settings import required_resources
+from raft_ray.config.checks import required_resources
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.interrupts import interrupts
 

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from raft_ray import __version__
 from raft_ray.checks import check
 from raft_ray.config import Config, settings
+from raft_ray.config.resume import keep_date
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.interrupts import interrupts
 from raft_ray.printable import one_line, printable
@@ -100,7 +101,7 @@ def load(config: str, overrides: list[str] | None, resume: bool = False, run_dir
         keys.append("run.resume=true")
     loaded = settings.load(config, keys)
     if resume and not any(key.startswith("model.date=") for key in keys):
-        settings.keep_date(loaded)
+        keep_date(loaded)
     return loaded
 
 

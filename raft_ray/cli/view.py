@@ -14,6 +14,7 @@ from raft_ray.checks import check
 from raft_ray.cli.app import ConfigArgument, Overrides, app, load
 from raft_ray.cli.doctor import Verdict, examine
 from raft_ray.config import settings
+from raft_ray.config.explain import explained
 from raft_ray.printable import plain
 
 
@@ -32,7 +33,7 @@ def show_config(
       raft-ray show-config cluster learner.num_workers=16 > mine.yaml
     """
     loaded = load(config, overrides)
-    text = settings.explained(loaded) if explain else settings.to_yaml(loaded)
+    text = explained(loaded) if explain else settings.to_yaml(loaded)
     if sys.stdout.isatty():
         Console().print(Syntax(text, "yaml", background_color="default"))
     else:

@@ -17,7 +17,7 @@ from raft_ray.checks import check
 from raft_ray.compare.summary import BASE
 from raft_ray.compare.tuning import ONLY
 from raft_ray.config import CompareConfig, Config, Method, settings
-from raft_ray.config.baselines import SHARED
+from raft_ray.config.checks import SHARED
 from raft_ray.errors import ConfigError
 
 FAPM = "fapm"

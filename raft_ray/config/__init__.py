@@ -1,8 +1,8 @@
 """The configuration of a run: one dataclass a section, with every key's meaning beside it.
 
-Knows nothing about files, Ray or models: `raft_ray.config.settings` reads presets and overrides into these classes and
-checks them. The sections lie in a file for each part of a run, and everybody imports them from here. Importing this
-package loads the standard library only.
+Each key has its type and range (`kinds`), its default and its meaning in one place. `settings` reads presets and
+overrides into these classes, `checks` refuses what contradicts itself. The sections lie in a file for each part of a
+run, and everybody imports them from here; that loads neither pydantic nor OmegaConf.
 
 Lengths are tokens, times are seconds, memory is GiB, unless a key says otherwise.
 """
@@ -10,6 +10,7 @@ Lengths are tokens, times are seconds, memory is GiB, unless a key says otherwis
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from raft_ray.config.evaluation import CompareConfig, DomainMetric, EvalConfig
 from raft_ray.config.refine import RefineConfig, RefineGuardsConfig, RefineModelConfig, SimilarityOn
@@ -62,6 +63,9 @@ __all__ = [
 class Config:
     """All of a run. `raft-ray show-config PRESET` prints it with a preset's values."""
 
+    __pydantic_config__: ClassVar = {"extra": "forbid", "coerce_numbers_to_str": True, "allow_inf_nan": False}
+    """How pydantic makes one of plain values, its sections included."""
+
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -73,3 +77,9 @@ class Config:
     sync: SyncConfig = field(default_factory=SyncConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+
+    @property
+    def uses_distillation(self) -> bool:
+        """The method has rollouts and a teacher."""
+        switched_off = self.distill.balance is Balance.fixed and self.distill.fixed_lambda == 0
+        return self.distill.method in (Method.opd, Method.raft) and not switched_off

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from raft_ray.config.kinds import Fraction, NonNegativeFloat, NonNegativeInt, OpenFraction, PositiveInt
+
 
 class DomainMetric(StrEnum):
     """Which measure is called domain accuracy (`eval.domain_metric`); all that apply are in `eval.json`."""
@@ -27,41 +29,41 @@ class DomainMetric(StrEnum):
 @dataclass
 class EvalConfig:
     enabled: bool = True
-    domain_rows: int | None = None
+    domain_rows: PositiveInt | None = None
     """Test questions at most (a seeded subset); none takes all."""
-    domain_max_new_tokens: int = 64
+    domain_max_new_tokens: PositiveInt = 64
     domain_metric: DomainMetric = DomainMetric.auto
-    ifeval_rows: int | None = None
+    ifeval_rows: NonNegativeInt | None = None
     """IFEval prompts (a seeded subset); none takes all 541, 0 leaves IFEval out."""
-    ifeval_max_new_tokens: int = 512
+    ifeval_max_new_tokens: PositiveInt = 512
     mmlu: str | None = None
     """Folder with MMLU's questions, `test*` and `dev*` files in JSONL or Parquet; none leaves MMLU out."""
-    mmlu_rows: int | None = None
+    mmlu_rows: PositiveInt | None = None
     """MMLU questions (a seeded subset); none takes all."""
     mmlu_shots: list[int] = field(default_factory=lambda: [0, 5])
     """Examples in the prompt; each number is a measurement of its own."""
     general: str | None = None
     """Prompts for response length and drift: a file with `prompt` fields; none takes the 60 that are shipped."""
-    general_rows: int | None = None
-    general_max_new_tokens: int = 256
+    general_rows: PositiveInt | None = None
+    general_max_new_tokens: PositiveInt = 256
     judges: list[str] = field(default_factory=list)
     """Models that read the answers to domain and open questions: `self` (the original model), or names in
     `refine.models`; none leaves them out."""
     judge_prompt: str = "judge_domain"
     """A prompt file for the domain's answers. Fields: `{prompt}` `{answer}` `{candidate}`."""
-    judge_max_new_tokens: int = 256
+    judge_max_new_tokens: PositiveInt = 256
     """Of a verdict, its reason (and any thinking) included. One that is cut off is no score but a failure."""
     open: str | None = None
     """Open questions that only `eval.judges` can score: a JSONL file with `prompt` and perhaps `reference`, or of
     MT-Bench's form (`turns`); none leaves them out."""
-    open_rows: int | None = None
+    open_rows: PositiveInt | None = None
     """Open questions at most (a seeded subset); none takes all."""
-    open_max_new_tokens: int = 512
+    open_max_new_tokens: PositiveInt = 512
     """Of each turn."""
     open_prompt: str = "judge_open"
     """A prompt file for the answers to open questions. The same fields; `{prompt}` is the chat before the answer."""
-    temperature: float = 0.0
-    samples: int = 5
+    temperature: NonNegativeFloat = 0.0
+    samples: NonNegativeInt = 5
     """Answers of each method kept for the report."""
 
 
@@ -79,10 +81,10 @@ class CompareConfig:
     grid: dict[str, Any] = field(default_factory=dict)
     """Values that every row is trained with in turn, `{learner.lr: [1e-4, 2e-4]}`: all are shown, and the one that does
     best on validation questions stands for the row."""
-    grid_seeds: int | None = None
+    grid_seeds: PositiveInt | None = None
     """How many of the seeds train the whole grid and choose each row's point; the others train that point alone. None:
     all seeds train the whole grid."""
-    validation: float = 0.5
+    validation: OpenFraction = 0.5
     """Share of the test questions that the grid's values are chosen on; the others are reported. All without a grid."""
-    sparsity: float = 0.9
+    sparsity: Fraction = 0.9
     """Share of the fine-tuned weights that FAPM puts back to the original's."""

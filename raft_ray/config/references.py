@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from enum import Enum
+from operator import getitem
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -43,78 +45,74 @@ class Reference(str):
 
 
 def shown(value: Any) -> Any:
-    """`value` as it is written and printed: with references in place of what they resolved to, at any depth."""
+    """`value` as it is written and printed: plain containers, with references in place of what they resolved to."""
     if isinstance(value, Reference):
         return value.reference
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value):
+        return {each.name: shown(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
         return {key: shown(each) for key, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [shown(each) for each in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return type(value)(**{each.name: shown(getattr(value, each.name)) for each in fields(value)})
-    return value
+    return [shown(each) for each in value] if isinstance(value, list) else value
 
 
-def with_references(config: Any, raw: Any) -> Any:
-    """`config` with every text that holds a value from the environment as a `Reference`.
+def leaves(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Path -> value, of everything in plain containers that is no container."""
+    if isinstance(values, Mapping | list):
+        for name, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+            yield from leaves(value, (*path, name))
+    else:
+        yield path, values
+
+
+def keep_references(config: Any, raw: Mapping[str, Any]) -> None:
+    """Make a `Reference` of every text in `config` that holds a value from the environment.
 
     Args:
         config: resolved; its sections are changed.
         raw: the same as plain containers, interpolations unresolved.
     """
     values = [os.environ[name] for name in _VARIABLE.findall(str(raw)) if os.environ.get(name)]
-
-    def walk(resolved: Any, raw: Any) -> Any:
-        if isinstance(resolved, str) and isinstance(raw, str) and "${" in raw:
-            # `${data.train}` stands for whatever that key has.
-            held = "oc.env" in raw or any(value in resolved for value in values)
-            return Reference(resolved, raw) if held else resolved
-        if isinstance(resolved, dict) and isinstance(raw, dict):
-            return {key: walk(value, raw.get(key)) for key, value in resolved.items()}
-        if isinstance(resolved, list) and isinstance(raw, list):
-            return [walk(one, other) for one, other in zip(resolved, raw, strict=True)]
-        if is_dataclass(resolved) and isinstance(raw, dict):
-            for each in fields(resolved):
-                setattr(resolved, each.name, walk(getattr(resolved, each.name), raw.get(each.name)))
-        return resolved
-
-    return walk(config, raw)
+    for path, text in leaves(raw):
+        if not (isinstance(text, str) and "${" in text):
+            continue
+        owner = config
+        for name in path[:-1]:
+            owner = getattr(owner, name) if is_dataclass(owner) else getitem(owner, name)
+        resolved = getattr(owner, path[-1]) if is_dataclass(owner) else owner[path[-1]]
+        # `${data.train}` stands for whatever that key has.
+        if isinstance(resolved, str) and ("oc.env" in text or any(value in resolved for value in values)):
+            reference = Reference(resolved, text)
+            if is_dataclass(owner):
+                setattr(owner, path[-1], reference)
+            else:
+                owner[path[-1]] = reference
 
 
 def check_no_credentials(values: Mapping[str, Any]) -> None:
     """Refuse a URI that holds credentials, which would reach files and logs.
 
-    Args:
-        values: by key; mappings, lists and sections are looked into.
-
     Raises `ConfigError` naming the key, without the URI.
     """
-    for key, value in values.items():
-        if isinstance(value, str):
-            _check_uri(key, value)
-        elif isinstance(value, Mapping):
-            check_no_credentials({f"{key}.{name}": each for name, each in value.items()})
-        elif isinstance(value, list):
-            check_no_credentials({f"{key}[{place}]": each for place, each in enumerate(value)})
-        elif is_dataclass(value) and not isinstance(value, type):
-            check_no_credentials({f"{key}.{each.name}": getattr(value, each.name) for each in fields(value)})
+    for path, value in leaves(values):
+        if isinstance(value, str) and "://" in value and (secret := _secret_in(value)):
+            raise ConfigError(
+                f"{'.'.join(map(str, path))}={value.partition('://')[0]}://...: holds credentials ({secret}), which "
+                "would be written into the run folder; leave them out of the URI and give them in the environment "
+                "(such as AWS_ACCESS_KEY_ID)"
+            )
 
 
-def _check_uri(key: str, uri: str) -> None:
-    if "://" not in uri:
-        return
+def _secret_in(uri: str) -> str | None:
+    """What of a URI is secret, in words."""
     try:
         parts = urlsplit(uri)
     except ValueError:
-        return
-    asked = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    secret = next((name for name in asked if any(word in name.lower() for word in _SECRET_FIELDS)), None)
+        return None
     # Azure writes CONTAINER@ACCOUNT, HDFS USER@HOST.
     user, at, _ = parts.netloc.rpartition("@")
     if at and (":" in user or parts.scheme in ("s3", "gs", "gcs", "http", "https")):
-        secret = "a user or key before @"
-    if secret:
-        raise ConfigError(
-            f"{key}={parts.scheme}://...: holds credentials ({secret}), which would be written into the run folder; "
-            "leave them out of the URI and give them in the environment (such as AWS_ACCESS_KEY_ID)"
-        )
+        return "a user or key before @"
+    asked = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    return next((name for name in asked if any(word in name.lower() for word in _SECRET_FIELDS)), None)

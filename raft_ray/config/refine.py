@@ -5,6 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from raft_ray.config.kinds import (
+    EntryName,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ResourceUnits,
+)
+
 
 class SimilarityOn(StrEnum):
     """What the semantic filter embeds (`refine.similarity_on`)."""
@@ -22,12 +32,12 @@ class RefineModelConfig:
 
     path: str | None = None
     """Hugging Face folder or name, as `model.path`: served by vLLM engines of this run."""
-    actors: int = 1
+    actors: PositiveInt = 1
     """Engines of a local model."""
-    num_cpus: float = 1
-    num_gpus: float = 0
-    tensor_parallel: int = 1
-    context: int | None = None
+    num_cpus: ResourceUnits = 1.0
+    num_gpus: ResourceUnits = 0.0
+    tensor_parallel: PositiveInt = 1
+    context: PositiveInt | None = None
     thinking: bool = False
     """A local model thinks before it answers, as `model.thinking`."""
     base_url: str | None = None
@@ -36,15 +46,15 @@ class RefineModelConfig:
     """The model's name at the endpoint."""
     api_key_env: str | None = None
     """The environment variable that holds the endpoint's key; the key itself stands in no config."""
-    concurrency: int = 16
+    concurrency: PositiveInt = 16
     """Requests to the endpoint at the same time, of each worker of stage 1."""
-    timeout: float = 120.0
+    timeout: PositiveFloat = 120.0
     """Longest wait for one answer of the endpoint."""
-    retries: int = 5
+    retries: NonNegativeInt = 5
     """Further tries after 429, 5xx, a cut connection or a time-out, with growing pauses."""
-    input_cost: float = 0.0
+    input_cost: NonNegativeFloat = 0.0
     """Price of a million prompt tokens, in any currency: for the cost in the report."""
-    output_cost: float = 0.0
+    output_cost: NonNegativeFloat = 0.0
     """Price of a million generated tokens."""
 
 
@@ -52,11 +62,11 @@ class RefineModelConfig:
 class RefineGuardsConfig:
     """From where on stage 1 refuses a rewrite or a fused answer, whatever its cosine to the gold answer."""
 
-    repetition: float = 0.25
+    repetition: Fraction = 0.25
     """Share of words that may stand in a passage of four which the text had before, on top of the gold answer's own."""
-    shortest: float = 0.2
+    shortest: Fraction = 0.2
     """Least length, as a share of the gold answer's words; of gold answers of 20 words and more."""
-    longest: float = 5.0
+    longest: PositiveFloat = 5.0
     """Greatest length, in the gold answer's words, or in 20 words where it has fewer."""
     leaks: list[str] = field(
         default_factory=lambda: [
@@ -72,9 +82,9 @@ class RefineGuardsConfig:
         ]
     )
     """Phrases that talk of the task instead of answering, unless the row itself has them; beside the prompt's own."""
-    language: float = 0.02
+    language: Fraction = 0.02
     """A text whose words make the language of question and gold answer less likely than this is in another one."""
-    script: float = 0.3
+    script: Fraction = 0.3
     """Share of letters that may be of a script of which neither question nor gold answer has any."""
 
 
@@ -82,7 +92,7 @@ class RefineGuardsConfig:
 class RefineConfig:
     enabled: bool = True
     """Off: the data already holds the answers to train on."""
-    tau: float = 0.8
+    tau: Fraction = 0.8
     """Eq. 3: a rewrite below this cosine to the gold answer is dropped, and the row keeps the gold answer."""
     rewriter: str = "self"
     """Who rewrites: `self` is the original model (Eq. 1), or a name in `refine.models`."""
@@ -92,7 +102,7 @@ class RefineConfig:
     judges: list[str] = field(default_factory=lambda: ["embedding", "key_facts"])
     """Who scores candidates in [0, 1], the mean counts: `embedding`, `key_facts`, `exact`, or a model: `self`, or a
     name in `refine.models`."""
-    models: dict[str, RefineModelConfig] = field(default_factory=dict)
+    models: dict[EntryName, RefineModelConfig] = field(default_factory=dict)
     """Models beside the original one, by names of your own, for the roles above."""
     embedder: str = "wordllama"
     """`wordllama`, or the name or folder of a sentence-transformers model."""
@@ -101,21 +111,21 @@ class RefineConfig:
     """Refuse a rewrite that loses the gold answer's numbers, names or terse content, whatever its cosine."""
     refuse_invented: bool = True
     """Refuse a rewrite with numbers or names that stand neither in the chat nor in the gold answer."""
-    attempts: int = 1
+    attempts: PositiveInt = 1
     """Rewrites sampled at most, until one is accepted; the paper takes 1. Small models need more."""
-    candidates: int = 2
+    candidates: PositiveInt = 2
     """Fused candidates a round."""
-    rounds: int = 2
+    rounds: PositiveInt = 2
     """Rounds at most; the best mean score over all rounds wins."""
-    stop_score: float = 0.8
+    stop_score: Fraction = 0.8
     """Stop early once a candidate's mean score reaches this."""
     candidate_gold: bool = False
     """The gold answer takes part as a candidate."""
     candidate_rewrite: bool = True
     """The accepted rewrite takes part as a candidate."""
-    temperature: float = 0.3
-    fuse_temperature: float = 0.5
-    max_new_tokens: int = 128
+    temperature: NonNegativeFloat = 0.3
+    fuse_temperature: NonNegativeFloat = 0.5
+    max_new_tokens: PositiveInt = 128
     rewrite_prompt: str = "rewrite"
     """A prompt file: a name under `configs/prompts/` (`rewrite_short` is for terse gold answers), or a path. Fields:
     `{prompt}` `{answer}`."""
@@ -123,18 +133,18 @@ class RefineConfig:
     """A prompt file. Fields: `{prompt}` `{answer}` `{rewrite}`."""
     judge_prompt: str = "judge"
     """A prompt file, for judges that are models. Fields: `{prompt}` `{answer}` `{candidate}`."""
-    judge_max_new_tokens: int = 256
+    judge_max_new_tokens: PositiveInt = 256
     """Of a verdict, its reason (and any thinking) included. One that is cut off is no score but a failure."""
     guards: RefineGuardsConfig = field(default_factory=RefineGuardsConfig)
     gap: bool = True
     """Measure how likely the original model finds gold, rewritten and fused answers, for the report; a forward pass
     over each, by actors as section `teacher` describes them."""
-    actors: int = 1
+    actors: PositiveInt = 1
     """Engines with the original model; with their resources from section `rollout`."""
-    workers: int = 2
+    workers: PositiveInt = 2
     """Workers of each stage (rewriting, fusing), which do what is to be done around the engines' calls; more than
     engines keep these busy."""
-    max_workers: int | None = None
+    max_workers: PositiveInt | None = None
     """Ray Data adds workers up to so many to a stage that batches wait for; none keeps `refine.workers`."""
-    batch: int = 64
+    batch: PositiveInt = 64
     """Rows a call of an engine. Part of what decides the texts: a call is sampled as a whole."""

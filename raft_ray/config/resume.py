@@ -7,58 +7,34 @@ A checkpoint remembers the values with which it was made (`deciding`), also wher
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raft_ray.config import Config, reading
+from raft_ray.config import Config, settings
 from raft_ray.errors import ConfigError
 
 # A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
-_CHECKPOINT = frozenset(
-    {
-        "run.seed",
-        "run.storage",
-        "model.path",
-        "model.dtype",
-        "model.thinking",
-        "model.date",
-        "data.train",
-        "data.limit",
-        "learner.global_batch_size",
-        "distill.method",
-        "distill.target",
-    }
-)
-_RESOURCES = frozenset({"actors", "num_cpus", "num_gpus", "threads", "tokens", "timeout", "max_restarts", "tries"})
+_CHECKPOINT = {
+    *("run.seed", "run.storage", "model.path", "model.dtype", "model.thinking", "model.date", "data.train"),
+    *("data.limit", "learner.global_batch_size", "distill.method", "distill.target"),
+}
+_RESOURCES = {"actors", "num_cpus", "num_gpus", "threads", "tokens", "timeout", "max_restarts", "tries"}
 # By section; all others of its keys decide what model comes out.
 _WITHOUT_EFFECT = {
     "model": {"context", "trust_remote_code", "allow_pickle"},
     "refine": {"models", "gap", "workers", "max_workers", "batch"},
     "rollout": {
-        "min_actors",
-        "max_actors",
-        "chunk_rows",
-        "tensor_parallel",
-        "kv_cache_gib",
-        "gpu_memory_utilization",
+        *("min_actors", "max_actors", "chunk_rows", "tensor_parallel", "kv_cache_gib", "gpu_memory_utilization"),
     },
     "learner": {
-        "num_workers",
-        "max_tokens_per_microbatch",
-        "zero_stage",
-        "share_prompt",
-        "graphs",
-        "gradient_checkpointing",
-        "checkpoint_every",
-        "keep",
+        *("num_workers", "max_tokens_per_microbatch", "zero_stage", "share_prompt", "graphs"),
+        *("gradient_checkpointing", "checkpoint_every", "keep"),
     },
     "sync": {"backend", "checksum"},
 }
-_LENGTH = frozenset({"learner.epochs", "learner.max_steps"})
-_MEASURED = frozenset({"data.test", "data.test_split", "compare.sparsity", *_LENGTH})
+_LENGTH = {"learner.epochs", "learner.max_steps"}
+_MEASURED = {"data.test", "data.test_split", "compare.sparsity", *_LENGTH}
 """Beside all of section `eval`: what `eval.json` follows from and the model does not, or not alone."""
 
 
@@ -66,7 +42,7 @@ def keep_date(config: Config) -> None:
     """Let a run that is resumed name the day on which it was started: its rows were encoded with that."""
     saved = Path(config.run.dir) / "config.yaml"
     if saved.is_file():
-        config.model.date = reading.load_saved(saved).model.date
+        config.model.date = settings.load(str(saved)).model.date
 
 
 def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None:
@@ -84,7 +60,7 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
     another = "start a new run with --run-dir"
     # The folder of a main run holds refined rows and every other model as well.
     retrain = another if longer and folder == Path(config.run.dir) else "remove that folder to train it anew"
-    saved, now = reading.flatten_shown(reading.load_saved(saved_path)), reading.flatten_shown(config)
+    saved, now = settings.flatten(settings.load(str(saved_path))), settings.flatten(config)
     for key in (key for key in now if saved[key] != now[key]):
         if trained and (_trains(key) or (key in _LENGTH and not longer)):
             what, anew = f"the model in {folder} was trained", retrain
@@ -99,10 +75,8 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
 
 def deciding(config: Config) -> dict[str, Any]:
     """The values, as JSON has them, of the keys that decide what model a number of steps makes."""
-    shown = reading.flatten_shown(config)
-    values = {key: value for key, value in shown.items() if _trains(key) and key != "run.storage"}
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=asdict))
-    return plain
+    values = settings.flatten(config)
+    return {key: value for key, value in values.items() if _trains(key) and key != "run.storage"}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

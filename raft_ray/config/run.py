@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from raft_ray.config.kinds import NonNegativeInt, PositiveInt
+
 
 class Dtype(StrEnum):
     """Precision (`model.dtype`)."""
@@ -31,7 +33,7 @@ class OnBadRow(StrEnum):
 class RunConfig:
     dir: str = "runs/raft"
     """The run folder. Must be new, or `run.resume=true`."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seeds the order of rows, sampling and evaluation subsets."""
     resume: bool = False
     """Go on from the last checkpoint of `run.dir` (`--resume`)."""
@@ -47,7 +49,7 @@ class RunConfig:
     """Overrides a baseline needs, by method: `{sft: {learner: {lr: 1e-4}}}`; kept for when it is asked for."""
     ray_address: str | None = None
     """Cluster to join (`auto`, `ray://...`); none joins the job's own cluster, or starts a local Ray outside a job."""
-    local_cpus: int | None = None
+    local_cpus: PositiveInt | None = None
     """Logical CPUs of a local Ray; none takes what the roles ask for, at least the machine's own."""
 
 
@@ -57,7 +59,7 @@ class ModelConfig:
     """A Hugging Face folder or name; `embedded:smollm2-135m-instruct` (needs no hub); `random:tiny` (for tests)."""
     dtype: Dtype = Dtype.bfloat16
     """Of rollout and teacher weights; the learner computes in it with fp32 master weights."""
-    context: int | None = None
+    context: PositiveInt | None = None
     """Longest prompt + response; none takes the model's own limit."""
     thinking: bool = False
     """The model thinks before it answers, where its chat template knows that choice: in rollouts, teacher, stage 1 and
@@ -91,9 +93,9 @@ class DataConfig:
     """Split of a Hugging Face dataset."""
     test_split: str = "test"
     on_bad_row: OnBadRow = OnBadRow.error
-    max_prompt: int = 1024
+    max_prompt: PositiveInt = 1024
     """A longer prompt (chat template included) is a bad row."""
-    max_answer: int = 1024
+    max_answer: PositiveInt = 1024
     """A row with a longer answer, in `answers_field` and `choices_field` too, is a bad row."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Take only the first rows of the training set."""

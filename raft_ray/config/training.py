@@ -5,6 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from raft_ray.config.kinds import (
+    DecayRate,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    ResourceUnits,
+    ZeroStage,
+)
+
 
 class Method(StrEnum):
     """What stage 2 trains (`distill.method`)."""
@@ -77,74 +88,74 @@ class SyncBackend(StrEnum):
 
 @dataclass
 class RolloutConfig:
-    actors: int = 1
+    actors: PositiveInt = 1
     """Rollout actors (vLLM engines); independent of the learners. `raft-ray scale` changes it while a run goes on."""
-    min_actors: int | None = None
+    min_actors: PositiveInt | None = None
     """With `max_actors`: actors come while learners wait and go while rollouts wait; none keeps `actors`."""
-    max_actors: int | None = None
-    chunk_rows: int | None = None
+    max_actors: PositiveInt | None = None
+    chunk_rows: PositiveInt | None = None
     """Rows a call of an engine; none cuts a step's rows evenly over the actors. A fixed number makes the samples
     independent of the number of actors."""
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    top_p: float = 1.0
-    num_cpus: float = 1
-    num_gpus: float = 0
-    threads: int | None = None
+    max_new_tokens: PositiveInt = 128
+    temperature: NonNegativeFloat = 1.0
+    top_p: PositiveFraction = 1.0
+    num_cpus: ResourceUnits = 1.0
+    num_gpus: ResourceUnits = 0.0
+    threads: PositiveInt | None = None
     """Torch threads of an engine on the CPU; none takes all cores while `sync.max_staleness=0`, else a fair share."""
-    tensor_parallel: int = 1
-    kv_cache_gib: float = 1.0
+    tensor_parallel: PositiveInt = 1
+    kv_cache_gib: PositiveFloat = 1.0
     """KV cache of a CPU engine."""
-    gpu_memory_utilization: float = 0.85
-    timeout: float = 600.0
+    gpu_memory_utilization: PositiveFraction = 0.85
+    timeout: PositiveFloat = 600.0
     """Longest wait for one chunk of rollouts, and for an engine's start."""
-    max_restarts: int = 10
+    max_restarts: NonNegativeInt = 10
     """Restarts of each actor; one that has used them up is given up, and the run with the last of them."""
-    tries: int = 2
+    tries: PositiveInt = 2
     """Engines that may die on a chunk before its rows go on one by one; the next death on such a row sets it aside
     (`set_aside.jsonl`) and the run goes on without it."""
 
 
 @dataclass
 class TeacherConfig:
-    actors: int = 1
+    actors: PositiveInt = 1
     path: str | None = None
     """Another frozen teacher with the same vocabulary; none takes `model.path` (the paper's choice)."""
     template: str = "teacher"
     """A prompt file: a name under `configs/prompts/`, or a path. Fields: `{prompt}` `{answer}`."""
     on_long_reference: OnLongReference = OnLongReference.error
-    tokens: int = 4096
+    tokens: PositiveInt = 4096
     """Tokens a forward pass (padded)."""
-    num_cpus: float = 1
-    num_gpus: float = 0
-    threads: int | None = None
-    timeout: float = 600.0
+    num_cpus: ResourceUnits = 1.0
+    num_gpus: ResourceUnits = 0.0
+    threads: PositiveInt | None = None
+    timeout: PositiveFloat = 600.0
     """Longest wait for the scoring of one chunk, and for the model's start."""
-    max_restarts: int = 10
+    max_restarts: NonNegativeInt = 10
     """Restarts of each actor."""
 
 
 @dataclass
 class LearnerConfig:
-    num_workers: int = 1
+    num_workers: PositiveInt = 1
     """Data-parallel ranks (Ray Train workers)."""
-    zero_stage: int = 1
+    zero_stage: ZeroStage = 1
     """DeepSpeed ZeRO stage 0-3; a resumed run keeps it, but may change `learner.num_workers`. Stage 0 would add
     gradients up in half precision, so it takes `model.dtype=float32`."""
-    global_batch_size: int = 16
+    global_batch_size: PositiveInt = 16
     """Rows a step, over all ranks."""
-    lr: float = 5e-6
-    epochs: int = 3
-    max_steps: int | None = None
+    lr: PositiveFloat = 5e-6
+    epochs: PositiveInt = 3
+    max_steps: PositiveInt | None = None
     """Stop after so many steps, even if `epochs` would go on."""
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    grad_clip: float = 1.0
+    weight_decay: NonNegativeFloat = 0.01
+    beta1: DecayRate = 0.9
+    beta2: DecayRate = 0.999
+    grad_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     schedule: Schedule = Schedule.constant
-    max_tokens_per_microbatch: int = 4096
+    max_tokens_per_microbatch: PositiveInt = 4096
     """Tokens a micro-batch (padded)."""
     share_prompt: bool | None = None
     """Answer and response of a row share one pass over the prompt: less work. None: where the model is shown, at the
@@ -153,16 +164,16 @@ class LearnerConfig:
     """Keep the dropout that the model's own config has. Off, a step's losses are functions of weights and rows."""
     graphs: Graphs = Graphs.recompute
     gradient_checkpointing: bool = False
-    checkpoint_every: int = 0
+    checkpoint_every: NonNegativeInt = 0
     """Steps between checkpoints; 0 keeps the last step's only."""
-    keep: int = 2
+    keep: PositiveInt = 2
     """Checkpoints kept: the last ones."""
-    max_restarts: int = 2
+    max_restarts: NonNegativeInt = 2
     """Restarts of the worker group, and of the pipeline actor, after a death; both from the last checkpoint."""
-    num_cpus: float = 1
-    num_gpus: float = 0
-    threads: int | None = None
-    timeout: float = 1800.0
+    num_cpus: ResourceUnits = 1.0
+    num_gpus: ResourceUnits = 0.0
+    threads: PositiveInt | None = None
+    timeout: PositiveFloat = 1800.0
     """Longest wait for a step's data."""
 
 
@@ -170,21 +181,21 @@ class LearnerConfig:
 class DistillConfig:
     method: Method = Method.raft
     target: Target = Target.auto
-    temperature: float = 1.5
+    temperature: PositiveFloat = 1.5
     """T of Eqs. 8-10."""
-    top_k: int = 512
+    top_k: PositiveInt = 512
     """K: how many of the teacher's tokens carry the target."""
     balance: Balance = Balance.ema
-    ema_beta: float = 0.9
-    fixed_lambda: float = 1.0
+    ema_beta: DecayRate = 0.9
+    fixed_lambda: NonNegativeFloat = 1.0
     """λ of `distill.balance=fixed`; 0 trains without distillation."""
-    max_lambda: float | None = None
+    max_lambda: PositiveFloat | None = None
     """Cap on λ: a student close to its teacher has a KL near 0, and the ratio explodes."""
 
 
 @dataclass
 class SyncConfig:
-    max_staleness: int = 0
+    max_staleness: NonNegativeInt = 0
     """Versions that a trajectory may be behind the step that trains on it; 0 is strictly on-policy."""
     backend: SyncBackend = SyncBackend.object_store
     checksum: bool = True
@@ -192,4 +203,4 @@ class SyncConfig:
     in_flight: bool = False
     """Rollout actors take up new weights in the middle of a chunk: vLLM pauses, keeps what it is writing, goes on.
     Fresher samples for `max_staleness` of 1 and more; each trajectory records which tokens came from which version."""
-    timeout: float = 300.0
+    timeout: PositiveFloat = 300.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 from raft_ray.config import Config, Dtype
-from raft_ray.config.settings import distils
 from raft_ray.errors import ConfigError
 
 _GIB = 2**30
@@ -34,7 +33,7 @@ def least_gib(config: Config, parameters: int) -> dict[str, float]:
     found = {}
     if not learner.num_gpus:
         found["learner"] = ranks * (billions * per_rank + _PROCESS)
-    if distils(config):
+    if config.uses_distillation:
         if not rollout.num_gpus:
             cache = max(1, math.ceil(rollout.kv_cache_gib))
             found["rollout"] = rollout.actors * (billions * width + cache + _PROCESS)

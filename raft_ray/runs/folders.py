@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from raft_ray.config import Config, reading
+from raft_ray.config import Config, settings
 from raft_ray.config.resume import check_same_run
 from raft_ray.errors import ConfigError
 from raft_ray.files import home
@@ -26,7 +26,7 @@ def check_run_dir(config: Config) -> None:
         check_same_run(config, folder)
         for name in config.run.baselines:
             if (folder / "methods" / name / "config.yaml").is_file():
-                check_same_run(reading.for_method(config, name), folder / "methods" / name)
+                check_same_run(settings.for_method(config, name), folder / "methods" / name)
     elif folder.is_dir() and any(not path.name.startswith(LOCK) for path in folder.iterdir()):
         raise ConfigError(
             f"run.dir={folder}: the folder is not empty; go on with the run there with --resume, "

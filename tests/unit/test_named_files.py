@@ -11,7 +11,8 @@ import pytest
 
 from raft_ray import models
 from raft_ray.config import Config, settings
-from raft_ray.config.reading import entry_type, keys
+from raft_ray.config.checks import check
+from raft_ray.config.keys import entry_type, keys
 from raft_ray.errors import RaftError
 from raft_ray.preflight import preflight
 
@@ -60,7 +61,7 @@ def _looked_at(folder: Path, *overrides: str) -> Config:
     (folder / "asked.jsonl").write_text(json.dumps(ROW) + "\n")
     base = (f"data.train={folder}/train.jsonl", "data.test=null", "refine.enabled=false", "distill.target=gold")
     config = settings.load("smoke", [*base, "run.baselines=[]", "eval.open_max_new_tokens=9", *overrides])
-    settings.check(config)
+    check(config)
     preflight(config)
     return config
 
@@ -137,7 +138,7 @@ def test_a_config_file_that_cannot_be_read_is_named(extends: bool, fault: str, w
     if extends:
         (workspace / "top.yaml").write_text("extends: ./mine.yaml\n")
     with pytest.raises(RaftError) as refused:
-        settings.check(settings.load("./top.yaml" if extends else "./mine.yaml"))
+        check(settings.load("./top.yaml" if extends else "./mine.yaml"))
     # An empty file sets nothing, so that the data is missing.
     assert ("data.train is missing" if fault == "empty" else "mine.yaml") in str(refused.value)
 

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 
 from raft_ray.checks import check
 from raft_ray.config import settings
+from raft_ray.config.checks import required_resources
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -211,7 +212,7 @@ def test_the_kubernetes_workers_have_what_the_cluster_preset_asks_for(name: str)
     (workers,) = spec.get("rayClusterSpec", spec)["workerGroupSpecs"]
     limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
 
-    cpus, gpus = settings.required_resources(settings.load("cluster"))
+    cpus, gpus = required_resources(settings.load("cluster"))
 
     assert workers["replicas"] * int(limits["cpu"]) >= cpus
     assert workers["replicas"] * int(limits["nvidia.com/gpu"]) >= gpus

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from raft_ray.cli import app
 from raft_ray.config import settings
-from raft_ray.config.references import Reference, check_no_credentials, shown
+from raft_ray.config.explain import explained
+from raft_ray.config.references import Reference, check_no_credentials
+from raft_ray.config.resume import check_same_run, deciding
 from raft_ray.errors import ConfigError
 from raft_ray.printable import one_line
 
@@ -40,17 +42,17 @@ def test_a_value_from_the_environment_is_resolved_in_memory_alone(tmp_path: Path
     assert config.refine.models["big"].base_url == f"http://localhost/{SECRET}"
     assert settings.for_method(config, "sft").data.train == f"{SECRET}.jsonl"
     for made in (config, copy.deepcopy(config), pickle.loads(pickle.dumps(config)), dataclasses.replace(config)):
-        for text in (settings.to_yaml(made), settings.explained(made)):
+        for text in (settings.to_yaml(made), explained(made)):
             assert SECRET not in text
             assert "${oc.env:RAFT_SECRET}" in text
     settings.save(config, tmp_path / "config.yaml")
     assert SECRET not in (tmp_path / "config.yaml").read_text()
-    assert settings.load_saved(tmp_path / "config.yaml") == config
+    assert settings.load(str(tmp_path / "config.yaml")) == config
     settings.save(settings.for_method(config, "sft"), tmp_path / "sft.yaml")
     assert SECRET not in (tmp_path / "sft.yaml").read_text()
-    assert SECRET not in json.dumps(shown(settings.flatten(config)), default=str)
+    assert SECRET not in json.dumps(settings.flatten(config))
     # What checkpoints keep of the settings, and say of their changes.
-    assert SECRET not in json.dumps(settings.deciding(config))
+    assert SECRET not in json.dumps(deciding(config))
 
 
 def test_terminals_show_the_reference() -> None:
@@ -80,9 +82,9 @@ def test_a_resume_compares_references(tmp_path: Path, monkeypatch: pytest.Monkey
     keys = ["data.train=${oc.env:RAFT_SECRET}", f"run.dir={tmp_path}"]
     settings.save(settings.load("smoke", keys), tmp_path / "config.yaml")
     monkeypatch.setenv("RAFT_SECRET", "rotated-since")
-    settings.check_same_run(settings.load("smoke", keys), tmp_path)
+    check_same_run(settings.load("smoke", keys), tmp_path)
     with pytest.raises(ConfigError, match=r"data\.train=other: .* with \$\{oc\.env:RAFT_SECRET\}"):
-        settings.check_same_run(settings.load("smoke", ["data.train=other", f"run.dir={tmp_path}"]), tmp_path)
+        check_same_run(settings.load("smoke", ["data.train=other", f"run.dir={tmp_path}"]), tmp_path)
 
 
 def test_an_ordinary_text_is_no_reference() -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from raft_ray.checks import check
 from raft_ray.config import Config, resume, settings
+from raft_ray.config.keys import keys
+from raft_ray.config.resume import check_same_run
 from raft_ray.errors import ConfigError
 from raft_ray.runs.folders import check_run_dir
 
@@ -115,15 +117,8 @@ def test_a_row_that_is_half_trained_goes_on_as_it_began(tmp_path: Path) -> None:
     started(folder)
     for key in ("learner.lr=0.5", "learner.max_steps=7"):
         with pytest.raises(ConfigError, match=f"^{key}: the model in"):
-            settings.check_same_run(fine(f"run.dir={folder}", key), folder, longer=False)
-    settings.check_same_run(fine(f"run.dir={folder}", "learner.num_workers=2", "eval.samples=1"), folder, longer=False)
-
-
-def test_the_keys_that_a_resumed_run_may_change_are_keys() -> None:
-    named = {f"{section}.{name}" for section, names in resume._WITHOUT_EFFECT.items() for name in names}
-    keys = settings.keys()
-    assert named | resume._CHECKPOINT | resume._MEASURED <= keys.keys()
-    assert {key.partition(".")[2] for key in keys} >= resume._RESOURCES
+            check_same_run(fine(f"run.dir={folder}", key), folder, longer=False)
+    check_same_run(fine(f"run.dir={folder}", "learner.num_workers=2", "eval.samples=1"), folder, longer=False)
 
 
 def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -142,10 +137,7 @@ def test_a_storage_that_may_work_is_not_asked_before_the_run(storage: str, tmp_p
 
 
 def test_what_a_resumed_run_may_change_is_named_as_the_keys_are() -> None:
-    keys = set(settings.keys())
-    names = {key.split(".")[-1] for key in keys}
-    assert names >= resume._RESOURCES
-    assert {f"{section}.{name}" for section, found in resume._WITHOUT_EFFECT.items() for name in found} <= keys | {
-        "refine.models"
-    }
-    assert keys >= resume._LENGTH | resume._MEASURED
+    known = set(keys())
+    without_effect = {f"{section}.{name}" for section, names in resume._WITHOUT_EFFECT.items() for name in names}
+    assert {key.partition(".")[2] for key in known} >= resume._RESOURCES
+    assert known >= resume._CHECKPOINT | without_effect | resume._LENGTH | resume._MEASURED

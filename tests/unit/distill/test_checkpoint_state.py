@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from actors.distill.checkpoint import State
 from raft_ray.config import settings
+from raft_ray.config.resume import deciding
 from raft_ray.distill.order import RowOrder
 from raft_ray.errors import RaftError
 from raft_ray.models.prompts import EncodedRow, rows_digest
@@ -48,7 +49,7 @@ def test_a_run_that_would_end_before_the_checkpoint_is_refused() -> None:
 
 def test_what_decides_the_model_cannot_change_unless_that_is_asked_for() -> None:
     config = settings.load("raft", LIKE_BEFORE)
-    kept = replace(state(2), settings=settings.deciding(config))
+    kept = replace(state(2), settings=deciding(config))
     assert json.loads(json.dumps(kept.settings)) == kept.settings
     same = [
         "learner.num_workers=9",

@@ -9,6 +9,7 @@ import pytest
 
 from raft_ray import __version__
 from raft_ray.config import settings
+from raft_ray.config.resume import deciding
 from raft_ray.errors import ConfigError
 from raft_ray.runs.trained import FILE, Trained, read_trained
 
@@ -60,4 +61,4 @@ def test_a_model_that_is_passed_on_tells_nothing_of_its_users_paths(model: Path)
     assert "private" not in text
     said = json.loads(text)
     assert (said["steps"], said["rows"], said["version"]) == (6, "same", __version__)
-    assert said["settings"].keys() == settings.deciding(settings.load("raft", LIKE_BEFORE)).keys()
+    assert said["settings"].keys() == deciding(settings.load("raft", LIKE_BEFORE)).keys()
