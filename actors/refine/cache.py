@@ -17,8 +17,8 @@ import ray
 from actors.runtime.cluster import actor_options, here, log_to_file, on_node
 from actors.runtime.remote import again, get
 from raft_ray.announce import announce
-from raft_ray.refine.cache import Counts, GenerationStore
-from raft_ray.refine.generation import Generation
+from raft_ray.refine.cache import CompletionStore, Counts
+from raft_ray.refine.generation import Completion
 
 _TIMEOUT = 300.0
 """Seconds for its start, and for writing its log into the file."""
@@ -40,14 +40,14 @@ class CacheActor:
         self._path = Path(run_dir) / f"{role}_cache.sqlite"
 
     @cached_property
-    def _store(self) -> GenerationStore:
+    def _store(self) -> CompletionStore:
         """Opened at the first use, whose caller then learns what is wrong with the file."""
-        return GenerationStore(self._path)
+        return CompletionStore(self._path)
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
         return self._store.get(keys)
 
-    def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
+    def put(self, generations: Mapping[bytes, Completion], counts: Counts) -> None:
         announce(self._name, "writing", generations=len(generations))
         self._store.put(generations, counts)
 
@@ -94,11 +94,11 @@ class RemoteStore:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
-        found: dict[bytes, Generation] = self._call(lambda: self._actor.get.remote(keys))
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
+        found: dict[bytes, Completion] = self._call(lambda: self._actor.get.remote(keys))
         return found
 
-    def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
+    def put(self, generations: Mapping[bytes, Completion], counts: Counts) -> None:
         """Returns when it is on disk."""
         self._call(lambda: self._actor.put.remote(generations, counts))
 

@@ -1,7 +1,7 @@
 """Stage 1's local models: pools of vLLM engines, one pool a model, which all workers of all roles share.
 
-    worker ── asks ──> EnginePool ──> RefineEngine refine-NAME-0     one call at a time an engine, so that a call's
-    worker ── asks ──>  (a queue)  └> RefineEngine refine-NAME-1     texts depend on its asks and its seed alone
+    worker ── requests ──> EnginePool ──> RefineEngine refine-NAME-0     one call at a time an engine, so that a call's
+    worker ── requests ──>  (a queue)  └> RefineEngine refine-NAME-1     texts depend on its requests and its seed alone
 
 Engines start with the first call: where the cache knows everything, none is needed. One that dies is started again by
 Ray, and its call repeated. Knows nothing about rows or prompts.
@@ -25,7 +25,7 @@ from raft_ray.announce import announce
 from raft_ray.config import Config, ModelConfig, RolloutConfig
 from raft_ray.errors import RaftError
 from raft_ray.models import load_chat, model_context, model_identity, resolve
-from raft_ray.refine.generation import Ask, Generation
+from raft_ray.refine.generation import Completion, Request
 from raft_ray.refine.roles import SELF, is_local, model_config, models_used
 
 PING = 60.0
@@ -86,16 +86,16 @@ class RefineEngine:
 
     def generate(
         self,
-        asks: Sequence[Ask],
+        requests: Sequence[Request],
         *,
         temperature: float,
         max_new_tokens: int,
         seed: int,
         schema: dict[str, Any] | None = None,
-    ) -> list[Generation]:
-        """A text for each ask, without special tokens and thinking; see `raft_ray.refine.generation.Generate`."""
-        announce(self._name, "generating", asks=len(asks))
-        prompts = [self._chat.prompt(ask.chat) for ask in asks]
+    ) -> list[Completion]:
+        """A text for each request, without special tokens and thinking; see `raft_ray.refine.generation.Generate`."""
+        announce(self._name, "generating", requests=len(requests))
+        prompts = [self._chat.prompt(request.chat) for request in requests]
         fitting = [ids for ids in prompts if len(ids) + max_new_tokens <= self._context]
         # What the prefix cache holds depends on earlier calls, and what it gives differs in the last bits.
         self._engine.llm.reset_prefix_cache()
@@ -109,12 +109,12 @@ class RefineEngine:
         generations = []
         for ids in prompts:
             if len(ids) + max_new_tokens > self._context:
-                generations.append(Generation("", too_long=True))
+                generations.append(Completion("", too_long=True))
                 continue
             completion = next(completions)
             text = self._chat.text(completion.token_ids)
             generations.append(
-                Generation(
+                Completion(
                     text,
                     truncated=completion.truncated,
                     input_tokens=len(ids),
@@ -152,7 +152,7 @@ class EnginePool:
         self._starting: list[asyncio.Task[None]] = []
         self._limits = Limits()
 
-    async def generate(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
+    async def generate(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
         """As `RefineEngine.generate`. Raises `RaftError` naming engine, node and cause when no retry helped."""
         if not self._starting:
             self._starting = [asyncio.create_task(self._start(number)) for number in range(self._plan.engines)]
@@ -160,18 +160,20 @@ class EnginePool:
         try:
             if engine.trouble:
                 raise engine.trouble
-            return await self._generated(engine, asks, options)
+            return await self._generated(engine, requests, options)
         finally:
             self._free.put_nowait(engine)
 
-    async def _generated(self, engine: _Engine, asks: Sequence[Ask], options: dict[str, Any]) -> list[Generation]:
+    async def _generated(
+        self, engine: _Engine, requests: Sequence[Request], options: dict[str, Any]
+    ) -> list[Completion]:
         """An engine's answer. One that hangs is killed; Ray starts it again, and repeats the call by itself."""
-        call = engine.handle.generate.remote(asks, **options)
-        limit = self._limits.of("generate", self._plan.resources.timeout, len(asks))
+        call = engine.handle.generate.remote(requests, **options)
+        limit = self._limits.of("generate", self._plan.resources.timeout, len(requests))
         for attempt in range(self._plan.resources.tries + 1):
             begun = time.monotonic()
             try:
-                generations: list[Generation] = await within(call, limit, engine.who, "generating")
+                generations: list[Completion] = await within(call, limit, engine.who, "generating")
             except Hung as hung:
                 ray.kill(engine.handle, no_restart=False)
                 if attempt == self._plan.resources.tries:
@@ -179,7 +181,7 @@ class EnginePool:
                 # Now it starts anew first.
                 limit = self._plan.resources.timeout
                 continue
-            self._limits.took("generate", time.monotonic() - begun, len(asks))
+            self._limits.took("generate", time.monotonic() - begun, len(requests))
             return generations
         raise AssertionError("not reached")
 
@@ -212,9 +214,9 @@ class PooledGenerate:
         self.identity = identity
         self._pool = pool
 
-    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
-        call = self._pool.generate.remote(asks, **options)
-        generations: list[Generation] = patiently(call, self._pool.ping.remote, PING, "an EnginePool")
+    def __call__(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
+        call = self._pool.generate.remote(requests, **options)
+        generations: list[Completion] = patiently(call, self._pool.ping.remote, PING, "an EnginePool")
         return generations
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raft_ray.errors import RaftError
-from raft_ray.refine.generation import Ask, Generate, Generation
+from raft_ray.refine.generation import Completion, Generate, Request
 
 Counts = dict[tuple[str, str], float]
 """(whose, what) -> how much: `rewriter self` and `misses`, for example."""
@@ -34,18 +34,18 @@ _AT_ONCE = 500
 
 
 class Store(Protocol):
-    """Where generations are kept; `GenerationStore`, or an actor that has one."""
+    """Where generations are kept; `CompletionStore`, or an actor that has one."""
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
         """Those of `keys` that are known."""
         ...
 
-    def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
+    def put(self, generations: Mapping[bytes, Completion], counts: Counts) -> None:
         """Keep all of them, or none if the process dies meanwhile; add to the counts."""
         ...
 
 
-class GenerationStore:
+class CompletionStore:
     """Generations in a SQLite file, which survives the death of its process at any moment.
 
     Every method raises `RaftError`, which names the file, where it is damaged or its disk is full.
@@ -65,17 +65,17 @@ class GenerationStore:
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.executescript(_TABLES)
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
-        found: dict[bytes, Generation] = {}
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
+        found: dict[bytes, Completion] = {}
         for i in range(0, len(keys), _AT_ONCE):
             some = keys[i : i + _AT_ONCE]
             marks = ",".join("?" * len(some))
             with self._named():
                 rows = self._base.execute(f"SELECT key, generation FROM generations WHERE key IN ({marks})", some)
-                found |= {key: Generation(**json.loads(text)) for key, text in rows}
+                found |= {key: Completion(**json.loads(text)) for key, text in rows}
         return found
 
-    def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
+    def put(self, generations: Mapping[bytes, Completion], counts: Counts) -> None:
         rows = [(key, json.dumps(asdict(one))) for key, one in generations.items()]
         with self._named(), self._base:
             self._base.executemany("INSERT OR REPLACE INTO generations VALUES (?, ?)", rows)
@@ -115,7 +115,7 @@ class CachedGenerate:
     Args:
         generate: the model.
         store: where its texts are kept.
-        whose: for the counts: `hits`, `misses` and `failed` (asks), `input_tokens`, `output_tokens` (of what was
+        whose: for the counts: `hits`, `misses` and `failed` (requests), `input_tokens`, `output_tokens` (of what was
             generated), `seconds` (waited for the model).
         scope: asks of different scopes are independent: a text of one never turns up in another, whose result would
             then depend on which was first.
@@ -130,21 +130,21 @@ class CachedGenerate:
 
     def __call__(
         self,
-        asks: Sequence[Ask],
+        requests: Sequence[Request],
         *,
         temperature: float,
         max_new_tokens: int,
         seed: int,
         schema: dict[str, Any] | None = None,
-    ) -> list[Generation]:
+    ) -> list[Completion]:
         """As `Generate`; `seed` is the run's."""
         common = [self.identity, self._scope, temperature, max_new_tokens, seed, schema]
-        keys = [_key([*common, ask.chat, ask.draw]) for ask in asks]
-        wanted = dict(zip(keys, asks, strict=True))
+        keys = [_key([*common, request.chat, request.sample_index]) for request in requests]
+        wanted = dict(zip(keys, requests, strict=True))
         known = self._store.get(list(wanted))
         missing = {key: ask for key, ask in wanted.items() if key not in known}
         amounts: dict[str, float] = {"hits": len(known), "misses": len(missing)}
-        made: dict[bytes, Generation] = {}
+        made: dict[bytes, Completion] = {}
         if missing:
             start = time.monotonic()
             generations = self._generate(
@@ -172,6 +172,6 @@ def _key(parts: list[Any]) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _seed(keys: Mapping[bytes, Ask]) -> int:
+def _seed(keys: Mapping[bytes, Request]) -> int:
     """In [0, 2³¹), from all keys in order; those hold the run's seed."""
     return int.from_bytes(hashlib.sha256(b"".join(keys)).digest()[:4]) % 2**31

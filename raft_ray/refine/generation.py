@@ -14,17 +14,17 @@ Message = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """One text that is wanted."""
 
     chat: list[Message]
-    draw: int = 0
+    sample_index: int = 0
     """Tells apart independent samples for the same chat: attempt, or round and candidate."""
 
 
 @dataclass(frozen=True)
-class Generation:
-    """What the model wrote for one `Ask`."""
+class Completion:
+    """What the model wrote for one `Request`."""
 
     text: str
     truncated: bool = False
@@ -45,12 +45,12 @@ class Generate(Protocol):
 
     def __call__(
         self,
-        asks: Sequence[Ask],
+        requests: Sequence[Request],
         *,
         temperature: float,
         max_new_tokens: int,
         seed: int,
         schema: dict[str, Any] | None = None,
-    ) -> list[Generation]:
+    ) -> list[Completion]:
         """`schema` is a JSON schema that the text must follow; a model that cannot promise it may ignore it."""
         ...

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raft_ray.models.templates import fill
 from raft_ray.models.thinking import without_thinking
-from raft_ray.refine.generation import Ask, Generate, Generation
+from raft_ray.refine.generation import Completion, Generate, Request
 from raft_ray.refine.judges import Case
 
 SCORES = tuple(tenth / 10 for tenth in range(11))
@@ -71,50 +71,50 @@ class LlmJudge:
 
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict | None]:
         """The same with the model's reasons."""
-        generations = self._generate(
-            [Ask([{"role": "user", "content": self._prompt(case)}]) for case in cases],
+        completions = self._generate(
+            [Request([{"role": "user", "content": self._prompt(case)}]) for case in cases],
             temperature=0.0,
             max_new_tokens=self._max_new_tokens,
             seed=self._seed,
             schema=VERDICT_SCHEMA,
         )
-        return [self._read(generation) for generation in generations]
+        return [self._read(completion) for completion in completions]
 
     def _prompt(self, case: Case) -> str:
         return fill(self._template, prompt=case.question, answer=case.gold, candidate=case.candidate)
 
-    def _read(self, generation: Generation) -> Verdict | None:
+    def _read(self, completion: Completion) -> Verdict | None:
         try:
-            return read_verdict(generation)
+            return read_verdict(completion)
         except NoVerdictError as error:
             self.failures[error.reason] += 1
-            _log.debug("judge %s: no score (%s): %r", self.name, error.reason, generation.text[:200])
+            _log.debug("judge %s: no score (%s): %r", self.name, error.reason, completion.text[:200])
             return None
 
 
 class NoVerdictError(ValueError):
-    """A generation that is no verdict."""
+    """A completion that is no verdict."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-def read_verdict(generation: Generation) -> Verdict:
+def read_verdict(completion: Completion) -> Verdict:
     """The verdict that a model wrote: one JSON object, alone or in a code fence, thinking before it left out.
 
     Raises `NoVerdictError` with its `reason` for anything else.
     """
-    if generation.failed is not None:
+    if completion.failed is not None:
         raise NoVerdictError("failed")
-    if generation.too_long:
+    if completion.too_long:
         raise NoVerdictError("too_long")
-    text = without_thinking(generation.text)
+    text = without_thinking(completion.text)
     fenced = _FENCE.fullmatch(text)
     try:
         return Verdict.model_validate_json(fenced.group(1) if fenced else text)
     except ValidationError as error:
-        if generation.truncated:
+        if completion.truncated:
             raise NoVerdictError("truncated") from None
         raise NoVerdictError(_REASONS.get(error.errors()[0]["type"], "no_score")) from None
 

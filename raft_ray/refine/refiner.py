@@ -17,7 +17,7 @@ from raft_ray.models.templates import fill
 from raft_ray.models.thinking import without_thinking
 from raft_ray.refine.embed import Embedder
 from raft_ray.refine.filter import semantic_filter
-from raft_ray.refine.generation import Ask, Generate, Generation
+from raft_ray.refine.generation import Completion, Generate, Request
 from raft_ray.refine.guards import Draft, refusal
 from raft_ray.refine.judges import Case, Judge, embedded_text
 from raft_ray.refine.prompts import RefinePrompts, asking, load_prompts, rewrite_chat
@@ -97,13 +97,16 @@ class Refiner:
     def _rewrite_once(self, rows: list[RefinedRow], attempt: int) -> None:
         """One rewrite of each of `rows`, generated together, with its similarity and whether it is accepted."""
         template = self._prompts.rewrite
-        generations = self._rewriter(
-            [Ask(rewrite_chat(template, row["messages"], row["prompt"], row["answer"]), draw=attempt) for row in rows],
+        completions = self._rewriter(
+            [
+                Request(rewrite_chat(template, row["messages"], row["prompt"], row["answer"]), sample_index=attempt)
+                for row in rows
+            ],
             temperature=self._config.temperature,
             max_new_tokens=self._config.max_new_tokens,
             seed=self._seed,
         )
-        texts = [without_thinking(generation.text) for generation in generations]
+        texts = [without_thinking(completion.text) for completion in completions]
         on = self._config.similarity_on
         gold_ND = self._embedder.embed([embedded_text(row["prompt"], row["answer"], on) for row in rows])
         rewrite_ND = self._embedder.embed(
@@ -111,7 +114,7 @@ class Refiner:
         )
         similarity_N, passed_N = semantic_filter(gold_ND, rewrite_ND, self._config.tau)
         for i, row in enumerate(rows):
-            reason = self._refusal(row, generations[i], template)
+            reason = self._refusal(row, completions[i], template)
             row["rewrite"] = texts[i]
             row["similarity"] = float(similarity_N[i])
             row["refused"] = reason or (None if passed_N[i] else "similarity")
@@ -140,9 +143,9 @@ class Refiner:
     def _fusion_round(self, rows: list[RefinedRow], number: int, fuser: Generate) -> None:
         """One round for all of `rows`, generated together."""
         count = self._config.candidates
-        generations = fuser(
+        completions = fuser(
             [
-                Ask(asking(row["messages"], self._fuse_prompt(row)), draw=number * count + one)
+                Request(asking(row["messages"], self._fuse_prompt(row)), sample_index=number * count + one)
                 for row in rows
                 for one in range(count)
             ],
@@ -153,10 +156,10 @@ class Refiner:
         usable = []
         for i, row in enumerate(rows):
             row["rounds"] = number
-            for generation in generations[i * count : (i + 1) * count]:
-                candidate = _candidate(without_thinking(generation.text), "fuse", number)
+            for completion in completions[i * count : (i + 1) * count]:
+                candidate = _candidate(without_thinking(completion.text), "fuse", number)
                 row["candidates"].append(candidate)
-                if self._refusal(row, generation, self._prompts.fuse) is None:
+                if self._refusal(row, completion, self._prompts.fuse) is None:
                     usable.append((row, candidate))
         self._judge(usable)
 
@@ -180,17 +183,17 @@ class Refiner:
     def _fuse_prompt(self, row: RefinedRow) -> str:
         return fill(self._prompts.fuse, prompt=row["prompt"], answer=row["answer"], rewrite=row["rewrite"] or "")
 
-    def _refusal(self, row: RefinedRow, generation: Generation, template: str) -> str | None:
-        if generation.failed is not None:
+    def _refusal(self, row: RefinedRow, completion: Completion, template: str) -> str | None:
+        if completion.failed is not None:
             return FAILED
         draft = Draft(
             prompt=row["prompt"],
             answer=row["answer"],
-            text=generation.text,
+            text=completion.text,
             right=right_answers(row["answer"], row["answers"]),
             context="\n".join(message["content"] for message in row["messages"][:-1]),
-            truncated=generation.truncated,
-            too_long=generation.too_long,
+            truncated=completion.truncated,
+            too_long=completion.too_long,
             template=template,
         )
         return refusal(draft, off=self._guards_off, limits=self._config.guards)

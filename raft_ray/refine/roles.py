@@ -13,17 +13,20 @@ Knows nothing about engines, endpoints or rows.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 from raft_ray.config import Config, ModelConfig, RefineConfig, RefineModelConfig
 from raft_ray.errors import ConfigError
 from raft_ray.refine.embed import Embedder
-from raft_ray.refine.endpoint import check_endpoint
 from raft_ray.refine.generation import Generate
 from raft_ray.refine.judges import JUDGES, Judge, make_judges
 
 SELF = "self"
 NONE = "none"
+NO_KEY = "none"
+"""openai's client insists on a key; servers that want none ignore it."""
 
 
 def check_roles(refine: RefineConfig) -> None:
@@ -84,6 +87,40 @@ def model_config(config: Config, name: str) -> ModelConfig:
         thinking=model.thinking,
         date=config.model.date,
     )
+
+
+def check_endpoint(name: str, config: RefineModelConfig, *, used: bool = True) -> None:
+    """Raises `ConfigError`, naming the key, for what can be known to be wrong before anything is asked.
+
+    An endpoint that is not `used` needs no key in the environment.
+    """
+    key = f"refine.models.{name}"
+    address = urlsplit(config.base_url or "")
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ConfigError(f"{key}.base_url={config.base_url}: must be an address such as http://localhost:8000/v1")
+    if address.username or address.password or address.query:
+        raise ConfigError(f"{key}.base_url: must hold no user, password or query; name the key with {key}.api_key_env")
+    if not config.model:
+        raise ConfigError(f"{key}.model: not set; it is the model's name at the endpoint")
+    for field, least in (("concurrency", 1), ("retries", 0)):
+        if getattr(config, field) < least:
+            raise ConfigError(f"{key}.{field}={getattr(config, field)}: must be at least {least}")
+    if not config.timeout > 0:
+        raise ConfigError(f"{key}.timeout={config.timeout}: must be more than 0 s")
+    if used:
+        api_key(key, config)
+
+
+def api_key(key: str, config: RefineModelConfig) -> str:
+    """An endpoint's key, from the environment. Raises `ConfigError`, which does not show it."""
+    if config.api_key_env is None:
+        return NO_KEY
+    value = os.environ.get(config.api_key_env, "").strip()
+    if not value:
+        raise ConfigError(f"{key}.api_key_env: the environment variable {config.api_key_env} is not set")
+    if not (value.isascii() and value.isprintable() and " " not in value):
+        raise ConfigError(f"{key}.api_key_env: {config.api_key_env} holds characters that no key has")
+    return value
 
 
 def judges_of(

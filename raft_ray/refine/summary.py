@@ -86,7 +86,7 @@ def spending(counts: Counts, before: Counts, refine: RefineConfig) -> dict[str, 
         before: the counts when this run began.
 
     Returns:
-        `cache`: `hits` and `misses` of this run, in asks. `stages`: of this run, `rows`, `seconds` of its workers
+        `cache`: `hits` and `misses` of this run, in requests. `stages`: of this run, `rows`, `seconds` of its workers
         (waiting for models included) and `rows_per_second` a worker. `models`: in all runs, by model `asks`,
         `failed`, `input_tokens`, `output_tokens`, `seconds` of waiting, `cost`; and the same by role in `roles`.
     """
