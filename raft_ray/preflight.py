@@ -252,8 +252,7 @@ def show_prompts(config: Config, row: int, console: Console) -> None:
 
 def _show_rewriter(config: Config, row: Row, console: Console) -> None:
     """Print what stage 1's rewriter reads: an endpoint has its own template."""
-    from raft_ray.refine.prompts import load_prompts, rewrite_chat
-    from raft_ray.refine.roles import is_local, model_config
+    from raft_ray.refine.roles import is_local, load_prompts, model_config, rewrite_chat
 
     name = config.refine.rewriter
     asked = rewrite_chat(load_prompts(config.refine).rewrite, row.messages, row.prompt, row.answer)

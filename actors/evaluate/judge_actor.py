@@ -23,8 +23,7 @@ from raft_ray.config import Config, RefineModelConfig
 from raft_ray.evaluate.judged import Answered, JudgePrompts, JudgeResult, Metered
 from raft_ray.refine.cache import CachedGenerate, Store
 from raft_ray.refine.endpoint import Endpoint
-from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import LlmJudge, Verdict
+from raft_ray.refine.judges import Case, LlmJudge, Verdict
 from raft_ray.refine.roles import is_local
 
 CHUNK = 64

@@ -39,9 +39,8 @@ from raft_ray.data.sources import absolute
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.refine.cache import Counts
 from raft_ray.refine.parts import fingerprint, sort_out
-from raft_ray.refine.prompts import load_prompts
 from raft_ray.refine.refiner import check_refine
-from raft_ray.refine.roles import NONE, local_models
+from raft_ray.refine.roles import NONE, load_prompts, local_models
 from raft_ray.refine.schema import part_files, write_summary
 from raft_ray.refine.summary import Summary, spending
 

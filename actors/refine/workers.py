@@ -28,10 +28,10 @@ from raft_ray.data.sources import Split
 from raft_ray.refine.cache import CachedGenerate
 from raft_ray.refine.embed import make_embedder
 from raft_ray.refine.generation import Generate
+from raft_ray.refine.judges import make_judges
 from raft_ray.refine.parts import write_part
-from raft_ray.refine.prompts import RefinePrompts
 from raft_ray.refine.refiner import Refiner, unrefined
-from raft_ray.refine.roles import NONE, judges_of
+from raft_ray.refine.roles import NONE, RefinePrompts
 from raft_ray.refine.schema import SOURCE_SCHEMA, refined_table
 
 BEAT = 5.0
@@ -87,13 +87,16 @@ class _Worker:
             return CachedGenerate(self._model(name), self._store, f"{role} {name}", scope=str(first))
 
         fuses = refine.fuser != NONE
+        judges = make_judges(refine, self._embedder, prompts.judge, lambda name: model("judge", name)) if fuses else []
         return Refiner(
             refine,
             seed=config.run.seed,
             rewriter=model("rewriter", refine.rewriter),
             fuser=model("fuser", refine.fuser) if fuses else None,
             embedder=self._embedder,
-            judges=judges_of(refine, self._embedder, prompts.judge, lambda name: model("judge", name)) if fuses else [],
+            judges=make_judges(refine, self._embedder, prompts.judge, lambda name: model("judge", name))
+            if fuses
+            else [],
             prompts=prompts,
         )
 

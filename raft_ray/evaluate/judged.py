@@ -18,8 +18,7 @@ from raft_ray.errors import ConfigError
 from raft_ray.evaluate.open_questions import OpenQuestion
 from raft_ray.models.templates import load_prompt, prompt_hash
 from raft_ray.refine.generation import Completion, Message, Request
-from raft_ray.refine.judges import Case
-from raft_ray.refine.prompts import JUDGE_FIELDS
+from raft_ray.refine.judges import JUDGE_FIELDS, Case
 from raft_ray.refine.roles import SELF, check_model_judges, is_local, model_config
 
 RIGHT = 0.5
@@ -47,7 +46,7 @@ class JudgeResult:
     reasons: list[str]
     """Of each answer, why; empty where the judge gave none."""
     failures: dict[str, int]
-    """How many answers got no score, by reason (`raft_ray.refine.llm_judge.LlmJudge`)."""
+    """How many answers got no score, by reason (`raft_ray.refine.judges.LlmJudge`)."""
     usage: dict[str, float]
     """Of what was asked now rather than known: `asks`, `input_tokens`, `output_tokens`, and their `cost` at an
     endpoint's price."""

@@ -130,7 +130,7 @@ def states(text: str, fact: str) -> bool:
     return _passage(text, cased=False).has(_canonical(fact))
 
 
-def normalise(text: str) -> str:
+def canonical(text: str) -> str:
     """`text` as comparisons see it: case, accents, plurals, punctuation and articles gone, numbers by value."""
     return " ".join(_canonical(text))
 

@@ -22,7 +22,7 @@ from raft_ray.config import Config
 from raft_ray.data.slices import Slice
 from raft_ray.errors import DataError
 from raft_ray.files import writing
-from raft_ray.refine.prompts import RefinePrompts
+from raft_ray.refine.roles import RefinePrompts
 from raft_ray.refine.schema import FAILED, REFINED_SCHEMA, part_files
 
 _SETTINGS, _DIGEST, _FAILED = b"raft_ray.config.settings", b"raft_ray.digest", b"raft_ray.failed"

@@ -17,12 +17,11 @@ from raft_ray.models.templates import fill
 from raft_ray.models.thinking import without_thinking
 from raft_ray.refine.embed import Embedder
 from raft_ray.refine.filter import semantic_filter
-from raft_ray.refine.generation import Completion, Generate, Request
+from raft_ray.refine.generation import Completion, Generate, Message, Request
 from raft_ray.refine.guards import Draft, refusal
 from raft_ray.refine.judges import Case, Judge, embedded_text
-from raft_ray.refine.prompts import RefinePrompts, asking, load_prompts, rewrite_chat
-from raft_ray.refine.roles import check_roles
-from raft_ray.refine.schema import FAILED, OFF, Candidate, Message, RefinedRow
+from raft_ray.refine.roles import RefinePrompts, asking, check_roles, load_prompts, rewrite_chat
+from raft_ray.refine.schema import FAILED, OFF, Candidate, RefinedRow
 
 
 class SourceRow(Protocol):

@@ -1,4 +1,5 @@
-"""Who plays which role in stage 1: `refine.rewriter`, `refine.fuser` and `refine.judges`, each a name.
+"""Who plays which role in stage 1 (`refine.rewriter`, `refine.fuser` and `refine.judges`, each a name), and what each
+is asked: the prompt files, which a run records with their hashes.
 
 | name | who |
 |---|---|
@@ -14,17 +15,20 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from raft_ray.config import Config, ModelConfig, RefineConfig, RefineModelConfig
 from raft_ray.errors import ConfigError
-from raft_ray.refine.embed import Embedder
-from raft_ray.refine.generation import Generate
-from raft_ray.refine.judges import JUDGES, Judge, make_judges
+from raft_ray.models.templates import fill, load_prompt, prompt_hash
+from raft_ray.refine.generation import Message
+from raft_ray.refine.judges import JUDGE_FIELDS, JUDGES
 
 SELF = "self"
 NONE = "none"
+REWRITE_FIELDS = ("prompt", "answer")
+FUSE_FIELDS = ("prompt", "answer", "rewrite")
 NO_KEY = "none"
 """openai's client insists on a key; servers that want none ignore it."""
 
@@ -123,25 +127,41 @@ def api_key(key: str, config: RefineModelConfig) -> str:
     return value
 
 
-def judges_of(
-    refine: RefineConfig, embedder: Embedder, template: str, generate: Callable[[str], Generate]
-) -> Sequence[Judge]:
-    """The judges that `refine.judges` names, in order.
+@dataclass(frozen=True)
+class RefinePrompts:
+    """Texts of the prompt files, fields unfilled."""
 
-    Args:
-        template: text of the prompt file of judges that are models.
-        generate: the model of a name.
-    """
+    rewrite: str
+    fuse: str = ""
+    """Empty without a fuser."""
+    judge: str = ""
+    """Empty where no judge is a model."""
 
-    def by_model(name: str) -> Judge:
-        from raft_ray.refine.llm_judge import LlmJudge
+    def hashes(self) -> dict[str, str]:
+        """The hash of each text that is used."""
+        texts = {"rewrite": self.rewrite, "fuse": self.fuse, "judge": self.judge}
+        return {name: prompt_hash(text) for name, text in texts.items() if text}
 
-        return LlmJudge(name, generate(name), template, max_new_tokens=refine.judge_max_new_tokens)
 
-    return [
-        make_judges([name], embedder, refine.similarity_on)[0] if name in JUDGES else by_model(name)
-        for name in refine.judges
-    ]
+def load_prompts(refine: RefineConfig) -> RefinePrompts:
+    """The prompt files that the roles of `refine` need. Raises `ConfigError` naming the key of one that is amiss."""
+    fuses = refine.fuser != NONE
+    model_judges = fuses and any(name not in JUDGES for name in refine.judges)
+    return RefinePrompts(
+        load_prompt(refine.rewrite_prompt, REWRITE_FIELDS, "refine.rewrite_prompt"),
+        load_prompt(refine.fuse_prompt, FUSE_FIELDS, "refine.fuse_prompt") if fuses else "",
+        load_prompt(refine.judge_prompt, JUDGE_FIELDS, "refine.judge_prompt") if model_judges else "",
+    )
+
+
+def rewrite_chat(template: str, messages: Sequence[Message], prompt: str, answer: str) -> list[Message]:
+    """What the rewriter reads of a row (Eq. 1): its chat, question and gold answer in the prompt file's text."""
+    return asking(messages, fill(template, prompt=prompt, answer=answer))
+
+
+def asking(messages: Sequence[Message], content: str) -> list[Message]:
+    """A row's chat with `content` in the place of its last message."""
+    return [*messages[:-1], {"role": "user", "content": content}]
 
 
 def _check_model(name: str, model: RefineModelConfig, used: bool) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from raft_ray.errors import DataError
 from raft_ray.files import write_whole
+from raft_ray.refine.generation import Message
 
 OFF = "off"
 """`refused` of rows that were never refined (`refine.enabled=false`)."""
@@ -57,10 +58,6 @@ REFINED_SCHEMA = pa.schema(
         ("fused", pa.string()),
     ]
 )
-
-
-Message = dict[str, str]
-"""`role` and `content`."""
 
 
 class Score(TypedDict):

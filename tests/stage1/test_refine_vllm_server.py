@@ -22,8 +22,7 @@ from raft_ray.config.precision import of_cpu
 from raft_ray.errors import ConfigError
 from raft_ray.refine.endpoint import Endpoint
 from raft_ray.refine.generation import Completion, Request
-from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import SCORES, LlmJudge
+from raft_ray.refine.judges import SCORES, Case, LlmJudge
 
 LONGEST_START = 300.0
 NAME = "smollm2"

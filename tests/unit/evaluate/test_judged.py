@@ -27,8 +27,7 @@ from raft_ray.evaluate.judged import (
 from raft_ray.evaluate.open_questions import OpenQuestion
 from raft_ray.models.templates import prompt_hash
 from raft_ray.refine.generation import Completion, Request
-from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import VERDICT_SCHEMA
+from raft_ray.refine.judges import VERDICT_SCHEMA, Case
 
 USAGE = {"asks": 1, "input_tokens": 1, "output_tokens": 2, "cost": 0.0}
 ONE = OpenQuestion(("Name a fruit.",), ("Apple.",), "things")

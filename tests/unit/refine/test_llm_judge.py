@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from raft_ray.models.templates import load_prompt, prompt_hash
 from raft_ray.models.thinking import without_thinking
 from raft_ray.refine.generation import Completion, Request
-from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import VERDICT_SCHEMA, LlmJudge, NoVerdictError, Verdict, read_verdict
-from raft_ray.refine.prompts import JUDGE_FIELDS
+from raft_ray.refine.judges import JUDGE_FIELDS, VERDICT_SCHEMA, Case, LlmJudge, NoVerdictError, Verdict, read_verdict
 
 TEMPLATE = "Q {prompt}\nR {answer}\nC {candidate}"
 

@@ -16,8 +16,7 @@ from raft_ray.errors import ConfigError, DataError
 from raft_ray.refine import Completion, Refiner, check_refine, read_refined, read_summary, unrefined
 from raft_ray.refine.generation import Request
 from raft_ray.refine.judges import Case
-from raft_ray.refine.prompts import RefinePrompts, load_prompts
-from raft_ray.refine.roles import local_models, model_config, models_used
+from raft_ray.refine.roles import RefinePrompts, load_prompts, local_models, model_config, models_used
 from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, refined_table, write_summary
 from raft_ray.refine.summary import Summary
 
