@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,6 @@ class PoolPlan:
         return "refine.actors" if self.name == SELF else f"refine.models.{self.name}.actors"
 
 
-def engine_options(plan: PoolPlan, overlapped: bool) -> dict[str, Any]:
-    """Resources and process environment of a pool's engines."""
-    own = plan.resources
-    return actor_options(
-        role="refine", num_cpus=own.num_cpus, num_gpus=own.num_gpus, threads=own.threads, overlapped=overlapped
-    )
-
-
 def plan_pool(config: Config, name: str) -> PoolPlan:
     """The engines of a local model as the config describes them."""
     model, own = model_config(config, name), config.rollout
@@ -65,6 +58,14 @@ def plan_pool(config: Config, name: str) -> PoolPlan:
     section = config.refine.models[name]
     own = replace(own, num_cpus=section.num_cpus, num_gpus=section.num_gpus, tensor_parallel=section.tensor_parallel)
     return PoolPlan(name, model, section.actors, own)
+
+
+def engine_options(plan: PoolPlan, overlapped: bool) -> dict[str, Any]:
+    """Resources and process environment of a pool's engines."""
+    own = plan.resources
+    return actor_options(
+        role="refine", num_cpus=own.num_cpus, num_gpus=own.num_gpus, threads=own.threads, overlapped=overlapped
+    )
 
 
 class RefineEngine:
@@ -99,29 +100,18 @@ class RefineEngine:
         fitting = [ids for ids in prompts if len(ids) + max_new_tokens <= self._context]
         # What the prefix cache holds depends on earlier calls, and what it gives differs in the last bits.
         self._engine.llm.reset_prefix_cache()
-        completions = iter(
-            self._engine.generate(
-                fitting, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, schema=schema
-            )
-            if fitting
-            else []
-        )
-        generations = []
+        options: dict[str, Any] = {"temperature": temperature, "seed": seed, "schema": schema}
+        outputs = iter(self._engine.generate(fitting, max_new_tokens=max_new_tokens, **options) if fitting else [])
+        completions = []
         for ids in prompts:
             if len(ids) + max_new_tokens > self._context:
-                generations.append(Completion("", too_long=True))
+                completions.append(Completion("", too_long=True))
                 continue
-            completion = next(completions)
-            text = self._chat.text(completion.token_ids)
-            generations.append(
-                Completion(
-                    text,
-                    truncated=completion.truncated,
-                    input_tokens=len(ids),
-                    output_tokens=len(completion.token_ids),
-                )
-            )
-        return generations
+            output = next(outputs)
+            text = self._chat.text(output.token_ids)
+            tokens = {"input_tokens": len(ids), "output_tokens": len(output.token_ids)}
+            completions.append(Completion(text, truncated=output.truncated, **tokens))
+        return completions
 
 
 @dataclass
@@ -168,40 +158,38 @@ class EnginePool:
         self, engine: _Engine, requests: Sequence[Request], options: dict[str, Any]
     ) -> list[Completion]:
         """An engine's answer. One that hangs is killed; Ray starts it again, and repeats the call by itself."""
+        own = self._plan.resources
         call = engine.handle.generate.remote(requests, **options)
-        limit = self._limits.of("generate", self._plan.resources.timeout, len(requests))
-        for attempt in range(self._plan.resources.tries + 1):
+        limit = self._limits.of("generate", own.timeout, len(requests))
+        for attempt in count():
             begun = time.monotonic()
             try:
-                generations: list[Completion] = await within(call, limit, engine.who, "generating")
+                completions: list[Completion] = await within(call, limit, engine.who, "generating")
+                break
             except Hung as hung:
                 ray.kill(engine.handle, no_restart=False)
-                if attempt == self._plan.resources.tries:
+                if attempt == own.tries:
                     raise RaftError(f"{hung}; it was killed and started again {attempt} times") from None
-                # Now it starts anew first.
-                limit = self._plan.resources.timeout
-                continue
-            self._limits.took("generate", time.monotonic() - begun, len(requests))
-            return generations
-        raise AssertionError("not reached")
+                limit = own.timeout  # now it starts anew first
+        self._limits.took("generate", time.monotonic() - begun, len(requests))
+        return completions
 
     async def ping(self) -> None:
         """Says that this process lives, while engines work or wait."""
 
     async def _start(self, number: int) -> None:
-        plan = self._plan
-        name = f"refine-{plan.name}-{number}"
-        own = plan.resources
+        own = self._plan.resources
+        name = f"refine-{self._plan.name}-{number}"
         options = {"max_restarts": own.max_restarts, "max_task_retries": own.tries, **self._options}
-        actor = ray.remote(RefineEngine)
+        actor, arguments = ray.remote(RefineEngine), (self._plan, name, self._run_dir)
         try:
-            handle = actor.options(name=name, **options).remote(plan, name, self._run_dir)
+            handle = actor.options(name=name, **options).remote(*arguments)
         except ValueError:
             # An engine of before has the name until it has ended.
-            handle = actor.options(**options).remote(plan, name, self._run_dir)
+            handle = actor.options(**options).remote(*arguments)
         engine = _Engine(name, handle)
         try:
-            engine.node = await within(engine.handle.ready.remote(), own.timeout, engine.who, "starting")
+            engine.node = await within(handle.ready.remote(), own.timeout, engine.who, "starting")
         except RaftError as error:
             engine.trouble = error
         self._free.put_nowait(engine)
@@ -216,8 +204,8 @@ class PooledGenerate:
 
     def __call__(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
         call = self._pool.generate.remote(requests, **options)
-        generations: list[Completion] = patiently(call, self._pool.ping.remote, PING, "an EnginePool")
-        return generations
+        completions: list[Completion] = patiently(call, self._pool.ping.remote, PING, "an EnginePool")
+        return completions
 
 
 def identities(config: Config) -> dict[str, str]:

@@ -10,33 +10,18 @@ a batch depends on the rows, the config and `run.seed`, never on who runs it or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
-from raft_ray.config import Config, RefineConfig
+from raft_ray.config import RefineConfig
+from raft_ray.data import Row
 from raft_ray.models.templates import fill
 from raft_ray.models.thinking import without_thinking
 from raft_ray.refine.embed import Embedder
 from raft_ray.refine.filter import semantic_filter
-from raft_ray.refine.generation import Completion, Generate, Message, Request
+from raft_ray.refine.generation import Completion, Generate, Request
 from raft_ray.refine.guards import Draft, refusal
 from raft_ray.refine.judges import Case, Judge, embedded_text
-from raft_ray.refine.roles import RefinePrompts, asking, check_roles, load_prompts, rewrite_chat
+from raft_ray.refine.roles import RefinePrompts, asking, rewrite_chat
 from raft_ray.refine.schema import FAILED, OFF, Candidate, RefinedRow
-
-
-class SourceRow(Protocol):
-    """What stage 1 needs of a row (`raft_ray.data.Row` has it)."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def messages(self) -> Sequence[Message]: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def answer(self) -> str: ...
-    @property
-    def answers(self) -> Sequence[str]: ...
 
 
 class Refiner:
@@ -72,13 +57,13 @@ class Refiner:
         switches = {"key_facts": config.require_key_facts, "invented": config.refuse_invented}
         self._guards_off = frozenset(name for name, on in switches.items() if not on)
 
-    def refine(self, rows: Sequence[SourceRow]) -> list[RefinedRow]:
+    def refine(self, rows: Sequence[Row]) -> list[RefinedRow]:
         """One refined row for each row, in order. The batch is generated together, so its texts depend on its rows."""
         refined = self.rewrite(rows)
         self.fuse(refined)
         return refined
 
-    def rewrite(self, rows: Sequence[SourceRow]) -> list[RefinedRow]:
+    def rewrite(self, rows: Sequence[Row]) -> list[RefinedRow]:
         """Eqs. 1-3 for all rows, `refine.attempts` times at most; what is accepted is `fused` until `fuse`."""
         refined = [unrefined(row) for row in rows]
         pending = refined
@@ -106,10 +91,10 @@ class Refiner:
             seed=self._seed,
         )
         texts = [without_thinking(completion.text) for completion in completions]
-        on = self._config.similarity_on
-        gold_ND = self._embedder.embed([embedded_text(row["prompt"], row["answer"], on) for row in rows])
-        rewrite_ND = self._embedder.embed(
-            [embedded_text(row["prompt"], text, on) for row, text in zip(rows, texts, strict=True)]
+        prompts, on = [row["prompt"] for row in rows], self._config.similarity_on
+        gold_ND, rewrite_ND = (
+            self._embedder.embed([embedded_text(*pair, on) for pair in zip(prompts, answers, strict=True)])
+            for answers in ([row["answer"] for row in rows], texts)
         )
         similarity_N, passed_N = semantic_filter(gold_ND, rewrite_ND, self._config.tau)
         for i, row in enumerate(rows):
@@ -142,12 +127,13 @@ class Refiner:
     def _fusion_round(self, rows: list[RefinedRow], number: int, fuser: Generate) -> None:
         """One round for all of `rows`, generated together."""
         count = self._config.candidates
+        requests = []
+        for row in rows:
+            said = {"prompt": row["prompt"], "answer": row["answer"], "rewrite": row["rewrite"] or ""}
+            chat = asking(row["messages"], fill(self._prompts.fuse, **said))
+            requests += [Request(chat, sample_index=number * count + one) for one in range(count)]
         completions = fuser(
-            [
-                Request(asking(row["messages"], self._fuse_prompt(row)), sample_index=number * count + one)
-                for row in rows
-                for one in range(count)
-            ],
+            requests,
             temperature=self._config.fuse_temperature,
             max_new_tokens=self._config.max_new_tokens,
             seed=self._seed,
@@ -179,9 +165,6 @@ class Refiner:
     def _good_enough(self, row: RefinedRow) -> bool:
         return any(is_judged(c) and c["score"] >= self._config.stop_score for c in row["candidates"])
 
-    def _fuse_prompt(self, row: RefinedRow) -> str:
-        return fill(self._prompts.fuse, prompt=row["prompt"], answer=row["answer"], rewrite=row["rewrite"] or "")
-
     def _refusal(self, row: RefinedRow, completion: Completion, template: str) -> str | None:
         if completion.failed is not None:
             return FAILED
@@ -198,13 +181,7 @@ class Refiner:
         return refusal(draft, off=self._guards_off, limits=self._config.guards)
 
 
-def check_refine(config: Config) -> None:
-    """What can be known to be wrong before anything starts. Raises `ConfigError` naming the key."""
-    check_roles(config.refine)
-    load_prompts(config.refine)
-
-
-def unrefined(row: SourceRow) -> RefinedRow:
+def unrefined(row: Row) -> RefinedRow:
     """The row as it is when nothing refines it: its gold answer is what training uses."""
     return {
         "row": row.index,

@@ -33,17 +33,17 @@ NO_KEY = "none"
 """openai's client insists on a key; servers that want none ignore it."""
 
 
-def check_roles(refine: RefineConfig) -> None:
-    """Raises `ConfigError`, with the nearest name, for a role that names nothing, and for a model that is unclear."""
+def check_refine(config: Config) -> None:
+    """Refuse roles that name nothing, models that are unclear and prompt files that are amiss. Raises `ConfigError`."""
+    refine = config.refine
     check_models(refine, models_used(refine))
     models = [SELF, *refine.models]
-    _check_name("refine.rewriter", refine.rewriter, models)
-    _check_name("refine.fuser", refine.fuser, [*models, NONE])
-    for judge in refine.judges:
-        _check_name("refine.judges", judge, [*JUDGES, *models])
+    _check_names("refine.rewriter", [refine.rewriter], models)
+    _check_names("refine.fuser", [refine.fuser], [*models, NONE])
     if not refine.judges and refine.fuser != NONE:
         raise ConfigError(f"refine.judges: none named; take one or more of {', '.join([*JUDGES, *models])}")
-    _check_once("refine.judges", refine.judges)
+    _check_names("refine.judges", refine.judges, [*JUDGES, *models])
+    load_prompts(refine)
 
 
 def check_models(refine: RefineConfig, used: Sequence[str]) -> None:
@@ -56,9 +56,7 @@ def check_models(refine: RefineConfig, used: Sequence[str]) -> None:
 def check_model_judges(key: str, judges: Sequence[str], refine: RefineConfig) -> None:
     """The same, for judges that must be models: `self`, or names in `refine.models`. `key` is the config's."""
     check_models(refine, judges)
-    for judge in judges:
-        _check_name(key, judge, [SELF, *refine.models])
-    _check_once(key, judges)
+    _check_names(key, judges, [SELF, *refine.models])
 
 
 def models_used(refine: RefineConfig) -> list[str]:
@@ -100,17 +98,22 @@ def check_endpoint(name: str, config: RefineModelConfig, *, used: bool = True) -
     """
     key = f"refine.models.{name}"
     address = urlsplit(config.base_url or "")
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise ConfigError(f"{key}.base_url={config.base_url}: must be an address such as http://localhost:8000/v1")
-    if address.username or address.password or address.query:
-        raise ConfigError(f"{key}.base_url: must hold no user, password or query; name the key with {key}.api_key_env")
-    if not config.model:
-        raise ConfigError(f"{key}.model: not set; it is the model's name at the endpoint")
-    for field, least in (("concurrency", 1), ("retries", 0)):
-        if getattr(config, field) < least:
-            raise ConfigError(f"{key}.{field}={getattr(config, field)}: must be at least {least}")
-    if not config.timeout > 0:
-        raise ConfigError(f"{key}.timeout={config.timeout}: must be more than 0 s")
+    for wrong, message in (
+        (
+            address.scheme not in ("http", "https") or not address.hostname,
+            f".base_url={config.base_url}: must be an address such as http://localhost:8000/v1",
+        ),
+        (
+            address.username or address.password or address.query,
+            f".base_url: must hold no user, password or query; name the key with {key}.api_key_env",
+        ),
+        (not config.model, ".model: not set; it is the model's name at the endpoint"),
+        (config.concurrency < 1, f".concurrency={config.concurrency}: must be at least 1"),
+        (config.retries < 0, f".retries={config.retries}: must be at least 0"),
+        (not config.timeout > 0, f".timeout={config.timeout}: must be more than 0 s"),
+    ):
+        if wrong:
+            raise ConfigError(f"{key}{message}")
     if used:
         api_key(key, config)
 
@@ -166,34 +169,39 @@ def asking(messages: Sequence[Message], content: str) -> list[Message]:
 
 def _check_model(name: str, model: RefineModelConfig, used: bool) -> None:
     key = f"refine.models.{name}"
-    if name in (SELF, NONE, *JUDGES):
-        raise ConfigError(f"{key}: the name {name} is taken; choose another")
-    if (model.path is None) == (model.base_url is None):
-        both = "both are set" if model.path is not None else "neither is set"
-        raise ConfigError(f"{key}: needs path (engines of this run) or base_url (an endpoint), and {both}")
-    if model.base_url is not None:
+    here, remote = model.path is not None, model.base_url is not None
+    both = "both are set" if here else "neither is set"
+    extra = "model" if model.model is not None else "api_key_env"
+    parallel = model.tensor_parallel
+    for wrong, message in (
+        (name in (SELF, NONE, *JUDGES), f": the name {name} is taken; choose another"),
+        (here == remote, f": needs path (engines of this run) or base_url (an endpoint), and {both}"),
+        (
+            here and (model.model is not None or model.api_key_env is not None),
+            f".{extra}: is for endpoints, and the model runs here (path); leave it out",
+        ),
+        (
+            remote and model.thinking,
+            ".thinking: is for models that run here (path); an endpoint has its own settings",
+        ),
+        (
+            parallel > 1 and model.num_gpus < parallel,
+            f".tensor_parallel={parallel}: needs as many GPUs an engine; set {key}.num_gpus={parallel}",
+        ),
+    ):
+        if wrong:
+            raise ConfigError(f"{key}{message}")
+    if remote:
         check_endpoint(name, model, used=used)
-    if model.path is not None and (model.model is not None or model.api_key_env is not None):
-        extra = "model" if model.model is not None else "api_key_env"
-        raise ConfigError(f"{key}.{extra}: is for endpoints, and the model runs here (path); leave it out")
-    if model.base_url is not None and model.thinking:
-        raise ConfigError(f"{key}.thinking: is for models that run here (path); an endpoint has its own settings")
-    if model.tensor_parallel > 1 and model.num_gpus < model.tensor_parallel:
-        raise ConfigError(
-            f"{key}.tensor_parallel={model.tensor_parallel}: needs as many GPUs an engine; "
-            f"set {key}.num_gpus={model.tensor_parallel}"
-        )
 
 
-def _check_once(key: str, judges: Sequence[str]) -> None:
-    if len(set(judges)) < len(judges):
-        raise ConfigError(f"{key}={list(judges)}: a judge is named twice; each name counts once")
-
-
-def _check_name(key: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(
-            f"{key}={name}: nobody of that name; did you mean {nearest}? There are {', '.join(known)}; "
-            "a model of your own is named in refine.models"
-        )
+def _check_names(key: str, names: Sequence[str], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"{key}={name}: nobody of that name; did you mean {nearest}? There are {', '.join(known)}; "
+                "a model of your own is named in refine.models"
+            )
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{key}={list(names)}: a judge is named twice; each name counts once")
