@@ -108,9 +108,14 @@ class RefineEngine:
                 completions.append(Completion("", too_long=True))
                 continue
             output = next(outputs)
-            text = self._chat.text(output.token_ids)
-            tokens = {"input_tokens": len(ids), "output_tokens": len(output.token_ids)}
-            completions.append(Completion(text, truncated=output.truncated, **tokens))
+            completions.append(
+                Completion(
+                    self._chat.text(output.token_ids),
+                    truncated=output.truncated,
+                    input_tokens=len(ids),
+                    output_tokens=len(output.token_ids),
+                )
+            )
         return completions
 
 
@@ -181,7 +186,8 @@ class EnginePool:
         own = self._plan.resources
         name = f"refine-{self._plan.name}-{number}"
         options = {"max_restarts": own.max_restarts, "max_task_retries": own.tries, **self._options}
-        actor, arguments = ray.remote(RefineEngine), (self._plan, name, self._run_dir)
+        actor: Any = ray.remote(RefineEngine)
+        arguments = (self._plan, name, self._run_dir)
         try:
             handle = actor.options(name=name, **options).remote(*arguments)
         except ValueError:

@@ -119,7 +119,7 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
         context.target_max_block_size = None  # slices stay whole
         # A slice may take hours; each call of a model has its own time limit.
         context.execution_no_progress_timeout_s = -1
-        data = ray.data.from_items([{"first": first} for first in slices], override_num_blocks=len(slices))
+        data: Any = ray.data.from_items([{"first": first} for first in slices], override_num_blocks=len(slices))
         # One more than workers: with as many, Ray Data reads inside the workers, which may lack the file.
         data = data.map_batches(read, fn_kwargs=source, concurrency=most + 1, **whole, **here)
         if not config.refine.enabled:
