@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raft_ray.refine.filter import semantic_filter
+from raft_ray.refine.embed import semantic_filter
 from raft_ray.refine.generation import Completion
 from raft_ray.refine.key_facts import key_facts, missing_facts
 from raft_ray.refine.refiner import Refiner, unrefined

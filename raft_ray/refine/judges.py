@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from raft_ray.config import RefineConfig, SimilarityOn
 from raft_ray.models.templates import fill
 from raft_ray.models.thinking import without_thinking
-from raft_ray.refine.embed import Embedder
-from raft_ray.refine.filter import semantic_filter
+from raft_ray.refine.embed import Embedder, semantic_filter
 from raft_ray.refine.generation import Completion, Generate, Request
 from raft_ray.refine.key_facts import canonical, key_facts, missing_facts
 

@@ -15,8 +15,7 @@ from raft_ray.config import RefineConfig
 from raft_ray.data import Row
 from raft_ray.models.templates import fill
 from raft_ray.models.thinking import without_thinking
-from raft_ray.refine.embed import Embedder
-from raft_ray.refine.filter import semantic_filter
+from raft_ray.refine.embed import Embedder, semantic_filter
 from raft_ray.refine.generation import Completion, Generate, Request
 from raft_ray.refine.guards import Draft, refusal
 from raft_ray.refine.judges import Case, Judge, embedded_text
