@@ -158,23 +158,9 @@ def invented(draft: Draft, _: RefineGuardsConfig) -> bool:
     return bool(invented_facts(f"{draft.context}\n{draft.prompt}\n{draft.answer}", draft.text))
 
 
-GUARDS: dict[str, Callable[[Draft, RefineGuardsConfig], bool]] = {
-    guard.__name__: guard
-    for guard in (
-        too_long,
-        truncated,
-        empty,
-        leak,
-        echo,
-        unchanged,
-        repetition,
-        language,
-        length,
-        key_facts,
-        invented,
-    )
-}
-"""In order; the first that fires gives the reason."""
+_IN_ORDER = (too_long, truncated, empty, leak, echo, unchanged, repetition, language, length, key_facts, invented)
+GUARDS: dict[str, Callable[[Draft, RefineGuardsConfig], bool]] = {guard.__name__: guard for guard in _IN_ORDER}
+"""The first that fires gives the reason."""
 
 
 def refusal(draft: Draft, *, off: Collection[str] = (), limits: RefineGuardsConfig | None = None) -> str | None:
