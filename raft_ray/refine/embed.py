@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -48,27 +49,24 @@ def make_embedder(name: str) -> Embedder:
     return WindowEmbedder(embedder, embedder.spans, limit=embedder.limit, overlap=overlap)
 
 
+@dataclass(frozen=True)
 class WindowEmbedder:
-    """Embeds a long text as the mean of its windows' vectors, weighted by their lengths; a short one as it is.
+    """Embeds a long text as the mean of its windows' vectors, weighted by their lengths; a short one as it is."""
 
-    Args:
-        embedder: embeds the windows.
-        spans: the tokens of a text.
-        limit: tokens that a window has at most, at least 1.
-        overlap: tokens that a window shares with the one before it, at most half of `limit`.
-    """
-
-    def __init__(self, embedder: Embedder, spans: Callable[[str], Spans], *, limit: int, overlap: int = 0) -> None:
-        self._embedder = embedder
-        self._spans = spans
-        self._limit = limit
-        self._overlap = min(overlap, limit // 2)
+    embedder: Embedder
+    """Embeds the windows."""
+    spans: Callable[[str], Spans]
+    """The tokens of a text."""
+    limit: int
+    """Tokens that a window has at most, at least 1."""
+    overlap: int = 0
+    """Tokens that a window shares with the one before it; half of `limit` at most count."""
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
         if not texts:
-            return self._embedder.embed([])
+            return self.embedder.embed([])
         windows = [self._windows(text) for text in texts]
-        vectors = self._embedder.embed([piece for pieces in windows for piece, _ in pieces])
+        vectors = self.embedder.embed([piece for pieces in windows for piece, _ in pieces])
         rows, first = [], 0
         for pieces in windows:
             mine = vectors[first : first + len(pieces)]
@@ -82,18 +80,19 @@ class WindowEmbedder:
 
         None but the first begins with white space, which some tokenizers would read as one more token.
         """
-        spans = self._spans(text)
-        if len(spans) <= self._limit:
+        spans = self.spans(text)
+        if len(spans) <= self.limit:
             return [(text, len(spans))]
+        overlap = min(self.overlap, self.limit // 2)
         # The first begins with the text, so that nothing before its first token is lost.
         starts = [0, *(start for start, _ in spans[1:])]
         opens = [i for i in range(1, len(spans)) if any(map(str.isspace, text[spans[i - 1][1] : starts[i] + 1]))]
         pieces, begin = [], 0
-        while begin + self._limit < len(spans):
-            last = begin + self._limit
-            end = max((i for i in opens if last - self._limit // 2 < i <= last), default=last)
+        while begin + self.limit < len(spans):
+            last = begin + self.limit
+            end = max((i for i in opens if last - self.limit // 2 < i <= last), default=last)
             pieces.append((text[starts[begin] : starts[end]], end - begin))
-            begin = min((i for i in opens if end - self._overlap <= i <= end), default=end - self._overlap)
+            begin = min((i for i in opens if end - overlap <= i <= end), default=end - overlap)
         (head, tokens), *rest = [*pieces, (text[starts[begin] :], len(spans) - begin)]
         return [(head, tokens), *((piece.lstrip(), tokens) for piece, tokens in rest)]
 

@@ -1,4 +1,4 @@
-"""What stage 1 asks of a model, and what it gets back; whoever generates (an engine, an endpoint) keeps to this.
+"""What stage 1 requests of a model, and what it gets back; whoever generates (an engine, an endpoint) keeps to this.
 
 Knows nothing about prompts, judges or who the model is.
 """
@@ -38,7 +38,7 @@ class Completion:
 
 
 class Generate(Protocol):
-    """A model: one text for each ask, in order. The same asks and seed give the same texts, where the model can."""
+    """A model: one text for each request, in order; the same for the same requests and seed, where the model can."""
 
     identity: str
     """Which model it is, weights and precision included, but no secrets: part of the key under which texts are kept."""

@@ -10,7 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -109,28 +109,22 @@ class Verdict(BaseModel):
     reason: str = ""
 
 
+@dataclass
 class LlmJudge:
-    """A `Judge` that asks a model, greedily. A verdict that cannot be read is no score, never a guessed one.
+    """A `Judge` that asks a model, greedily. A verdict that cannot be read is no score, never a guessed one."""
 
-    Args:
-        name: how `refine.judges` names it; its scores carry it.
-        generate: the model.
-        template: text of its prompt file, with `JUDGE_FIELDS`.
-        max_new_tokens: limit of a verdict, its reason (and any thinking) included.
-        seed: of models that sample although told not to.
-
-    Attributes:
-        failures: how many candidates got no score, by reason: `failed` (no answer), `too_long`, `truncated`,
-            `not_json`, `no_score`, `out_of_range`.
-    """
-
-    def __init__(self, name: str, generate: Generate, template: str, *, max_new_tokens: int, seed: int = 0) -> None:
-        self.name = name
-        self.failures: Counter[str] = Counter()
-        self._generate = generate
-        self._template = template
-        self._max_new_tokens = max_new_tokens
-        self._seed = seed
+    name: str
+    """How `refine.judges` names it; its scores carry it."""
+    generate: Generate
+    template: str
+    """Text of its prompt file, with `JUDGE_FIELDS`."""
+    max_new_tokens: int
+    """Limit of a verdict, its reason (and any thinking) included."""
+    seed: int = 0
+    """For models that sample although told not to."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """How many candidates got no score, by reason: `failed` (no answer), `too_long`, `truncated`, `not_json`,
+    `no_score`, `out_of_range`."""
 
     def score(self, cases: Sequence[Case]) -> list[float | None]:
         return [verdict.score if verdict else None for verdict in self.verdicts(cases)]
@@ -138,13 +132,13 @@ class LlmJudge:
     def verdicts(self, cases: Sequence[Case]) -> list[Verdict | None]:
         """The scores with the model's reasons."""
         prompts = [
-            fill(self._template, prompt=case.question, answer=case.gold, candidate=case.candidate) for case in cases
+            fill(self.template, prompt=case.question, answer=case.gold, candidate=case.candidate) for case in cases
         ]
-        completions = self._generate(
+        completions = self.generate(
             [Request([{"role": "user", "content": prompt}]) for prompt in prompts],
             temperature=0.0,
-            max_new_tokens=self._max_new_tokens,
-            seed=self._seed,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
             schema=VERDICT_SCHEMA,
         )
         return [self._read(completion) for completion in completions]
