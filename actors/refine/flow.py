@@ -87,19 +87,19 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
                 if progress:
                     progress(done, scan.rows)
         counts: Counts = RemoteStore(cache).counts()
-    counted = Summary()
+    summary = Summary()
     for file in part_files(out):
-        counted.add(pq.read_table(file).to_pylist())
-    summary = counted.result()
-    if summary["rows"] != scan.rows:
-        raise RaftError(f"{out}: has {summary['rows']} refined rows for {scan.rows}; remove the folder and run again")
-    summary |= {
+        summary.add(pq.read_table(file).to_pylist())
+    result = summary.result()
+    if result["rows"] != scan.rows:
+        raise RaftError(f"{out}: has {result['rows']} refined rows for {scan.rows}; remove the folder and run again")
+    result |= {
         **spending(counts, before, config.refine),
         "seconds": round(time.monotonic() - started, 3),
         "prompts": prompts.hashes(),
     }
-    write_summary(out, summary)
-    _log.info("refined %d rows: %d accepted, refused %s", summary["rows"], summary["accepted"], summary["refused"])
+    write_summary(out, result)
+    _log.info("refined %d rows: %d accepted, refused %s", result["rows"], result["accepted"], result["refused"])
     return out
 
 
