@@ -9,6 +9,7 @@ There is no column `prompt`: beside one, TRL takes a row as prompt and completio
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,9 +29,15 @@ _COLUMNS = {"messages": "messages", "question": "prompt"} | {
 }
 """Of an export, and the refined rows' own for each."""
 
+
+def _write_lines(data: Any, out: str) -> None:
+    with open(out, "w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in data)
+
+
 FORMATS: dict[str, Callable[[Any, str], object]] = {
     "hf": lambda data, out: data.save_to_disk(out),
-    "jsonl": lambda data, out: data.to_json(out, lines=True, force_ascii=False),
+    "jsonl": _write_lines,
     "parquet": lambda data, out: data.to_parquet(out),
 }
 """How a `datasets.Dataset` writes each."""
