@@ -25,7 +25,7 @@ from raft_ray.data.slices import Scan, read_slice, scan
 from raft_ray.models import EMBEDDED, load_chat, model_context, resolve
 from raft_ray.models.prompts import PromptEncoder
 from raft_ray.models.templates import fill
-from raft_ray.refine.prompts import load_prompts
+from raft_ray.refine.roles import load_prompts
 
 
 class Bare:

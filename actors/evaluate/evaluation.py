@@ -40,7 +40,14 @@ from raft_ray.config.references import shown
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError
 from raft_ray.evaluate import domain
-from raft_ray.evaluate.judged import JudgePrompts, Opinion, domain_part, load_judge_prompts, open_part, open_verdicts
+from raft_ray.evaluate.judged import (
+    JudgePrompts,
+    JudgeResult,
+    domain_part,
+    load_judge_prompts,
+    open_part,
+    open_verdicts,
+)
 from raft_ray.files import write_whole
 from raft_ray.interrupts import interrupts
 from raft_ray.json_files import read_json
@@ -278,7 +285,7 @@ def _judged(
 
 
 def _judged_samples(
-    block: dict[str, Any], asked: Questions, opinions: dict[str, Opinion], config: Config
+    block: dict[str, Any], asked: Questions, opinions: dict[str, JudgeResult], config: Config
 ) -> list[dict[str, Any]]:
     """The answers to open questions that are shown, with what the judges say of them."""
     said = list(zip(block["open"]["scores"], open_verdicts(asked.open, opinions), strict=True))
@@ -297,7 +304,7 @@ def _opinions(
     answered: dict[str, ray.ObjectRef],
     measured: dict[str, dict[str, Any]],
     report: Progress,
-) -> dict[str, dict[str, Opinion]]:
+) -> dict[str, dict[str, JudgeResult]]:
     """What one judge says, by model and kind of answer; `arguments` are those of its actor."""
     judge, config, *_ = arguments
     options, timeout = judge_options(config, judge), judge_timeout(config, judge)

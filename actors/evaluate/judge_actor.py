@@ -20,11 +20,10 @@ import ray
 from actors.refine.engines import RefineEngine, engine_options, identity, plan_pool
 from actors.runtime.cluster import actor_options, here, log_to_file
 from raft_ray.config import Config, RefineModelConfig
-from raft_ray.evaluate.judged import Answered, JudgePrompts, Metered, Opinion
+from raft_ray.evaluate.judged import Answered, JudgePrompts, JudgeResult, Metered
 from raft_ray.refine.cache import CachedGenerate, Store
 from raft_ray.refine.endpoint import Endpoint
-from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import LlmJudge, Verdict
+from raft_ray.refine.judges import Case, LlmJudge, Verdict
 from raft_ray.refine.roles import is_local
 
 CHUNK = 64
@@ -106,10 +105,10 @@ class JudgeActor:
         kind, cases = self.chunks[chunk]
         self.verdicts[kind] += self.judges[kind].verdicts(cases)
 
-    def opinions(self) -> dict[str, Opinion]:
+    def opinions(self) -> dict[str, JudgeResult]:
         """What this judge says of the model's answers, by kind (`domain`, `open`)."""
         return {
-            kind: Opinion(
+            kind: JudgeResult(
                 [one.score if one else None for one in verdicts],
                 [one.reason if one else "" for one in verdicts],
                 dict(self.judges[kind].failures),

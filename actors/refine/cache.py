@@ -1,14 +1,18 @@
-"""The cache of what models wrote for workers on any node: one actor beside the run folder has the file.
+"""The cache of what models wrote, for workers on any node: one actor beside the run folder has the file.
 
-Stage 1's texts are in `refine_cache.sqlite`, the verdicts of the evaluation's judges in `judge_cache.sqlite`.
+    worker ── get, put, beat ──> CacheActor <── silent? ── driver ── kill ──> worker, which Ray Data starts again
+
+Stage 1's texts are in `refine_cache.sqlite`, the verdicts of the evaluation's judges in `judge_cache.sqlite`. The actor
+also hears from stage 1's workers that they live: Ray Data would wait without end for one that hangs.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +21,37 @@ import ray
 from actors.runtime.cluster import actor_options, here, log_to_file, on_node
 from actors.runtime.remote import again, get
 from raft_ray.announce import announce
-from raft_ray.refine.cache import Counts, GenerationStore
-from raft_ray.refine.generation import Generation
+from raft_ray.refine.cache import CompletionStore, Counts
+from raft_ray.refine.generation import Completion
 
-_TIMEOUT = 300.0
-"""Seconds for its start, and for writing its log into the file."""
 LIMIT = 120.0
 """Seconds for reading or writing the texts of a batch of rows."""
+BEAT = 5.0
+"""Seconds between two signs of life of a worker."""
+SILENCE = 60.0
+"""Seconds without one after which a worker hangs."""
+_TIMEOUT = 300.0
+"""Seconds for the actor's start, and for writing its log into the file."""
+
+_log = logging.getLogger(__name__)
 
 
-class CacheActor:
-    """An actor on the node of the run folder.
+class CacheActor(CompletionStore):
+    """An actor on the node of the run folder; its first call says what is wrong with the file.
 
     Args:
         role: of the models: `refine`, `judge`. Names the file and the log.
     """
 
     def __init__(self, run_dir: str, role: str) -> None:
+        super().__init__(Path(run_dir) / f"{role}_cache.sqlite")
         self._name = f"{role}-cache"
         log_to_file(Path(run_dir), self._name)
         self._beats: dict[str, tuple[float, list[Any]]] = {}
-        self._path = Path(run_dir) / f"{role}_cache.sqlite"
 
-    @cached_property
-    def _store(self) -> GenerationStore:
-        """Opened at the first use, whose caller then learns what is wrong with the file."""
-        return GenerationStore(self._path)
-
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
-        return self._store.get(keys)
-
-    def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
-        announce(self._name, "writing", generations=len(generations))
-        self._store.put(generations, counts)
-
-    def counts(self) -> Counts:
-        return self._store.counts()
-
-    def close(self) -> None:
-        self._store.close()
+    def put(self, completions: Mapping[bytes, Completion], counts: Counts) -> None:
+        announce(self._name, "writing", completions=len(completions))
+        super().put(completions, counts)
 
     def beat(self, name: str, worker: list[Any]) -> None:
         """A worker of this name (its handle, in a list) is alive."""
@@ -94,17 +90,60 @@ class RemoteStore:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, Generation]:
-        found: dict[bytes, Generation] = self._call(lambda: self._actor.get.remote(keys))
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Completion]:
+        found: dict[bytes, Completion] = self._call("get", keys)
         return found
 
-    def put(self, generations: Mapping[bytes, Generation], counts: Counts) -> None:
+    def put(self, completions: Mapping[bytes, Completion], counts: Counts) -> None:
         """Returns when it is on disk."""
-        self._call(lambda: self._actor.put.remote(generations, counts))
+        self._call("put", completions, counts)
 
     def counts(self) -> Counts:
-        counts: Counts = self._call(self._actor.counts.remote)
+        counts: Counts = self._call("counts")
         return counts
 
-    def _call(self, call: Callable[[], Any]) -> Any:
-        return again(call, self._actor, LIMIT, "the actor that keeps what models wrote")
+    def _call(self, method: str, *arguments: Any) -> Any:
+        call = getattr(self._actor, method)
+        return again(lambda: call.remote(*arguments), self._actor, LIMIT, "the actor that keeps what models wrote")
+
+
+def keep_beating(actor: Any, name: str) -> None:
+    """Tell the `CacheActor`, as long as this process lives, that the worker in it does."""
+    handle = [ray.get_runtime_context().current_actor]
+
+    def beat() -> None:
+        while True:
+            actor.beat.remote(name, handle)
+            time.sleep(BEAT)
+
+    threading.Thread(target=beat, daemon=True).start()
+
+
+@contextmanager
+def hung_workers_killed(cache: Any) -> Iterator[None]:
+    """For the block a worker that has not been heard of for `SILENCE` seconds is killed, with a warning that names it.
+
+    Args:
+        cache: handle of the `CacheActor` that they tell.
+    """
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(SILENCE / 4):
+            try:
+                silent = ray.get(cache.silent.remote(SILENCE), timeout=SILENCE)
+            except ray.exceptions.RayError:
+                continue  # those who need the cache meet the same error
+            for name, (seconds, (worker,)) in silent.items():
+                # One that has ended answers a call with an error, at once.
+                if not ray.wait([worker.__ray_ready__.remote()], timeout=5)[0]:
+                    _log.warning("%s has been silent for %.0f s: killed, Ray Data starts it again", name, seconds)
+                    ray.kill(worker, no_restart=False)
+
+    thread = threading.Thread(target=look, name="refine-pulse", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)

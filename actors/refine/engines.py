@@ -1,7 +1,7 @@
 """Stage 1's local models: pools of vLLM engines, one pool a model, which all workers of all roles share.
 
-    worker ── asks ──> EnginePool ──> RefineEngine refine-NAME-0     one call at a time an engine, so that a call's
-    worker ── asks ──>  (a queue)  └> RefineEngine refine-NAME-1     texts depend on its asks and its seed alone
+    worker ── requests ──> EnginePool ──> RefineEngine refine-NAME-0     one call at a time an engine, so that a call's
+    worker ── requests ──>  (a queue)  └> RefineEngine refine-NAME-1     texts depend on its requests and its seed alone
 
 Engines start with the first call: where the cache knows everything, none is needed. One that dies is started again by
 Ray, and its call repeated. Knows nothing about rows or prompts.
@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from raft_ray.announce import announce
 from raft_ray.config import Config, ModelConfig, RolloutConfig
 from raft_ray.errors import RaftError
 from raft_ray.models import load_chat, model_context, model_identity, resolve
-from raft_ray.refine.generation import Ask, Generation
+from raft_ray.refine.generation import Completion, Request
 from raft_ray.refine.roles import SELF, is_local, model_config, models_used
 
 PING = 60.0
@@ -49,14 +50,6 @@ class PoolPlan:
         return "refine.actors" if self.name == SELF else f"refine.models.{self.name}.actors"
 
 
-def engine_options(plan: PoolPlan, overlapped: bool) -> dict[str, Any]:
-    """Resources and process environment of a pool's engines."""
-    own = plan.resources
-    return actor_options(
-        role="refine", num_cpus=own.num_cpus, num_gpus=own.num_gpus, threads=own.threads, overlapped=overlapped
-    )
-
-
 def plan_pool(config: Config, name: str) -> PoolPlan:
     """The engines of a local model as the config describes them."""
     model, own = model_config(config, name), config.rollout
@@ -65,6 +58,14 @@ def plan_pool(config: Config, name: str) -> PoolPlan:
     section = config.refine.models[name]
     own = replace(own, num_cpus=section.num_cpus, num_gpus=section.num_gpus, tensor_parallel=section.tensor_parallel)
     return PoolPlan(name, model, section.actors, own)
+
+
+def engine_options(plan: PoolPlan, overlapped: bool) -> dict[str, Any]:
+    """Resources and process environment of a pool's engines."""
+    own = plan.resources
+    return actor_options(
+        role="refine", num_cpus=own.num_cpus, num_gpus=own.num_gpus, threads=own.threads, overlapped=overlapped
+    )
 
 
 class RefineEngine:
@@ -86,42 +87,36 @@ class RefineEngine:
 
     def generate(
         self,
-        asks: Sequence[Ask],
+        requests: Sequence[Request],
         *,
         temperature: float,
         max_new_tokens: int,
         seed: int,
         schema: dict[str, Any] | None = None,
-    ) -> list[Generation]:
-        """A text for each ask, without special tokens and thinking; see `raft_ray.refine.generation.Generate`."""
-        announce(self._name, "generating", asks=len(asks))
-        prompts = [self._chat.prompt(ask.chat) for ask in asks]
+    ) -> list[Completion]:
+        """A text for each request, without special tokens and thinking; see `raft_ray.refine.generation.Generate`."""
+        announce(self._name, "generating", requests=len(requests))
+        prompts = [self._chat.prompt(request.chat) for request in requests]
         fitting = [ids for ids in prompts if len(ids) + max_new_tokens <= self._context]
         # What the prefix cache holds depends on earlier calls, and what it gives differs in the last bits.
         self._engine.llm.reset_prefix_cache()
-        completions = iter(
-            self._engine.generate(
-                fitting, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, schema=schema
-            )
-            if fitting
-            else []
-        )
-        generations = []
+        options: dict[str, Any] = {"temperature": temperature, "seed": seed, "schema": schema}
+        outputs = iter(self._engine.generate(fitting, max_new_tokens=max_new_tokens, **options) if fitting else [])
+        completions = []
         for ids in prompts:
             if len(ids) + max_new_tokens > self._context:
-                generations.append(Generation("", too_long=True))
+                completions.append(Completion("", too_long=True))
                 continue
-            completion = next(completions)
-            text = self._chat.text(completion.token_ids)
-            generations.append(
-                Generation(
-                    text,
-                    truncated=completion.truncated,
+            output = next(outputs)
+            completions.append(
+                Completion(
+                    self._chat.text(output.token_ids),
+                    truncated=output.truncated,
                     input_tokens=len(ids),
-                    output_tokens=len(completion.token_ids),
+                    output_tokens=len(output.token_ids),
                 )
             )
-        return generations
+        return completions
 
 
 @dataclass
@@ -152,7 +147,7 @@ class EnginePool:
         self._starting: list[asyncio.Task[None]] = []
         self._limits = Limits()
 
-    async def generate(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
+    async def generate(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
         """As `RefineEngine.generate`. Raises `RaftError` naming engine, node and cause when no retry helped."""
         if not self._starting:
             self._starting = [asyncio.create_task(self._start(number)) for number in range(self._plan.engines)]
@@ -160,46 +155,47 @@ class EnginePool:
         try:
             if engine.trouble:
                 raise engine.trouble
-            return await self._generated(engine, asks, options)
+            return await self._generated(engine, requests, options)
         finally:
             self._free.put_nowait(engine)
 
-    async def _generated(self, engine: _Engine, asks: Sequence[Ask], options: dict[str, Any]) -> list[Generation]:
+    async def _generated(
+        self, engine: _Engine, requests: Sequence[Request], options: dict[str, Any]
+    ) -> list[Completion]:
         """An engine's answer. One that hangs is killed; Ray starts it again, and repeats the call by itself."""
-        call = engine.handle.generate.remote(asks, **options)
-        limit = self._limits.of("generate", self._plan.resources.timeout, len(asks))
-        for attempt in range(self._plan.resources.tries + 1):
+        own = self._plan.resources
+        call = engine.handle.generate.remote(requests, **options)
+        limit = self._limits.of("generate", own.timeout, len(requests))
+        for attempt in count():
             begun = time.monotonic()
             try:
-                generations: list[Generation] = await within(call, limit, engine.who, "generating")
+                completions: list[Completion] = await within(call, limit, engine.who, "generating")
+                break
             except Hung as hung:
                 ray.kill(engine.handle, no_restart=False)
-                if attempt == self._plan.resources.tries:
+                if attempt == own.tries:
                     raise RaftError(f"{hung}; it was killed and started again {attempt} times") from None
-                # Now it starts anew first.
-                limit = self._plan.resources.timeout
-                continue
-            self._limits.took("generate", time.monotonic() - begun, len(asks))
-            return generations
-        raise AssertionError("not reached")
+                limit = own.timeout  # now it starts anew first
+        self._limits.took("generate", time.monotonic() - begun, len(requests))
+        return completions
 
     async def ping(self) -> None:
         """Says that this process lives, while engines work or wait."""
 
     async def _start(self, number: int) -> None:
-        plan = self._plan
-        name = f"refine-{plan.name}-{number}"
-        own = plan.resources
+        own = self._plan.resources
+        name = f"refine-{self._plan.name}-{number}"
         options = {"max_restarts": own.max_restarts, "max_task_retries": own.tries, **self._options}
-        actor = ray.remote(RefineEngine)
+        actor: Any = ray.remote(RefineEngine)
+        arguments = (self._plan, name, self._run_dir)
         try:
-            handle = actor.options(name=name, **options).remote(plan, name, self._run_dir)
+            handle = actor.options(name=name, **options).remote(*arguments)
         except ValueError:
             # An engine of before has the name until it has ended.
-            handle = actor.options(**options).remote(plan, name, self._run_dir)
+            handle = actor.options(**options).remote(*arguments)
         engine = _Engine(name, handle)
         try:
-            engine.node = await within(engine.handle.ready.remote(), own.timeout, engine.who, "starting")
+            engine.node = await within(handle.ready.remote(), own.timeout, engine.who, "starting")
         except RaftError as error:
             engine.trouble = error
         self._free.put_nowait(engine)
@@ -212,10 +208,10 @@ class PooledGenerate:
         self.identity = identity
         self._pool = pool
 
-    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
-        call = self._pool.generate.remote(asks, **options)
-        generations: list[Generation] = patiently(call, self._pool.ping.remote, PING, "an EnginePool")
-        return generations
+    def __call__(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
+        call = self._pool.generate.remote(requests, **options)
+        completions: list[Completion] = patiently(call, self._pool.ping.remote, PING, "an EnginePool")
+        return completions
 
 
 def identities(config: Config) -> dict[str, str]:

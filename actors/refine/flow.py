@@ -17,19 +17,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import ray
-from ray.data import ActorPoolStrategy, DataContext
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
+from ray.data import ActorPoolStrategy
 
-from actors.refine.cache import RemoteStore, cache_actor
+from actors.refine.cache import RemoteStore, cache_actor, hung_workers_killed
 from actors.refine.engines import EnginePool, PoolPlan, engine_options, identities, plan_pool
-from actors.refine.pulse import hung_workers_killed
 from actors.refine.workers import FuseWorker, RewriteWorker, Setup, pass_on, read, write
 from actors.runtime.cluster import actor_options, on_node
 from actors.runtime.data_context import quiet_data
@@ -37,11 +33,10 @@ from raft_ray.config import Config
 from raft_ray.data.slices import Scan, Slice
 from raft_ray.data.sources import absolute
 from raft_ray.errors import ConfigError, RaftError
+from raft_ray.refine import check_refine
 from raft_ray.refine.cache import Counts
 from raft_ray.refine.parts import fingerprint, sort_out
-from raft_ray.refine.prompts import load_prompts
-from raft_ray.refine.refiner import check_refine
-from raft_ray.refine.roles import NONE, local_models
+from raft_ray.refine.roles import NONE, load_prompts, local_models
 from raft_ray.refine.schema import part_files, write_summary
 from raft_ray.refine.summary import Summary, spending
 
@@ -92,16 +87,19 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
                 if progress:
                     progress(done, scan.rows)
         counts: Counts = RemoteStore(cache).counts()
-    summary = _summed(out)
-    if summary["rows"] != scan.rows:
-        raise RaftError(f"{out}: has {summary['rows']} refined rows for {scan.rows}; remove the folder and run again")
-    summary |= {
+    summary = Summary()
+    for file in part_files(out):
+        summary.add(pq.read_table(file).to_pylist())
+    result = summary.result()
+    if result["rows"] != scan.rows:
+        raise RaftError(f"{out}: has {result['rows']} refined rows for {scan.rows}; remove the folder and run again")
+    result |= {
         **spending(counts, before, config.refine),
         "seconds": round(time.monotonic() - started, 3),
         "prompts": prompts.hashes(),
     }
-    write_summary(out, summary)
-    _log.info("refined %d rows: %d accepted, refused %s", summary["rows"], summary["accepted"], summary["refused"])
+    write_summary(out, result)
+    _log.info("refined %d rows: %d accepted, refused %s", result["rows"], result["accepted"], result["refused"])
     return out
 
 
@@ -114,15 +112,16 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
     # On this node, where the training set and the run folder are.
     here: dict[str, Any] = {**_light(), "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    slices = {part.first: part for part in pending}
+    source = {"slices": slices, "source": absolute(scan.source), "config": scan.config, "split": scan.split}
     logs = f"{out.parent / 'logs'}/refine-*.log"
     with quiet_data("stage 1 failed", logs, start_timeout=config.rollout.timeout) as context:
         context.target_max_block_size = None  # slices stay whole
         # A slice may take hours; each call of a model has its own time limit.
         context.execution_no_progress_timeout_s = -1
+        data: Any = ray.data.from_items([{"first": first} for first in slices], override_num_blocks=len(slices))
         # One more than workers: with as many, Ray Data reads inside the workers, which may lack the file.
-        data = ray.data.read_datasource(
-            _Slices(scan, pending), override_num_blocks=len(pending), concurrency=most + 1, **here
-        )
+        data = data.map_batches(read, fn_kwargs=source, concurrency=most + 1, **whole, **here)
         if not config.refine.enabled:
             data = data.map_batches(pass_on, **whole, **here)
         else:
@@ -134,33 +133,10 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
                     **whole,
                     **_light(),
                 )
-        arguments = {"slices": {part.first: part for part in pending}, "settings": settings, "folder": str(out)}
+        arguments = {"slices": slices, "settings": settings, "folder": str(out)}
         written = data.map_batches(write, fn_kwargs=arguments, **whole, **here)
         for receipt in written.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield sum(receipt["rows"].to_pylist())
-
-
-class _Slices(Datasource):
-    """The training set for Ray Data: a read task a slice."""
-
-    def __init__(self, scan: Scan, pending: list[Slice]) -> None:
-        super().__init__()
-        self._scan = (absolute(scan.source), scan.config, scan.split)
-        self._pending = pending
-
-    def get_name(self) -> str:
-        return "Rows"
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
-    ) -> list[ReadTask]:
-        return [
-            ReadTask(partial(read, *self._scan, part), BlockMetadata(part.count, None, None, None))
-            for part in self._pending
-        ]
 
 
 @contextmanager
@@ -179,14 +155,6 @@ def _pools(plans: list[PoolPlan], run_dir: str) -> Iterator[dict[str, Any]]:
 def _light() -> dict[str, Any]:
     """Options of what holds no model: no CPU of its own, since engines may hold all."""
     return actor_options(role="refine", num_cpus=0, num_gpus=0, threads=1)
-
-
-def _summed(out: Path) -> dict[str, Any]:
-    """The counts over all part files, read one after the other."""
-    summary = Summary()
-    for file in part_files(out):
-        summary.add(pq.read_table(file).to_pylist())
-    return summary.result()
 
 
 def _plans(config: Config) -> list[PoolPlan]:

@@ -3,8 +3,7 @@
     RUN/refined/part-*.parquet ── Ray Data ──> GapActor × teacher.actors ──> _gap.pq (a row's numbers), _gap.json
 
 The actors are the teacher's (the frozen original model, a forward pass): their resources, and the template of what a
-teacher reads, are those of section `teacher`. The driver sees a few numbers a row. What is measured is
-`raft_ray.refine.gap`.
+teacher reads, are those of section `teacher`. What is measured is `raft_ray.refine.gap`.
 """
 
 from __future__ import annotations
@@ -14,21 +13,24 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
+from ray.data import ActorPoolStrategy
 
 from actors.runtime.cluster import actor_options, log_to_file
+from actors.runtime.data_context import quiet_data
 from raft_ray.config import Config
 from raft_ray.config.references import shown
 from raft_ray.errors import DataError, RaftError
 from raft_ray.files import write_whole
 from raft_ray.models import load_chat, load_model, model_context, resolve
 from raft_ray.models.prompts import PromptEncoder, load_teacher_template
-from raft_ray.refine.gap import COLUMNS, GAP, VALUES, VALUES_SCHEMA, Gap, read_gap
-from raft_ray.refine.likelihood import Likelihood
+from raft_ray.refine.gap import COLUMNS, GAP, VALUES, VALUES_SCHEMA, Gap, measure_rows, read_gap
 from raft_ray.refine.schema import part_files
 
 Progress = Callable[[int, int], None]
@@ -50,19 +52,19 @@ def measure_gap(config: Config, folder: Path, progress: Progress | None = None) 
     files = part_files(folder)
     if not files:
         raise DataError(f"{folder}: no refined rows there (part-*.parquet); run `raft-ray refine` first")
-    template = _template(config)
+    # A teacher that is another model uses the reference in its own way, which says nothing of the original's.
+    template = load_teacher_template(config.teacher) if config.teacher.path is None else None
     fingerprint = _fingerprint(config, files, template)
     known = read_gap(folder)
     if known is not None and known.get("fingerprint") == fingerprint and (folder / VALUES).exists():
         return known
     started = time.monotonic()
-    total = sum(pq.read_metadata(file).num_rows for file in files)
-    done = 0
+    total, done = sum(pq.read_metadata(file).num_rows for file in files), 0
     report = progress or (lambda done, total: None)
     report(done, total)
     gap = Gap(config.run.seed)
-    partial = folder / f"{VALUES}.partial"
-    with pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
+    partial_file = folder / f"{VALUES}.partial"
+    with pq.ParquetWriter(partial_file, VALUES_SCHEMA) as writer:
         for values in _values(config, folder, files, template):
             writer.write_table(values)
             gap.add(values)
@@ -70,7 +72,7 @@ def measure_gap(config: Config, folder: Path, progress: Progress | None = None) 
             report(done, total)
     if done != total:
         raise RaftError(f"{folder}: {done} of {total} rows came back from the measurement of the gap; run it again")
-    os.replace(partial, folder / VALUES)
+    os.replace(partial_file, folder / VALUES)
     result = {
         "model": shown(config.model.path),
         **gap.result(),
@@ -85,32 +87,32 @@ class GapActor:
     """A worker of Ray Data: the original model."""
 
     def __init__(self, config: Config, run_dir: str, template: str | None) -> None:
-        import ray
         import torch
+
+        from raft_ray.models.head import Head
+        from raft_ray.models.likelihood import mean_log_likelihoods
 
         log_to_file(Path(run_dir), f"gap-{str(ray.get_runtime_context().get_actor_id())[:8]}")
         folder = resolve(config.model.path)
-        encoder = PromptEncoder(
+        self._encoder = PromptEncoder(
             load_chat(folder, config.model),
             model_context(folder, config.model),
             teacher_template=template,
             on_long_reference=config.teacher.on_long_reference,
         )
-        model: Any = load_model(folder, config.model).eval()
         device = "cuda" if config.teacher.num_gpus > 0 and torch.cuda.is_available() else "cpu"
-        self._likelihood = Likelihood(model.to(device), encoder, tokens=config.teacher.tokens)
+        model: Any = load_model(folder, config.model).eval()
+        model = model.to(device)
+        head = Head.of(model).in_float32()
+        self._score = partial(mean_log_likelihoods, model, tokens=config.teacher.tokens, head=head)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Refined rows (`COLUMNS`) to `VALUES_SCHEMA`, in order."""
-        return pa.Table.from_pylist(self._likelihood.measure(batch.to_pylist()), schema=VALUES_SCHEMA)
+        return pa.Table.from_pylist(measure_rows(batch.to_pylist(), self._encoder, self._score), schema=VALUES_SCHEMA)
 
 
 def _values(config: Config, folder: Path, files: list[Path], template: str | None) -> Iterator[pa.Table]:
     """Tables of `VALUES_SCHEMA`, in the order of the rows."""
-    import ray
-
-    from actors.runtime.data_context import quiet_data
-
     teacher = config.teacher
     options = actor_options(
         role="gap",
@@ -119,24 +121,23 @@ def _values(config: Config, folder: Path, files: list[Path], template: str | Non
         threads=teacher.threads,
         overlapped=teacher.actors > 1,
     )
-    # On this node, where the run folder is; without a CPU of its own, since the actors may hold them all.
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     logs = f"{folder.parent / 'logs'}/gap-*.log"
     with quiet_data("compatibility gap", logs, start_timeout=teacher.timeout) as context:
         context.execution_options.preserve_order = True
         # It fails where nothing moves any more.
         context.execution_no_progress_timeout_s = int(2 * teacher.timeout)
+        # On this node, where the run folder is; without a CPU of its own, since the actors may hold them all.
         rows = ray.data.read_parquet(
             [str(file) for file in files],
             partitioning=None,
             num_cpus=0,
-            label_selector=here,
+            label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
             override_num_blocks=max(len(files), teacher.actors),
         ).select_columns(COLUMNS)
         data = rows.map_batches(
             GapActor,
             fn_constructor_args=(config, str(folder.parent), template),
-            compute=ray.data.ActorPoolStrategy(size=teacher.actors),
+            compute=ActorPoolStrategy(size=teacher.actors),
             batch_size=config.refine.batch,
             batch_format="pyarrow",
             **options,
@@ -144,11 +145,6 @@ def _values(config: Config, folder: Path, files: list[Path], template: str | Non
         for values in data.iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(values, pa.Table)
             yield values.select(VALUES_SCHEMA.names).cast(VALUES_SCHEMA)
-
-
-def _template(config: Config) -> str | None:
-    """What the teacher reads; none for a teacher that is another model, whose use of it is not the original's."""
-    return load_teacher_template(config.teacher) if config.teacher.path is None else None
 
 
 def _fingerprint(config: Config, files: list[Path], template: str | None) -> str:

@@ -17,9 +17,8 @@ from raft_ray.data import Row
 from raft_ray.errors import ConfigError
 from raft_ray.evaluate.open_questions import OpenQuestion
 from raft_ray.models.templates import load_prompt, prompt_hash
-from raft_ray.refine.generation import Ask, Generation, Message
-from raft_ray.refine.judges import Case
-from raft_ray.refine.prompts import JUDGE_FIELDS
+from raft_ray.refine.generation import Completion, Message, Request
+from raft_ray.refine.judges import JUDGE_FIELDS, Case
 from raft_ray.refine.roles import SELF, check_model_judges, is_local, model_config
 
 RIGHT = 0.5
@@ -40,14 +39,14 @@ class JudgePrompts:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class JudgeResult:
     """What one judge says of one model's answers of a kind."""
 
     scores: list[float | None]
     reasons: list[str]
     """Of each answer, why; empty where the judge gave none."""
     failures: dict[str, int]
-    """How many answers got no score, by reason (`raft_ray.refine.llm_judge.LlmJudge`)."""
+    """How many answers got no score, by reason (`raft_ray.refine.judges.LlmJudge`)."""
     usage: dict[str, float]
     """Of what was asked now rather than known: `asks`, `input_tokens`, `output_tokens`, and their `cost` at an
     endpoint's price."""
@@ -66,7 +65,7 @@ class Answered:
 class _Asked(Protocol):
     """A model: see `raft_ray.refine.generation.Generate`."""
 
-    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]: ...
+    def __call__(self, requests: Sequence[Request], **options: Any) -> list[Completion]: ...
 
 
 class Metered:
@@ -78,12 +77,12 @@ class Metered:
         self._model = model
         self._asks = self._input = self._output = 0
 
-    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
-        generations = self._generate(asks, **options)
-        self._asks += len(asks)
-        self._input += sum(one.input_tokens for one in generations)
-        self._output += sum(one.output_tokens for one in generations)
-        return generations
+    def __call__(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
+        completions = self._generate(requests, **options)
+        self._asks += len(requests)
+        self._input += sum(one.input_tokens for one in completions)
+        self._output += sum(one.output_tokens for one in completions)
+        return completions
 
     def usage(self) -> dict[str, float]:
         """`{"asks", "input_tokens", "output_tokens", "cost"}` since the start."""
@@ -178,7 +177,9 @@ def majority(scores: Mapping[str, Scores]) -> tuple[list[bool], int]:
     return [2 * sum(one) > len(one) for one in votes], sum(not one for one in votes)
 
 
-def domain_part(opinions: Mapping[str, Opinion], prompt_file: str, prompt: str) -> tuple[list[bool], dict[str, Any]]:
+def domain_part(
+    opinions: Mapping[str, JudgeResult], prompt_file: str, prompt: str
+) -> tuple[list[bool], dict[str, Any]]:
     """The verdict on each of the domain's questions, and the `judged` part of a `domain` block.
 
     Returns that part as `{"unjudged", "prompt": {"file", "hash"}, "judges": {name: {"right", "answered", "failures",
@@ -195,7 +196,7 @@ def domain_part(opinions: Mapping[str, Opinion], prompt_file: str, prompt: str) 
 
 
 def open_part(
-    questions: Sequence[OpenQuestion], opinions: Mapping[str, Opinion], prompt_file: str, prompt: str
+    questions: Sequence[OpenQuestion], opinions: Mapping[str, JudgeResult], prompt_file: str, prompt: str
 ) -> dict[str, Any]:
     """The `open` part of a model's block.
 
@@ -235,7 +236,7 @@ def open_part(
 
 
 def open_verdicts(
-    questions: Sequence[OpenQuestion], opinions: Mapping[str, Opinion]
+    questions: Sequence[OpenQuestion], opinions: Mapping[str, JudgeResult]
 ) -> list[list[dict[str, dict[str, Any]]]]:
     """What all judges say, by question and turn: `{judge: {"score": in [0, 1] or none, "reason"}}`.
 
@@ -257,7 +258,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-def _trail(opinion: Opinion, answered: int) -> dict[str, Any]:
+def _trail(opinion: JudgeResult, answered: int) -> dict[str, Any]:
     return {"answered": answered, "failures": opinion.failures, "usage": opinion.usage}
 
 

@@ -20,6 +20,7 @@ import torch
 
 from raft_ray.models.head import Head
 from raft_ray.models.hidden import Pair, response_hidden
+from raft_ray.models.padding import micro_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,6 +109,19 @@ def log_likelihoods(
         values = logprobs_CV[inverse.to(device), torch.tensor(targets[here], device=device)]
         totals.index_add_(0, torch.tensor(owners[here]), values.double().cpu())
     return totals.tolist()
+
+
+def mean_log_likelihoods(
+    model: PreTrainedModel, pairs: Sequence[Pair], *, tokens: int = 4096, chunk: int = 256, head: Head | None = None
+) -> list[float]:
+    """As `log_likelihoods`, per token of the continuation; hidden states of `tokens` tokens exist at one time."""
+    head = head or Head.of(model).in_float32()
+    found = [0.0] * len(pairs)
+    for places in micro_batches([len(context) + len(continuation) for context, continuation in pairs], tokens):
+        totals = log_likelihoods(model, [pairs[place] for place in places], tokens=tokens, chunk=chunk, head=head)
+        for place, total in zip(places, totals, strict=True):
+            found[place] = total / len(pairs[place][1])
+    return found
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str) -> Pair:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from raft_ray.refine.filter import semantic_filter
-from raft_ray.refine.generation import Generation
+from raft_ray.refine.embed import semantic_filter
+from raft_ray.refine.generation import Completion
 from raft_ray.refine.key_facts import key_facts, missing_facts
-from raft_ray.refine.refiner import Refiner, check_refine, unrefined
+from raft_ray.refine.refiner import Refiner, unrefined
+from raft_ray.refine.roles import check_refine
 from raft_ray.refine.schema import read_refined, read_summary
 
 __all__ = [
-    "Generation",
+    "Completion",
     "Refiner",
     "check_refine",
     "key_facts",

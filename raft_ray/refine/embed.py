@@ -1,13 +1,15 @@
-"""Sentence embeddings φ: the static vectors that a package ships, or any sentence-transformers model.
+"""Sentence embeddings φ (the static vectors that a package ships, or any sentence-transformers model), and the filter
+on their cosine: does a rewrite still mean what the gold answer means?
 
-A text that is longer than a model reads is embedded in windows, and none of it is left out. Knows nothing about rows
-or the filter. The libraries are imported when an embedder is made.
+A text that is longer than a model reads is embedded in windows, and none of it is left out. Knows nothing about rows.
+The libraries are imported when an embedder is made.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +23,8 @@ Spans = list[tuple[int, int]]
 """The tokens of a text, as places of their first character and after their last one."""
 
 _WORDLLAMA_WINDOW = 512  # it has no limit, but pads a batch to the longest text, 2 KiB a token
+# Cosines of parallel vectors come out a few ulp below 1; rounding keeps τ=1 meaning "the same direction".
+_DECIMALS = 12
 _SPARE = 2  # tokens that a window may have more than its part of the text had: it begins where no text began
 
 
@@ -45,27 +49,24 @@ def make_embedder(name: str) -> Embedder:
     return WindowEmbedder(embedder, embedder.spans, limit=embedder.limit, overlap=overlap)
 
 
+@dataclass(frozen=True)
 class WindowEmbedder:
-    """Embeds a long text as the mean of its windows' vectors, weighted by their lengths; a short one as it is.
+    """Embeds a long text as the mean of its windows' vectors, weighted by their lengths; a short one as it is."""
 
-    Args:
-        embedder: embeds the windows.
-        spans: the tokens of a text.
-        limit: tokens that a window has at most, at least 1.
-        overlap: tokens that a window shares with the one before it, at most half of `limit`.
-    """
-
-    def __init__(self, embedder: Embedder, spans: Callable[[str], Spans], *, limit: int, overlap: int = 0) -> None:
-        self._embedder = embedder
-        self._spans = spans
-        self._limit = limit
-        self._overlap = min(overlap, limit // 2)
+    embedder: Embedder
+    """Embeds the windows."""
+    spans: Callable[[str], Spans]
+    """The tokens of a text."""
+    limit: int
+    """Tokens that a window has at most, at least 1."""
+    overlap: int = 0
+    """Tokens that a window shares with the one before it; half of `limit` at most count."""
 
     def embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
         if not texts:
-            return self._embedder.embed([])
+            return self.embedder.embed([])
         windows = [self._windows(text) for text in texts]
-        vectors = self._embedder.embed([piece for pieces in windows for piece, _ in pieces])
+        vectors = self.embedder.embed([piece for pieces in windows for piece, _ in pieces])
         rows, first = [], 0
         for pieces in windows:
             mine = vectors[first : first + len(pieces)]
@@ -79,18 +80,19 @@ class WindowEmbedder:
 
         None but the first begins with white space, which some tokenizers would read as one more token.
         """
-        spans = self._spans(text)
-        if len(spans) <= self._limit:
+        spans = self.spans(text)
+        if len(spans) <= self.limit:
             return [(text, len(spans))]
+        overlap = min(self.overlap, self.limit // 2)
         # The first begins with the text, so that nothing before its first token is lost.
         starts = [0, *(start for start, _ in spans[1:])]
         opens = [i for i in range(1, len(spans)) if any(map(str.isspace, text[spans[i - 1][1] : starts[i] + 1]))]
         pieces, begin = [], 0
-        while begin + self._limit < len(spans):
-            last = begin + self._limit
-            end = max((i for i in opens if last - self._limit // 2 < i <= last), default=last)
+        while begin + self.limit < len(spans):
+            last = begin + self.limit
+            end = max((i for i in opens if last - self.limit // 2 < i <= last), default=last)
             pieces.append((text[starts[begin] : starts[end]], end - begin))
-            begin = min((i for i in opens if end - self._overlap <= i <= end), default=end - self._overlap)
+            begin = min((i for i in opens if end - overlap <= i <= end), default=end - overlap)
         (head, tokens), *rest = [*pieces, (text[starts[begin] :], len(spans) - begin)]
         return [(head, tokens), *((piece.lstrip(), tokens) for piece, tokens in rest)]
 
@@ -161,3 +163,41 @@ class SentenceTransformerEmbedder:
         instruction = self._model.prompts.get(self._model.default_prompt_name or "", "")
         own = self._model.tokenizer.num_special_tokens_to_add() + len(self.spans(instruction))
         return max(1, int(longest) - own - _SPARE)
+
+
+def semantic_filter(
+    gold_embeddings: npt.ArrayLike, rewrite_embeddings: npt.ArrayLike, tau: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Eqs. 2-3: `s = cos(φ(y), φ(ỹ))`, and which rows have `s ≥ τ`.
+
+    Args:
+        gold_embeddings: `[N, d]`, φ(y).
+        rewrite_embeddings: `[N, d]`, φ(ỹ).
+        tau: threshold τ.
+
+    Returns:
+        similarity `[N]` float64 in [-1, 1], 0 where either vector is zero; accepted `[N]` bool.
+
+    Raises `ValueError` for shapes that differ or are not `[N, d]`, and for values that are not finite.
+    """
+    gold_ND = np.asarray(gold_embeddings, dtype=np.float64)
+    rewrite_ND = np.asarray(rewrite_embeddings, dtype=np.float64)
+    if gold_ND.ndim != 2 or gold_ND.shape != rewrite_ND.shape:
+        raise ValueError(f"embeddings must both be [N, d], got {list(gold_ND.shape)} and {list(rewrite_ND.shape)}")
+    if not (np.isfinite(gold_ND).all() and np.isfinite(rewrite_ND).all()):
+        raise ValueError("embeddings must be finite, got NaN or infinity")
+    if not np.isfinite(tau):
+        raise ValueError(f"tau must be finite, got {tau}")
+    cosine_N = np.einsum("nd,nd->n", _unit(gold_ND), _unit(rewrite_ND))
+    similarity_N = np.clip(np.round(cosine_N, _DECIMALS), -1.0, 1.0)
+    return similarity_N, similarity_N >= tau
+
+
+def _unit(vectors_ND: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rows scaled to length 1; zero rows stay zero. Scaled by the largest entry first, so squares cannot overflow."""
+    if vectors_ND.size == 0:
+        return vectors_ND
+    largest_N1 = np.abs(vectors_ND).max(axis=1, keepdims=True)
+    scaled_ND = np.divide(vectors_ND, largest_N1, out=np.zeros_like(vectors_ND), where=largest_N1 > 0)
+    norm_N1 = np.linalg.norm(scaled_ND, axis=1, keepdims=True)
+    return np.divide(scaled_ND, norm_N1, out=np.zeros_like(vectors_ND), where=norm_N1 > 0)

@@ -1,29 +1,31 @@
 """The compatibility gap: how likely the original model finds the answers that it is to be trained on.
 
-The measure is the mean log-likelihood a token, in nats: of the answer's tokens and the end-of-turn token, given the
+The measure is the mean log-likelihood per token, in nats: of the answer's tokens and the end-of-turn token, given the
 question in the chat template, under the original model. Gold answers are unlikely (they are not the model's words),
 rewritten and fused ones should be likelier: closing this gap is what stage 1 is for.
 
 The fused answer is read once more in the teacher's place (Eq. 7), with itself as the reference: how far that raises its
-likelihood tells whether the teacher uses what it is shown. One that finds the answer unlikely even then pulls the
-student away from it.
-
-Here are the numbers: what is kept of each row, and what all of them come to. The model that gives them is
-`raft_ray.refine.likelihood`'s; this module knows nothing about models or Ray.
+likelihood tells whether the teacher uses what it is shown. Knows nothing about Ray, or about models but their function.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from raft_ray.errors import DataError
-from raft_ray.refine.interval import Means
+
+if TYPE_CHECKING:
+    from raft_ray.models.hidden import Pair
+    from raft_ray.models.prompts import PromptEncoder
 
 COLUMNS = ["row", "messages", "answer", "rewrite", "accepted", "fused"]
 """What is read of a refined row."""
@@ -41,6 +43,106 @@ GAP = "_gap.json"
 VALUES = "_gap.pq"
 """Both in the refined folder. The underscore keeps the second out of what pyarrow and others read of it as Parquet, the
 ending out of what `datasets` and Ray Data read."""
+
+RESAMPLES = 1000
+
+
+def measure_rows(
+    rows: Sequence[dict[str, Any]], encoder: PromptEncoder, score: Callable[[list[Pair]], list[float]]
+) -> list[dict[str, Any]]:
+    """Rows with `COLUMNS` to rows of `VALUES_SCHEMA`, in order. A text that a row repeats is read once.
+
+    Args:
+        encoder: the model's chat template and context; with a teacher template, fused answers are read in the
+            teacher's place too.
+        score: the mean log-likelihood per token of answers after their prompts, both as ids.
+    """
+    wanted: dict[tuple[int, str | None], Pair] = {}
+    for number, row in enumerate(rows):
+        prompt = encoder.prompt(row["messages"])
+        for text in filter(None, (row["answer"], row["rewrite"], row["fused"])):
+            answer = encoder.answer(row["messages"], text)
+            if len(prompt) + len(answer) <= encoder.context:
+                wanted[number, text] = prompt, answer
+        if pair := _conditioned(row, encoder):
+            wanted[number, None] = pair
+    found = dict(zip(wanted, score(list(wanted.values())), strict=True))
+    return [
+        {
+            "row": row["row"],
+            "accepted": row["accepted"],
+            "gold": found.get((number, row["answer"])),
+            "rewrite": found.get((number, row["rewrite"] or "")),
+            "fused": found.get((number, row["fused"])),
+            CONDITIONED: found.get((number, None)),
+        }
+        for number, row in enumerate(rows)
+    ]
+
+
+def _conditioned(row: dict[str, Any], encoder: PromptEncoder) -> Pair | None:
+    """The teacher's prompt and the fused answer; none without a template, or where they do not fit."""
+    if encoder.teacher_template is None or not row["fused"]:
+        return None
+    answer = encoder.answer(row["messages"], row["fused"])
+    try:
+        return replace(encoder, max_new_tokens=len(answer)).teacher_prompt(row["messages"], row["fused"]), answer
+    except DataError:
+        return None
+
+
+class Interval(TypedDict):
+    """A mean over `n` rows with its 95% interval; all null over no rows, no interval over fewer than two."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Means:
+    """Means with 95% intervals of some columns over the same rows, by Poisson bootstrap: a resample counts each row
+    Poisson(1) times, which needs only the running sums of each resample, never the rows.
+
+    The same rows in the same order and the same seed give the same intervals, however they were cut into `add`s.
+
+    Args:
+        names: of the columns.
+        seed: of the resamples.
+    """
+
+    def __init__(self, names: Sequence[str], seed: int) -> None:
+        self._names = list(names)
+        self._random = np.random.default_rng(seed % 2**63)
+        # The first line is the sample itself, the others are the resamples.
+        self._sums_RC = np.zeros((1 + RESAMPLES, len(self._names)))
+        self._counts_RC = np.zeros_like(self._sums_RC)
+
+    def add(self, values_NC: npt.ArrayLike) -> None:
+        """Take in rows; NaN where a row has no value in a column."""
+        values = np.asarray(values_NC, dtype=np.float64).reshape(-1, len(self._names))
+        there = np.isfinite(values)
+        weights = np.concatenate(
+            [np.ones((len(values), 1)), self._random.poisson(1.0, (len(values), RESAMPLES))], axis=1
+        )
+        self._sums_RC += weights.T @ np.where(there, values, 0.0)
+        self._counts_RC += weights.T @ there
+
+    def intervals(self) -> dict[str, Interval]:
+        """The interval of each column so far."""
+        return {name: self._interval(column) for column, name in enumerate(self._names)}
+
+    def _interval(self, column: int) -> Interval:
+        sums, counts = self._sums_RC[:, column], self._counts_RC[:, column]
+        n = int(counts[0])
+        if n == 0:
+            return {"mean": None, "low": None, "high": None, "n": 0}
+        mean = float(sums[0] / n)
+        if n == 1:
+            return {"mean": mean, "low": None, "high": None, "n": 1}
+        drawn = counts[1:] > 0
+        low, high = np.quantile(sums[1:][drawn] / counts[1:][drawn], (0.025, 0.975))
+        return {"mean": mean, "low": float(low), "high": float(high), "n": n}
 
 
 class Gap:

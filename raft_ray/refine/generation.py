@@ -1,4 +1,4 @@
-"""What stage 1 asks of a model, and what it gets back; whoever generates (an engine, an endpoint) keeps to this.
+"""What stage 1 requests of a model, and what it gets back; whoever generates (an engine, an endpoint) keeps to this.
 
 Knows nothing about prompts, judges or who the model is.
 """
@@ -14,17 +14,17 @@ Message = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """One text that is wanted."""
 
     chat: list[Message]
-    draw: int = 0
+    sample_index: int = 0
     """Tells apart independent samples for the same chat: attempt, or round and candidate."""
 
 
 @dataclass(frozen=True)
-class Generation:
-    """What the model wrote for one `Ask`."""
+class Completion:
+    """What the model wrote for one `Request`."""
 
     text: str
     truncated: bool = False
@@ -38,19 +38,19 @@ class Generation:
 
 
 class Generate(Protocol):
-    """A model: one text for each ask, in order. The same asks and seed give the same texts, where the model can."""
+    """A model: one text for each request, in order; the same for the same requests and seed, where the model can."""
 
     identity: str
     """Which model it is, weights and precision included, but no secrets: part of the key under which texts are kept."""
 
     def __call__(
         self,
-        asks: Sequence[Ask],
+        requests: Sequence[Request],
         *,
         temperature: float,
         max_new_tokens: int,
         seed: int,
         schema: dict[str, Any] | None = None,
-    ) -> list[Generation]:
+    ) -> list[Completion]:
         """`schema` is a JSON schema that the text must follow; a model that cannot promise it may ignore it."""
         ...

@@ -7,17 +7,19 @@ draft, and of the limits that the config sets.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 from raft_ray.config import RefineGuardsConfig
 from raft_ray.data.normalise import words
 from raft_ray.models.templates import fill, literals
 from raft_ray.models.thinking import without_thinking
-from raft_ray.refine.key_facts import TERSE_WORDS, invented_facts, missing_facts, normalise
-from raft_ray.refine.language import foreign_letters, in_another_language
+from raft_ray.refine.key_facts import TERSE_WORDS, canonical, invented_facts, missing_facts
 
 TEMPLATE_FIELDS = ("prompt", "answer", "rewrite")
 _LABEL = re.compile(
@@ -38,6 +40,10 @@ _CIRCLES = 3
 _PASSAGE = 4
 _STUTTER = re.compile(r"([^\W\d_]{1,4}?)\1{11,}")
 _LENGTH_WORDS = 20
+# Detectors of languages are unreliable on a few words, and on names most of all: of fewer, no language is told.
+_LANGUAGE_WORDS = 5
+_SURE = 0.5
+_PLAUSIBLE = 0.1
 
 
 @dataclass(frozen=True)
@@ -110,19 +116,19 @@ def echo(draft: Draft, _: RefineGuardsConfig) -> bool:
 
 def unchanged(draft: Draft, _: RefineGuardsConfig) -> bool:
     """A terse gold answer said again, without a sentence around it."""
-    gold = normalise(draft.answer)
-    return not draft.right and len(gold.split()) <= TERSE_WORDS and normalise(draft.text) == gold
+    gold = canonical(draft.answer)
+    return not draft.right and len(gold.split()) <= TERSE_WORDS and canonical(draft.text) == gold
 
 
 def repetition(draft: Draft, limits: RefineGuardsConfig) -> bool:
     """Goes round in circles: says passages again, much more than the gold answer does; makes a third of itself or more
     of one pair of words, three times at least; or stutters (`hahaha`).
     """
-    said = normalise(draft.text).split()
+    said = canonical(draft.text).split()
     pairs = Counter(pairwise(said))
     if any(count >= _CIRCLES and 2 * count * 3 >= len(said) for count in pairs.values()):
         return True
-    if _repeated(said) > limits.repetition + _repeated(normalise(draft.answer).split()):
+    if _repeated(said) > limits.repetition + _repeated(canonical(draft.answer).split()):
         return True
     return any(match.group() not in draft.answer for match in _STUTTER.finditer(draft.text))
 
@@ -152,23 +158,9 @@ def invented(draft: Draft, _: RefineGuardsConfig) -> bool:
     return bool(invented_facts(f"{draft.context}\n{draft.prompt}\n{draft.answer}", draft.text))
 
 
-GUARDS: dict[str, Callable[[Draft, RefineGuardsConfig], bool]] = {
-    guard.__name__: guard
-    for guard in (
-        too_long,
-        truncated,
-        empty,
-        leak,
-        echo,
-        unchanged,
-        repetition,
-        language,
-        length,
-        key_facts,
-        invented,
-    )
-}
-"""In order; the first that fires gives the reason."""
+_IN_ORDER = (too_long, truncated, empty, leak, echo, unchanged, repetition, language, length, key_facts, invented)
+GUARDS: dict[str, Callable[[Draft, RefineGuardsConfig], bool]] = {guard.__name__: guard for guard in _IN_ORDER}
+"""The first that fires gives the reason."""
 
 
 def refusal(draft: Draft, *, off: Collection[str] = (), limits: RefineGuardsConfig | None = None) -> str | None:
@@ -197,3 +189,46 @@ def _repeated(words: list[str]) -> float:
 def _spaced(text: str) -> str:
     """The words in lower case between single spaces, also at both ends, so that `in` compares whole words."""
     return f" {' '.join(word.casefold() for word in words(text))} "
+
+
+def in_another_language(text: str, *known: str, least: float) -> bool:
+    """Whether `text` makes every language that one of `known` may be in less likely than `least`.
+
+    False where either cannot be told: `text` or all of `known` are a few words, or no language of `known` is likely.
+    """
+    if len(words(text)) < _LANGUAGE_WORDS:
+        return False
+    spoken: set[str] = set()
+    sure = False
+    for sample in (*known, "\n".join(known)):
+        if len(words(sample)) >= _LANGUAGE_WORDS:
+            likely = _likelihoods(sample)
+            sure = sure or max(likely.values()) >= _SURE
+            spoken |= {language for language, share in likely.items() if share >= _PLAUSIBLE}
+    return sure and sum(share for language, share in _likelihoods(text).items() if language in spoken) < least
+
+
+def foreign_letters(text: str, *known: str) -> float:
+    """The share of the letters of `text` whose script none of `known` has a letter of; 0 without letters."""
+    scripts = _scripts(text)
+    own = set().union(*(_scripts(sample) for sample in known))
+    return sum(count for script, count in scripts.items() if script not in own) / max(1, scripts.total())
+
+
+def _scripts(text: str) -> Counter[str]:
+    """Letters by script, as the first word of a letter's Unicode name: `LATIN`, `CYRILLIC`, `CJK`, `HIRAGANA`."""
+    # Compatibility forms folded: mathematical italics and full-width letters are Latin.
+    letters = filter(str.isalpha, unicodedata.normalize("NFKC", text))
+    return Counter(unicodedata.name(letter, "UNKNOWN").split(maxsplit=1)[0] for letter in letters)
+
+
+def _likelihoods(text: str) -> dict[str, float]:
+    """Languages (ISO 639) and how likely `text` is in them, together 1."""
+    return {language: float(share) for language, share in _identifier().rank(text)}
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

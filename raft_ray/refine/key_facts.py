@@ -130,7 +130,7 @@ def states(text: str, fact: str) -> bool:
     return _passage(text, cased=False).has(_canonical(fact))
 
 
-def normalise(text: str) -> str:
+def canonical(text: str) -> str:
     """`text` as comparisons see it: case, accents, plurals, punctuation and articles gone, numbers by value."""
     return " ".join(_canonical(text))
 
@@ -177,18 +177,6 @@ class _Word:
     closes: bool
     """Punctuation follows that ends a name."""
 
-    @property
-    def has_digit(self) -> bool:
-        return any(char.isdigit() for char in self.text)
-
-    @property
-    def has_capital(self) -> bool:
-        return any(char.isupper() for char in self.text)
-
-    @property
-    def has_inner_capital(self) -> bool:
-        return any(char.isupper() for char in self.text[1:])
-
 
 def _words(text: str) -> Iterator[_Word]:
     opens = True
@@ -205,24 +193,27 @@ def _numbers_and_names(text: str) -> list[tuple[int, str]]:
     """Numbers, words with digits in them (`3d6`, `Au-198`), and names, each with its place."""
     facts: list[tuple[int, str]] = []
     run: list[_Word] = []
+
+    def end_name() -> None:
+        facts.extend(_name(run, text))
+        run.clear()
+
     for word in _words(text):
         if run and _GAP in text[run[-1].start : word.start]:
-            facts += _name(run, text)
-            run = []
-        if word.has_digit:
-            facts += _name(run, text)
-            run = []
+            end_name()
+        if any(map(str.isdigit, word.text)):
+            end_name()
             # `1538` and `10-20` are numbers, read with their brackets, as in `(3,4)`; `H2O` is a word.
             pieces = [word.text] if any(map(str.isalpha, word.text)) else numbers(text[word.start : word.end])
             facts += [(word.start, piece) for piece in pieces]
             continue
-        if word.has_capital or (run and word.text in _LINKS):
+        in_name = any(map(str.isupper, word.text)) or (run and word.text in _LINKS)
+        if in_name:
             run.append(word)
-            if not word.closes:
-                continue
-        facts += _name(run, text)
-        run = []
-    return facts + _name(run, text)
+        if not in_name or word.closes:
+            end_name()
+    end_name()
+    return facts
 
 
 def _name(run: list[_Word], text: str) -> list[tuple[int, str]]:
@@ -231,7 +222,7 @@ def _name(run: list[_Word], text: str) -> list[tuple[int, str]]:
         run = run[:-1]
     while run and run[0].opens and run[0].text.casefold() in _FUNCTION_WORDS:
         run = run[1:]
-    if not run or (len(run) == 1 and run[0].opens and not run[0].has_inner_capital):
+    if not run or (len(run) == 1 and run[0].opens and not any(map(str.isupper, run[0].text[1:]))):
         return []
     return [(run[0].start, _trim(text[run[0].start : run[-1].end], _OUTER))]
 

@@ -22,21 +22,13 @@ from raft_ray.config import Config
 from raft_ray.data.slices import Slice
 from raft_ray.errors import DataError
 from raft_ray.files import writing
-from raft_ray.refine.prompts import RefinePrompts
+from raft_ray.refine.roles import RefinePrompts
 from raft_ray.refine.schema import FAILED, REFINED_SCHEMA, part_files
 
 _SETTINGS, _DIGEST, _FAILED = b"raft_ray.config.settings", b"raft_ray.digest", b"raft_ray.failed"
 _CONTENT = b"raft_ray.content"
-_NOT_IN_THE_ROWS = (
-    "actors",
-    "workers",
-    "max_workers",
-    "gap",
-    "models",
-    "rewrite_prompt",
-    "fuse_prompt",
-    "judge_prompt",
-)
+_PROMPTS = ("rewrite_prompt", "fuse_prompt", "judge_prompt")
+_NOT_IN_THE_ROWS = ("actors", "workers", "max_workers", "gap", "models", *_PROMPTS)
 """Keys of `refine` that change no row, or that the fingerprint has in another form."""
 
 

@@ -10,80 +10,47 @@ a batch depends on the rows, the config and `run.seed`, never on who runs it or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
-from raft_ray.config import Config, RefineConfig
+from raft_ray.config import RefineConfig
+from raft_ray.data import Row
 from raft_ray.models.templates import fill
 from raft_ray.models.thinking import without_thinking
-from raft_ray.refine.embed import Embedder
-from raft_ray.refine.filter import semantic_filter
-from raft_ray.refine.generation import Ask, Generate, Generation
+from raft_ray.refine.embed import Embedder, semantic_filter
+from raft_ray.refine.generation import Completion, Generate, Request
 from raft_ray.refine.guards import Draft, refusal
 from raft_ray.refine.judges import Case, Judge, embedded_text
-from raft_ray.refine.prompts import RefinePrompts, asking, load_prompts, rewrite_chat
-from raft_ray.refine.roles import check_roles
-from raft_ray.refine.schema import FAILED, OFF, Candidate, Message, RefinedRow
+from raft_ray.refine.roles import RefinePrompts, asking, rewrite_chat
+from raft_ray.refine.schema import FAILED, OFF, Candidate, RefinedRow
 
 
-class SourceRow(Protocol):
-    """What stage 1 needs of a row (`raft_ray.data.Row` has it)."""
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def messages(self) -> Sequence[Message]: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def answer(self) -> str: ...
-    @property
-    def answers(self) -> Sequence[str]: ...
-
-
+@dataclass(frozen=True)
 class Refiner:
-    """Refines batches of rows.
+    """Refines batches of rows."""
 
-    Args:
-        config: section `refine`.
-        seed: `run.seed`.
-        rewriter, fuser: the models of these roles; no fuser if `refine.fuser=none`.
-        embedder: φ.
-        judges: who scores candidates.
-        prompts: the prompt files.
-    """
+    config: RefineConfig
+    seed: int
+    """`run.seed`."""
+    rewriter: Generate
+    fuser: Generate | None
+    """None with `refine.fuser=none`."""
+    embedder: Embedder
+    """φ."""
+    judges: Sequence[Judge]
+    """Who scores candidates."""
+    prompts: RefinePrompts
 
-    def __init__(
-        self,
-        config: RefineConfig,
-        *,
-        seed: int,
-        rewriter: Generate,
-        fuser: Generate | None,
-        embedder: Embedder,
-        judges: Sequence[Judge],
-        prompts: RefinePrompts,
-    ) -> None:
-        self._config = config
-        self._seed = seed
-        self._rewriter = rewriter
-        self._fuser = fuser
-        self._embedder = embedder
-        self._judges = judges
-        self._prompts = prompts
-        switches = {"key_facts": config.require_key_facts, "invented": config.refuse_invented}
-        self._guards_off = frozenset(name for name, on in switches.items() if not on)
-
-    def refine(self, rows: Sequence[SourceRow]) -> list[RefinedRow]:
+    def refine(self, rows: Sequence[Row]) -> list[RefinedRow]:
         """One refined row for each row, in order. The batch is generated together, so its texts depend on its rows."""
         refined = self.rewrite(rows)
         self.fuse(refined)
         return refined
 
-    def rewrite(self, rows: Sequence[SourceRow]) -> list[RefinedRow]:
+    def rewrite(self, rows: Sequence[Row]) -> list[RefinedRow]:
         """Eqs. 1-3 for all rows, `refine.attempts` times at most; what is accepted is `fused` until `fuse`."""
         refined = [unrefined(row) for row in rows]
         pending = refined
-        for attempt in range(self._config.attempts):
+        for attempt in range(self.config.attempts):
             if pending:
                 self._rewrite_once(pending, attempt)
                 pending = [row for row in pending if not row["accepted"]]
@@ -91,27 +58,30 @@ class Refiner:
 
     def fuse(self, refined: list[RefinedRow]) -> None:
         """Eq. 4 in place, for the accepted ones of rewritten rows; without a fuser their rewrites stay."""
-        if self._fuser is not None:
-            self._fuse([row for row in refined if row["accepted"]], self._fuser)
+        if self.fuser is not None:
+            self._fuse([row for row in refined if row["accepted"]], self.fuser)
 
     def _rewrite_once(self, rows: list[RefinedRow], attempt: int) -> None:
         """One rewrite of each of `rows`, generated together, with its similarity and whether it is accepted."""
-        template = self._prompts.rewrite
-        generations = self._rewriter(
-            [Ask(rewrite_chat(template, row["messages"], row["prompt"], row["answer"]), draw=attempt) for row in rows],
-            temperature=self._config.temperature,
-            max_new_tokens=self._config.max_new_tokens,
-            seed=self._seed,
+        template = self.prompts.rewrite
+        completions = self.rewriter(
+            [
+                Request(rewrite_chat(template, row["messages"], row["prompt"], row["answer"]), sample_index=attempt)
+                for row in rows
+            ],
+            temperature=self.config.temperature,
+            max_new_tokens=self.config.max_new_tokens,
+            seed=self.seed,
         )
-        texts = [without_thinking(generation.text) for generation in generations]
-        on = self._config.similarity_on
-        gold_ND = self._embedder.embed([embedded_text(row["prompt"], row["answer"], on) for row in rows])
-        rewrite_ND = self._embedder.embed(
-            [embedded_text(row["prompt"], text, on) for row, text in zip(rows, texts, strict=True)]
+        texts = [without_thinking(completion.text) for completion in completions]
+        prompts, on = [row["prompt"] for row in rows], self.config.similarity_on
+        gold_ND, rewrite_ND = (
+            self.embedder.embed([embedded_text(*pair, on) for pair in zip(prompts, answers, strict=True)])
+            for answers in ([row["answer"] for row in rows], texts)
         )
-        similarity_N, passed_N = semantic_filter(gold_ND, rewrite_ND, self._config.tau)
+        similarity_N, passed_N = semantic_filter(gold_ND, rewrite_ND, self.config.tau)
         for i, row in enumerate(rows):
-            reason = self._refusal(row, generations[i], template)
+            reason = self._refusal(row, completions[i], template)
             row["rewrite"] = texts[i]
             row["similarity"] = float(similarity_N[i])
             row["refused"] = reason or (None if passed_N[i] else "similarity")
@@ -121,13 +91,13 @@ class Refiner:
     def _fuse(self, rows: list[RefinedRow], fuser: Generate) -> None:
         """Eq. 4 in place: rounds of fused candidates, judged; a row leaves once its best reaches `stop_score`."""
         for row in rows:
-            if self._config.candidate_rewrite:
+            if self.config.candidate_rewrite:
                 row["candidates"].append(_candidate(row["rewrite"] or "", "rewrite", 0))
-            if self._config.candidate_gold:
+            if self.config.candidate_gold:
                 row["candidates"].append(_candidate(row["answer"], "gold", 0))
         self._judge([(row, candidate) for row in rows for candidate in row["candidates"]])
         active = rows
-        for number in range(1, self._config.rounds + 1):
+        for number in range(1, self.config.rounds + 1):
             if active:
                 self._fusion_round(active, number, fuser)
                 active = [row for row in active if not self._good_enough(row)]
@@ -139,24 +109,25 @@ class Refiner:
 
     def _fusion_round(self, rows: list[RefinedRow], number: int, fuser: Generate) -> None:
         """One round for all of `rows`, generated together."""
-        count = self._config.candidates
-        generations = fuser(
-            [
-                Ask(asking(row["messages"], self._fuse_prompt(row)), draw=number * count + one)
-                for row in rows
-                for one in range(count)
-            ],
-            temperature=self._config.fuse_temperature,
-            max_new_tokens=self._config.max_new_tokens,
-            seed=self._seed,
+        count = self.config.candidates
+        requests = []
+        for row in rows:
+            said = {"prompt": row["prompt"], "answer": row["answer"], "rewrite": row["rewrite"] or ""}
+            chat = asking(row["messages"], fill(self.prompts.fuse, **said))
+            requests += [Request(chat, sample_index=number * count + one) for one in range(count)]
+        completions = fuser(
+            requests,
+            temperature=self.config.fuse_temperature,
+            max_new_tokens=self.config.max_new_tokens,
+            seed=self.seed,
         )
         usable = []
         for i, row in enumerate(rows):
             row["rounds"] = number
-            for generation in generations[i * count : (i + 1) * count]:
-                candidate = _candidate(without_thinking(generation.text), "fuse", number)
+            for completion in completions[i * count : (i + 1) * count]:
+                candidate = _candidate(without_thinking(completion.text), "fuse", number)
                 row["candidates"].append(candidate)
-                if self._refusal(row, generation, self._prompts.fuse) is None:
+                if self._refusal(row, completion, self.prompts.fuse) is None:
                     usable.append((row, candidate))
         self._judge(usable)
 
@@ -167,7 +138,7 @@ class Refiner:
             Case(row["prompt"], row["answer"], candidate["text"], right_answers(row["answer"], row["answers"]))
             for row, candidate in judged
         ]
-        for judge in self._judges if cases else ():
+        for judge in self.judges if cases else ():
             for (_, candidate), value in zip(judged, judge.score(cases), strict=True):
                 candidate["scores"].append({"judge": judge.name, "score": value})
         for _, candidate in judged:
@@ -175,34 +146,27 @@ class Refiner:
             candidate["score"] = sum(given) / len(given) if given else 0.0
 
     def _good_enough(self, row: RefinedRow) -> bool:
-        return any(is_judged(c) and c["score"] >= self._config.stop_score for c in row["candidates"])
+        return any(is_judged(c) and c["score"] >= self.config.stop_score for c in row["candidates"])
 
-    def _fuse_prompt(self, row: RefinedRow) -> str:
-        return fill(self._prompts.fuse, prompt=row["prompt"], answer=row["answer"], rewrite=row["rewrite"] or "")
-
-    def _refusal(self, row: RefinedRow, generation: Generation, template: str) -> str | None:
-        if generation.failed is not None:
+    def _refusal(self, row: RefinedRow, completion: Completion, template: str) -> str | None:
+        if completion.failed is not None:
             return FAILED
         draft = Draft(
             prompt=row["prompt"],
             answer=row["answer"],
-            text=generation.text,
+            text=completion.text,
             right=right_answers(row["answer"], row["answers"]),
             context="\n".join(message["content"] for message in row["messages"][:-1]),
-            truncated=generation.truncated,
-            too_long=generation.too_long,
+            truncated=completion.truncated,
+            too_long=completion.too_long,
             template=template,
         )
-        return refusal(draft, off=self._guards_off, limits=self._config.guards)
+        switches = {"key_facts": self.config.require_key_facts, "invented": self.config.refuse_invented}
+        off = [name for name, on in switches.items() if not on]
+        return refusal(draft, off=off, limits=self.config.guards)
 
 
-def check_refine(config: Config) -> None:
-    """What can be known to be wrong before anything starts. Raises `ConfigError` naming the key."""
-    check_roles(config.refine)
-    load_prompts(config.refine)
-
-
-def unrefined(row: SourceRow) -> RefinedRow:
+def unrefined(row: Row) -> RefinedRow:
     """The row as it is when nothing refines it: its gold answer is what training uses."""
     return {
         "row": row.index,

@@ -14,53 +14,41 @@ import pyarrow.parquet as pq
 
 from raft_ray.errors import DataError
 from raft_ray.files import write_whole
+from raft_ray.refine.generation import Message
 
 OFF = "off"
 """`refused` of rows that were never refined (`refine.enabled=false`)."""
 FAILED = "failed"
 """`refused` of rows whose rewriter gave no text although all retries were used up; a resumed run tries them again."""
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_SCORES = pa.list_(pa.struct([("judge", pa.string()), ("score", pa.float64())]))
-
-SOURCE_SCHEMA = pa.schema(
-    [("row", pa.int64()), ("messages", _MESSAGES), ("answer", pa.string()), ("answers", pa.list_(pa.string()))]
+_STRINGS = pa.list_(pa.string())
+_MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+_SCORES = pa.list_(pa.struct({"judge": pa.string(), "score": pa.float64()}))
+_CANDIDATES = pa.list_(
+    pa.struct(
+        {"text": pa.string(), "source": pa.string(), "round": pa.int32(), "scores": _SCORES, "score": pa.float64()}
+    )
 )
+
+SOURCE_SCHEMA = pa.schema({"row": pa.int64(), "messages": _MESSAGES, "answer": pa.string(), "answers": _STRINGS})
 """What stage 1 reads of a row."""
 
 REFINED_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("messages", _MESSAGES),
-        ("prompt", pa.string()),
-        ("answer", pa.string()),
-        ("answers", pa.list_(pa.string())),
-        ("rewrite", pa.string()),
-        ("similarity", pa.float64()),
-        ("accepted", pa.bool_()),
-        ("refused", pa.string()),
-        (
-            "candidates",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("text", pa.string()),
-                        ("source", pa.string()),
-                        ("round", pa.int32()),
-                        ("scores", _SCORES),
-                        ("score", pa.float64()),
-                    ]
-                )
-            ),
-        ),
-        ("rounds", pa.int32()),
-        ("fused", pa.string()),
-    ]
+    {
+        "row": pa.int64(),
+        "messages": _MESSAGES,
+        "prompt": pa.string(),
+        "answer": pa.string(),
+        "answers": _STRINGS,
+        "rewrite": pa.string(),
+        "similarity": pa.float64(),
+        "accepted": pa.bool_(),
+        "refused": pa.string(),
+        "candidates": _CANDIDATES,
+        "rounds": pa.int32(),
+        "fused": pa.string(),
+    }
 )
-
-
-Message = dict[str, str]
-"""`role` and `content`."""
 
 
 class Score(TypedDict):

@@ -16,6 +16,7 @@ from raft_ray.refine.schema import RefinedRow
 
 _WAYS = 2**40
 """Means are sums of whole numbers of 1/_WAYS, so that their order does not matter."""
+_MEANS = ("similarity_mean", "score_mean", "rounds_mean", "answer_words_mean", "fused_words_mean")
 
 
 class Summary:
@@ -23,9 +24,7 @@ class Summary:
 
     def __init__(self) -> None:
         self._rows = self._accepted = 0
-        self._refused: Counter[str] = Counter()
-        self._sources: Counter[str] = Counter()
-        self._judge_failures: Counter[str] = Counter()
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("refused", "sources", "judge_failures")}
         self._sums: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
 
@@ -33,37 +32,32 @@ class Summary:
         for row in rows:
             self._rows += 1
             self._accepted += row["accepted"]
-            if row["refused"] is not None:
-                self._refused[row["refused"]] += 1
-            self._sources[source(row)] += 1
             scores = [score for candidate in row["candidates"] for score in candidate["scores"]]
-            self._judge_failures.update(score["judge"] for score in scores if score["score"] is None)
-            if row["similarity"] is not None:
-                self._mean("similarity_mean", row["similarity"])
-            if row["accepted"]:
-                self._mean("rounds_mean", row["rounds"])
-                if row["candidates"]:
-                    self._mean("score_mean", max(candidate["score"] for candidate in row["candidates"]))
-            self._mean("answer_words_mean", len(row["answer"].split()))
-            self._mean("fused_words_mean", len(row["fused"].split()))
+            self._counts["refused"].update([row["refused"]] if row["refused"] is not None else [])
+            self._counts["sources"].update([source(row)])
+            self._counts["judge_failures"].update(score["judge"] for score in scores if score["score"] is None)
+            best = max((candidate["score"] for candidate in row["candidates"]), default=None)
+            of_accepted = (best, row["rounds"]) if row["accepted"] else (None, None)
+            lengths = (len(row["answer"].split()), len(row["fused"].split()))
+            for name, value in zip(_MEANS, (row["similarity"], *of_accepted, *lengths), strict=True):
+                if value is not None:
+                    self._sums[name] += round(value * _WAYS)
+                    self._numbers[name] += 1
 
     def result(self) -> dict[str, Any]:
         """`rows`, `accepted` and their share, reasons and sources by frequency, failures by judge, and means, which
         are null over nothing."""
-        names = ("similarity_mean", "score_mean", "rounds_mean", "answer_words_mean", "fused_words_mean")
+        sums, numbers = self._sums, self._numbers
         return {
             "rows": self._rows,
             "accepted": self._accepted,
             "acceptance": self._accepted / self._rows if self._rows else None,
-            "refused": _by_frequency(self._refused),
-            "sources": _by_frequency(self._sources),
-            "judge_failures": _by_frequency(self._judge_failures),
-            **{name: self._sums[name] / _WAYS / self._numbers[name] if self._numbers[name] else None for name in names},
+            **{
+                name: dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+                for name, counts in self._counts.items()
+            },
+            **{name: sums[name] / _WAYS / numbers[name] if numbers[name] else None for name in _MEANS},
         }
-
-    def _mean(self, name: str, value: float) -> None:
-        self._sums[name] += round(value * _WAYS)
-        self._numbers[name] += 1
 
 
 def source(row: RefinedRow) -> str:
@@ -74,10 +68,6 @@ def source(row: RefinedRow) -> str:
     return next(chosen, "rewrite")
 
 
-def _by_frequency(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
 def spending(counts: Counts, before: Counts, refine: RefineConfig) -> dict[str, Any]:
     """What the rows took, from the cache's counts.
 
@@ -86,7 +76,7 @@ def spending(counts: Counts, before: Counts, refine: RefineConfig) -> dict[str, 
         before: the counts when this run began.
 
     Returns:
-        `cache`: `hits` and `misses` of this run, in asks. `stages`: of this run, `rows`, `seconds` of its workers
+        `cache`: `hits` and `misses` of this run, in requests. `stages`: of this run, `rows`, `seconds` of its workers
         (waiting for models included) and `rows_per_second` a worker. `models`: in all runs, by model `asks`,
         `failed`, `input_tokens`, `output_tokens`, `seconds` of waiting, `cost`; and the same by role in `roles`.
     """

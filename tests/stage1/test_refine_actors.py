@@ -13,7 +13,7 @@ from raft_ray.config import Config, RefineModelConfig, SimilarityOn
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.models import EMBEDDED, TINY
 from raft_ray.refine import missing_facts
-from raft_ray.refine.generation import Ask
+from raft_ray.refine.generation import Request
 from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, part_files
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -155,7 +155,7 @@ def test_an_engine_follows_a_schema(tmp_path: Path) -> None:
         "required": ["good", "score"],
         "additionalProperties": False,
     }
-    asks = [Ask([{"role": "user", "content": text}]) for text in ("a", "b")]
+    asks = [Request([{"role": "user", "content": text}]) for text in ("a", "b")]
     options = {"temperature": 1.0, "max_new_tokens": 60, "seed": 0}
     free, bound, again = ray.get(
         [engine.generate.remote(asks, schema=each, **options) for each in (None, schema, None)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from raft_ray.config import Config, Dtype
 from raft_ray.errors import DataError, RaftError
 from raft_ray.models import TINY, load_chat, load_model, resolve
+from raft_ray.models.likelihood import mean_log_likelihoods
 from raft_ray.models.prompts import PromptEncoder
-from raft_ray.refine.gap import GAP, VALUES, read_gap
-from raft_ray.refine.likelihood import Likelihood
+from raft_ray.refine.gap import GAP, VALUES, measure_rows, read_gap
 from raft_ray.refine.refiner import unrefined
 from raft_ray.refine.schema import RefinedRow, read_refined, refined_table
 
@@ -60,7 +61,7 @@ def test_every_rows_numbers_are_those_of_the_model_whatever_the_actors(tmp_path:
     template = (
         "Background reference knowledge: {answer}\nAnswer the question based on the reference knowledge: {prompt}"
     )
-    own = Likelihood(model, PromptEncoder(chat, 512, teacher_template=template)).measure(rows)
+    own = measure_rows(rows, PromptEncoder(chat, 512, teacher_template=template), partial(mean_log_likelihoods, model))
     assert [value["row"] for value in values] == list(range(21))
     for value, mine in zip(values, own, strict=True):
         assert value == pytest.approx(mine, abs=1e-4)

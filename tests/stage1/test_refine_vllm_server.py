@@ -21,9 +21,8 @@ from raft_ray.config import RefineModelConfig, SimilarityOn
 from raft_ray.config.precision import of_cpu
 from raft_ray.errors import ConfigError
 from raft_ray.refine.endpoint import Endpoint
-from raft_ray.refine.generation import Ask, Generation
-from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import SCORES, LlmJudge
+from raft_ray.refine.generation import Completion, Request
+from raft_ray.refine.judges import SCORES, Case, LlmJudge
 
 LONGEST_START = 300.0
 NAME = "smollm2"
@@ -91,8 +90,8 @@ def endpoint(base_url: str, **changes: Any) -> Endpoint:
     return Endpoint(NAME, RefineModelConfig(**(values | changes)))
 
 
-def asks(*texts: str, draw: int = 0) -> list[Ask]:
-    return [Ask([{"role": "user", "content": text}], draw) for text in texts]
+def asks(*texts: str, sample_index: int = 0) -> list[Request]:
+    return [Request([{"role": "user", "content": text}], sample_index) for text in texts]
 
 
 def test_a_model_that_is_held_to_the_schema_gives_scores_and_one_that_is_not_does_not(base_url: str) -> None:
@@ -107,7 +106,7 @@ def test_a_model_that_is_held_to_the_schema_gives_scores_and_one_that_is_not_doe
     assert (usage["requests"], usage["retries"], usage["failures"]) == (len(CASES), 0, 0)
     assert usage["input_tokens"] > 0 < usage["output_tokens"]
 
-    def free(asked: Any, **options: Any) -> list[Generation]:
+    def free(asked: Any, **options: Any) -> list[Completion]:
         return model(asked, **(options | {"schema": None}))
 
     free.identity = NAME  # type: ignore[attr-defined]
@@ -118,21 +117,21 @@ def test_a_model_that_is_held_to_the_schema_gives_scores_and_one_that_is_not_doe
 def test_the_same_asks_and_seed_give_the_same_texts(base_url: str) -> None:
     model = endpoint(base_url, concurrency=1)
 
-    def sample(seed: int, draw: int = 0) -> list[str]:
+    def sample(seed: int, sample_index: int = 0) -> list[str]:
         options = {"temperature": 1.0, "max_new_tokens": 8, "seed": seed}
-        return [generation.text for generation in model(asks("gold", "iron", draw=draw), **options)]
+        return [generation.text for generation in model(asks("gold", "iron", sample_index=sample_index), **options)]
 
     first = sample(1)
     assert sample(1) == first
     assert sample(2) != first
-    assert sample(1, draw=1) != first
+    assert sample(1, sample_index=1) != first
 
 
 def test_limits_of_tokens_and_context_are_told(base_url: str) -> None:
     model = endpoint(base_url)
     short, long = model(asks("gold", "gold " * 1200), temperature=0.0, max_new_tokens=5, seed=0)
     assert (short.truncated, short.output_tokens, short.too_long) == (True, 5, False)
-    assert long == Generation("", too_long=True)
+    assert long == Completion("", too_long=True)
 
 
 def test_an_unknown_model_is_refused_in_the_servers_words(base_url: str) -> None:

@@ -91,18 +91,18 @@ import sys
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
 from raft_ray.json_files import append_lines
-from raft_ray.refine.cache import GenerationStore
-from raft_ray.refine.generation import Generation
+from raft_ray.refine.cache import CompletionStore
+from raft_ray.refine.generation import Completion
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 run = Path(sys.argv[1])
-cache = GenerationStore(run / "refine_cache.sqlite")
+cache = CompletionStore(run / "refine_cache.sqlite")
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 big = "x" * 200_000
 for work in (
     lambda: write_whole(run / "config.yaml", big),
     lambda: append_lines(run / "trace.jsonl", [{"step": big}]),
-    lambda: cache.put({b"key": Generation(big)}, {}),
+    lambda: cache.put({b"key": Completion(big)}, {}),
 ):
     try:
         work()

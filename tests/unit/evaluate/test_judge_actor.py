@@ -17,10 +17,10 @@ from actors.evaluate.judge_actor import CHUNK, JudgeActor, judge_options, judge_
 from raft_ray import models
 from raft_ray.config import Config, RefineModelConfig
 from raft_ray.data import Row
-from raft_ray.evaluate.judged import Answered, JudgePrompts, Opinion
+from raft_ray.evaluate.judged import Answered, JudgePrompts, JudgeResult
 from raft_ray.evaluate.open_questions import OpenQuestion
-from raft_ray.refine.cache import GenerationStore
-from raft_ray.refine.generation import Ask, Generation
+from raft_ray.refine.cache import CompletionStore
+from raft_ray.refine.generation import Completion, Request
 from raft_ray.refine.judges import Case
 
 
@@ -43,28 +43,28 @@ FILLED = JudgePrompts("D {prompt}{answer}{candidate}", "O {prompt}{answer}{candi
 class _Judge(JudgeActor):
     """One that was started, with a model that replies by a function of the prompt."""
 
-    def __init__(self, config: Config, path: Path, reply: Callable[[str], Generation], identity: str = "m") -> None:
-        super().__init__("far", config, FILLED, GenerationStore(path))
+    def __init__(self, config: Config, path: Path, reply: Callable[[str], Completion], identity: str = "m") -> None:
+        super().__init__("far", config, FILLED, CompletionStore(path))
         self.identity = identity
         self.reply = reply
         self.asked: list[list[str]] = []
         self.limits: list[int] = []
         self.model = self._model
 
-    def _model(self, asks: Sequence[Ask], *, max_new_tokens: int, **_: Any) -> list[Generation]:
-        texts = [ask.chat[-1]["content"] for ask in asks]
+    def _model(self, requests: Sequence[Request], *, max_new_tokens: int, **_: Any) -> list[Completion]:
+        texts = [request.chat[-1]["content"] for request in requests]
         self.asked.append(texts)
         self.limits.append(max_new_tokens)
         return [self.reply(text) for text in texts]
 
-    def whole(self, whose: str, answers: Answered) -> dict[str, Opinion]:
+    def whole(self, whose: str, answers: Answered) -> dict[str, JudgeResult]:
         for chunk in range(len(self.take(whose, answers))):
             self.judge(chunk)
         return self.opinions()
 
 
-def _verdict(text: str) -> Generation:
-    return Generation("no" if "bad" in text else json.dumps({"reason": "so it is", "score": 0.7}), output_tokens=1)
+def _verdict(text: str) -> Completion:
+    return Completion("no" if "bad" in text else json.dumps({"reason": "so it is", "score": 0.7}), output_tokens=1)
 
 
 def test_a_judge_reads_domain_and_open_answers_with_their_own_prompts_and_starts_anew_with_every_model(
@@ -95,7 +95,7 @@ def test_a_verdict_has_the_tokens_that_the_config_gives_it_and_one_that_is_cut_o
     config.eval.judge_max_new_tokens = 12
     whole = json.dumps({"reason": "fine", "score": 0.7})
     actor = _Judge(
-        config, tmp_path / "cache.sqlite", lambda text: Generation(whole[: 12 if "long" in text else None], True)
+        config, tmp_path / "cache.sqlite", lambda text: Completion(whole[: 12 if "long" in text else None], True)
     )
     found = actor.whole("sft", Answered([Case("q", "a", "long"), Case("q", "a", "short")], []))["domain"]
     assert actor.limits == [12]
@@ -107,7 +107,9 @@ def test_what_a_judge_said_of_an_answer_is_not_asked_for_again(tmp_path: Path) -
     path = tmp_path / "cache.sqlite"
     answers = Answered([Case("q", "a", "good"), Case("q", "a", "bad")], [Case("q", "a", "good")])
 
-    def read(config: Config | None = None, whose: str = "sft", identity: str = "m") -> tuple[int, dict[str, Opinion]]:
+    def read(
+        config: Config | None = None, whose: str = "sft", identity: str = "m"
+    ) -> tuple[int, dict[str, JudgeResult]]:
         actor = _Judge(config or _config(), path, _verdict, identity)
         found = actor.whole(whose, answers)
         actor.store.close()  # type: ignore[attr-defined]
@@ -132,7 +134,7 @@ def test_what_a_judge_said_of_an_answer_is_not_asked_for_again(tmp_path: Path) -
 
 
 def test_an_answer_of_which_a_judge_said_nothing_is_asked_about_again(tmp_path: Path) -> None:
-    replies = {"D qab": Generation("", failed="HTTP 500"), "D qac": _verdict("")}
+    replies = {"D qab": Completion("", failed="HTTP 500"), "D qac": _verdict("")}
     actor = _Judge(_config(), tmp_path / "cache.sqlite", lambda text: replies[text])
     answers = Answered([Case("q", "a", "b"), Case("q", "a", "c")], [])
     assert actor.whole("sft", answers)["domain"].failures == {"failed": 1}
@@ -218,7 +220,7 @@ def test_the_answers_that_are_shown_get_the_verdicts_on_their_own_questions() ->
     asked = Questions([], [], [], open=questions)
     turns = [(i, turn) for i, question in enumerate(questions) for turn in range(len(question.turns))]
     opinions = {
-        name: Opinion([i / 20 for i, _ in turns], [f"{name} on {i}, turn {turn}" for i, turn in turns], {}, {})
+        name: JudgeResult([i / 20 for i, _ in turns], [f"{name} on {i}, turn {turn}" for i, turn in turns], {}, {})
         for name in ("big", "small")
     }
     shown = eval_actor.subset(list(range(20)), 3, config.run.seed)
@@ -251,11 +253,11 @@ def test_every_model_gets_what_every_judge_says_of_its_own_answers(monkeypatch: 
     asked = Questions([row], [], [], open=[OpenQuestion(("Sing.",), (None,))])
     scores = {("big", "base"): (0.0, 0.4), ("small", "base"): (0.2, 0.6), ("big", "raft"): (0.8, 0.8)}
 
-    def opinions(arguments: tuple[str, Any], answered: dict[str, Any], *_: Any) -> dict[str, dict[str, Opinion]]:
+    def opinions(arguments: tuple[str, Any], answered: dict[str, Any], *_: Any) -> dict[str, dict[str, JudgeResult]]:
         judge = arguments[0]
         return {
             name: {
-                kind: Opinion([score], [f"{judge} on {name}"], {}, {})
+                kind: JudgeResult([score], [f"{judge} on {name}"], {}, {})
                 for kind, score in zip(("domain", "open"), scores.get((judge, name), (1.0, 1.0)), strict=True)
             }
             for name in answered

@@ -11,8 +11,8 @@ from raft_ray.data import Row
 from raft_ray.errors import ConfigError
 from raft_ray.evaluate.domain import summary
 from raft_ray.evaluate.judged import (
+    JudgeResult,
     Metered,
-    Opinion,
     chat_of,
     check_judges,
     conversation,
@@ -26,17 +26,16 @@ from raft_ray.evaluate.judged import (
 )
 from raft_ray.evaluate.open_questions import OpenQuestion
 from raft_ray.models.templates import prompt_hash
-from raft_ray.refine.generation import Ask, Generation
-from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import VERDICT_SCHEMA
+from raft_ray.refine.generation import Completion, Request
+from raft_ray.refine.judges import VERDICT_SCHEMA, Case
 
 USAGE = {"asks": 1, "input_tokens": 1, "output_tokens": 2, "cost": 0.0}
 ONE = OpenQuestion(("Name a fruit.",), ("Apple.",), "things")
 TWO = OpenQuestion(("Say hi.", "Again."), (None, "Hi."), "talk")
 
 
-def opinion(*scores: float | None, **failures: int) -> Opinion:
-    return Opinion(list(scores), ["" if score is None else f"{score}!" for score in scores], failures, USAGE)
+def opinion(*scores: float | None, **failures: int) -> JudgeResult:
+    return JudgeResult(list(scores), ["" if score is None else f"{score}!" for score in scores], failures, USAGE)
 
 
 @pytest.mark.parametrize(
@@ -151,15 +150,15 @@ def test_the_judge_of_the_domain_reads_the_whole_chat_and_every_right_answer() -
 def test_tokens_are_counted_and_priced_by_the_million() -> None:
     seen: list[dict[str, Any]] = []
 
-    def model(asks: Any, **options: Any) -> list[Generation]:
+    def model(requests: Any, **options: Any) -> list[Completion]:
         seen.append(options)
-        return [Generation("x", input_tokens=100, output_tokens=10) for _ in asks]
+        return [Completion("x", input_tokens=100, output_tokens=10) for _ in requests]
 
     metered = Metered("big", model, RefineModelConfig(input_cost=2.0, output_cost=50.0))
     assert metered.identity == "big"
-    asks = [Ask([{"role": "user", "content": "?"}])]
-    assert [one.text for one in metered(asks * 2, temperature=0.0)] == ["x", "x"]
-    metered(asks, temperature=0.0)
+    requests = [Request([{"role": "user", "content": "?"}])]
+    assert [one.text for one in metered(requests * 2, temperature=0.0)] == ["x", "x"]
+    metered(requests, temperature=0.0)
     assert seen == [{"temperature": 0.0}] * 2
     assert metered.usage() == {"asks": 3, "input_tokens": 300, "output_tokens": 30, "cost": 0.0021}
 

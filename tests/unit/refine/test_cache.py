@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from raft_ray.errors import RaftError
-from raft_ray.refine.cache import CachedGenerate, GenerationStore
-from raft_ray.refine.generation import Ask, Generation
+from raft_ray.refine.cache import CachedGenerate, CompletionStore
+from raft_ray.refine.generation import Completion, Request
 
 
 class Model:
@@ -24,37 +24,37 @@ class Model:
         self.failing = failing
         self.calls: list[tuple[list[str], dict[str, Any]]] = []
 
-    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
-        self.calls.append(([ask.chat[-1]["content"] for ask in asks], options))
-        return [self._one(ask.chat[-1]["content"]) for ask in asks]
+    def __call__(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
+        self.calls.append(([request.chat[-1]["content"] for request in requests], options))
+        return [self._one(request.chat[-1]["content"]) for request in requests]
 
-    def _one(self, text: str) -> Generation:
+    def _one(self, text: str) -> Completion:
         if text in self.failing:
-            return Generation("", failed="503")
-        return Generation(f"{text} {len(self.calls)}", input_tokens=3, output_tokens=2)
+            return Completion("", failed="503")
+        return Completion(f"{text} {len(self.calls)}", input_tokens=3, output_tokens=2)
 
 
-def ask(text: str, draw: int = 0) -> Ask:
-    return Ask([{"role": "user", "content": text}], draw)
+def ask(text: str, sample_index: int = 0) -> Request:
+    return Request([{"role": "user", "content": text}], sample_index)
 
 
 OPTIONS: dict[str, Any] = {"temperature": 0.5, "max_new_tokens": 8, "seed": 1}
 
 
-def texts(generations: list[Generation]) -> list[str]:
+def texts(generations: list[Completion]) -> list[str]:
     return [one.text for one in generations]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> GenerationStore:
-    return GenerationStore(tmp_path / "cache.sqlite")
+def store(tmp_path: Path) -> CompletionStore:
+    return CompletionStore(tmp_path / "cache.sqlite")
 
 
-def cached(model: Model, store: GenerationStore, scope: str = "0") -> CachedGenerate:
+def cached(model: Model, store: CompletionStore, scope: str = "0") -> CachedGenerate:
     return CachedGenerate(model, store, "rewriter m", scope)
 
 
-def test_a_text_is_generated_once_and_the_missing_ones_of_a_call_together(store: GenerationStore) -> None:
+def test_a_text_is_generated_once_and_the_missing_ones_of_a_call_together(store: CompletionStore) -> None:
     model = Model()
     generate = cached(model, store)
     assert texts(generate([ask("a"), ask("b")], **OPTIONS)) == ["a 1", "b 1"]
@@ -76,26 +76,26 @@ def test_a_text_is_generated_once_and_the_missing_ones_of_a_call_together(store:
         {"max_new_tokens": 9},
         {"seed": 2},
         {"schema": {"type": "object"}},
-        {"draw": 1},
+        {"sample_index": 1},
         {"scope": "64"},
         {"identity": "n"},
         {"text": "b"},
     ],
 )
-def test_whatever_decides_a_text_tells_it_apart(store: GenerationStore, other: dict[str, Any]) -> None:
+def test_whatever_decides_a_text_tells_it_apart(store: CompletionStore, other: dict[str, Any]) -> None:
     cached(Model(), store)([ask("a")], **OPTIONS)
     model = Model(identity=other.pop("identity", "m"))
-    asked = ask(other.pop("text", "a"), other.pop("draw", 0))
+    asked = ask(other.pop("text", "a"), other.pop("sample_index", 0))
     cached(model, store, other.pop("scope", "0"))([asked], **(OPTIONS | other))
     assert len(model.calls) == 1
 
 
 def test_the_seed_of_a_call_comes_from_what_is_asked_alone(tmp_path: Path) -> None:
-    def seeds(name: str, *calls: list[Ask], seed: int = 1) -> list[int]:
+    def seeds(name: str, *calls: list[Request], seed: int = 1) -> list[int]:
         model = Model()
-        generate = cached(model, GenerationStore(tmp_path / name))
-        for asks in calls:
-            generate(asks, **(OPTIONS | {"seed": seed}))
+        generate = cached(model, CompletionStore(tmp_path / name))
+        for requests in calls:
+            generate(requests, **(OPTIONS | {"seed": seed}))
         return [options["seed"] for _, options in model.calls]
 
     first, second = seeds("one", [ask("a"), ask("b")], [ask("a", 1)])
@@ -105,13 +105,13 @@ def test_the_seed_of_a_call_comes_from_what_is_asked_alone(tmp_path: Path) -> No
     assert all(0 <= seed < 2**31 for seed in [first, second, *others])
 
 
-def test_equal_asks_of_a_call_are_one(store: GenerationStore) -> None:
+def test_equal_asks_of_a_call_are_one(store: CompletionStore) -> None:
     model = Model()
     assert texts(cached(model, store)([ask("a"), ask("b"), ask("a")], **OPTIONS)) == ["a 1", "b 1", "a 1"]
     assert model.calls[0][0] == ["a", "b"]
 
 
-def test_what_failed_is_not_kept(store: GenerationStore) -> None:
+def test_what_failed_is_not_kept(store: CompletionStore) -> None:
     model = Model(failing=["b"])
     generate = cached(model, store)
     assert [one.failed for one in generate([ask("a"), ask("b")], **OPTIONS)] == [None, "503"]
@@ -121,12 +121,12 @@ def test_what_failed_is_not_kept(store: GenerationStore) -> None:
 
 
 def test_all_of_a_generation_comes_back_also_from_the_file(tmp_path: Path) -> None:
-    odd = Generation("ž\ud800\x00\n", truncated=True, too_long=True, input_tokens=7, output_tokens=9)
-    first = GenerationStore(tmp_path / "cache.sqlite")
+    odd = Completion("ž\ud800\x00\n", truncated=True, too_long=True, input_tokens=7, output_tokens=9)
+    first = CompletionStore(tmp_path / "cache.sqlite")
     first.put({bytes([i]) * 32: odd for i in range(256)}, {("a", "b"): 1.5})
     first.put({}, {("a", "b"): 1.0, ("a", "c"): 2.0})
     first.close()
-    second = GenerationStore(tmp_path / "cache.sqlite")
+    second = CompletionStore(tmp_path / "cache.sqlite")
     keys = [bytes([i % 256]) * 32 for i in range(1200)]
     assert second.get(keys) == dict.fromkeys(keys, odd)
     assert second.get([b"x" * 31]) == {}
@@ -137,11 +137,11 @@ def test_a_sigkill_loses_nothing_that_was_kept(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
     program = f"""
 from pathlib import Path
-from raft_ray.refine.cache import GenerationStore
-from raft_ray.refine.generation import Generation
-store = GenerationStore(Path({str(path)!r}))
+from raft_ray.refine.cache import CompletionStore
+from raft_ray.refine.generation import Completion
+store = CompletionStore(Path({str(path)!r}))
 for number in range(1000000):
-    store.put({{b"%d a" % number: Generation("a"), b"%d b" % number: Generation("b")}}, {{("x", "calls"): 1}})
+    store.put({{b"%d a" % number: Completion("a"), b"%d b" % number: Completion("b")}}, {{("x", "calls"): 1}})
     print(number, flush=True)
 """
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -157,26 +157,26 @@ for number in range(1000000):
     )
     process.wait()
     process.stdout.close()
-    store = GenerationStore(path)
+    store = CompletionStore(path)
     calls = int(store.counts()["x", "calls"])
     assert calls > said
     assert len(store.get([b"%d %s" % (n, end) for n in range(calls + 5) for end in (b"a", b"b")])) == 2 * calls
 
 
 def test_a_closed_store_stands_in_its_one_file(tmp_path: Path) -> None:
-    store = GenerationStore(tmp_path / "cache.sqlite")
-    store.put({b"key": Generation("text")}, {})
+    store = CompletionStore(tmp_path / "cache.sqlite")
+    store.put({b"key": Completion("text")}, {})
     store.close()
 
     assert [path.name for path in tmp_path.iterdir()] == ["cache.sqlite"]
-    assert GenerationStore(tmp_path / "cache.sqlite").get([b"key"]) == {b"key": Generation("text")}
+    assert CompletionStore(tmp_path / "cache.sqlite").get([b"key"]) == {b"key": Completion("text")}
 
 
 @pytest.mark.parametrize("damage", ["head", "middle", "text", "keys"])
 def test_a_damaged_store_is_named_with_the_fix(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "cache.sqlite"
-    store = GenerationStore(path)
-    store.put({bytes([n]) * 32: Generation("text " * 200) for n in range(100)}, {})
+    store = CompletionStore(path)
+    store.put({bytes([n]) * 32: Completion("text " * 200) for n in range(100)}, {})
     if damage in ("text", "keys"):
         with store._base:
             broken = "{" if damage == "text" else '{"other": 1}'
@@ -190,4 +190,4 @@ def test_a_damaged_store_is_named_with_the_fix(tmp_path: Path, damage: str) -> N
     path.write_bytes(content)
 
     with pytest.raises(RaftError, match=r"cache\.sqlite: cannot be read or written \(.*\); .* or delete it"):
-        GenerationStore(path).get([bytes([n]) * 32 for n in range(100)])
+        CompletionStore(path).get([bytes([n]) * 32 for n in range(100)])

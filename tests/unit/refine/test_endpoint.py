@@ -15,7 +15,7 @@ from faulty_server import FaultyServer, Reply, fails, faulty_server, says
 from raft_ray.config import RefineModelConfig
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.refine.endpoint import Endpoint
-from raft_ray.refine.generation import Ask, Generation
+from raft_ray.refine.generation import Completion, Request
 
 KEY = "sk-very-secret-0123456789"
 SCHEMA = {"type": "object", "properties": {"score": {"type": "number"}}, "required": ["score"]}
@@ -25,6 +25,7 @@ SCHEMA = {"type": "object", "properties": {"score": {"type": "number"}}, "requir
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("JUDGE_KEY", KEY)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
 def config(server: FaultyServer | None = None, **changes: Any) -> RefineModelConfig:
@@ -34,16 +35,16 @@ def config(server: FaultyServer | None = None, **changes: Any) -> RefineModelCon
 
 
 def endpoint(server: FaultyServer, **changes: Any) -> Endpoint:
-    return Endpoint("judge", config(server, **changes), first_pause=0.01)
+    return Endpoint("judge", config(server, **changes))
 
 
-def ask(text: str = "hi", draw: int = 0) -> Ask:
-    return Ask([{"role": "user", "content": text}], draw)
+def ask(text: str = "hi", sample_index: int = 0) -> Request:
+    return Request([{"role": "user", "content": text}], sample_index)
 
 
-def call(model: Endpoint, *texts: str, **options: Any) -> list[Generation]:
-    asks = [ask(text) for text in texts or ("hi",)]
-    return model(asks, **({"temperature": 0.5, "max_new_tokens": 9, "seed": 1} | options))
+def call(model: Endpoint, *texts: str, **options: Any) -> list[Completion]:
+    requests = [ask(text) for text in texts or ("hi",)]
+    return model(requests, **({"temperature": 0.5, "max_new_tokens": 9, "seed": 1} | options))
 
 
 def echo(_: int, asked: dict[str, Any]) -> Reply:
@@ -56,7 +57,7 @@ def test_answers_come_in_the_order_of_the_asks_with_their_tokens() -> None:
         texts = [f"text {i}" for i in range(20)]
         generations = call(model, *texts)
     assert [generation.text for generation in generations] == [text.upper() for text in texts]
-    assert generations[0] == Generation("TEXT 0", input_tokens=7, output_tokens=3)
+    assert generations[0] == Completion("TEXT 0", input_tokens=7, output_tokens=3)
     assert 1 <= server.most <= 3
     assert set(server.keys) == {f"Bearer {KEY}"}
     assert model.usage() == {
@@ -78,7 +79,7 @@ def test_no_asks_no_requests() -> None:
 def test_the_request_says_what_was_asked_for() -> None:
     with faulty_server(echo) as server:
         model = endpoint(server)
-        model([ask(draw=0), ask(draw=1)], temperature=0.5, max_new_tokens=9, seed=1, schema=SCHEMA)
+        model([ask(sample_index=0), ask(sample_index=1)], temperature=0.5, max_new_tokens=9, seed=1, schema=SCHEMA)
         call(model, temperature=0.0)
     first, second, greedy = server.requests
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("m", 0.5, 9)
@@ -150,11 +151,12 @@ def test_a_server_that_asks_for_a_pause_gets_it() -> None:
         assert server.times[1] - server.times[0] >= least
 
 
-def test_pauses_grow() -> None:
+def test_pauses_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.2)
     with faulty_server(fails(500)) as server, pytest.raises(RaftError):
-        call(Endpoint("judge", config(server, retries=3), first_pause=0.2))
+        call(endpoint(server, retries=3))
     pauses = [later - earlier for earlier, later in zip(server.times[:-1], server.times[1:], strict=True)]
-    assert [pause >= least for pause, least in zip(pauses, (0.2, 0.4, 0.8), strict=True)] == [True] * 3
+    assert [pause >= least for pause, least in zip(pauses, (0.15, 0.3, 0.6), strict=True)] == [True] * 3
 
 
 def test_a_server_that_asks_for_an_hour_is_not_waited_for() -> None:
@@ -174,7 +176,7 @@ def test_an_ask_whose_retries_are_used_up_has_failed_and_the_others_have_not() -
         model = endpoint(server)
         good, bad, fine = call(model, "good", "bad", "fine")
     assert (good.text, fine.text) == ("GOOD", "FINE")
-    assert bad == Generation("", failed="HTTP 500: no luck")
+    assert bad == Completion("", failed="HTTP 500: no luck")
     assert model.usage() | {"cost": 0} == {
         "requests": 5,
         "retries": 2,
@@ -237,7 +239,7 @@ def test_what_trying_again_cannot_mend_fails_at_once_without_the_key(
 def test_a_chat_that_outgrows_the_context_is_too_long() -> None:
     words = "This model's maximum context length is 512 tokens. However, you requested 600."
     with faulty_server(fails(400, words)) as server:
-        assert call(endpoint(server), "a", "b") == [Generation("", too_long=True)] * 2
+        assert call(endpoint(server), "a", "b") == [Completion("", too_long=True)] * 2
     assert len(server.requests) == 2
 
 
@@ -252,8 +254,8 @@ def test_what_a_content_filter_refuses_is_a_failure_of_that_ask_alone() -> None:
 def test_an_answer_that_the_token_limit_ends_is_truncated() -> None:
     with faulty_server(says("half", finish_reason="length"), says(None, finish_reason="length")) as server:
         model = endpoint(server)
-        assert call(model)[0] == Generation("half", truncated=True, input_tokens=7, output_tokens=3)
-        assert call(model)[0] == Generation("", truncated=True, input_tokens=7, output_tokens=3)
+        assert call(model)[0] == Completion("half", truncated=True, input_tokens=7, output_tokens=3)
+        assert call(model)[0] == Completion("", truncated=True, input_tokens=7, output_tokens=3)
 
 
 @pytest.mark.parametrize(

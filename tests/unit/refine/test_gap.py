@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,20 @@ from raft_ray.config import ModelConfig, OnLongReference
 from raft_ray.errors import DataError
 from raft_ray.models import load_chat
 from raft_ray.models.head import Head
+from raft_ray.models.likelihood import mean_log_likelihoods
 from raft_ray.models.prompts import PromptEncoder
-from raft_ray.refine.gap import CONDITIONED, GAP, KINDS, VALUES_SCHEMA, Gap, in_words, read_gap, reference_in_words
-from raft_ray.refine.interval import Means
-from raft_ray.refine.likelihood import Likelihood
+from raft_ray.refine.gap import (
+    CONDITIONED,
+    GAP,
+    KINDS,
+    VALUES_SCHEMA,
+    Gap,
+    Means,
+    in_words,
+    measure_rows,
+    read_gap,
+    reference_in_words,
+)
 
 
 def row(number: int, question: str, gold: str, rewrite: str | None, fused: str) -> dict[str, Any]:
@@ -54,6 +65,10 @@ def encoder(tiny_model: Path) -> PromptEncoder:
     return PromptEncoder(load_chat(str(tiny_model), ModelConfig()), context=512)
 
 
+def measure(model: Any, encoder: PromptEncoder, rows: list[dict[str, Any]], **options: int) -> list[dict[str, Any]]:
+    return measure_rows(rows, encoder, partial(mean_log_likelihoods, model, **options))
+
+
 TEMPLATE = "Know this: {answer}\nNow say: {prompt}"
 
 
@@ -72,7 +87,7 @@ def expected(tiny_model: Path, encoder: PromptEncoder, messages: list[dict[str, 
 def test_it_is_the_mean_log_probability_of_the_answers_tokens_and_the_end_of_turn(
     tiny_model: Path, model: Any, encoder: PromptEncoder, tokens: int, chunk: int
 ) -> None:
-    measured = Likelihood(model, encoder, tokens=tokens, chunk=chunk).measure(ROWS)
+    measured = measure(model, encoder, ROWS, tokens=tokens, chunk=chunk)
     assert [value["row"] for value in measured] == [0, 1, 2, 3]
     assert [value["accepted"] for value in measured] == [True, False, False, False]
     for given, value in zip(ROWS, measured, strict=True):
@@ -86,7 +101,7 @@ def test_it_is_the_mean_log_probability_of_the_answers_tokens_and_the_end_of_tur
 
 def test_the_fused_answer_is_read_again_by_a_teacher_that_was_shown_it(tiny_model: Path, model: Any) -> None:
     encoder = PromptEncoder(load_chat(str(tiny_model), ModelConfig()), context=512, teacher_template=TEMPLATE)
-    for given, value in zip(ROWS, Likelihood(model, encoder).measure(ROWS), strict=True):
+    for given, value in zip(ROWS, measure(model, encoder, ROWS), strict=True):
         asked = f"Know this: {given['fused']}\nNow say: {given['messages'][0]['content']}"
         shown = expected(tiny_model, encoder, [{"role": "user", "content": asked}], given["fused"])
         assert value["conditioned"] == pytest.approx(shown, abs=1e-4)
@@ -94,7 +109,7 @@ def test_the_fused_answer_is_read_again_by_a_teacher_that_was_shown_it(tiny_mode
 
 
 def test_without_a_template_there_is_no_teacher_to_read_it(model: Any, encoder: PromptEncoder) -> None:
-    assert [value["conditioned"] for value in Likelihood(model, encoder).measure(ROWS)] == [None] * len(ROWS)
+    assert [value["conditioned"] for value in measure(model, encoder, ROWS)] == [None] * len(ROWS)
 
 
 @pytest.mark.parametrize("on_long_reference", list(OnLongReference))
@@ -109,7 +124,7 @@ def test_a_reference_that_does_not_fit_is_left_out_or_shortened_as_the_teacher_d
         teacher_template=TEMPLATE,
         on_long_reference=on_long_reference,
     )
-    (value,) = Likelihood(model, narrow).measure([long])
+    (value,) = measure(model, narrow, [long])
     assert value["fused"] is not None
     assert (value["conditioned"] is None) == (on_long_reference is OnLongReference.error)
 
@@ -117,7 +132,6 @@ def test_a_reference_that_does_not_fit_is_left_out_or_shortened_as_the_teacher_d
 def test_only_a_chunk_of_positions_has_logits_and_a_repeated_text_is_read_once(
     model: Any, encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    likelihood = Likelihood(model, encoder, chunk=4)
     own, widths = Head.logits, []
 
     def watch(head: Head, hidden: torch.Tensor) -> torch.Tensor:
@@ -125,7 +139,7 @@ def test_only_a_chunk_of_positions_has_logits_and_a_repeated_text_is_read_once(
         return own(head, hidden)
 
     monkeypatch.setattr(Head, "logits", watch)
-    likelihood.measure(ROWS)
+    measure(model, encoder, ROWS, chunk=4)
     assert max(widths) <= 4
     texts = [{r["answer"], r["rewrite"], r["fused"]} - {None, ""} for r in ROWS]
     once = sum(len(encoder.answer(r["messages"], text)) for r, some in zip(ROWS, texts, strict=True) for text in some)
@@ -135,7 +149,7 @@ def test_only_a_chunk_of_positions_has_logits_and_a_repeated_text_is_read_once(
 def test_what_does_not_fit_the_context_has_no_value(model: Any, encoder: PromptEncoder) -> None:
     room = len(encoder.prompt(ROWS[0]["messages"])) + len(encoder.answer(ROWS[0]["messages"], "Paris"))
     narrow = PromptEncoder(encoder.chat, context=room)
-    (value,) = Likelihood(model, narrow).measure(ROWS[:1])
+    (value,) = measure(model, narrow, ROWS[:1])
     assert value["gold"] is not None
     assert value["fused"] is None
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raft_ray.config import RefineGuardsConfig
-from raft_ray.refine.guards import GUARDS, Draft, refusal
-from raft_ray.refine.language import foreign_letters, in_another_language
+from raft_ray.refine.guards import GUARDS, Draft, foreign_letters, in_another_language, refusal
 
 GOLD = (
     "Gold is a chemical element with symbol Au. In its pure form it is a bright, slightly reddish yellow, dense, soft, "

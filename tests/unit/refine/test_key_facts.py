@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft_ray.config import SimilarityOn
+from raft_ray.config import RefineConfig, SimilarityOn
 from raft_ray.data.normalise import Passage
 from raft_ray.errors import ConfigError
 from raft_ray.refine import key_facts, missing_facts
@@ -201,7 +201,7 @@ class Letters:
 
 
 def test_judges_score_by_meaning_facts_and_identity() -> None:
-    judges = make_judges(["embedding", "key_facts", "exact"], Letters())
+    judges = make_judges(RefineConfig(judges=["embedding", "key_facts", "exact"]), Letters())
     assert [judge.name for judge in judges] == ["embedding", "key_facts", "exact"]
     cases = [Case("Who?", "Pierre and Marie Curie", text) for text in ("Pierre and Marie Curie.", "Pierre", "zzz")]
     embedding, facts, exact = (judge.score(cases) for judge in judges)
@@ -212,13 +212,13 @@ def test_judges_score_by_meaning_facts_and_identity() -> None:
 
 
 def test_a_gold_answer_without_key_facts_loses_none() -> None:
-    (judge,) = make_judges(["key_facts"], Letters())
+    (judge,) = make_judges(RefineConfig(judges=["key_facts"]), Letters())
     assert judge.score([Case("Why?", "because the light is bent by the drops of water in it", "x")]) == [1.0]
 
 
 def test_where_a_row_names_short_answers_one_of_them_is_the_fact() -> None:
     gold, right = "Radium was discovered by Pierre and Marie Curie.", ("Pierre and Marie Curie", "Curie")
-    (judge,) = make_judges(["key_facts"], Letters())
+    (judge,) = make_judges(RefineConfig(judges=["key_facts"]), Letters())
     texts = ("Marie Curie found radium.", "Radium was discovered in France.")
     assert judge.score([Case("Who?", gold, text, right) for text in texts]) == [1.0, 0.0]
     assert refusal(draft(answer=gold, text=texts[0], prompt="Who?", right=right)) is None
@@ -227,8 +227,8 @@ def test_where_a_row_names_short_answers_one_of_them_is_the_fact() -> None:
 
 
 def test_the_embedding_judge_reads_the_question_too_where_configured() -> None:
-    (alone,) = make_judges(["embedding"], Letters(), SimilarityOn.answer)
-    (both,) = make_judges(["embedding"], Letters(), SimilarityOn.question_answer)
+    (alone,) = make_judges(RefineConfig(judges=["embedding"], similarity_on=SimilarityOn.answer), Letters())
+    (both,) = make_judges(RefineConfig(judges=["embedding"], similarity_on=SimilarityOn.question_answer), Letters())
     assert alone.score([Case("bcd", "a", "x")]) == [0.0]
     assert both.score([Case("bcd", "a", "x")]) == [pytest.approx(0.75)]
 

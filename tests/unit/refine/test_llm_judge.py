@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 
 from raft_ray.models.templates import load_prompt, prompt_hash
 from raft_ray.models.thinking import without_thinking
-from raft_ray.refine.generation import Ask, Generation
-from raft_ray.refine.judges import Case
-from raft_ray.refine.llm_judge import VERDICT_SCHEMA, LlmJudge, NoVerdictError, Verdict, read_verdict
-from raft_ray.refine.prompts import JUDGE_FIELDS
+from raft_ray.refine.generation import Completion, Request
+from raft_ray.refine.judges import JUDGE_FIELDS, VERDICT_SCHEMA, Case, LlmJudge, NoVerdictError, Verdict, read_verdict
 
 TEMPLATE = "Q {prompt}\nR {answer}\nC {candidate}"
 
@@ -25,19 +23,19 @@ class Model:
 
     identity = "invented"
 
-    def __init__(self, reply: Callable[[str], Generation]) -> None:
+    def __init__(self, reply: Callable[[str], Completion]) -> None:
         self.reply = reply
         self.asked: list[str] = []
         self.options: dict[str, Any] = {}
 
-    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
+    def __call__(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
         self.options = options
-        self.asked += [ask.chat[-1]["content"] for ask in asks]
-        return [self.reply(ask.chat[-1]["content"]) for ask in asks]
+        self.asked += [request.chat[-1]["content"] for request in requests]
+        return [self.reply(request.chat[-1]["content"]) for request in requests]
 
 
-def verdict(score: object, reason: str = "so it is") -> Generation:
-    return Generation(json.dumps({"reason": reason, "score": score}))
+def verdict(score: object, reason: str = "so it is") -> Completion:
+    return Completion(json.dumps({"reason": reason, "score": score}))
 
 
 def test_a_judge_asks_about_every_case_at_once_greedily_and_with_a_schema() -> None:
@@ -55,12 +53,12 @@ def test_a_judge_asks_about_every_case_at_once_greedily_and_with_a_schema() -> N
 def test_nonsense_is_no_score_and_is_counted() -> None:
     replies = {
         "a": verdict(0.5),
-        "b": Generation("I think it is fine."),
+        "b": Completion("I think it is fine."),
         "c": verdict(7),
-        "d": Generation("", failed="HTTP 500"),
-        "e": Generation("", too_long=True),
-        "f": Generation('{"reason": "it goes on and', truncated=True),
-        "g": Generation("no"),
+        "d": Completion("", failed="HTTP 500"),
+        "e": Completion("", too_long=True),
+        "f": Completion('{"reason": "it goes on and', truncated=True),
+        "g": Completion("no"),
     }
     judge = LlmJudge("big", Model(lambda text: replies[text[-1]]), TEMPLATE, max_new_tokens=99)
     assert judge.score([Case("q", "gold", name) for name in replies]) == [0.5, *[None] * 6]
@@ -80,7 +78,7 @@ def test_nonsense_is_no_score_and_is_counted() -> None:
     ],
 )
 def test_a_verdict_is_read_alone_in_a_fence_or_after_thinking(text: str, score: float) -> None:
-    assert read_verdict(Generation(text)).score == score
+    assert read_verdict(Completion(text)).score == score
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,7 @@ def test_a_verdict_is_read_alone_in_a_fence_or_after_thinking(text: str, score: 
 )
 def test_anything_else_is_no_verdict(text: str, reason: str) -> None:
     with pytest.raises(NoVerdictError, match=reason):
-        read_verdict(Generation(text))
+        read_verdict(Completion(text))
 
 
 @given(st.floats(0, 1), st.text())
@@ -116,7 +114,7 @@ def test_every_score_in_range_is_read_as_it_is(score: float, reason: str) -> Non
 
 @given(st.text())
 def test_no_text_breaks_the_reading(text: str) -> None:
-    judge = LlmJudge("big", Model(lambda _: Generation(text)), TEMPLATE, max_new_tokens=99)
+    judge = LlmJudge("big", Model(lambda _: Completion(text)), TEMPLATE, max_new_tokens=99)
     (score,) = judge.score([Case("q", "gold", "candidate")])
     assert (score is None) == (judge.failures.total() == 1)
     assert score is None or 0 <= score <= 1

@@ -15,7 +15,7 @@ from raft_ray.data.sources import START
 from raft_ray.errors import DataError
 from raft_ray.refine import read_refined, unrefined
 from raft_ray.refine.parts import fingerprint, part_name, sort_out, write_part
-from raft_ray.refine.prompts import RefinePrompts
+from raft_ray.refine.roles import RefinePrompts
 from raft_ray.refine.schema import FAILED, REFINED_SCHEMA, part_files, refined_table
 from raft_ray.refine.summary import Summary, spending
 

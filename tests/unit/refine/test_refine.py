@@ -13,18 +13,17 @@ import pytest
 from raft_ray.config import Config, Dtype, ModelConfig, RefineConfig, RefineModelConfig
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, DataError
-from raft_ray.refine import Generation, Refiner, check_refine, read_refined, read_summary, unrefined
-from raft_ray.refine.generation import Ask
+from raft_ray.refine import Completion, Refiner, check_refine, read_refined, read_summary, unrefined
+from raft_ray.refine.generation import Request
 from raft_ray.refine.judges import Case
-from raft_ray.refine.prompts import RefinePrompts, load_prompts
-from raft_ray.refine.roles import local_models, model_config, models_used
+from raft_ray.refine.roles import RefinePrompts, load_prompts, local_models, model_config, models_used
 from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, refined_table, write_summary
 from raft_ray.refine.summary import Summary
 
 REWRITE = "{prompt} The answer is {answer}.\nRepeat this answer as one complete sentence."
 FUSE = "FUSE {prompt}|{answer}|{rewrite}"
 REMOTE = RefineModelConfig(base_url="http://127.0.0.1:1/v1", model="m")
-Reply = Callable[[str, int], "str | Generation"]
+Reply = Callable[[str, int], "str | Completion"]
 
 
 class Model:
@@ -37,13 +36,19 @@ class Model:
         self.calls: list[dict[str, Any]] = []
         self.read = 0
 
-    def __call__(self, asks: Sequence[Ask], **options: Any) -> list[Generation]:
-        self.calls.append({"chats": [ask.chat for ask in asks], "draws": [ask.draw for ask in asks], **options})
+    def __call__(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
+        self.calls.append(
+            {
+                "chats": [request.chat for request in requests],
+                "sample_indices": [request.sample_index for request in requests],
+                **options,
+            }
+        )
         replies = []
-        for ask in asks:
-            reply = self.reply(ask.chat[-1]["content"], self.read)
+        for request in requests:
+            reply = self.reply(request.chat[-1]["content"], self.read)
             self.read += 1
-            replies.append(reply if isinstance(reply, Generation) else Generation(reply, False))
+            replies.append(reply if isinstance(reply, Completion) else Completion(reply, False))
         return replies
 
 
@@ -125,15 +130,15 @@ def test_a_rewrite_below_tau_is_dropped_and_the_row_keeps_gold() -> None:
 @pytest.mark.parametrize(
     ("generation", "reason"),
     [
-        (Generation("The symbol is Au and", truncated=True), "truncated"),
-        (Generation("", truncated=False, too_long=True), "too_long"),
-        (Generation("  ", truncated=False), "empty"),
-        (Generation("Answer: Au", truncated=False), "leak"),
-        (Generation("The symbol is Ag.", truncated=False), "key_facts"),
-        (Generation("The symbol is Au, said Berzelius.", truncated=False), "invented"),
+        (Completion("The symbol is Au and", truncated=True), "truncated"),
+        (Completion("", truncated=False, too_long=True), "too_long"),
+        (Completion("  ", truncated=False), "empty"),
+        (Completion("Answer: Au", truncated=False), "leak"),
+        (Completion("The symbol is Ag.", truncated=False), "key_facts"),
+        (Completion("The symbol is Au, said Berzelius.", truncated=False), "invented"),
     ],
 )
-def test_a_rewrite_that_a_guard_refuses_is_never_trained_on(generation: Generation, reason: str) -> None:
+def test_a_rewrite_that_a_guard_refuses_is_never_trained_on(generation: Completion, reason: str) -> None:
     model = Model(lambda *_: generation)
     refined = refiner(model, [Table("table", {})], fuser=model).refine([row()])[0]
     assert (refined["refused"], refined["accepted"], refined["fused"]) == (reason, False, "Au")
@@ -151,7 +156,7 @@ def test_refused_rows_alone_are_rewritten_again() -> None:
     rows = [row(0, prompt="aurum?"), row(1), row(2, prompt="aurum?")]
     refined = refiner(model, attempts=3).refine(rows)
     assert [len(call["chats"]) for call in model.calls] == [3, 1]
-    assert [call["draws"] for call in model.calls] == [[0, 0, 0], [1]]
+    assert [call["sample_indices"] for call in model.calls] == [[0, 0, 0], [1]]
     assert [one["fused"] for one in refined] == ["It is Au."] * 3
 
 
@@ -261,16 +266,16 @@ def test_rewriter_and_fuser_can_be_different_models() -> None:
     judge = Table("table", {"The symbol is Au.": 0.1, "Au ka.": 0.3})
     refined = refiner(rewriter, [judge], fuser=fuser, candidates=2, rounds=2).refine([row()])[0]
     assert (refined["rewrite"], refined["fused"]) == ("The symbol is Au.", "Au ka.")
-    assert (len(rewriter.calls), [call["draws"] for call in fuser.calls]) == (1, [[2, 3], [4, 5]])
+    assert (len(rewriter.calls), [call["sample_indices"] for call in fuser.calls]) == (1, [[2, 3], [4, 5]])
 
 
 def test_a_rewriter_that_failed_costs_its_row_the_rewrite_and_says_so() -> None:
-    refined = refiner(Model(lambda *_: Generation("", failed="429"))).refine([row()])[0]
+    refined = refiner(Model(lambda *_: Completion("", failed="429"))).refine([row()])[0]
     assert (refined["refused"], refined["fused"]) == ("failed", "Au")
 
 
 def test_a_fuser_that_failed_is_a_candidate_that_was_never_judged() -> None:
-    broken = Model(lambda *_: Generation("", failed="500"))
+    broken = Model(lambda *_: Completion("", failed="500"))
     judge = Table("table", {"The symbol is Au.": 0.1})
     refined = refiner(Model(lambda *_: "The symbol is Au."), [judge], fuser=broken, rounds=1).refine([row()])[0]
     assert judge.asked == [["The symbol is Au."]]

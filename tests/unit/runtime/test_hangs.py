@@ -14,7 +14,7 @@ import pytest
 import ray
 from rich.console import Console
 
-from actors.refine import pulse as refine_pulse
+from actors.refine import cache as refine_cache
 from actors.refine.engines import EnginePool, plan_pool
 from actors.runtime import watch
 from actors.runtime.progress import Bars
@@ -81,11 +81,11 @@ def test_a_silent_worker_of_stage_1_is_killed_if_it_is_still_there(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake = FakeRay(monkeypatch)
-    monkeypatch.setattr(refine_pulse, "SILENCE", 0.2)
+    monkeypatch.setattr(refine_cache, "SILENCE", 0.2)
     silent = {name: (70.0, [actor(name)]) for name in ("hangs", "ended")}
     fake.hung.add("hangs")
     cache = SimpleNamespace(silent=SimpleNamespace(remote=lambda limit: silent if "hangs" in fake.hung else {}))
-    with caplog.at_level(logging.WARNING), refine_pulse.hung_workers_killed(cache):
+    with caplog.at_level(logging.WARNING), refine_cache.hung_workers_killed(cache):
         assert fake.changed.wait(30)
     assert fake.killed == [("hangs", False)]
     assert "hangs has been silent for 70 s: killed, Ray Data starts it again" in caplog.text
