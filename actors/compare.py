@@ -29,10 +29,10 @@ from actors.runtime.cluster import actor_options
 from actors.runtime.progress import Bars
 from actors.runtime.remote import get, last_line, root_cause, understood
 from raft_ray.compare.charts import Traces
+from raft_ray.compare.comparison import BASE
+from raft_ray.compare.comparison import compare as summarise
 from raft_ray.compare.output import write_comparison
 from raft_ray.compare.plan import FAPM, PRUNED, Training, at_points, by_seeds, left_out, main_row, plan
-from raft_ray.compare.summary import BASE
-from raft_ray.compare.summary import compare as summarise
 from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
 from raft_ray.compare.verdict import verdict
 from raft_ray.config import Config

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.checks import check
-from raft_ray.compare.summary import BASE
+from raft_ray.compare.comparison import BASE
 from raft_ray.compare.tuning import ONLY
 from raft_ray.config import CompareConfig, Config, Method, settings
 from raft_ray.config.baselines import SHARED

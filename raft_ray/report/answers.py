@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from raft_ray.report.files import Row, in_order
-from raft_ray.report.words import about
+from raft_ray.report.words import format_percent
 
 SHOWN = 5
 """Questions shown of each kind, at most."""
@@ -63,10 +63,10 @@ def _judged(sample: Row) -> dict[str, Any]:
     turns = [
         (turn.get("answer"), [_said(name, said) for name, said in turn["judges"].items()]) for turn in sample["turns"]
     ]
-    return {"score": about(sample["score"]), "turns": turns}
+    return {"score": format_percent(sample["score"]), "turns": turns}
 
 
 def _said(judge: str, said: Row) -> str:
     """`strong, 80%: short but right`."""
-    score = "no verdict" if said["score"] is None else about(said["score"])
+    score = "no verdict" if said["score"] is None else format_percent(said["score"])
     return f"{judge}, {score}" + (f": {said['reason']}" if said["reason"] else "")

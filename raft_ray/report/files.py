@@ -18,7 +18,7 @@ from raft_ray.errors import RaftError
 from raft_ray.json_files import read_json, read_lines, read_object
 from raft_ray.refine.gap import read_gap
 from raft_ray.refine.schema import SUMMARY, part_files
-from raft_ray.report.refine_facts import Facts, read_facts
+from raft_ray.report.refine_facts import Facts, Row, read_facts
 from raft_ray.runs.spans import Span, read_spans
 
 METHOD_ORDER = ("base", "sft", "fapm", "sdft", "opd")
@@ -28,8 +28,6 @@ LOSSES = ("loss", "sft_loss", "kl_loss", "lambda", "ce_kl_ratio", "teacher_mass"
 ROLLOUTS = ("response_length", "truncated", "staleness", "staleness_max", "tokens")
 NUMBERS = ("epoch", *LOSSES, *ROLLOUTS, "lr", "grad_norm", "rows")
 """The keys of a metrics line that hold a number or null."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
