@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn by matplotlib: lines, points, stacked bars, histogram, lanes over time.
+"""Charts as inline SVG, drawn by matplotlib: lines, points, stacked bars, histogram (`timeline.py`: lanes).
 
 Colours are CSS: an artist carries a class (each sets `--c`), so that one drawing serves light, dark and paper; text
 stays text. All charts but the lanes share one width (`WIDTH` units, about the pixels of a column), so that their text
@@ -36,10 +36,6 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 36
 BANDS = 60
 POINTS = 300
 """Most points of a line; a longer series is drawn as means of neighbouring steps."""
-LANES_WIDTH, LANE, GAP, BETWEEN = 1080, 20, 5, 9
-"""Of the chart of lanes: its width, a lane's height, the space between lanes and between their groups (besides)."""
-CHARACTER = 6.5
-"""About the width of a character of a chart's text."""
 
 COLOUR, INK, QUIET, GRID, CARD, SOFT, DARK = (f"#0a0b{number:02x}" for number in range(7))
 PAINTS = {COLOUR: "c", INK: "ink", QUIET: "quiet", GRID: "grid", CARD: "card", SOFT: "soft", DARK: "inside"}
@@ -95,20 +91,7 @@ class Point:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A bar on a lane from `start` to `end`. `text` is written on it if it has room, `thin` ones are a mere line."""
-
-    lane: str
-    css: str
-    start: float
-    end: float
-    text: str
-    note: str
-    thin: bool = False
-
-
-class _Chart:
+class Chart:
     """A drawing under way: matplotlib's axes, and the CSS class and hover text of its artists."""
 
     def __init__(
@@ -118,7 +101,7 @@ class _Chart:
         self.drawing = Drawing(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
         box = (left / width, BOTTOM / height, (width - left - RIGHT) / width, (height - TOP - BOTTOM) / height)
         self.axes = self.drawing.add_axes(box)
-        self.axes.set_xlabel(x_label, labelpad=1)
+        self.axes.set_xlabel(x_label, labelpad=3)
         self._told: list[tuple[str, str]] = []
 
     def tell(self, artists: Iterable[Artist] | Artist, css: str, note: str = "") -> None:
@@ -229,7 +212,7 @@ def line_chart(
         values = np.append(values, reference)
     log = log and values.min() > 0
     xs = sorted({float(x) for _, places, _ in drawn for x in places})
-    chart = _Chart(label, x_label)
+    chart = Chart(label, x_label)
     chart.steps(xs)
     chart.limit("y", 0.0 if zero and not log else values.min(), values.max(), form, log=log)
     if reference is not None:
@@ -270,7 +253,7 @@ def scatter(
 
     `front` is a dashed line through these places.
     """
-    chart = _Chart(label, x_label)
+    chart = Chart(label, x_label)
     chart.limit("x", 0.0, max(point.x for point in points) * 1.05, x_form)
     chart.limit("y", 0.0, max(max(point.y, point.high or 0) for point in points), y_form)
     if len(front) > 1:
@@ -306,7 +289,7 @@ PLACES = (
 """Where a point's name may stand: its offset, and which of its sides is at the point."""
 
 
-def _name(chart: _Chart, point: Point, taken: list[Bbox]) -> None:
+def _name(chart: Chart, point: Point, taken: list[Bbox]) -> None:
     """Write the name of a point where it covers nothing, or the least."""
     renderer = FigureCanvasAgg(chart.drawing).get_renderer()
     name = chart.axes.annotate(
@@ -344,7 +327,7 @@ def histogram(
     if marker:
         low, high = min(low, marker[0]), max(high, marker[0])
     heights = np.array([counts.bins[used] for _, _, counts in groups])
-    chart = _Chart(label, x_label)
+    chart = Chart(label, x_label)
     chart.limit("x", low, high, format_number, tight=True, count=6)
     chart.limit("y", 0.0, heights.sum(0).max() * 1.08, format_number)
     middles = [(start + end) / 2 for start, end in pairwise(edges)]
@@ -378,7 +361,7 @@ def stacked_bars(parts: Sequence[Series], *, label: str, x_label: str, form: For
     places = [float(place) for place in binned[0][0]]
     heights = np.array([np.clip(np.nan_to_num(y), 0, None) for _, y in binned])
     step = places[1] - places[0] if len(places) > 1 else 1.0
-    chart = _Chart(label, x_label)
+    chart = Chart(label, x_label)
     chart.steps(places, pad=step / 2)
     chart.limit("y", 0.0, heights.sum(0).max() or 1.0, form)
     chart.stacks(places, step, [(part.css, own) for part, own in zip(parts, heights, strict=True)])
@@ -387,51 +370,6 @@ def stacked_bars(parts: Sequence[Series], *, label: str, x_label: str, form: For
         values = [f"{part.label}: {form(value)}" for part, value in zip(parts, own, strict=True)]
         notes.append("\n".join([f"{x_label} {format_number(place, 6)}", *values, f"together: {form(own.sum())}"]))
     chart.bands([places[0] - step / 2, *(place + step / 2 for place in places)], notes)
-    return chart.markup()
-
-
-@rc_context(STYLE)
-def lane_chart(
-    groups: Sequence[Sequence[str]],
-    bars: Sequence[Bar],
-    marks: Sequence[tuple[float, str]],
-    *,
-    since: float,
-    until: float,
-    label: str,
-    x_label: str,
-) -> Markup:
-    """Lanes in groups, their bars cut to [since, until], and named vertical marks through all lanes.
-
-    As wide as the page, so that on a small screen it scrolls instead of shrinking its text.
-    """
-    middles: dict[str, float] = {}
-    bottom = LANE / 2
-    for group in groups:
-        for lane in group:
-            middles[lane] = bottom + LANE / 2
-            bottom += LANE + GAP
-        bottom += BETWEEN
-    left = 70
-    chart = _Chart(label, x_label, LANES_WIDTH, bottom + TOP + BOTTOM, left)
-    chart.limit("x", since, until, lambda value: format_number(value, 6), tight=True, count=12)
-    axes, units = chart.axes, (LANES_WIDTH - left - RIGHT) / (until - since)
-    axes.set(ylim=(bottom, 0))
-    axes.set_yticks(list(middles.values()), list(middles))
-    axes.hlines(list(middles.values()), since, until, SOFT, linewidth=LANE, zorder=0)
-    for (at, name), (after, _) in pairwise([*marks, (until, "")]):
-        axes.axvline(at, color=QUIET, alpha=0.45, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
-        if (after - at) * units > CHARACTER * len(name) + 4:
-            axes.text(at + 4 / units, -1, name)
-    for bar in bars:
-        start, end, middle = max(bar.start, since), min(bar.end, until), middles[bar.lane]
-        # Neighbours keep half a unit apart, and the shortest bar can still be seen.
-        shown = end if bar.thin else start + max(0.7, (end - start) * units - 0.5) / units
-        drawn = axes.plot([start, shown], [middle] * 2, color=COLOUR, linewidth=4 if bar.thin else LANE)
-        chart.tell(drawn, f"bar {bar.css}", bar.note)
-        if not bar.thin and (end - start) * units > CHARACTER * len(bar.text) + 6:
-            text = axes.text((start + end) / 2, middle, bar.text, ha="center", va="center", color=DARK, size=10.5)
-            chart.tell(text, f"inside {bar.css}")
     return chart.markup()
 
 

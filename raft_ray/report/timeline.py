@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from markupsafe import Markup
+from matplotlib import rc_context
+
 from raft_ray.distill.elastic import Load, bottleneck
-from raft_ray.report.charts import Bar, lane_chart
+from raft_ray.report.charts import COLOUR, DARK, QUIET, SOFT, STYLE, Chart
 from raft_ray.report.figures import Figure
 from raft_ray.report.files import Run
 from raft_ray.report.timing import phase_css, phase_label
@@ -18,6 +21,11 @@ SHOWN = 8
 """Steps in the picture."""
 LANES = 8
 """Lanes a role in the picture; more members than that are named in its note."""
+
+WIDTH, LANE, GAP, BETWEEN = 1080, 20, 5, 9
+"""Of the picture: its width, a lane's height, the space between lanes and between the roles' (besides)."""
+CHARACTER = 6.5
+"""About the width of a character of its text."""
 
 COLOURS = {"generate": "rollout", "score": "teacher", "learner": "forward_backward"}
 """The phase of the section on time that has the colour of a span's `what`, or of a role, where they differ."""
@@ -61,23 +69,57 @@ def timeline_figure(spans: Sequence[Span]) -> Figure:
     whats = {span.what for span in inside if span.who in drawn}
     ordered = [what for what in ORDER if what in whats] + sorted(whats - set(ORDER))
     title = f"Steps {shown[0]} to {shown[-1]}" if len(shown) > 1 else f"Step {shown[0]}"
-    chart = lane_chart(
+    chart = _lanes(
+        f"{title}: what {', '.join(drawn)} did when",
         groups,
-        [_bar(span) for span in inside if span.who in drawn],
-        [(begun[step], f"step {step}") for step in shown],
-        since=since,
-        until=until,
-        label=f"{title}: what {', '.join(drawn)} did when",
-        x_label="seconds since the pipeline began",
+        [span for span in inside if span.who in drawn],
+        {f"step {step}": begun[step] for step in shown},
+        (since, until),
     )
     return Figure(title, note, chart, [(phase_label(what), _css(what)) for what in ordered])
 
 
-def _bar(span: Span) -> Bar:
-    start, end = format_number(span.start, 6), format_number(span.end, 6)
-    when = f"{start} s to {end} s: {format_duration(span.end - span.start)}"
-    note = f"{span.who}: {phase_label(span.what)}, step {span.step}\n{when}"
-    return Bar(span.who, _css(span.what), span.start, span.end, str(span.step), note, thin=span.what == "wait")
+@rc_context(STYLE)
+def _lanes(
+    label: str, groups: list[list[str]], spans: list[Span], marks: dict[str, float], window: tuple[float, float]
+) -> Markup:
+    """Lanes in groups, the spans on them cut to the window, and named vertical marks through all lanes.
+
+    As wide as the page, so that on a small screen it scrolls instead of shrinking its text.
+    """
+    middles: dict[str, float] = {}
+    bottom = 0.0
+    for group in groups:
+        for lane in group:
+            middles[lane] = bottom + LANE
+            bottom += LANE + GAP
+        bottom += BETWEEN
+    since, until = window
+    chart = Chart(label, "seconds since the pipeline began", WIDTH, bottom + 56, left=70)
+    chart.limit("x", since, until, lambda value: format_number(value, 6), tight=True, count=12)
+    axes, units = chart.axes, (WIDTH - 82) / (until - since)
+    axes.set(ylim=(bottom, 0))
+    axes.set_yticks(list(middles.values()), list(middles))
+    axes.hlines(list(middles.values()), since, until, SOFT, linewidth=LANE, zorder=0)
+    for (name, at), after in zip(marks.items(), [*marks.values(), until][1:], strict=True):
+        axes.axvline(at, color=QUIET, alpha=0.45, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        if (after - at) * units > CHARACTER * len(name) + 4:
+            axes.text(at + 4 / units, 0, name)
+    for span in spans:
+        start, end, waits = max(span.start, since), min(span.end, until), span.what == "wait"
+        # Neighbours keep half a unit apart, and the shortest bar can still be seen.
+        shown = end if waits else start + max(0.7, (end - start) * units - 0.5) / units
+        bar = axes.plot([start, shown], [middles[span.who]] * 2, color=COLOUR, linewidth=4 if waits else LANE)
+        when = f"{format_number(span.start, 6)} s to {format_number(span.end, 6)} s"
+        note = (
+            f"{span.who}: {phase_label(span.what)}, step {span.step}\n{when}: {format_duration(span.end - span.start)}"
+        )
+        chart.tell(bar, f"bar {_css(span.what)}", note)
+        if not waits and (end - start) * units > CHARACTER * len(str(span.step)) + 6:
+            place = ((start + end) / 2, middles[span.who])
+            text = axes.text(*place, str(span.step), ha="center", va="center", color=DARK, size=10.5)
+            chart.tell(text, f"inside {_css(span.what)}")
+    return chart.markup()
 
 
 def _busy(role: str, load: Load) -> dict[str, Any]:
