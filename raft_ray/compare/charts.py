@@ -9,7 +9,7 @@ from raft_ray.compare.front import ParetoPoint, pareto_front
 from raft_ray.compare.verdict import score_label
 from raft_ray.report.charts import Point, scatter
 from raft_ray.report.figures import Figure, distance_figure, training_figures
-from raft_ray.report.files import Row, Run, in_order
+from raft_ray.report.files import Record, Run, in_order
 from raft_ray.report.words import format_number, format_percent, method_css, method_label
 
 CURVES = ("SFT loss", "KL loss", "CE/KL ratio", "Weight λ of the KL", "Response length")
@@ -22,7 +22,7 @@ class Traces:
 
     run: Run
     """Its `metrics` are by method."""
-    blocks: dict[str, Row] = field(default_factory=dict)
+    blocks: dict[str, Record] = field(default_factory=dict)
     """Evaluation by method, for the weight distance by layer and the samples of answers."""
 
 

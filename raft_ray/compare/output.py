@@ -18,7 +18,7 @@ from raft_ray.compare.verdict import score_label, verdict
 from raft_ray.files import write_whole
 from raft_ray.printable import printable
 from raft_ray.report import write_page
-from raft_ray.report.answers import open_answers
+from raft_ray.report.answers import side_by_side
 from raft_ray.report.words import format_number, format_percent, method_css, method_label
 
 Table = tuple[list[str], list[list[str]]]
@@ -58,7 +58,7 @@ def write_comparison(
         "points": [(method_css(one["method"]), row) for one, row in zip(comparison["points"], points, strict=True)],
         "gains": gain_figures(comparison),
         "courses": course_figures(traces) if traces else [],
-        "open_answers": open_answers(traces.run.main, traces.blocks) if traces else [],
+        "open_answers": side_by_side(traces.run.main, traces.blocks, "open_answers") if traces else [],
     }
     return write_page(folder / "compare.html", "compare/compare.html.j2", values)
 
@@ -89,7 +89,7 @@ def points_table(comparison: dict[str, Any]) -> Table:
 
 def _measured(results: Any) -> list[str]:
     """The columns of scores, which all results have in the same order, and numbers."""
-    scores = next((result["scores"] for result in results), {})
+    scores: dict[str, Any] = next((result["scores"] for result in results), {})
     return [*map(score_label, scores), *(called for _, _, called in NUMBERS.values())]
 
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -27,6 +28,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
+from raft_ray.printable import one_line
 from raft_ray.report.counts import Counts, used_range
 from raft_ray.report.words import format_number, usable
 
@@ -42,7 +44,7 @@ PAINTS = {COLOUR: "c", INK: "ink", QUIET: "quiet", GRID: "grid", CARD: "card", S
 """The page's CSS variable that takes the place of each of these colours."""
 LEFT_OUT = ("metadata", "style", "clipPath")
 """Of matplotlib's SVG."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "raft-ray",
     "font.sans-serif": ["DejaVu Sans"],
@@ -293,7 +295,13 @@ def _name(chart: Chart, point: Point, taken: list[Bbox]) -> None:
     """Write the name of a point where it covers nothing, or the least."""
     renderer = FigureCanvasAgg(chart.drawing).get_renderer()
     name = chart.axes.annotate(
-        point.label, (point.x, point.y), (0, 0), textcoords="offset points", va="center", weight="bold", color=COLOUR
+        one_line(point.label),  # What an XML file cannot hold would stop matplotlib's from being read.
+        (point.x, point.y),
+        (0, 0),
+        textcoords="offset points",
+        va="center",
+        weight="bold",
+        color=COLOUR,
     )
 
     def covered(place: tuple[tuple[float, float], str]) -> float:

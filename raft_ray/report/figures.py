@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from raft_ray.evaluate.statistics import wilson
 from raft_ray.report.charts import Format, Point, Series, line_chart, scatter
-from raft_ray.report.files import Row, Run
+from raft_ray.report.files import Record, Run
 from raft_ray.report.words import format_number, format_percent, method_css, method_label, usable
 
 
@@ -27,7 +27,7 @@ class Figure:
     """(name, class)"""
 
 
-def balance(row: Row) -> float | None:
+def balance(row: Record) -> float | None:
     """L_SFT / (λ L_KL) of a step: how the two terms of the loss weigh against each other; None without a KL term."""
     sft, kl, weight = row.get("sft_loss"), row.get("kl_loss"), row.get("lambda")
     if not (usable(sft) and usable(kl) and usable(weight)) or kl * weight <= 0:
@@ -39,7 +39,7 @@ def _share(value: float) -> str:
     return format_percent(value, 0)
 
 
-CURVES: dict[str, tuple[str | Callable[[Row], float | None], str, dict[str, Any]]] = {
+CURVES: dict[str, tuple[str | Callable[[Record], float | None], str, dict[str, Any]]] = {
     "SFT loss": ("sft_loss", "Cross-entropy on the answers trained on, nats a token.", {"smooth": True}),
     "KL loss": ("kl_loss", "Teacher to student on the student's own responses, with T².", {"smooth": True}),
     "CE/KL ratio": (
@@ -135,7 +135,7 @@ TRADEOFFS: list[tuple[str, str, str, tuple[str, str], Format]] = [
 """What accuracy is drawn against, note, name of the axis, part and key of eval.json, how it reads."""
 
 
-def tradeoff_figures(methods: dict[str, Row]) -> list[Figure]:
+def tradeoff_figures(methods: dict[str, Record]) -> list[Figure]:
     """Domain accuracy against drift, instruction following, open questions and answer length, a point a method."""
     figures = []
     for against, note, x_label, (part, key), form in TRADEOFFS:
@@ -156,7 +156,7 @@ def tradeoff_figures(methods: dict[str, Row]) -> list[Figure]:
     return figures
 
 
-def distance_figure(methods: dict[str, Row]) -> Figure | None:
+def distance_figure(methods: dict[str, Record]) -> Figure | None:
     """Relative l2 distance to the base by layer, a line a method; names that are no numbers are left to the note."""
     lines, rest = [], []
     for name, m in methods.items():

@@ -17,7 +17,7 @@ from raft_ray.errors import RaftError
 from raft_ray.json_files import read_json, read_lines, read_object
 from raft_ray.refine.gap import read_gap
 from raft_ray.refine.schema import SUMMARY, part_files
-from raft_ray.report.refine_facts import Facts, Row, read_facts
+from raft_ray.report.refine_facts import Facts, Record, read_facts
 from raft_ray.report.words import number
 from raft_ray.runs.spans import Span, read_spans
 
@@ -37,16 +37,16 @@ class Run:
     folder: Path
     main: str
     config: dict[str, Any] | None
-    metrics: dict[str, list[Row]] = field(default_factory=dict)
-    traces: dict[str, list[Row]] = field(default_factory=dict)
+    metrics: dict[str, list[Record]] = field(default_factory=dict)
+    traces: dict[str, list[Record]] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     """Of the main method; empty if they were not recorded."""
     refined: Facts | None = None
-    summary: Row = field(default_factory=dict)
+    summary: Record = field(default_factory=dict)
     """What stage 1 left when it finished."""
-    gap: Row | None = None
+    gap: Record | None = None
     """The compatibility gap of the refined rows, if it was measured."""
-    evaluation: dict[str, Row] | None = None
+    evaluation: dict[str, Record] | None = None
     """`methods` of eval.json, in `in_order`."""
     finished: datetime | None = None
     """When the newest of the files was written (UTC)."""
@@ -132,9 +132,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def read_metrics(path: Path) -> list[Row]:
+def read_metrics(path: Path) -> list[Record]:
     """A row a step in the order of steps; none without a file. Of a step that a resumed run repeats the last counts."""
-    steps: dict[int, Row] = {}
+    steps: dict[int, Record] = {}
     for where, row in read_lines(path, ["step"]):
         for key in NUMBERS:
             found = row.get(key)
@@ -146,7 +146,7 @@ def read_metrics(path: Path) -> list[Row]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _read_trace(path: Path) -> list[Row]:
+def _read_trace(path: Path) -> list[Record]:
     found = read_lines(path, ["epoch", "step", "row"])
     for where, row in found:
         version = row.get("version")
@@ -155,7 +155,7 @@ def _read_trace(path: Path) -> list[Row]:
     return [row for _, row in found]
 
 
-def _read_summary(path: Path) -> Row:
+def _read_summary(path: Path) -> Record:
     """The counts that stage 1 left when it finished; an empty dictionary before that."""
     summary = read_object(path) if path.exists() else {}
     seconds = summary.get("seconds")

@@ -12,8 +12,8 @@ from typing import Any
 
 from raft_ray.evaluate.statistics import wilson
 from raft_ray.report import figures, stage1, timing
-from raft_ray.report.answers import open_answers, side_by_side
-from raft_ray.report.files import Row, Run
+from raft_ray.report.answers import side_by_side
+from raft_ray.report.files import Record, Run
 from raft_ray.report.timeline import timeline
 from raft_ray.report.verdict import verdict
 from raft_ray.report.words import (
@@ -60,7 +60,11 @@ def page(run: Run) -> dict[str, Any]:
         ("timeline", "Who worked when", timeline(run)),
         ("weights", "Weight distance", found["weights"]),
         ("answers", "Answers to domain questions", found["answers"]),
-        ("open", "Answers to open questions", _questions(open_answers(run.main, evaluation), NO_ANSWERS)),
+        (
+            "open",
+            "Answers to open questions",
+            _questions(side_by_side(run.main, evaluation, "open_answers"), NO_ANSWERS),
+        ),
         ("general", "Answers to general questions", found["general"]),
     ]
     return {
@@ -118,7 +122,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return known(facts)
 
 
-def _tiles(methods: dict[str, Row]) -> list[dict[str, Any]]:
+def _tiles(methods: dict[str, Record]) -> list[dict[str, Any]]:
     """The figures at a glance: a title, how to read it, and a bar a method."""
     base = ((methods.get("base") or {}).get("length") or {}).get("words_mean")
     tiles: list[tuple[str, str, str, str, Callable[[float], str], float]] = [
@@ -181,9 +185,9 @@ COUNTS = [
 """On how much each part rests: part and key of eval.json, what is counted."""
 
 
-def _results(run: Run, methods: dict[str, Row], opened: bool) -> dict[str, Any]:
+def _results(run: Run, methods: dict[str, Record], opened: bool) -> dict[str, Any]:
     table = [column for column in COLUMNS if column[1] != "open" or opened]
-    rows: list[Row] = [{"method": name, "trained": _trained(run, name), "cells": []} for name in methods]
+    rows: list[Record] = [{"method": name, "trained": _trained(run, name), "cells": []} for name in methods]
     for _, part, key, text, better in table:
         values = {name: m[part][key] if m.get(part) else None for name, m in methods.items()}
         trained = [value for name, value in values.items() if name != "base" and value is not None]
@@ -193,10 +197,10 @@ def _results(run: Run, methods: dict[str, Row], opened: bool) -> dict[str, Any]:
             row["cells"].append({"text": text(value), "best": is_best, "note": _note(name, part, key, methods)})
     parts = [column[1] for column in table]
     counted = []
-    for part, key, text in COUNTS:
+    for part, key, counted_as in COUNTS:
         counts = {m[part][key] for m in methods.values() if m.get(part) and m[part].get(key) is not None}
         if counts:
-            counted.append(" / ".join(format_number(count, 9) for count in sorted(counts)) + f" {text}")
+            counted.append(" / ".join(format_number(count, 9) for count in sorted(counts)) + f" {counted_as}")
     return {
         "groups": [(text, parts.count(part)) for part, text in GROUPS.items() if part in parts],
         "columns": [{"text": one[0], "starts": parts.index(one[1]) == i} for i, one in enumerate(table)],
@@ -206,7 +210,7 @@ def _results(run: Run, methods: dict[str, Row], opened: bool) -> dict[str, Any]:
     }
 
 
-def _note(name: str, part: str, key: str, methods: dict[str, Row]) -> str:
+def _note(name: str, part: str, key: str, methods: dict[str, Record]) -> str:
     """Small print under a number: an accuracy's 95% interval, the share of the base's score of open questions."""
     measured = methods[name].get(part)
     if not measured:
@@ -288,7 +292,7 @@ def _time(run: Run) -> dict[str, Any]:
     }
 
 
-def _weights(methods: dict[str, Row]) -> dict[str, Any]:
+def _weights(methods: dict[str, Record]) -> dict[str, Any]:
     figure = figures.distance_figure(methods)
     if not figure:
         return {"absent": "Left out: the evaluation did not measure weight distance."}

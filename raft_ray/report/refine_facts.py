@@ -17,7 +17,7 @@ from raft_ray.refine.schema import OFF, part_files
 from raft_ray.report.counts import Counts, Reservoir
 from raft_ray.report.refine_style import Style
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 COLUMNS = ["row", "prompt", "answer", "rewrite", "similarity", "accepted", "refused", "candidates", "rounds", "fused"]
 """The columns that the reports read."""
@@ -63,11 +63,11 @@ class Facts:
         self.styles = {kind: Style() for kind in KINDS}
         self.likelihood = {kind: Counts(LEAST_LIKELIHOOD, 0, LIKELIHOOD_BINS) for kind in KINDS}
         self._judged: Reservoir[dict[str, float | None]] = Reservoir(SAMPLE)
-        self._samples: defaultdict[tuple[bool, str], Reservoir[Row]] = defaultdict(lambda: Reservoir(SAMPLES))
-        self.nearest: tuple[list[Row], list[Row]] = ([], [])
+        self._samples: defaultdict[tuple[bool, str], Reservoir[Record]] = defaultdict(lambda: Reservoir(SAMPLES))
+        self.nearest: tuple[list[Record], list[Record]] = ([], [])
         """The rows nearest to τ: below it, and at it or above; the nearest first."""
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Record) -> None:
         """Count a row with `COLUMNS`."""
         self.rows += 1
         writer = source(row)
@@ -104,7 +104,7 @@ class Facts:
             if found:
                 self._judged.offer(found)
 
-    def samples(self, accepted: int, refused: int, reasons: int | None = None) -> list[Row]:
+    def samples(self, accepted: int, refused: int, reasons: int | None = None) -> list[Record]:
         """Rows drawn at random: `accepted` of the accepted ones, over all writers, from high to low cosine; then
         `refused` of each reason, the commonest first, of at most so many `reasons`."""
         writers = [self._samples[key].items for key in sorted(self._samples) if key[0]]
@@ -125,7 +125,7 @@ class Facts:
         return agreement(self._judged.items)
 
 
-def source(row: Row) -> str:
+def source(row: Record) -> str:
     """`gold`, `rewrite`, `fuse` or another writer: who wrote the fused answer ŷ, the text that training uses."""
     if not row["accepted"]:
         return "gold"
@@ -149,7 +149,7 @@ def read_facts(folder: Path, tau: float | None) -> Facts | None:
     return facts
 
 
-def _rows(path: Path, columns: list[str]) -> Iterator[Row]:
+def _rows(path: Path, columns: list[str]) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

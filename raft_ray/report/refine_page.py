@@ -5,9 +5,10 @@ A section whose files are not there is its one line of explanation (`absent`) an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from raft_ray.refine.gap import CONDITIONED, KINDS, in_words, reference_in_words
+from raft_ray.refine.gap import CONDITIONED, KINDS, describe, describe_reference
 from raft_ray.report.charts import Series, histogram
 from raft_ray.report.counts import used_range
 from raft_ray.report.figures import Figure, lines_figure
@@ -77,8 +78,8 @@ def _claims(run: Run, facts: Facts) -> list[dict[str, str]]:
         rise = run.gap["all"]["fused_minus_gold"]
         shrank = rise["low"] is not None and rise["low"] > 0
         grew = rise["high"] is not None and rise["high"] < 0
-        claims.append({"tone": "good" if shrank else "bad" if grew else "even", "text": in_words(run.gap)})
-        if words := reference_in_words(run.gap):
+        claims.append({"tone": "good" if shrank else "bad" if grew else "even", "text": describe(run.gap)})
+        if words := describe_reference(run.gap):
             low = run.gap["all"]["conditioned_minus_fused"]["low"]
             claims.append({"tone": "bad" if low is not None and low <= 0 else "even", "text": words})
     else:
@@ -192,7 +193,7 @@ def _gap(run: Run, facts: Facts) -> dict[str, Any]:
         lines.append(line("Fused answers, shown to the teacher", means[CONDITIONED]))
         parts.append({"name": name, "lines": lines + [line(text, means[key]) for key, text in RISES.items()]})
     return {
-        "words": [words for words in (in_words(run.gap), reference_in_words(run.gap)) if words],
+        "words": [words for words in (describe(run.gap), describe_reference(run.gap)) if words],
         "figure": _likelihood(facts),
         "parts": parts,
         "notes": [
@@ -230,7 +231,7 @@ def _whole(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}"
 
 
-TABLES = {
+TABLES: dict[str, tuple[tuple[str, ...], dict[str, Callable[[float | None], str]], str]] = {
     "stages": (
         ("Stage", "Time", "Rows a second"),
         {"seconds": format_duration, "rows_per_second": format_number},

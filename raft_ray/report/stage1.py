@@ -9,7 +9,7 @@ from typing import Any
 
 from raft_ray.report.charts import histogram
 from raft_ray.report.figures import Figure
-from raft_ray.report.files import Row, Run
+from raft_ray.report.files import Record, Run
 from raft_ray.report.refine_facts import Facts, source
 from raft_ray.report.words import format_percent
 
@@ -90,7 +90,7 @@ def used(facts: Facts) -> list[dict[str, Any]]:
     return [bar(text, count, facts.rows, "s-first") for text, count in counts if count]
 
 
-def examples(rows: list[Row]) -> list[Row]:
+def examples(rows: list[Record]) -> list[Record]:
     """Rows to read, each with the name of its `source`."""
     return [{**row, "source": SOURCES.get(source(row), source(row))} for row in rows]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from raft_ray.report.charts import Series, stacked_bars
 from raft_ray.report.figures import Figure
-from raft_ray.report.files import Row, Run
+from raft_ray.report.files import Record, Run
 from raft_ray.report.words import format_number, method_label, usable
 
 BESIDE = ("rollout", "teacher", "load")
@@ -37,13 +37,13 @@ def phase_label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
-def recorded(row: Row) -> Seconds:
+def recorded(row: Record) -> Seconds:
     """Seconds of a step by phase as its metrics have them."""
     seconds = (row.get("seconds") or {}).items()
     return {name: float(value) for name, value in seconds if usable(value) and name not in LEFT_OUT}
 
 
-def wall(row: Row) -> Seconds:
+def wall(row: Record) -> Seconds:
     """The step's wall time by phase: adds up to the recorded total, where there is one.
 
     If the phases together are longer than the total, work beside the learner and the learner's waiting for it are
@@ -81,12 +81,12 @@ def time_figure(run: Run) -> Figure | None:
     return Figure(title, "Wall time by phase, stacked.", chart, [(part.label, part.css) for part in parts])
 
 
-def totals(run: Run) -> list[Row]:
+def totals(run: Run) -> list[Record]:
     """A row a method that has times: `method`, `wall` and `recorded` by phase, `seconds` (wall), `steps`, `tokens`.
 
     `hidden` is the share of the work beside the learner that it did not wait for, None without such work.
     """
-    rows: list[Row] = []
+    rows: list[Record] = []
     for name, steps in run.metrics.items():
         by_wall, by_record = _sums(map(wall, steps)), _sums(map(recorded, steps))
         if not sum(by_wall.values()):
@@ -117,5 +117,5 @@ def used_phases(many: Iterable[Seconds]) -> list[tuple[str, str, str]]:
 def _sums(steps: Iterable[Seconds]) -> Seconds:
     sums: Counter[str] = Counter()
     for seconds in steps:
-        sums.update(seconds)  # type: ignore[arg-type]
-    return dict(sums)  # type: ignore[arg-type]
+        sums.update(seconds)
+    return dict(sums)

@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 from raft_ray.evaluate.statistics import mcnemar
+from raft_ray.report.files import Record
 from raft_ray.report.words import format_factor, format_number, format_p, format_percent, method_label
 
 SIGNIFICANT = 0.05
@@ -21,7 +21,6 @@ SAME_DRIFT = 1.25
 """Drifts within this factor of each other are called about the same."""
 
 BASE = "base"
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ PARTS = {
 }
 
 
-def verdict(main: str, methods: dict[str, Result]) -> Verdict:
+def verdict(main: str, methods: dict[str, Record]) -> Verdict:
     """What `methods` (eval.json, in report order) says about `main`."""
     if main not in methods:
         return Verdict(f"{method_label(main)} was not evaluated.", [], [])
@@ -76,7 +75,7 @@ def verdict(main: str, methods: dict[str, Result]) -> Verdict:
     )
 
 
-def better_accuracy(a: Result, b: Result) -> tuple[int, float] | None:
+def better_accuracy(a: Record, b: Record) -> tuple[int, float] | None:
     """(sign of a − b if significant else 0, p) of two domain accuracies; None where one was not measured.
 
     Over the same questions: McNemar's exact test on the questions that only one of them got right. Where the
@@ -98,7 +97,7 @@ def better_accuracy(a: Result, b: Result) -> tuple[int, float] | None:
     return sign(difference, p), p
 
 
-def _value(method: Result, part: str, key: str) -> float | None:
+def _value(method: Record, part: str, key: str) -> float | None:
     return method[part][key] if method.get(part) else None
 
 
@@ -108,16 +107,16 @@ def _rival(others: list[str]) -> str | None:
     return "sft" if "sft" in trained else (trained[0] if trained else None)
 
 
-def _gained(main: str, methods: dict[str, Result]) -> tuple[int, float] | None:
+def _gained(main: str, methods: dict[str, Record]) -> tuple[int, float] | None:
     """`better_accuracy` of `main` and the base; None where one of the two was not measured, or `main` is the base."""
     return better_accuracy(methods[main], methods[BASE]) if BASE in methods and main != BASE else None
 
 
-def _moved(main: str, rival: str, methods: dict[str, Result]) -> int | None:
+def _moved(main: str, rival: str, methods: dict[str, Record]) -> int | None:
     return drift_sign(_value(methods[main], "drift", "kl"), _value(methods[rival], "drift", "kl"))
 
 
-def _headline(main: str, others: list[str], methods: dict[str, Result]) -> str:
+def _headline(main: str, others: list[str], methods: dict[str, Record]) -> str:
     name, rival, gained = method_label(main), _rival(others), _gained(main, methods)
     if rival is None:
         if gained is None:
@@ -143,7 +142,7 @@ def _headline(main: str, others: list[str], methods: dict[str, Result]) -> str:
     return f"{name} {(' and ' if agree else ' but ').join(parts)}."
 
 
-def _domain(main: str, others: list[str], methods: dict[str, Result]) -> Claim | None:
+def _domain(main: str, others: list[str], methods: dict[str, Record]) -> Claim | None:
     domain = methods[main].get("domain")
     if not domain:
         return None
@@ -166,7 +165,7 @@ def _domain(main: str, others: list[str], methods: dict[str, Result]) -> Claim |
     return Claim(text, _tone(won))
 
 
-def _drift(main: str, others: list[str], methods: dict[str, Result]) -> Claim | None:
+def _drift(main: str, others: list[str], methods: dict[str, Record]) -> Claim | None:
     drift = _value(methods[main], "drift", "kl")
     if drift is None:
         return None
@@ -187,7 +186,7 @@ def _drift(main: str, others: list[str], methods: dict[str, Result]) -> Claim | 
     return Claim(f"{text}.", _tone(-(moved or 0)))
 
 
-def _front(main: str, others: list[str], methods: dict[str, Result]) -> Claim | None:
+def _front(main: str, others: list[str], methods: dict[str, Record]) -> Claim | None:
     """Whether another method is at least as good in both accuracy and drift, and better in one."""
     places = {
         name: (m["domain"]["accuracy"], -m["drift"]["kl"])
@@ -210,7 +209,7 @@ def _front(main: str, others: list[str], methods: dict[str, Result]) -> Claim | 
     return Claim("No other method here is at least as accurate with less drift.", "even")
 
 
-def _length(main: str, others: list[str], methods: dict[str, Result]) -> Claim | None:
+def _length(main: str, others: list[str], methods: dict[str, Record]) -> Claim | None:
     words, base = (_value(methods.get(name) or {}, "length", "words_mean") for name in (main, BASE))
     if words is None or main == BASE:
         return None
@@ -225,7 +224,7 @@ def _length(main: str, others: list[str], methods: dict[str, Result]) -> Claim |
     return Claim(f"Answers to general questions {verb} {format_percent(kept)} of the base's length{listed}.", tone)
 
 
-def _ifeval(main: str, others: list[str], methods: dict[str, Result]) -> Claim | None:
+def _ifeval(main: str, others: list[str], methods: dict[str, Record]) -> Claim | None:
     ifeval, base = methods[main].get("ifeval"), (methods.get(BASE) or {}).get("ifeval")
     if not ifeval:
         return None
@@ -249,7 +248,7 @@ def _called(name: str, base: str = "base") -> str:
     return base if name == BASE else method_label(name)
 
 
-def _listed(names: list[str], methods: dict[str, Result], part: str, key: str, text: Callable[[float], str]) -> str:
+def _listed(names: list[str], methods: dict[str, Record], part: str, key: str, text: Callable[[float], str]) -> str:
     """` (base 16%, SFT 39%)` for the methods that have the value, or nothing."""
     values = [(name, _value(methods[name], part, key)) for name in names]
     inside = ", ".join(f"{_called(name)} {text(value)}" for name, value in values if value is not None)
