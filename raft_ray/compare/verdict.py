@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from raft_ray.compare.front import ParetoPoint, dominated_by, gain_at_loss, points_by_method
-from raft_ray.report.verdict import BASE, drift_sign, sign
-from raft_ray.report.words import format_factor, format_number, format_p, format_percent, method_label
+from raft_ray.report.verdict import BASE, describe_drift, drift_sign, sign
+from raft_ray.report.words import format_number, format_p, format_percent, method_label
 
 OPD = "opd"
 
@@ -142,16 +142,9 @@ def _line(name: str, comparison: dict[str, Any]) -> str:
             chance = ", a difference within chance" if kept != 1 and not _sign(values["on_base"]) else ""
             parts.append(none if kept is None else f"keeps {kept:.0%} of {label}{chance}")
     if result["drift"]:
-        text = f"drift {format_number(result['drift']['mean'], 2)} nats a token"
-        rival = comparison["methods"].get(reference) or {"drift": None}
-        if name != reference and rival["drift"] and min(rival["drift"]["mean"], result["drift"]["mean"]) > 0:
-            ratio = result["drift"]["mean"] / rival["drift"]["mean"]
-            text += {
-                0: f", about {method_label(reference)}'s",
-                -1: f", {format_factor(1 / ratio)} less than {method_label(reference)}",
-                1: f", {format_factor(ratio)} more than {method_label(reference)}",
-            }[_moved(result, rival) or 0]
-        parts.append(text)
+        rival = (comparison["methods"].get(reference) or {}).get("drift") if name != reference else None
+        other = rival["mean"] if rival else None
+        parts.append(describe_drift(result["drift"]["mean"], other, method_label(reference)))
     seeds = f" ({result['seeds']} seeds)" if result["seeds"] > 1 else ""
     point = comparison["chosen"].get(name)
     at = f" at {point}, chosen on {comparison['validation_questions']} other questions" if point else ""

@@ -17,6 +17,7 @@ from raft_ray.report.page import known
 from raft_ray.report.refine_facts import BELOW_TAU, Facts
 from raft_ray.report.refine_style import SEGMENT
 from raft_ray.report.stage1 import bar, examples, nothing_refined, refused, rewritten, similarity_figure, spelled, used
+from raft_ray.report.verdict import Claim
 from raft_ray.report.words import format_duration, format_number, format_percent, last_part, number
 
 ACCEPTED_SAMPLES = 4
@@ -72,24 +73,23 @@ def page(run: Run, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _claims(run: Run, facts: Facts) -> list[dict[str, str]]:
+def _claims(run: Run, facts: Facts) -> list[Claim]:
     claims = []
     if run.gap:
         rise = run.gap["all"]["fused_minus_gold"]
         shrank = rise["low"] is not None and rise["low"] > 0
         grew = rise["high"] is not None and rise["high"] < 0
-        claims.append({"tone": "good" if shrank else "bad" if grew else "even", "text": describe(run.gap)})
+        claims.append(Claim(describe(run.gap), "good" if shrank else "bad" if grew else "even"))
         if words := describe_reference(run.gap):
             low = run.gap["all"]["conditioned_minus_fused"]["low"]
-            claims.append({"tone": "bad" if low is not None and low <= 0 else "even", "text": words})
+            claims.append(Claim(words, "bad" if low is not None and low <= 0 else "even"))
     else:
-        claims.append({"tone": "even", "text": f"Compatibility gap: {UNMEASURED}"})
+        claims.append(Claim(f"Compatibility gap: {UNMEASURED}", "even"))
     if facts.refused:
         reason, count = facts.refused.most_common(1)[0]
         why = "below τ" if reason == BELOW_TAU else spelled(reason)
-        text = f"The commonest reason to refuse a rewrite: {why} ({count:,} rows)."
-        claims.append({"tone": "even", "text": text})
-    return [*claims, {"tone": "even", "text": _agreement(facts)}]
+        claims.append(Claim(f"The commonest reason to refuse a rewrite: {why} ({count:,} rows).", "even"))
+    return [*claims, Claim(_agreement(facts), "even")]
 
 
 def _funnel(facts: Facts) -> dict[str, Any]:

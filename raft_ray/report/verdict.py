@@ -53,6 +53,17 @@ def drift_sign(first: float | None, second: float | None) -> int | None:
     return -1 if second > first * SAME_DRIFT else 0
 
 
+def describe_drift(drift: float, other: float | None, name: str) -> str:
+    """`drift 0.061 nats a token, 7.3 times less than SFT`: beside the drift of another method, where there is one."""
+    text, moved = f"drift {format_number(drift, 2)} nats a token", drift_sign(drift, other)
+    if other is None or moved is None:
+        return text
+    if moved == 0:
+        return f"{text}, about the same as {name}"
+    factor = f"{format_factor(max(drift, other) / min(drift, other))} " if min(drift, other) > 0 else ""
+    return f"{text}, {factor}{'less' if moved < 0 else 'more'} than {name}"
+
+
 PARTS = {
     "domain": "domain accuracy",
     "drift": "drift",
@@ -169,21 +180,12 @@ def _drift(main: str, others: list[str], methods: dict[str, Record]) -> Claim | 
     drift = _value(methods[main], "drift", "kl")
     if drift is None:
         return None
-    text = f"Drift {format_number(drift, 2)} nats a token"
     rival = _rival(others)
-    moved = _moved(main, rival, methods) if rival else None
-    if rival is not None and moved is not None:
-        other, name = methods[rival]["drift"]["kl"], method_label(rival)
-        word = "less" if moved < 0 else "more"
-        if moved == 0:
-            text += f", about the same as {name}"
-        elif min(drift, other) <= 0:
-            text += f", {word} than {name}"
-        else:
-            text += f", {format_factor(max(drift, other) / min(drift, other))} {word} than {name}"
+    other = _value(methods[rival], "drift", "kl") if rival else None
+    text = describe_drift(drift, other, method_label(rival or ""))
     trained = [name for name in others if name != BASE]
     text += _listed(trained, methods, "drift", "kl", lambda value: format_number(value, 2))
-    return Claim(f"{text}.", _tone(-(moved or 0)))
+    return Claim(f"D{text[1:]}.", _tone(-(drift_sign(drift, other) or 0)))
 
 
 def _front(main: str, others: list[str], methods: dict[str, Record]) -> Claim | None:
