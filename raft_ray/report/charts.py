@@ -113,15 +113,7 @@ class Chart:
             self._told.append((css, note))
 
     def limit(
-        self,
-        axis: str,
-        low: float,
-        high: float,
-        form: Format,
-        *,
-        tight: bool = False,
-        log: bool = False,
-        count: int = 5,
+        self, axis: str, low: float, high: float, form: Format, tight: bool = False, log: bool = False, count: int = 5
     ) -> None:
         """Ticks of the axis `x` or `y`, and its range: from the first tick to the last, or `tight` as given."""
         locator: Locator = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
@@ -182,7 +174,8 @@ class Chart:
                 element.insert(0, title := ET.Element("title"))
                 title.text = note
             kept = {key.rpartition("}")[2]: value.replace("\n", "") for key, value in element.items()}
-            for key in ("clip-path", "transform", "id" if element.tag == "g" else ""):  # Texts "turned" by 0 degrees.
+            # Transforms turn texts, by 0 degrees; ids of groups are matplotlib's own.
+            for key in ("clip-path", "transform", "id" if element.tag == "g" else ""):
                 kept.pop(key, None)
             element.attrib = kept | ({"class": css} if css else {})
             element.text, element.tail = (element.text or "").strip(), None
