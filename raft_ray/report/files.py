@@ -80,6 +80,7 @@ def read_run(folder: Path) -> Run:
     main = str(evaluation["main"] if evaluation else bare.setting("distill.method") or "run")
     folders = {**{path.name: path for path in sorted(folder.glob("methods/*/"))}, main: folder}
     metrics = {name: read_metrics(place / "metrics.jsonl") for name, place in folders.items()}
+    traces = {name: _read_trace(place / "trace.jsonl") for name, place in folders.items()}
     parts = part_files(folder / "refined")
     if not (config or evaluation or any(metrics.values()) or parts):
         raise RaftError(
@@ -91,7 +92,7 @@ def read_run(folder: Path) -> Run:
         bare,
         main=main,
         metrics={name: metrics[name] for name in in_order(metrics) if metrics[name]},
-        traces={name: _read_trace(place / "trace.jsonl") for name, place in folders.items()},
+        traces=traces,
         spans=read_spans(folder / "spans.jsonl"),
         refined=read_facts(folder / "refined", number(bare.setting("refine.tau"))),
         summary=_read_summary(folder / "refined" / SUMMARY),
