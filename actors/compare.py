@@ -7,7 +7,7 @@ stage 1, once ──> for each seed, for each point of the grid: sft, sdft, opd,
 ```
 
 A row that changes stage 1 refines anew, with what models wrote before out of the same cache. A training that fails is
-put down and the others go on; a resumed comparison tries it again, and takes finished trainings and evaluations as
+recorded and the others go on; a resumed comparison tries it again, and takes finished trainings and evaluations as
 they are. A finished training keeps its model and loses its checkpoints.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from actors.runtime.cluster import actor_options
 from actors.runtime.progress import Bars
 from actors.runtime.remote import get, last_line, root_cause, understood
 from raft_ray.compare.charts import Traces
+from raft_ray.compare.comparison import BASE
+from raft_ray.compare.comparison import compare as summarise
 from raft_ray.compare.output import write_comparison
 from raft_ray.compare.plan import FAPM, PRUNED, Training, at_points, by_seeds, left_out, main_row, plan
-from raft_ray.compare.summary import BASE
-from raft_ray.compare.summary import compare as summarise
 from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
 from raft_ray.compare.verdict import verdict
 from raft_ray.config import Config
@@ -120,17 +120,16 @@ class _Work:
         return grid
 
     def _train(self, training: Training) -> None:
-        if training.row not in self._rows_of:
-            refined = partial(self._refined, training)
-            self._rows_of[training.row] = self._tried(training.row, refined) if training.refines else self._rows
-        rows = self._rows_of[training.row]
-        if rows is not None and (folder := self._tried(training.name, partial(self._model, training, rows))):
+        row, config = training.row, training.config
+        if row not in self._rows_of:
+            self._rows_of[row] = self._rows
+            if training.refines:  # Beside the main rows, to share their cache.
+                assert config is not None, "FAPM has no overrides"
+                refined = partial(refined_rows, config, self._prepared, self._bars, self._run_dir, f"refined-{row}")
+                self._rows_of[row] = _tried(row, self.failed, refined)
+        rows = self._rows_of[row]
+        if rows is not None and (folder := _tried(training.name, self.failed, partial(self._model, training, rows))):
             self._folders[training.name] = folder
-
-    def _refined(self, training: Training) -> list[Row]:
-        """The rows of a training that changes stage 1, refined beside the main ones to share their cache."""
-        assert training.config is not None, "FAPM has no overrides"
-        return refined_rows(training.config, self._prepared, self._bars, self._run_dir, f"refined-{training.row}")
 
     def _model(self, training: Training, rows: list[Row]) -> str:
         """The folder of one training's model."""
@@ -169,7 +168,10 @@ class _Work:
         missing = {
             name: folder for name, folder in self._folders.items() if name not in done and name not in self.failed
         }
-        for models in _batches(missing):
+        names = list(missing)
+        # Some at once, with one start of the engines; what is done by then outlives an interruption.
+        for group in (names[start : start + TOGETHER] for start in range(0, len(names), TOGETHER)):
+            models = {name: missing[name] for name in group}
             problems: dict[str, str] = {}
             found = _tried("evaluation", problems, partial(self._measure, models, BASE in done))
             if found is not None:
@@ -177,7 +179,8 @@ class _Work:
             else:
                 console.print(f"[yellow]{plain(problems['evaluation'])}[/]: these models are evaluated one at a time")
                 for name, folder in models.items():
-                    done.update(self._tried(name, partial(self._measure, {name: folder}, BASE in done)) or {})
+                    one = partial(self._measure, {name: folder}, BASE in done)
+                    done.update(_tried(name, self.failed, one) or {})
             # With what an earlier comparison in this folder measured of rows that this one leaves out.
             if done:
                 text = json.dumps({"main": main_row(self._config), "methods": done}, indent=1, ensure_ascii=False)
@@ -197,9 +200,6 @@ class _Work:
             lambda what, part, total: self._bars.update(f"Evaluate: {what}", part, total),
             answers,
         )
-
-    def _tried(self, name: str, work: Callable[[], Any]) -> Any:
-        return _tried(name, self.failed, work)
 
 
 def _forget(trainings: list[Training], run_dir: Path) -> None:
@@ -243,15 +243,8 @@ def _prune(base: str, tuned: str, out: str, sparsity: float) -> None:
     prune_folder(weights_folder(base), tuned, out, sparsity)
 
 
-def _batches(folders: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Models to evaluate with one start of the engines; what is done by then outlives an interruption."""
-    names = list(folders)
-    for start in range(0, len(names), TOGETHER):
-        yield {name: folders[name] for name in names[start : start + TOGETHER]}
-
-
 def _tried(name: str, failed: dict[str, str], work: Callable[[], Any]) -> Any:
-    """What `work` returns; none if it fails, with the reason put down under `name`."""
+    """What `work` returns; none if it fails, with the reason recorded under `name`."""
     try:
         return work()
     # Whatever stops one method must not lose the hours that went into the others.

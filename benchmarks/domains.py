@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from raft_ray.compare.front import Place, gain_at_loss, pareto_front, places_of
+from raft_ray.compare.front import ParetoPoint, gain_at_loss, pareto_front, points_by_method
 from raft_ray.evaluate.statistics import Estimate, average
 from raft_ray.report.words import method_label
 
@@ -101,10 +101,10 @@ def _difference(found: list[dict[str, Any]], name: str, score: str, rival: str) 
     return f"{points} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
 
 
-def _places(comparison: Comparison) -> dict[str, dict[str, Place]]:
+def _places(comparison: Comparison) -> dict[str, dict[str, ParetoPoint]]:
     """Where each method's points stand; a comparison without a grid has one a method."""
     methods = comparison["methods"].items()
-    return places_of(comparison["points"] or [{"method": name, "point": "", **one} for name, one in methods])
+    return points_by_method(comparison["points"] or [{"method": name, "point": "", **one} for name, one in methods])
 
 
 def chart(domains: dict[str, Comparison], path: Path) -> None:

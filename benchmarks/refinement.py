@@ -22,7 +22,7 @@ from rows import spread
 from actors.run import refine
 from raft_ray.checks import check
 from raft_ray.config import settings
-from raft_ray.refine.gap import in_words, read_gap
+from raft_ray.refine.gap import describe, read_gap
 from raft_ray.refine.schema import read_summary
 
 SETTINGS = ["data.test=null", "data.on_bad_row=skip", "eval.enabled=false", "refine.max_new_tokens=192"]
@@ -46,7 +46,7 @@ def main() -> None:
         (arguments.out / "benchmark-refinement.md").write_text(markdown(results), encoding="utf-8")
     print(markdown(results))
     for result in results:
-        print(f"{result['domain']}: {in_words(result['gap'])}")
+        print(f"{result['domain']}: {describe(result['gap'])}")
 
 
 def measure(name: str, file: Path, rows: int, work: Path, overrides: list[str]) -> dict[str, Any]:

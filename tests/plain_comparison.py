@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raft_ray.compare.summary import compare as summarise
+from raft_ray.compare.comparison import compare as summarise
 from raft_ray.compare.tuning import ONLY, choose, tune
 
 

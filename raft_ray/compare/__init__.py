@@ -1,4 +1,6 @@
-"""What a comparison of methods shows: intervals, paired tests, retention, the Pareto front, and a verdict in words.
+"""A comparison of methods: its trainings, the choice of a point, intervals and paired tests, a verdict, and its files.
 
-Pure statistics on plain numbers: knows nothing about models, files, Ray or how anything was measured.
+    plan.py -> tuning.py -> comparison.py (front.py) -> verdict.py, charts.py -> output.py        fapm.py prunes a model
+
+Knows nothing about Ray or how anything was measured; `actors/compare.py` drives it.
 """

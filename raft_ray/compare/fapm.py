@@ -37,18 +37,14 @@ def fapm(
     """The tuned state with the share `sparsity` of every tensor's entries put back to the base.
 
     Of n entries exactly `round((1 - sparsity) · n)` keep the tuned value, bit for bit; among equal scores those that
-    come first. `sparsity=0` is the tuned model, `sparsity=1` the base. Scores are taken in float32, or in float64
-    where the weights are; never more than one tensor's scores exist at a time. What the definition leaves open:
+    come first. Scores are taken in float32, or in float64 where the weights are. What the definition leaves open:
 
-    - Biases and norms (one dimension) are scored as matrices of one row. Keeping them whole would leave some of the
-      change that `sparsity=1` is to undo, and putting them back would join tuned matrices to norms of another model.
-    - Embeddings and an untied head are matrices like any other. A head that is tied to the embeddings gets the same
-      entries as they, since equal tensors have equal scores.
+    - Biases and norms (one dimension) are scored as matrices of one row, so that `sparsity=1` undoes all change.
+    - Embeddings and an untied head are matrices like any other; a tied head gets the same entries as the embeddings.
     - Where `W_base` is 0, any change is infinitely large beside the weight: S is -inf, and it is put back first. An
       entry that did not change scores 0, also there.
     - Tensors of integers are buffers, not weights: the tuned model's are kept.
-    - Where the two have different precisions (a bfloat16 model that was trained in float32), the base is taken in the
-      tuned model's.
+    - Where the two have different precisions, the base is taken in the tuned model's.
 
     Raises `ModelError` where names or shapes differ or a weight is not finite, `ConfigError` for a sparsity outside 0
     to 1.
@@ -111,9 +107,15 @@ def prune_tensor(base: Tensor, tuned: Tensor, sparsity: float, name: str = "tens
     if not tuned.is_floating_point():
         return tuned.detach().clone()
     base = base.detach().to(tuned)
-    scores = _scores(base, tuned)
-    if scores is None:
+    precise = torch.float64 if tuned.dtype is torch.float64 else torch.float32
+    old = base.flatten().to(precise)
+    change = (tuned.detach().flatten().to(precise) - old).abs_()
+    # Not in place: without a change of dtype it is the caller's own tensor.
+    old = old.abs()
+    if not (old.isfinite().all() and change.isfinite().all()):
         raise ModelError(f"FAPM: {name} has weights that are not finite")
+    scores = change - old.mean(dtype=torch.float64).to(precise) * change / old
+    scores.masked_fill_(change == 0, 0.0).masked_fill_((old == 0) & (change != 0), -torch.inf)
     kept = round((1 - sparsity) * scores.numel())
     if kept == 0:
         return base.clone()
@@ -124,22 +126,6 @@ def prune_tensor(base: Tensor, tuned: Tensor, sparsity: float, name: str = "tens
     equal = (scores == threshold).nonzero().squeeze(1)
     keep[equal[: kept - int(keep.sum())]] = True
     return torch.where(keep.view(tuned.shape), tuned.detach(), base)
-
-
-def _scores(base: Tensor, tuned: Tensor) -> Tensor | None:
-    """S of every entry, flat; none where a weight is not finite."""
-    import torch
-
-    precise = torch.float64 if tuned.dtype is torch.float64 else torch.float32
-    old = base.flatten().to(precise)
-    change = (tuned.detach().flatten().to(precise) - old).abs_()
-    # Not in place: without a change of dtype it is the caller's own tensor.
-    old = old.abs()
-    if not (old.isfinite().all() and change.isfinite().all()):
-        return None
-    mean = old.mean(dtype=torch.float64).to(precise)
-    scores = change - mean * change / old
-    return scores.masked_fill_(change == 0, 0.0).masked_fill_((old == 0) & (change != 0), -torch.inf)
 
 
 def _check_sparsity(sparsity: float) -> None:

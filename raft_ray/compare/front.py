@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Place:
+class ParetoPoint:
     """Where a method stands."""
 
     gain: float
@@ -16,36 +16,41 @@ class Place:
     loss: float
     """The less the better, such as drift or what was lost of a general score."""
 
-    def dominates(self, other: Place) -> bool:
+    def dominates(self, other: ParetoPoint) -> bool:
         """At least as good in both, and better in one."""
         return self.gain >= other.gain and self.loss <= other.loss and self != other
 
 
-def places_of(points: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Place]]:
-    """Where points of a grid stand that have both domain accuracy and drift, by method and point; `points` as in
-    `compare.json`."""
-    places: dict[str, dict[str, Place]] = {}
+def pareto_point(result: Mapping[str, Any]) -> ParetoPoint | None:
+    """Where a method or point of `compare.json` stands; none without both domain accuracy and drift."""
+    if not (result["scores"].get("domain") and result["drift"]):
+        return None
+    return ParetoPoint(result["scores"]["domain"]["mean"], result["drift"]["mean"])
+
+
+def points_by_method(points: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, ParetoPoint]]:
+    """Where the points of a grid stand, by method and point; `points` as in `compare.json`."""
+    found: dict[str, dict[str, ParetoPoint]] = {}
     for point in points:
-        if point["scores"].get("domain") and point["drift"]:
-            place = Place(point["scores"]["domain"]["mean"], point["drift"]["mean"])
-            places.setdefault(point["method"], {})[point["point"]] = place
-    return places
+        if place := pareto_point(point):
+            found.setdefault(point["method"], {})[point["point"]] = place
+    return found
 
 
-def pareto_front(places: Mapping[str, Place]) -> list[str]:
-    """The methods that no other dominates, by falling gain; methods at the same place are all on it."""
-    free = [name for name, place in places.items() if not any(one.dominates(place) for one in places.values())]
-    return sorted(free, key=lambda name: (-places[name].gain, places[name].loss))
+def pareto_front(points: Mapping[str, ParetoPoint]) -> list[str]:
+    """The methods that no other dominates, by falling gain; methods at the same point are all on it."""
+    free = [name for name, point in points.items() if not any(one.dominates(point) for one in points.values())]
+    return sorted(free, key=lambda name: (-points[name].gain, points[name].loss))
 
 
-def dominated_by(name: str, places: Mapping[str, Place]) -> list[str]:
-    """The methods that dominate `name`, in the order of `places`."""
-    return [other for other, place in places.items() if place.dominates(places[name])]
+def dominated_by(name: str, points: Mapping[str, ParetoPoint]) -> list[str]:
+    """The methods that dominate `name`, in the order of `points`."""
+    return [other for other, point in points.items() if point.dominates(points[name])]
 
 
-def gain_at_loss(places: Mapping[str, Place], loss: float) -> float | None:
+def gain_at_loss(points: Mapping[str, ParetoPoint], loss: float) -> float | None:
     """The best gain of the methods that lose no more than `loss`; none where all lose more.
 
     Compares two methods at equal drift, each tried at several learning rates: with the front of each.
     """
-    return max((place.gain for place in places.values() if place.loss <= loss), default=None)
+    return max((point.gain for point in points.values() if point.loss <= loss), default=None)

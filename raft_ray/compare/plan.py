@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.checks import check
-from raft_ray.compare.summary import BASE
+from raft_ray.compare.comparison import BASE
 from raft_ray.compare.tuning import ONLY
 from raft_ray.config import CompareConfig, Config, Method, settings
 from raft_ray.config.checks import SHARED
@@ -60,24 +60,29 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
     Raises `ConfigError` naming the key under `compare` for what cannot be trained.
     """
     wanted = config.compare
-    rows = wanted.methods
-    if not rows or not wanted.seeds:
-        key = "compare.seeds" if rows else "compare.methods"
-        raise ConfigError(f"{key} is empty; name at least one")
-    for key, values in (("compare.methods", rows), ("compare.seeds", wanted.seeds)):
-        if len(set(values)) < len(values):
-            raise ConfigError(f"{key}={values}: names one twice")
+    rows, seeds = wanted.methods, wanted.seeds
+    for unfit, message in (
+        (not rows, "compare.methods is empty; name at least one"),
+        (not seeds, "compare.seeds is empty; name at least one"),
+        (len(set(rows)) < len(rows), f"compare.methods={rows}: names one twice"),
+        (len(set(seeds)) < len(seeds), f"compare.seeds={seeds}: names one twice"),
+        (min(seeds, default=0) < 0, f"compare.seeds={seeds}: must be at least 0"),
+        (
+            FAPM in rows and PRUNED not in rows,
+            f"compare.methods={rows}: fapm prunes the model of sft; name sft as well",
+        ),
+        (
+            not config.eval.enabled,
+            "eval.enabled=false: there is nothing to compare without an evaluation; leave it on",
+        ),
+    ):
+        if unfit:
+            raise ConfigError(message)
     for key, names in (("compare.methods", rows), ("compare.overrides", wanted.overrides)):
         for name in names:
             if not _NAME.fullmatch(str(name)) or name == BASE:
                 why = "the base is a row already" if name == BASE else "it names a folder: letters, digits, . _ - only"
                 raise ConfigError(f"{key}: {name!r} cannot be the name of a row ({why}); choose another")
-    if min(wanted.seeds) < 0:
-        raise ConfigError(f"compare.seeds={wanted.seeds}: must be at least 0")
-    if FAPM in rows and PRUNED not in rows:
-        raise ConfigError(f"compare.methods={rows}: fapm prunes the model of sft; name sft as well")
-    if not config.eval.enabled:
-        raise ConfigError("eval.enabled=false: there is nothing to compare without an evaluation; leave it on")
     for name in left_out(config):
         own = wanted.overrides[name]
         distill = own.get("distill") if isinstance(own, dict) else None
@@ -93,7 +98,7 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
             point,
             seed,
             folder,
-            _seeded(made, seed, folder) if made else None,
+            replace(made, run=replace(made.run, seed=seed, dir=str(folder))) if made else None,
             "refine" in (wanted.overrides.get(row) or {}),
         )
         for seed in wanted.seeds
@@ -190,7 +195,3 @@ def _method(row: str, overrides: dict[str, Any], where: str) -> str:
             f"say what it trains with {where}.distill.method"
         )
     return str(said)
-
-
-def _seeded(config: Config, seed: int, folder: Path) -> Config:
-    return replace(config, run=replace(config.run, seed=seed, dir=str(folder)))

@@ -180,7 +180,7 @@ class Gap:
         return result
 
 
-def in_words(gap: dict[str, Any]) -> str:
+def describe(gap: dict[str, Any]) -> str:
     """Whether the gap shrank, in one sentence: the paired difference of fused and gold answers over all rows."""
     rise = gap["all"]["fused_minus_gold"]
     if not rise["n"]:
@@ -198,7 +198,7 @@ def in_words(gap: dict[str, Any]) -> str:
     return f"It is not shown that the compatibility gap shrank; {change}."
 
 
-def reference_in_words(gap: dict[str, Any]) -> str | None:
+def describe_reference(gap: dict[str, Any]) -> str | None:
     """Whether the teacher uses the reference, in one sentence; none where it was not measured.
 
     Likelihoods are said as probabilities a token (geometric means), which need no logarithms to be understood.
@@ -223,8 +223,8 @@ def read_gap(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         gap = json.loads(path.read_text(encoding="utf-8"))
-        in_words(gap)
-        reference_in_words(gap)
+        describe(gap)
+        describe_reference(gap)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a measured gap ({type(error).__name__}: {error}); delete it") from error
     return gap

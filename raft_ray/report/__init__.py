@@ -4,7 +4,7 @@
 
     files.py    reads and checks the run folder; refine_facts.py the refined rows, in one pass
     verdict.py  what eval.json says, in words
-    figures.py, refine_figures.py  values -> charts, drawn by svg.py; timeline.py and lanes.py likewise for spans
+    figures.py  values -> charts, drawn by charts.py; timing.py and timeline.py likewise, stage1.py for stage 1
     page.py, refine_page.py        what each section shows; answers.py the samples of answers, side by side
     frame.html.j2, parts.html.j2, report.css   how a page looks; report.html.j2, refine_report.html.j2   its sections
 
@@ -38,7 +38,7 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(Path(run_dir))
     if run.refined is not None:
         _write_refine_report(run)
-    return _write(run.folder / REPORT, "report.html.j2", page(run))
+    return write_page(run.folder / REPORT, "report/report.html.j2", page(run))
 
 
 def write_refine_report(run_dir: Path) -> Path:
@@ -53,29 +53,29 @@ def _write_refine_report(run: Run) -> Path:
 
     if run.refined is None:
         raise RaftError(f"{run.folder}: no refined/part-*.parquet there; run `raft-ray refine` first")
-    return _write(run.folder / REFINE_REPORT, "refine_report.html.j2", page(run, run.refined))
+    return write_page(run.folder / REFINE_REPORT, "report/refine_report.html.j2", page(run, run.refined))
 
 
-def _write(path: Path, template: str, values: dict[str, Any]) -> Path:
+def write_page(path: Path, template: str, values: dict[str, Any]) -> Path:
+    """Write a template of this package, filled, to `path`; returns it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from raft_ray.report import figures, words
+    from raft_ray.report import words
 
     environment = Environment(
-        loader=PackageLoader("raft_ray.report", "."),
+        loader=PackageLoader("raft_ray", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=words.percent,
-        short=words.short,
-        duration=words.duration,
+        format_percent=words.format_percent,
+        format_number=words.format_number,
+        format_duration=words.format_duration,
         label=words.method_label,
-        css=figures.method_css,
+        css=words.method_css,
     )
-    html = environment.get_template(template).render(values)
     # A model can emit lone surrogates.
-    write_whole(path, html, errors="replace")
+    write_whole(path, environment.get_template(template).render(values), errors="replace")
     return path

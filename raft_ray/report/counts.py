@@ -1,7 +1,4 @@
-"""What a report keeps of a stream of any length: counts by bin, and a few items drawn at random.
-
-Knows nothing about what is counted.
-"""
+"""What a report keeps of a stream of any length: counts by bin, and a few items drawn at random."""
 
 from __future__ import annotations
 
@@ -45,8 +42,8 @@ def used_range(many: Sequence[Counts], every: int = 1) -> slice:
     used = [place for counts in many for place, count in enumerate(counts.bins) if count]
     if not used:
         return slice(0, 0)
-    bins = len(many[0].bins)
-    return slice(min(used) // every * every, min(bins, -(-(max(used) + 1) // every) * every))
+    end = math.ceil((max(used) + 1) / every) * every
+    return slice(min(used) // every * every, min(len(many[0].bins), end))
 
 
 class Reservoir(Generic[T]):
@@ -56,19 +53,17 @@ class Reservoir(Generic[T]):
     """
 
     def __init__(self, size: int, seed: int = 0) -> None:
-        self._size = size
-        self._random = random.Random(seed)
+        self._size, self._random = size, random.Random(seed)
+        self._offered = 0
         self._kept: list[tuple[int, T]] = []
-        self.offered = 0
 
     def offer(self, item: T) -> None:
         """Take the item into the sample, or not."""
-        place = self.offered if self.offered < self._size else self._random.randrange(self.offered + 1)
-        if self.offered < self._size:
-            self._kept.append((self.offered, item))
-        elif place < self._size:
-            self._kept[place] = (self.offered, item)
-        self.offered += 1
+        if len(self._kept) < self._size:
+            self._kept.append((self._offered, item))
+        elif (place := self._random.randrange(self._offered + 1)) < self._size:
+            self._kept[place] = (self._offered, item)
+        self._offered += 1
 
     @property
     def items(self) -> list[T]:

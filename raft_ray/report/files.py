@@ -7,9 +7,8 @@ empty (a run without refinement or evaluation is a run); a file that is there an
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from raft_ray.errors import RaftError
 from raft_ray.json_files import read_json, read_lines, read_object
 from raft_ray.refine.gap import read_gap
 from raft_ray.refine.schema import SUMMARY, part_files
-from raft_ray.report.refine_facts import Facts, read_facts
+from raft_ray.report.refine_facts import Facts, Record, read_facts
+from raft_ray.report.words import number
 from raft_ray.runs.spans import Span, read_spans
 
 METHOD_ORDER = ("base", "sft", "fapm", "sdft", "opd")
@@ -29,8 +29,6 @@ ROLLOUTS = ("response_length", "truncated", "staleness", "staleness_max", "token
 NUMBERS = ("epoch", *LOSSES, *ROLLOUTS, "lr", "grad_norm", "rows")
 """The keys of a metrics line that hold a number or null."""
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -39,16 +37,16 @@ class Run:
     folder: Path
     main: str
     config: dict[str, Any] | None
-    metrics: dict[str, list[Row]] = field(default_factory=dict)
-    traces: dict[str, list[Row]] = field(default_factory=dict)
+    metrics: dict[str, list[Record]] = field(default_factory=dict)
+    traces: dict[str, list[Record]] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     """Of the main method; empty if they were not recorded."""
     refined: Facts | None = None
-    summary: Row = field(default_factory=dict)
+    summary: Record = field(default_factory=dict)
     """What stage 1 left when it finished."""
-    gap: Row | None = None
+    gap: Record | None = None
     """The compatibility gap of the refined rows, if it was measured."""
-    evaluation: dict[str, Row] | None = None
+    evaluation: dict[str, Record] | None = None
     """`methods` of eval.json, in `in_order`."""
     finished: datetime | None = None
     """When the newest of the files was written (UTC)."""
@@ -61,7 +59,7 @@ class Run:
         return value
 
 
-def in_order(methods: Iterator[str] | list[str] | set[str] | dict[str, Any]) -> list[str]:
+def in_order(methods: Iterable[str]) -> list[str]:
     """Method names as every table and figure lists them: base first, `raft` last."""
 
     def place(name: str) -> tuple[int, str]:
@@ -78,57 +76,35 @@ def read_run(folder: Path) -> Run:
         raise RaftError(f"{folder}: no such run folder")
     config = _read_config(folder / "config.yaml")
     evaluation = read_evaluation(folder / "eval.json") if (folder / "eval.json").exists() else None
-    main = _main_method(config, evaluation)
-    metrics: dict[str, list[Row]] = {}
-    traces: dict[str, list[Row]] = {}
-    for name, place in [(main, folder), *((path.name, path) for path in sorted(folder.glob("methods/*/")))]:
-        if (place / "metrics.jsonl").exists():
-            metrics[name] = read_metrics(place / "metrics.jsonl")
-        if (place / "trace.jsonl").exists():
-            traces[name] = _read_trace(place / "trace.jsonl")
+    bare = Run(folder, "run", config)
+    main = str(evaluation["main"] if evaluation else bare.setting("distill.method") or "run")
+    folders = {**{path.name: path for path in sorted(folder.glob("methods/*/"))}, main: folder}
+    metrics = {name: read_metrics(place / "metrics.jsonl") for name, place in folders.items()}
+    traces = {name: _read_trace(place / "trace.jsonl") for name, place in folders.items()}
     parts = part_files(folder / "refined")
-    if not (config or evaluation or metrics or parts):
+    if not (config or evaluation or any(metrics.values()) or parts):
         raise RaftError(
             f"{folder}: not a run folder (no config.yaml, metrics.jsonl, eval.json or refined/*.parquet there)"
         )
-    return Run(
-        folder=folder,
+    files = [folder / name for name in ("config.yaml", "metrics.jsonl", "eval.json")]
+    written = [path.stat().st_mtime for path in [*files, *parts] if path.exists()]
+    return replace(
+        bare,
         main=main,
-        config=config,
         metrics={name: metrics[name] for name in in_order(metrics) if metrics[name]},
         traces=traces,
         spans=read_spans(folder / "spans.jsonl"),
-        refined=read_facts(folder / "refined", _tau(config)),
+        refined=read_facts(folder / "refined", number(bare.setting("refine.tau"))),
         summary=_read_summary(folder / "refined" / SUMMARY),
         gap=read_gap(folder / "refined"),
         evaluation=evaluation["methods"] if evaluation else None,
-        finished=_newest([folder / "config.yaml", folder / "metrics.jsonl", folder / "eval.json", *parts]),
+        finished=datetime.fromtimestamp(max(written), UTC) if written else None,
     )
 
 
-def _main_method(config: dict[str, Any] | None, evaluation: dict[str, Any] | None) -> str:
-    if evaluation:
-        return str(evaluation["main"])
-    distill = (config or {}).get("distill")
-    return str(distill["method"]) if isinstance(distill, dict) and distill.get("method") else "run"
-
-
-def _tau(config: dict[str, Any] | None) -> float | None:
-    refine = (config or {}).get("refine")
-    tau = refine.get("tau") if isinstance(refine, dict) else None
-    return float(tau) if tau is not None and _is_number(tau) else None
-
-
-def _newest(paths: list[Path]) -> datetime | None:
-    times = [path.stat().st_mtime for path in paths if path.exists()]
-    return datetime.fromtimestamp(max(times), UTC) if times else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RaftError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+def _require(holds: bool, where: str, wanted: str) -> None:
+    if not holds:
+        raise RaftError(f"{where} must be {wanted}")
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
@@ -139,11 +115,13 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        config = OmegaConf.to_container(OmegaConf.load(io.StringIO(_text(path))))
+        config = OmegaConf.to_container(OmegaConf.load(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise RaftError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    except UnicodeDecodeError as error:
+        raise RaftError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     except (OmegaConfBaseException, OSError) as error:
         raise RaftError(f"{path}: not a configuration ({str(error).splitlines()[0]})") from error
     if not isinstance(config, dict):
@@ -155,33 +133,34 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def read_metrics(path: Path) -> list[Row]:
-    """A row a step in the order of steps. A resumed run may repeat a step: its last line counts."""
-    steps: dict[int, Row] = {}
+def read_metrics(path: Path) -> list[Record]:
+    """A row a step in the order of steps; none without a file. Of a step that a resumed run repeats the last counts."""
+    steps: dict[int, Record] = {}
     for where, row in read_lines(path, ["step"]):
         for key in NUMBERS:
-            if row.get(key) is not None and not _is_number(row[key]):
-                raise RaftError(f"{where}: `{key}` must be a number or null, found {row[key]!r}")
+            found = row.get(key)
+            _require(found is None or _is_number(found), f"{where}: `{key}`", f"a number or null, found {found!r}")
         seconds = row.get("seconds") or {}
-        if not isinstance(seconds, dict) or not all(v is None or _is_number(v) for v in seconds.values()):
-            raise RaftError(f"{where}: `seconds` must be an object of numbers, found {row['seconds']!r}")
+        fine = isinstance(seconds, dict) and all(value is None or _is_number(value) for value in seconds.values())
+        _require(fine, f"{where}: `seconds`", f"an object of numbers, found {seconds!r}")
         steps[row["step"]] = row
     return [steps[step] for step in sorted(steps)]
 
 
-def _read_trace(path: Path) -> list[Row]:
+def _read_trace(path: Path) -> list[Record]:
     found = read_lines(path, ["epoch", "step", "row"])
     for where, row in found:
-        if not (row.get("version") is None or type(row["version"]) is int):
-            raise RaftError(f"{where}: `version` must be a whole number, found {row['version']!r}; repair or delete it")
+        version = row.get("version")
+        wanted = f"a whole number, found {version!r}; repair or delete it"
+        _require(version is None or type(version) is int, f"{where}: `version`", wanted)
     return [row for _, row in found]
 
 
-def _read_summary(path: Path) -> Row:
+def _read_summary(path: Path) -> Record:
     """The counts that stage 1 left when it finished; an empty dictionary before that."""
     summary = read_object(path) if path.exists() else {}
-    if not (summary.get("seconds") is None or _is_number(summary["seconds"])):
-        raise RaftError(f"{path} line 1: expected an object whose `seconds` is a number")
+    seconds = summary.get("seconds")
+    _require(seconds is None or _is_number(seconds), f"{path} line 1: `seconds`", f"a number, found {seconds!r}")
     return summary
 
 
@@ -202,8 +181,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     methods = value.get("methods") if isinstance(value, dict) else None
     if not isinstance(methods, dict) or not methods:
         raise RaftError(f"{path} line 1: `methods` must be an object with an entry a method; {_ANEW}")
-    if not isinstance(value.get("main"), str):
-        raise RaftError(f"{path} line 1: `main` must name the main method, found {value.get('main')!r}; {_ANEW}")
+    main = value.get("main")
+    _require(isinstance(main, str), f"{path} line 1: `main`", f"the name of the main method, found {main!r}; {_ANEW}")
     for name, result in methods.items():
         _check_result(f"{path}: methods.{name}", result)
     return {**value, "methods": {name: methods[name] for name in in_order(methods)}}
@@ -215,23 +194,25 @@ def _check_result(where: str, result: Any) -> None:
         raise RaftError(f"{where} must be an object, found {result!r}")
     for part, keys in _FIGURES.items():
         value = result.get(part)
-        if value is None:
-            continue
-        if not isinstance(value, dict):
-            raise RaftError(f"{where}.{part} must be an object or null, found {value!r}")
-        for key in keys:
-            if not _is_number(value.get(key)):
-                raise RaftError(f"{where}.{part}.{key} must be a number, found {value.get(key)!r}")
+        if value is not None:
+            _require(isinstance(value, dict), f"{where}.{part}", f"an object or null, found {value!r}")
+            for key in keys:
+                _require(_is_number(value.get(key)), f"{where}.{part}.{key}", f"a number, found {value.get(key)!r}")
     layers = (result.get("weight_distance") or {}).get("layers") or {}
-    if not isinstance(layers, dict) or not all(_is_number(distance) for distance in layers.values()):
-        raise RaftError(f"{where}.weight_distance.layers must be an object of numbers")
-    for part in ("answers", "general_answers"):
-        answers = result.get(part) or []
-        if not isinstance(answers, list) or not all(isinstance(a, dict) and "prompt" in a for a in answers):
-            raise RaftError(f"{where}.{part} must be a list of objects with `prompt` and `answer`")
-    samples = result.get("open_answers") or []
-    if not isinstance(samples, list) or not all(_is_open_sample(sample) for sample in samples):
-        raise RaftError(f"{where}.open_answers must be a list of objects with a `score` and judged `turns`")
+    fine = isinstance(layers, dict) and all(map(_is_number, layers.values()))
+    _require(fine, f"{where}.weight_distance.layers", "an object of numbers")
+    for part, fits, wanted in (
+        ("answers", _is_answer, "`prompt` and `answer`"),
+        ("general_answers", _is_answer, "`prompt` and `answer`"),
+        ("open_answers", _is_open_sample, "a `score` and judged `turns`"),
+    ):
+        samples = result.get(part) or []
+        fine = isinstance(samples, list) and all(map(fits, samples))
+        _require(fine, f"{where}.{part}", f"a list of objects with {wanted}")
+
+
+def _is_answer(sample: Any) -> bool:
+    return isinstance(sample, dict) and "prompt" in sample
 
 
 def _is_open_sample(sample: Any) -> bool:
@@ -240,7 +221,7 @@ def _is_open_sample(sample: Any) -> bool:
         isinstance(sample, dict)
         and _is_number(sample.get("score"))
         and isinstance(turns := sample.get("turns"), list)
-        and all(isinstance(turn, dict) and "prompt" in turn and _is_judged(turn.get("judges")) for turn in turns)
+        and all(_is_answer(turn) and _is_judged(turn.get("judges")) for turn in turns)
     )
 
 

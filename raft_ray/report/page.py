@@ -1,4 +1,4 @@
-"""What each section of the report shows, as values for the template. Knows nothing about HTML or SVG.
+"""What each section of the run's report shows, as values for the template.
 
 A section whose files are not there is its one line of explanation (`absent`) and nothing else. Open questions, which
 few runs ask, have neither section nor column where there are none.
@@ -12,43 +12,82 @@ from typing import Any
 
 from raft_ray.evaluate.statistics import wilson
 from raft_ray.report import figures, stage1, timing
-from raft_ray.report.answers import open_answers, side_by_side
-from raft_ray.report.files import Row, Run
+from raft_ray.report.answers import side_by_side
+from raft_ray.report.files import Record, Run
 from raft_ray.report.timeline import timeline
 from raft_ray.report.verdict import verdict
-from raft_ray.report.words import about, duration, last_part, method_label, number, percent, short, usable
+from raft_ray.report.words import (
+    format_duration,
+    format_number,
+    format_percent,
+    last_part,
+    method_css,
+    method_label,
+    number,
+    usable,
+)
 
 GENERAL_EXAMPLES = 3
 
-NO_EVALUATION = "Left out: this run has no eval.json. `raft-ray eval RUN` writes it."
+NO_EVALUATION = {"absent": "Left out: this run has no eval.json. `raft-ray eval RUN` writes it."}
 NO_ANSWERS = "Left out: the evaluation kept no answers (eval.samples)."
 
 
 def page(run: Run) -> dict[str, Any]:
     """The template's values."""
+    evaluation = run.evaluation or {}
+    opened = any(m.get("open") for m in evaluation.values())
+    evaluated = {
+        "results": lambda: _results(run, evaluation, opened),
+        "tradeoff": lambda: _figures(
+            figures.tradeoff_figures(evaluation),
+            "domain accuracy was not measured. Set data.test and run `raft-ray eval RUN`.",
+        ),
+        "weights": lambda: _weights(evaluation),
+        "answers": lambda: _questions(side_by_side(run.main, evaluation, "answers"), NO_ANSWERS),
+        "general": lambda: _questions(
+            side_by_side(run.main, evaluation, "general_answers", GENERAL_EXAMPLES),
+            "Left out: the evaluation kept no general answers.",
+        ),
+    }
+    found = {name: make() if evaluation else NO_EVALUATION for name, make in evaluated.items()}
+    sections = [
+        ("results", "Results", found["results"]),
+        ("tradeoff", "What was gained, what it cost", found["tradeoff"]),
+        ("training", "Training", _training(run)),
+        ("refinement", "Stage 1: refined answers", stage1.refinement(run)),
+        ("time", "Time", _time(run)),
+        ("timeline", "Who worked when", timeline(run)),
+        ("weights", "Weight distance", found["weights"]),
+        ("answers", "Answers to domain questions", found["answers"]),
+        (
+            "open",
+            "Answers to open questions",
+            _questions(side_by_side(run.main, evaluation, "open_answers"), NO_ANSWERS),
+        ),
+        ("general", "Answers to general questions", found["general"]),
+    ]
     return {
         "run": run,
         "title": _title(run),
         "facts": _facts(run),
-        "verdict": verdict(run.main, run.evaluation) if run.evaluation else None,
-        "tiles": _tiles(run.evaluation or {}),
-        "sections": [
-            ("results", "Results", _results(run)),
-            ("tradeoff", "What was gained, what it cost", _tradeoff(run)),
-            ("training", "Training", _training(run)),
-            ("refinement", "Stage 1: refined answers", stage1.refinement(run)),
-            ("time", "Time", _time(run)),
-            ("timeline", "Who worked when", timeline(run)),
-            ("weights", "Weight distance", _weights(run)),
-            ("answers", "Answers to domain questions", _answers(run)),
-            *([("open", "Answers to open questions", _open(run))] if _opened(run) else []),
-            ("general", "Answers to general questions", _general(run)),
-        ],
+        "verdict": verdict(run.main, evaluation) if evaluation else None,
+        "tiles": _tiles(evaluation),
+        "sections": [section for section in sections if section[0] != "open" or opened],
     }
 
 
-def _absent(line: str) -> dict[str, Any]:
-    return {"absent": line}
+def known(facts: list[tuple[str, Any]]) -> list[tuple[str, str]]:
+    """The (label, text) of a header that are known."""
+    return [(label, str(value)) for label, value in facts if value is not None and value != ""]
+
+
+def _figures(found: list[figures.Figure], missing: str) -> dict[str, Any]:
+    return {"figures": found} if found else {"absent": f"Left out: {missing}"}
+
+
+def _questions(questions: list[dict[str, Any]], missing: str) -> dict[str, Any]:
+    return {"questions": questions} if questions else {"absent": missing}
 
 
 def _title(run: Run) -> str:
@@ -59,91 +98,75 @@ def _title(run: Run) -> str:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """(label, text) of the header; what is not known is not listed."""
-    rows = run.metrics.get(run.main, [])
+    rows, rate = run.metrics.get(run.main, []), number(run.setting("learner.lr"))
     trained = run.refined.rows if run.refined is not None else len({row["row"] for row in run.traces.get(run.main, [])})
-    facts: list[tuple[str, Any]] = [
+    facts = [
         ("Model", run.setting("model.path")),
         ("Domain data", run.setting("data.train")),
         ("Test questions", run.setting("data.test")),
         ("Rows", f"{trained:,}" if trained else None),
         ("Steps", f"{len(rows):,}" if rows else None),
         ("Batch", run.setting("learner.global_batch_size")),
-        ("Learning rate", short(run.setting("learner.lr")) if usable(number(run.setting("learner.lr"))) else None),
+        ("Learning rate", format_number(rate) if usable(rate) else None),
         ("Seed", run.setting("run.seed")),
     ]
     if any(usable(row.get("kl_loss")) for row in rows):
-        facts.append(("Distillation", _distillation(run)))
+        fixed = run.setting("distill.balance") == "fixed"
+        weight = f"λ = {run.setting('distill.fixed_lambda')}" if fixed else "λ by moving averages"
+        settings = f"T = {run.setting('distill.temperature')}, K = {run.setting('distill.top_k')}, {weight}"
+        facts.append(("Distillation", settings if run.config else None))
         facts.append(("Staleness, at most", run.setting("sync.max_staleness")))
     if run.refined is not None:
         facts.append(("Filter τ", run.setting("refine.tau")))
     facts.append(("Finished", f"{run.finished:%Y-%m-%d %H:%M} UTC" if run.finished else None))
-    return [(label, str(value)) for label, value in facts if value is not None and value != ""]
+    return known(facts)
 
 
-def _distillation(run: Run) -> str | None:
-    if run.config is None:
-        return None
-    balance = run.setting("distill.balance")
-    weight = f"λ = {run.setting('distill.fixed_lambda')}" if balance == "fixed" else "λ by moving averages"
-    return f"T = {run.setting('distill.temperature')}, K = {run.setting('distill.top_k')}, {weight}"
-
-
-def _tiles(methods: dict[str, Row]) -> list[dict[str, Any]]:
+def _tiles(methods: dict[str, Record]) -> list[dict[str, Any]]:
     """The figures at a glance: a title, how to read it, and a bar a method."""
-
-    def tile(
-        title: str, hint: str, value: Callable[[Row], float | None], text: Callable[[float], str]
-    ) -> dict[str, Any]:
-        values = {name: value(m) for name, m in methods.items()}
-        most = max((v for v in values.values() if usable(v)), default=0.0)
-        bars = [
-            {"method": name, "text": text(v), "width": 100 * max(0.0, v) / most if most > 0 else 0}
-            for name, v in values.items()
-            if usable(v)
-        ]
-        return {"title": title, "hint": hint, "bars": bars}
-
     base = ((methods.get("base") or {}).get("length") or {}).get("words_mean")
-    length = (
-        tile(
-            "General answers",
-            "length, of the base's",
-            lambda m: (m.get("length") or {}).get("words_mean", 0) / base if m.get("length") else None,
-            about,
-        )
+    tiles: list[tuple[str, str, str, str, Callable[[float], str], float]] = [
+        ("Domain accuracy", "higher is better", "domain", "accuracy", format_percent, 1),
+        ("Drift", "nats a token; lower is better", "drift", "kl", lambda value: format_number(value, 2), 1),
+        ("General answers", "length, of the base's", "length", "words_mean", format_percent, base)
         if base
-        else tile("General answers", "words, mean", lambda m: (m.get("length") or {}).get("words_mean"), short)
-    )
-    tiles = [
-        tile("Domain accuracy", "higher is better", lambda m: (m.get("domain") or {}).get("accuracy"), about),
-        tile(
-            "Drift", "nats a token; lower is better", lambda m: (m.get("drift") or {}).get("kl"), lambda v: short(v, 2)
-        ),
-        length,
-        tile(
-            "IFEval", "prompt-strict; higher is better", lambda m: (m.get("ifeval") or {}).get("prompt_strict"), about
-        ),
-        tile("Open questions", "judged; higher is better", lambda m: (m.get("open") or {}).get("score"), about),
+        else ("General answers", "words, mean", "length", "words_mean", format_number, 1),
+        ("IFEval", "prompt-strict; higher is better", "ifeval", "prompt_strict", format_percent, 1),
+        ("Open questions", "judged; higher is better", "open", "score", format_percent, 1),
     ]
-    return [one for one in tiles if one["bars"]]
+    shown = []
+    for title, hint, part, key, text, whole in tiles:
+        values = {name: m[part][key] / whole for name, m in methods.items() if m.get(part) and usable(m[part].get(key))}
+        most = max(values.values(), default=0.0)
+        bars = [
+            {"method": name, "text": text(value), "width": 100 * max(0.0, value) / most if most > 0 else 0}
+            for name, value in values.items()
+        ]
+        if bars:
+            shown.append({"title": title, "hint": hint, "bars": bars})
+    return shown
+
+
+def _exact(value: float | None) -> str:
+    return format_percent(value, 1)
 
 
 COLUMNS: list[tuple[str, str, str, Callable[[Any], str], int]] = [
-    ("accuracy", "domain", "accuracy", percent, 1),
-    ("nats a token", "drift", "kl", short, -1),
-    ("first token", "drift", "kl_first", short, -1),
-    ("top-1 agreement", "drift", "top1_agreement", percent, 1),
-    ("prompt strict", "ifeval", "prompt_strict", percent, 1),
-    ("prompt loose", "ifeval", "prompt_loose", percent, 1),
-    ("instruct. strict", "ifeval", "instruction_strict", percent, 1),
-    ("instruct. loose", "ifeval", "instruction_loose", percent, 1),
-    ("score", "open", "score", percent, 1),
-    ("words, mean", "length", "words_mean", short, 0),
-    ("words, median", "length", "words_median", short, 0),
-    ("truncated", "length", "truncated", percent, 0),
-    ("distance", "weight_distance", "total", short, -1),
+    ("accuracy", "domain", "accuracy", _exact, 1),
+    ("nats a token", "drift", "kl", format_number, -1),
+    ("first token", "drift", "kl_first", format_number, -1),
+    ("top-1 agreement", "drift", "top1_agreement", _exact, 1),
+    ("prompt strict", "ifeval", "prompt_strict", _exact, 1),
+    ("prompt loose", "ifeval", "prompt_loose", _exact, 1),
+    ("instruct. strict", "ifeval", "instruction_strict", _exact, 1),
+    ("instruct. loose", "ifeval", "instruction_loose", _exact, 1),
+    ("score", "open", "score", _exact, 1),
+    ("words, mean", "length", "words_mean", format_number, 0),
+    ("words, median", "length", "words_median", format_number, 0),
+    ("truncated", "length", "truncated", _exact, 0),
+    ("distance", "weight_distance", "total", format_number, -1),
 ]
+"""Heading, part and key of eval.json, how it reads, and which direction is better (0: neither)."""
 GROUPS = {
     "domain": "Domain",
     "drift": "Drift",
@@ -152,42 +175,49 @@ GROUPS = {
     "length": "General answers",
     "weight_distance": "Weights",
 }
-"""Heading, part and key of eval.json, how it reads, and which direction is better (0: neither)."""
+COUNTS = [
+    ("domain", "n", "domain questions"),
+    ("drift", "tokens", "tokens of the base's own answers for drift and agreement"),
+    ("ifeval", "n", "IFEval prompts"),
+    ("length", "n", "general prompts for words and truncation"),
+    ("open", "n", "open questions"),
+]
+"""On how much each part rests: part and key of eval.json, what is counted."""
 
 
-def _results(run: Run) -> dict[str, Any]:
-    methods = run.evaluation
-    if not methods:
-        return _absent(NO_EVALUATION)
-    table = [column for column in COLUMNS if column[1] != "open" or _opened(run)]
-    best = {}
-    for heading, part, key, _, better in table:
-        values = [m[part][key] for name, m in methods.items() if name != "base" and m.get(part)]
-        if better and len(values) > 1:
-            best[heading] = max(values, key=lambda value: better * value)
-    rows = []
-    for name, m in methods.items():
-        cells = []
-        for heading, part, key, text, _ in table:
-            value = m[part][key] if m.get(part) else None
-            is_best = name != "base" and value is not None and value == best.get(heading)
-            cells.append({"text": text(value), "best": is_best, "note": _note(name, part, key, methods)})
-        rows.append({"method": name, "trained": _trained(run, name), "cells": cells})
-    spans = {part: sum(column[1] == part for column in table) for part in GROUPS}
-    groups = [(text, spans[part]) for part, text in GROUPS.items() if spans[part]]
-    starts = [i == 0 or table[i - 1][1] != column[1] for i, column in enumerate(table)]
-    columns = [{"text": column[0], "starts": start} for column, start in zip(table, starts, strict=True)]
-    return {"groups": groups, "columns": columns, "rows": rows, "counts": _counts(methods), "opened": _opened(run)}
+def _results(run: Run, methods: dict[str, Record], opened: bool) -> dict[str, Any]:
+    table = [column for column in COLUMNS if column[1] != "open" or opened]
+    rows: list[Record] = [{"method": name, "trained": _trained(run, name), "cells": []} for name in methods]
+    for _, part, key, text, better in table:
+        values = {name: m[part][key] if m.get(part) else None for name, m in methods.items()}
+        trained = [value for name, value in values.items() if name != "base" and value is not None]
+        best = max(trained, key=lambda value: better * value) if better and len(trained) > 1 else None
+        for row, (name, value) in zip(rows, values.items(), strict=True):
+            is_best = name != "base" and value is not None and value == best
+            row["cells"].append({"text": text(value), "best": is_best, "note": _note(name, part, key, methods)})
+    parts = [column[1] for column in table]
+    counted = []
+    for part, key, counted_as in COUNTS:
+        counts = {m[part][key] for m in methods.values() if m.get(part) and m[part].get(key) is not None}
+        if counts:
+            counted.append(" / ".join(format_number(count, 9) for count in sorted(counts)) + f" {counted_as}")
+    return {
+        "groups": [(text, parts.count(part)) for part, text in GROUPS.items() if part in parts],
+        "columns": [{"text": one[0], "starts": parts.index(one[1]) == i} for i, one in enumerate(table)],
+        "rows": rows,
+        "counts": "; ".join(counted),
+        "opened": opened,
+    }
 
 
-def _note(name: str, part: str, key: str, methods: dict[str, Row]) -> str:
+def _note(name: str, part: str, key: str, methods: dict[str, Record]) -> str:
     """Small print under a number: an accuracy's 95% interval, the share of the base's score of open questions."""
     measured = methods[name].get(part)
     if not measured:
         return ""
     if key == "accuracy" and measured.get("n"):
         low, high = wilson(measured["accuracy"], measured["n"])
-        return f"{about(low)} to {about(high)}"
+        return f"{format_percent(low)} to {format_percent(high)}"
     base = (methods.get("base") or {}).get(part)
     if part == "open" and name != "base" and base:
         return f"{measured[key] / base[key]:.0%} of base" if base[key] else "base 0"
@@ -203,35 +233,9 @@ def _trained(run: Run, name: str) -> str:
     return f"{len(rows):,} steps" + (f", lr {max(rates):.3g}" if rates else "")
 
 
-def _counts(methods: dict[str, Row]) -> str:
-    """On how much each number rests."""
-    parts = [
-        ("domain", "n", "domain questions"),
-        ("drift", "tokens", "tokens of the base's own answers for drift and agreement"),
-        ("ifeval", "n", "IFEval prompts"),
-        ("length", "n", "general prompts for words and truncation"),
-        ("open", "n", "open questions"),
-    ]
-    texts = []
-    for part, key, text in parts:
-        counts = {m[part][key] for m in methods.values() if m.get(part) and m[part].get(key) is not None}
-        if counts:
-            texts.append(" / ".join(short(count, 9) for count in sorted(counts)) + f" {text}")
-    return "; ".join(texts)
-
-
-def _tradeoff(run: Run) -> dict[str, Any]:
-    if not run.evaluation:
-        return _absent(NO_EVALUATION)
-    found = figures.tradeoff_figures(run.evaluation)
-    if not found:
-        return _absent("Left out: domain accuracy was not measured. Set data.test and run `raft-ray eval RUN`.")
-    return {"figures": found, "legend": []}
-
-
 def _training(run: Run) -> dict[str, Any]:
     if not run.metrics:
-        return _absent("Left out: this run has no metrics.jsonl, so nothing was trained yet.")
+        return {"absent": "Left out: this run has no metrics.jsonl, so nothing was trained yet."}
     distilled = any(usable(row.get("kl_loss")) for rows in run.metrics.values() for row in rows)
     notes = [] if distilled else ["No method of this run distils, so there are no curves of KL, λ and teacher."]
     return {"figures": figures.training_figures(run), "notes": notes + _audit(run)}
@@ -257,8 +261,10 @@ def _audit(run: Run) -> list[str]:
 def _time(run: Run) -> dict[str, Any]:
     totals = timing.totals(run)
     if not totals:
-        return _absent("Left out: no metrics.jsonl with `seconds` in this run.")
-    hidden = [f"{method_label(row['method'])} {about(row['hidden'])}" for row in totals if row["hidden"] is not None]
+        return {"absent": "Left out: no metrics.jsonl with `seconds` in this run."}
+    hidden = [
+        f"{method_label(row['method'])} {format_percent(row['hidden'])}" for row in totals if row["hidden"] is not None
+    ]
     notes = []
     if any(row["hidden"] for row in totals):
         notes.append(
@@ -267,65 +273,34 @@ def _time(run: Run) -> dict[str, Any]:
             f"Hidden behind the learner's work: {', '.join(hidden)}."
         )
     if run.summary.get("seconds") is not None:
-        notes.append(f"Stage 1 took {duration(run.summary['seconds'])}.")
+        notes.append(f"Stage 1 took {format_duration(run.summary['seconds'])}.")
     evaluated = {
         name: sum(value for value in seconds.values() if usable(number(value)))
         for name, m in (run.evaluation or {}).items()
         if isinstance(seconds := m.get("seconds"), dict)
     }
     if any(evaluated.values()):
-        texts = [f"{method_label(name)} {duration(seconds)}" for name, seconds in evaluated.items() if seconds]
+        texts = [f"{method_label(name)} {format_duration(seconds)}" for name, seconds in evaluated.items() if seconds]
         notes.append(f"Evaluation: {', '.join(texts)}.")
     return {
         "figure": timing.time_figure(run),
-        "wall": timing.used_phases(totals, "wall"),
-        "recorded": timing.used_phases(totals, "recorded"),
+        "wall": timing.used_phases(row["wall"] for row in totals),
+        "recorded": timing.used_phases(row["recorded"] for row in totals),
         "totals": totals,
         "most": max(row["seconds"] for row in totals),
         "notes": notes,
     }
 
 
-def _weights(run: Run) -> dict[str, Any]:
-    if not run.evaluation:
-        return _absent(NO_EVALUATION)
-    figure = figures.distance_figure(run.evaluation)
+def _weights(methods: dict[str, Record]) -> dict[str, Any]:
+    figure = figures.distance_figure(methods)
     if not figure:
-        return _absent("Left out: the evaluation did not measure weight distance.")
-    measured = {name: m["weight_distance"] for name, m in run.evaluation.items() if m.get("weight_distance")}
-    most = max(distance["total"] for distance in measured.values()) or 1.0
+        return {"absent": "Left out: the evaluation did not measure weight distance."}
+    distances = {name: m["weight_distance"]["total"] for name, m in methods.items() if m.get("weight_distance")}
+    most = max(distances.values()) or 1.0
     totals = [
-        {
-            "text": method_label(name),
-            "css": figures.method_css(name),
-            "share": d["total"] / most,
-            "value": short(d["total"]),
-        }
-        for name, d in measured.items()
+        {"text": method_label(name), "css": method_css(name), "share": total / most, "value": format_number(total)}
+        for name, total in distances.items()
         if name != "base"
     ]
     return {"figure": figure, "totals": totals}
-
-
-def _answers(run: Run) -> dict[str, Any]:
-    if not run.evaluation:
-        return _absent(NO_EVALUATION)
-    questions = side_by_side(run.main, run.evaluation, "answers")
-    return {"questions": questions} if questions else _absent(NO_ANSWERS)
-
-
-def _open(run: Run) -> dict[str, Any]:
-    questions = open_answers(run.main, run.evaluation or {})
-    return {"questions": questions} if questions else _absent(NO_ANSWERS)
-
-
-def _general(run: Run) -> dict[str, Any]:
-    if not run.evaluation:
-        return _absent(NO_EVALUATION)
-    questions = side_by_side(run.main, run.evaluation, "general_answers", GENERAL_EXAMPLES)
-    return {"questions": questions} if questions else _absent("Left out: the evaluation kept no general answers.")
-
-
-def _opened(run: Run) -> bool:
-    """Open questions were asked and judged."""
-    return any(m.get("open") for m in (run.evaluation or {}).values())

@@ -5,7 +5,7 @@ Memory does not grow with the rows. Knows the columns of `docs/design.md` ("A re
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from raft_ray.refine.schema import OFF, part_files
 from raft_ray.report.counts import Counts, Reservoir
 from raft_ray.report.refine_style import Style
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 COLUMNS = ["row", "prompt", "answer", "rewrite", "similarity", "accepted", "refused", "candidates", "rounds", "fused"]
 """The columns that the reports read."""
@@ -63,11 +63,11 @@ class Facts:
         self.styles = {kind: Style() for kind in KINDS}
         self.likelihood = {kind: Counts(LEAST_LIKELIHOOD, 0, LIKELIHOOD_BINS) for kind in KINDS}
         self._judged: Reservoir[dict[str, float | None]] = Reservoir(SAMPLE)
-        self._samples: dict[tuple[bool, str], Reservoir[Row]] = {}
-        self._below: list[Row] = []
-        self._above: list[Row] = []
+        self._samples: defaultdict[tuple[bool, str], Reservoir[Record]] = defaultdict(lambda: Reservoir(SAMPLES))
+        self.nearest: tuple[list[Record], list[Record]] = ([], [])
+        """The rows nearest to τ: below it, and at it or above; the nearest first."""
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Record) -> None:
         """Count a row with `COLUMNS`."""
         self.rows += 1
         writer = source(row)
@@ -84,18 +84,27 @@ class Facts:
         if row["accepted"]:
             self.accepted += 1
             self.rounds[row["rounds"] or 0] += 1
-            self._keep((True, writer), row)
+            self._samples[True, writer].offer(row)
         else:
             reason = row["refused"] or "no reason given"
             self.refused[reason] += 1
-            self._keep((False, reason), row)
+            self._samples[False, reason].offer(row)
         self.similarity["accepted" if row["accepted"] else "refused"].add(row["similarity"])
-        if self.tau is not None and row["similarity"] is not None:
-            self._keep_near(row, self.tau)
+        if (tau := self.tau) is not None and row["similarity"] is not None:
+            side = self.nearest[row["similarity"] >= tau]
+            side.append(row)
+            side.sort(key=lambda one: abs(one["similarity"] - tau))
+            del side[NEAREST:]
         for candidate in row["candidates"] or []:
-            self._count_scores(candidate["scores"] or [])
+            scores = candidate["scores"] or []
+            found = {score["judge"]: score["score"] for score in scores if score["score"] is not None}
+            for judge, value in found.items():
+                self.scores.setdefault(judge, Counts(0, 1, SCORE_BINS)).add(value)
+            self.candidates["judged" if found else "refused"] += 1
+            if found:
+                self._judged.offer(found)
 
-    def samples(self, accepted: int, refused: int, reasons: int | None = None) -> list[Row]:
+    def samples(self, accepted: int, refused: int, reasons: int | None = None) -> list[Record]:
         """Rows drawn at random: `accepted` of the accepted ones, over all writers, from high to low cosine; then
         `refused` of each reason, the commonest first, of at most so many `reasons`."""
         writers = [self._samples[key].items for key in sorted(self._samples) if key[0]]
@@ -106,11 +115,6 @@ class Facts:
             rows += self._samples[False, reason].items[:refused]
         return rows
 
-    @property
-    def nearest(self) -> tuple[list[Row], list[Row]]:
-        """The rows nearest to τ: below it, and at it or above; the nearest first."""
-        return self._below, self._above
-
     def unscored(self, judge: str) -> int:
         """Candidates that others scored and this judge did not."""
         return self.candidates["judged"] - self.scores[judge].total
@@ -120,27 +124,8 @@ class Facts:
         """Of the judges, over a sample of candidates."""
         return agreement(self._judged.items)
 
-    def _keep(self, kind: tuple[bool, str], row: Row) -> None:
-        if kind not in self._samples:
-            self._samples[kind] = Reservoir(SAMPLES)
-        self._samples[kind].offer(row)
 
-    def _keep_near(self, row: Row, tau: float) -> None:
-        side = self._below if row["similarity"] < tau else self._above
-        side.append(row)
-        side.sort(key=lambda one: abs(one["similarity"] - tau))
-        del side[NEAREST:]
-
-    def _count_scores(self, scores: list[Row]) -> None:
-        found = {score["judge"]: score["score"] for score in scores if score["score"] is not None}
-        for judge, value in found.items():
-            self.scores.setdefault(judge, Counts(0, 1, SCORE_BINS)).add(value)
-        self.candidates["judged" if found else "refused"] += 1
-        if found:
-            self._judged.offer(found)
-
-
-def source(row: Row) -> str:
+def source(row: Record) -> str:
     """`gold`, `rewrite`, `fuse` or another writer: who wrote the fused answer ŷ, the text that training uses."""
     if not row["accepted"]:
         return "gold"
@@ -164,7 +149,7 @@ def read_facts(folder: Path, tau: float | None) -> Facts | None:
     return facts
 
 
-def _rows(path: Path, columns: list[str]) -> Iterator[Row]:
+def _rows(path: Path, columns: list[str]) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

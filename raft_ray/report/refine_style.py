@@ -1,7 +1,6 @@
 """Length and style of many texts, taken in one after the other: words, sentences, variety, how they end.
 
 Simple counts that hold for any language with spaces between words, and count characters where there are none.
-Knows nothing about rows.
 """
 
 from __future__ import annotations
@@ -19,15 +18,12 @@ _FINISHED = re.compile(r"(?:[.!?…:;。！？]|```)[\"'”’»)\]*_`]*$")
 
 
 class Style:
-    """Running statistics. Empty texts count as texts, with no words."""
+    """Running statistics. Empty texts count as texts, with no words; a mean over nothing is none."""
 
     def __init__(self) -> None:
-        self.texts = 0
-        self._words: Counter[int] = Counter()
-        self._sentences = 0
-        self._unfinished = 0
+        self.texts = self._words = self._sentences = self._unfinished = self._segments = 0
+        self._lengths: Counter[int] = Counter()
         self._segment: list[str] = []
-        self._segments = 0
         self._variety = 0.0
 
     def add(self, text: str) -> None:
@@ -35,7 +31,8 @@ class Style:
         words = [token.casefold() for token in words_of(text)]
         stripped = text.strip()
         self.texts += 1
-        self._words[len(words)] += 1
+        self._words += len(words)
+        self._lengths[len(words)] += 1
         if stripped:
             ends = [match.end() for match in _SENTENCE_END.finditer(stripped)]
             self._sentences += len(ends) + (not ends or ends[-1] < len(stripped))
@@ -48,13 +45,13 @@ class Style:
 
     @property
     def words_mean(self) -> float | None:
-        return self._total / self.texts if self.texts else None
+        return _mean(self._words, self.texts)
 
     @property
     def words_median(self) -> float | None:
         """The middle length; the lower of the two middle ones of an even number."""
         seen = 0
-        for length, count in sorted(self._words.items()):
+        for length, count in sorted(self._lengths.items()):
             seen += count
             if 2 * seen >= self.texts:
                 return float(length)
@@ -62,22 +59,22 @@ class Style:
 
     @property
     def sentences_mean(self) -> float | None:
-        return self._sentences / self.texts if self.texts else None
+        return _mean(self._sentences, self.texts)
 
     @property
-    def words_a_sentence(self) -> float | None:
-        return self._total / self._sentences if self._sentences else None
+    def words_per_sentence(self) -> float | None:
+        return _mean(self._words, self._sentences)
 
     @property
     def variety(self) -> float | None:
         """Mean share of different words among `SEGMENT` in a row, over all texts; none for fewer words."""
-        return self._variety / self._segments if self._segments else None
+        return _mean(self._variety, self._segments)
 
     @property
     def unfinished(self) -> float | None:
         """Share of texts that end without any closing mark, as one that was cut off in a sentence does."""
-        return self._unfinished / self.texts if self.texts else None
+        return _mean(self._unfinished, self.texts)
 
-    @property
-    def _total(self) -> int:
-        return sum(length * count for length, count in self._words.items())
+
+def _mean(total: float, count: int) -> float | None:
+    return total / count if count else None

@@ -1,20 +1,20 @@
-"""Where the time of training went: seconds a step by phase, as a figure and as totals.
+"""Where the time of training went: seconds per step by phase, as a figure and as totals.
 
 A learner's step is `wait`, `forward_backward`, `optimizer`, `sync`, `checkpoint`. Rollout, teacher and the loading
 of new weights (`BESIDE`) happen on other actors: while the learner waits, or hidden behind its work. So the stacks
 split the wall time, in which work beside the learner counts as far as the learner waited for it, and the table
-keeps the whole of it. Knows nothing about HTML.
+keeps the whole of it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
-from raft_ray.report import svg
+from raft_ray.report.charts import Series, stacked_bars
 from raft_ray.report.figures import Figure
-from raft_ray.report.files import Row, Run
-from raft_ray.report.svg import Series
-from raft_ray.report.words import method_label, short, usable
+from raft_ray.report.files import Record, Run
+from raft_ray.report.words import format_number, method_label, usable
 
 BESIDE = ("rollout", "teacher", "load")
 PHASES = (*BESIDE, "wait", "forward_backward", "optimizer", "sync", "checkpoint")
@@ -37,13 +37,13 @@ def phase_label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
-def recorded(row: Row) -> Seconds:
+def recorded(row: Record) -> Seconds:
     """Seconds of a step by phase as its metrics have them."""
-    seconds = {name: float(value) for name, value in (row.get("seconds") or {}).items() if usable(value)}
-    return {name: seconds[name] for name in _ordered(seconds) if name not in LEFT_OUT}
+    seconds = (row.get("seconds") or {}).items()
+    return {name: float(value) for name, value in seconds if usable(value) and name not in LEFT_OUT}
 
 
-def wall(row: Row) -> Seconds:
+def wall(row: Record) -> Seconds:
     """The step's wall time by phase: adds up to the recorded total, where there is one.
 
     If the phases together are longer than the total, work beside the learner and the learner's waiting for it are
@@ -62,33 +62,31 @@ def wall(row: Row) -> Seconds:
     rest = total - sum(seconds.values())
     if rest > 0:
         seconds[OTHER] = seconds.get(OTHER, 0.0) + rest
-    return {name: seconds[name] for name in _ordered(seconds)}
+    return seconds
 
 
 def time_figure(run: Run) -> Figure | None:
-    """Seconds a step by phase, stacked, of the main method (of the first trained one if the main has no metrics)."""
+    """Seconds per step by phase, stacked, of the main method (of the first trained one if the main has no metrics)."""
     name = run.main if run.main in run.metrics else next(iter(run.metrics), None)
     if name is None:
         return None
     steps = [float(row["step"]) for row in run.metrics[name]]
     by_step = [wall(row) for row in run.metrics[name]]
-    parts = [
-        Series(phase_label(phase), phase_css(phase), steps, [seconds.get(phase, 0.0) for seconds in by_step])
-        for phase in _used(by_step)
-    ]
-    if not parts:
+    phases = used_phases(by_step)
+    if not phases:
         return None
+    parts = [Series(label, css, steps, [one.get(phase, 0.0) for one in by_step]) for phase, label, css in phases]
     title = f"Time per step, {method_label(name)}"
-    chart = svg.stacked_bars(steps, parts, label=title, x_label="step", form=lambda value: f"{short(value)} s")
+    chart = stacked_bars(parts, label=title, x_label="step", form=lambda value: f"{format_number(value)} s")
     return Figure(title, "Wall time by phase, stacked.", chart, [(part.label, part.css) for part in parts])
 
 
-def totals(run: Run) -> list[Row]:
+def totals(run: Run) -> list[Record]:
     """A row a method that has times: `method`, `wall` and `recorded` by phase, `seconds` (wall), `steps`, `tokens`.
 
     `hidden` is the share of the work beside the learner that it did not wait for, None without such work.
     """
-    rows: list[Row] = []
+    rows: list[Record] = []
     for name, steps in run.metrics.items():
         by_wall, by_record = _sums(map(wall, steps)), _sums(map(recorded, steps))
         if not sum(by_wall.values()):
@@ -109,26 +107,15 @@ def totals(run: Run) -> list[Row]:
     return rows
 
 
-def used_phases(rows: list[Row], kind: str) -> list[tuple[str, str, str]]:
-    """(phase, label, class) of the phases that took time in any of `totals`' rows; `kind` is `wall` or `recorded`."""
-    return [(phase, phase_label(phase), phase_css(phase)) for phase in _used([row[kind] for row in rows])]
+def used_phases(many: Iterable[Seconds]) -> list[tuple[str, str, str]]:
+    """(phase, label, class) of the phases that took time: known ones in the order of a step, others, the remainder."""
+    used = [name for name, seconds in _sums(many).items() if seconds > 0]
+    order = (*PHASES, *(name for name in used if name not in (*PHASES, OTHER)), OTHER)
+    return [(name, phase_label(name), phase_css(name)) for name in order if name in used]
 
 
 def _sums(steps: Iterable[Seconds]) -> Seconds:
-    sums: Seconds = {}
+    sums: Counter[str] = Counter()
     for seconds in steps:
-        for phase, value in seconds.items():
-            sums[phase] = sums.get(phase, 0.0) + value
-    return sums
-
-
-def _used(many: list[Seconds]) -> list[str]:
-    sums = _sums(many)
-    return [phase for phase in _ordered(sums) if sums[phase] > 0]
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    """Known phases in the order of a step, then unknown ones, then the remainder."""
-    given = list(names)
-    known = [name for name in PHASES if name in given]
-    return known + [n for n in given if n not in PHASES and n != OTHER] + [OTHER] * (OTHER in given)
+        sums.update(seconds)
+    return dict(sums)

@@ -20,19 +20,16 @@ def number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def percent(value: Number, digits: int = 1) -> str:
-    """A share in [0, 1] as a percentage: `41.3%`."""
-    return f"{100 * value:.{digits}f}%" if usable(value) else _odd(value)
-
-
-def about(value: Number) -> str:
-    """A percentage for running text: whole from 10% on, one decimal below."""
+def format_percent(value: Number, digits: int | None = None) -> str:
+    """A share in [0, 1] as a percentage; without `digits` whole from 10% on, one decimal below."""
     if not usable(value):
         return _odd(value)
-    return percent(value, 0 if abs(value) >= 0.0995 or value == 0 else 1)
+    if digits is None:
+        digits = 0 if abs(value) >= 0.0995 or value == 0 else 1
+    return f"{100 * value:.{digits}f}%"
 
 
-def short(value: Number, digits: int = 3) -> str:
+def format_number(value: Number, digits: int = 3) -> str:
     """Three significant digits without an exponent where it can be read so: `0.0613`, `12.4`, `1,240`, `2e-05`."""
     if not usable(value):
         return _odd(value)
@@ -45,12 +42,12 @@ def short(value: Number, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def duration(seconds: Number) -> str:
+def format_duration(seconds: Number) -> str:
     """`0.24 s`, `38 s`, `4 min 05 s`, `2 h 10 min`."""
     if not usable(seconds):
         return _odd(seconds)
     if seconds < 10:
-        return f"{short(seconds, 2)} s"
+        return f"{format_number(seconds, 2)} s"
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -59,9 +56,14 @@ def duration(seconds: Number) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def times(ratio: float) -> str:
+def format_factor(ratio: float) -> str:
     """A factor ≥ 1 in words: `7.4 times`, `over 100 times`."""
-    return "over 100 times" if ratio > 100 else f"{short(ratio, 2)} times"
+    return "over 100 times" if ratio > 100 else f"{format_number(ratio, 2)} times"
+
+
+def format_p(p: float) -> str:
+    """`p < 0.001`, `p = 0.62`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def method_label(name: str) -> str:
@@ -69,6 +71,13 @@ def method_label(name: str) -> str:
     if name == "base":
         return "Base"
     return name.upper() if name in ("sft", "fapm", "sdft", "opd", "raft") else name
+
+
+def method_css(name: str) -> str:
+    """The class that colours a method; names that are not the usual ones share four spare colours."""
+    if name in ("base", "sft", "fapm", "sdft", "opd", "raft"):
+        return f"m-{name}"
+    return f"m-other{sum(name.encode()) % 4}"
 
 
 def last_part(value: Any) -> str:

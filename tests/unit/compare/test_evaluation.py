@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,3 +90,33 @@ def test_a_model_whose_folder_was_removed_is_evaluated_anew_and_what_was_pruned_
     assert set(json.loads((tmp_path / "eval.json").read_text())["methods"]) == {"base", "raft/seed0", "other/seed0"}
     assert not (tmp_path / "methods/fapm/seed0").exists()
     assert (tmp_path / "methods/raft/seed0/model").exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_row_with_a_stage_1_of_its_own_trains_on_its_own_rows_and_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool
+) -> None:
+    def refined_rows(config: Config, prepared: Any, bars: Any, run_dir: Path, name: str) -> list[str]:
+        if fails:
+            raise ModelError("no rewriter")
+        return [name]
+
+    def trained(config: Config, prepared: Any, rows: list[str], bars: Any, folder: Path, name: str) -> str:
+        trained_on[name] = rows
+        return f"model of {name}"
+
+    trained_on: dict[str, list[str]] = {}
+    monkeypatch.setattr(module, "refined_rows", refined_rows)
+    monkeypatch.setattr(module, "trained", trained)
+    monkeypatch.setattr(module, "locate", lambda *_: SimpleNamespace(clear=lambda: None))
+    own = "compare.overrides={strict: {refine: {tau: 0.9}, distill: {method: sft}}}"
+    config = settings.load("smoke", ["compare.methods=[sft,strict]", "compare.seeds=[0,1]", own])
+    prepared: Any = SimpleNamespace(folder="b")
+    with Bars(Console(quiet=True)) as bars:
+        work = module._Work(config, prepared, bars, tmp_path, ["main"])  # type: ignore[list-item]
+        for training in plan(config, tmp_path):
+            work._train(training)
+    sft = {f"sft/seed{seed}": ["main"] for seed in (0, 1)}
+    assert trained_on == sft | ({} if fails else {f"strict/seed{seed}": ["refined-strict"] for seed in (0, 1)})
+    assert work.failed == ({"strict": "no rewriter"} if fails else {})
+    assert work._folders == {"base": "b"} | {name: f"model of {name}" for name in trained_on}

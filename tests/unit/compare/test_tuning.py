@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from raft_ray.compare.charts import Traces
+from raft_ray.compare.comparison import compare
 from raft_ray.compare.output import points_table, write_comparison
-from raft_ray.compare.summary import compare
 from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
 from raft_ray.compare.verdict import frontier, verdict
 from raft_ray.errors import ConfigError

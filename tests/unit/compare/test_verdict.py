@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from plain_comparison import compare
 
-from raft_ray.compare.verdict import promise, verdict
+from raft_ray.compare.verdict import summary, verdict
 
 QUESTIONS = 200
 
@@ -57,7 +57,7 @@ def test_what_was_not_measured_is_none_and_not_0() -> None:
     assert raft["scores"] == {"domain": None, "ifeval": None, "mmlu 5-shot": None}
     assert (raft["drift"], raft["weight_distance"], raft["dominated_by"]) == (None, None, None)
     assert result["front"] == ["sft", "base"]
-    assert promise(result) == "Nothing can be said of RAFT's promise: domain accuracy was not measured for it and SFT."
+    assert summary(result) == "Nothing can be said of RAFT's promise: domain accuracy was not measured for it and SFT."
     assert "RAFT: domain accuracy not measured." in verdict(result)
 
 
@@ -72,7 +72,7 @@ def test_what_was_not_measured_is_none_and_not_0() -> None:
     ],
 )
 def test_the_promise(right: int, drift: float, words: str) -> None:
-    assert promise(compare(_methods(raft=[_block(right, drift)]))) == words
+    assert summary(compare(_methods(raft=[_block(right, drift)]))) == words
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_promise(right: int, drift: float, words: str) -> None:
 )
 def test_who_learned_nothing_keeps_no_promise(sft: int, raft: int, words: str) -> None:
     result = compare(_methods(sft=[_block(sft, 0.5)], raft=[_block(raft, 0.1)]))
-    assert promise(result) == f"RAFT {words}"
+    assert summary(result) == f"RAFT {words}"
 
 
 def test_a_difference_to_the_base_within_chance_is_called_so() -> None:
@@ -113,7 +113,7 @@ def test_a_difference_to_the_base_within_chance_is_called_so() -> None:
 
 def test_a_promise_that_another_method_keeps_better_is_told() -> None:
     result = compare(_methods(raft=[_block(100, 0.2)], opd=[_block(120, 0.1)]))
-    assert promise(result) == (
+    assert summary(result) == (
         "RAFT kept its promise against SFT (as accurate as SFT within chance, with less drift), "
         "but OPD did at least as well in both."
     )
@@ -145,8 +145,8 @@ def test_a_base_that_scored_0_is_said() -> None:
 
 
 def test_a_missing_method_is_named() -> None:
-    assert "RAFT was not evaluated" in promise(compare(_methods()))
-    assert "SFT was not evaluated" in promise(compare({"base": [_block(20, 0.0)], "raft": [_block(90, 0.1)]}))
+    assert "RAFT was not evaluated" in summary(compare(_methods()))
+    assert "SFT was not evaluated" in summary(compare({"base": [_block(20, 0.0)], "raft": [_block(90, 0.1)]}))
     with pytest.raises(ValueError, match="needs methods"):
         compare({"raft": []})
 

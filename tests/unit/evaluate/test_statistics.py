@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from raft_ray.compare.front import Place, dominated_by, gain_at_loss, pareto_front
+from raft_ray.compare.front import ParetoPoint, dominated_by, gain_at_loss, pareto_front
 from raft_ray.evaluate.statistics import Estimate, average, estimate, estimate_of, mcnemar, paired
 
 
@@ -133,12 +133,12 @@ def test_other_questions_are_refused() -> None:
 
 def test_the_front_by_hand() -> None:
     places = {
-        "base": Place(0.1, 0.0),
-        "sft": Place(0.8, 0.5),
-        "sdft": Place(0.5, 0.6),
-        "opd": Place(0.3, 0.1),
-        "raft": Place(0.6, 0.1),
-        "twin": Place(0.6, 0.1),
+        "base": ParetoPoint(0.1, 0.0),
+        "sft": ParetoPoint(0.8, 0.5),
+        "sdft": ParetoPoint(0.5, 0.6),
+        "opd": ParetoPoint(0.3, 0.1),
+        "raft": ParetoPoint(0.6, 0.1),
+        "twin": ParetoPoint(0.6, 0.1),
     }
     assert pareto_front(places) == ["sft", "raft", "twin", "base"]
     assert dominated_by("opd", places) == ["raft", "twin"]
@@ -150,8 +150,8 @@ def test_the_front_by_hand() -> None:
     assert gain_at_loss({"sft": places["sft"]}, 0.1) is None
 
 
-@given(st.dictionaries(st.text(), st.builds(Place, st.floats(0, 1), st.floats(0, 1)), max_size=12))
-def test_whoever_is_not_on_the_front_is_beaten_by_someone_on_it(places: dict[str, Place]) -> None:
+@given(st.dictionaries(st.text(), st.builds(ParetoPoint, st.floats(0, 1), st.floats(0, 1)), max_size=12))
+def test_whoever_is_not_on_the_front_is_beaten_by_someone_on_it(places: dict[str, ParetoPoint]) -> None:
     front = pareto_front(places)
     assert bool(front) == bool(places)
     for name, place in places.items():

@@ -27,10 +27,10 @@ from raft_ray.refine.gap import (
     VALUES_SCHEMA,
     Gap,
     Means,
-    in_words,
+    describe,
+    describe_reference,
     measure_rows,
     read_gap,
-    reference_in_words,
 )
 
 
@@ -223,28 +223,28 @@ def test_no_rows_have_no_mean() -> None:
 def test_the_words_follow_the_paired_interval(fused: float | None, words: str) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 30)
     values = [(True, -4.0, -2.0, -4.0 + n if fused is None else fused + n) for n in noise]
-    assert in_words(measured(values)).startswith(words)
+    assert describe(measured(values)).startswith(words)
 
 
 def test_the_words_say_when_there_is_nothing_to_compare() -> None:
-    assert "no rewrite was accepted" in in_words(measured([(False, -4.0, -2.0, -4.0)] * 3))
-    assert "could not be measured" in in_words(measured([(True, None, None, None)]))
-    assert "single row" in in_words(measured([(True, -4.0, -2.0, -1.0)]))
+    assert "no rewrite was accepted" in describe(measured([(False, -4.0, -2.0, -4.0)] * 3))
+    assert "could not be measured" in describe(measured([(True, None, None, None)]))
+    assert "single row" in describe(measured([(True, -4.0, -2.0, -1.0)]))
 
 
 def test_the_words_say_whether_the_teacher_uses_what_it_is_shown() -> None:
     noise = [0.1, -0.1] * 15
-    likelier = reference_in_words(measured([(True, -4.0, -2.0, -3.0, -0.5 + n) for n in noise]))
+    likelier = describe_reference(measured([(True, -4.0, -2.0, -3.0, -0.5 + n) for n in noise]))
     assert likelier is not None
     assert likelier.startswith(
         "Shown the fused answer, the teacher finds it likelier: a token's probability goes from 0.05 to 0.61 (+2.500 "
     )
-    unused = reference_in_words(measured([(True, -4.0, -2.0, -3.0, -3.0 + n) for n in noise]))
+    unused = describe_reference(measured([(True, -4.0, -2.0, -3.0, -3.0 + n) for n in noise]))
     assert unused is not None
     assert unused.startswith("The teacher does not use the reference as far as these rows show: ")
     assert "30 rows" in unused
-    assert reference_in_words(measured([(True, -4.0, -2.0, -3.0)])) is None
-    single = reference_in_words(measured([(True, -4.0, -2.0, -3.0, -1.0)]))
+    assert describe_reference(measured([(True, -4.0, -2.0, -3.0)])) is None
+    single = describe_reference(measured([(True, -4.0, -2.0, -3.0, -1.0)]))
     assert single is not None
     assert "single row" in single
 

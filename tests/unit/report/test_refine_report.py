@@ -278,4 +278,4 @@ def test_variety_is_taken_over_equal_numbers_of_words() -> None:
     assert long.variety == style.variety
     assert Style().variety is None
     assert style.words_median == 5
-    assert style.words_a_sentence == 5
+    assert style.words_per_sentence == 5
