@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from raft_ray.errors import DataError, ModelError
+from raft_ray.errors import DataError, ModelError, first_line
 from raft_ray.models.thinking import begins_with_thinking, open_block, without_thinking
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ class Chat:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             roles = ", ".join(each["role"] for each in messages)
             raise DataError(
-                f"the model's chat template refuses a chat of {roles} ({_first_line(error)}); change the row, or leave "
+                f"the model's chat template refuses a chat of {roles} ({first_line(error)}); change the row, or leave "
                 "such rows out with data.on_bad_row=skip"
             ) from error
         assert isinstance(text, str)
@@ -280,7 +280,7 @@ class Chat:
             line = f" in line {cause.lineno}" if isinstance(cause, jinja2.TemplateSyntaxError) else ""
             what = "cannot be read" if line else "refuses a question and its answer"
             raise ModelError(
-                f"{where}: its chat template {what} ({_first_line(cause or error)}{line}); repair chat_template.jinja"
+                f"{where}: its chat template {what} ({first_line(cause or error)}{line}); repair chat_template.jinja"
             ) from error
         if _QUESTION not in prompt or _QUESTION not in full or _ANSWER not in full:
             raise ModelError(
@@ -325,7 +325,3 @@ def _default_template(tokenizer: PreTrainedTokenizerBase, where: str) -> str:
 
 def _shifted(text: str, by: int) -> str:
     return "".join(chr(ord(character) + by) for character in text)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,14 +1,15 @@
-"""A model's output head: last hidden states to logits, `softcap(scale · (hidden @ weight.T + bias))`.
+"""From token ids to last hidden states, and from these to logits: `softcap(scale · (hidden @ weight.T + bias))`.
 
 The losses, the teacher and the evaluation make logits a few positions at a time, never a [batch, tokens, vocabulary]
 tensor, so they cannot call the model's own forward. This is the one place that knows how a model makes its logits, and
 `check_head` compares it with that forward: an architecture that does something else is refused.
 
-Shapes: n positions of all rows in one list, D hidden size, K chosen tokens, V vocabulary.
+Shapes: n positions of all rows in one list, B rows, L tokens, D hidden size, K chosen tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from raft_ray.errors import ModelError
+from raft_ray.models.padding import micro_batches, pad_right
 
+Pair = tuple[list[int], list[int]]
+"""Prompt ids and response ids."""
 # What configs call a factor on the logits, and the power of it that multiplies them.
 _SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
 _SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
@@ -81,6 +85,28 @@ def decoder_of(model: Any) -> Any:
     found = model.get_decoder()
     # Some architectures name themselves.
     return model.model if found is model else found
+
+
+@torch.inference_mode()
+def response_hidden(model: Any, sequences: Sequence[Pair], *, tokens: int = 4096) -> Tensor:
+    """The last hidden states that predict each response token: `[n, D]`, in the order of `sequences`.
+
+    The body works in the model's own dtype; what measures the hidden states takes `Head.of(model).in_float32()`, since
+    a bfloat16 head would add noise of the size of what is measured.
+
+    Args:
+        tokens: of a forward pass, padding included (at least one sequence).
+    """
+    body, device = decoder_of(model), next(model.parameters()).device
+    parts: dict[int, Tensor] = {}
+    for batch in micro_batches([len(prompt) + len(response) for prompt, response in sequences], tokens):
+        ids_BL = pad_right([sequences[row][0] + sequences[row][1] for row in batch]).to(device)
+        hidden_BLD = body(input_ids=ids_BL, use_cache=False).last_hidden_state
+        for hidden_LD, row in zip(hidden_BLD, batch, strict=True):
+            prompt, response = sequences[row]
+            # Position t predicts token t + 1.
+            parts[row] = hidden_LD[len(prompt) - 1 : len(prompt) + len(response) - 1].clone()
+    return torch.cat([parts[row] for row in range(len(sequences))])
 
 
 @torch.inference_mode()

@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raft_ray.errors import DataError
-from raft_ray.models.head import Head
-from raft_ray.models.hidden import Pair
+from raft_ray.models.head import Head, Pair
 from raft_ray.models.likelihood import log_likelihoods
 from raft_ray.models.padding import micro_batches
 from raft_ray.models.prompts import PromptEncoder
