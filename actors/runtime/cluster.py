@@ -7,7 +7,6 @@ Authentication is by token in every case: whoever reaches Ray's ports can run co
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import hashlib
 import logging
@@ -52,21 +51,18 @@ def cluster(config: Config, *others: Config) -> Iterator[None]:
     ours = not ray.is_initialized()
     start(config, *others)
     node = ray._private.worker._global_node
-    local = Path(node.get_session_dir_path()) if ours and node is not None and node.is_head() else None
+    # Ray's logs of a run that has ended well; each of our own actors has its log in the run folder.
+    session = Path(node.get_session_dir_path()) if ours and node is not None and node.is_head() else None
     try:
         yield
-        sockets: set[Path] = socket_folders() if local else set()
+        left: set[Path] = {session, *socket_folders()} if session else set()
     finally:
         if ours:
             stop()
-    if local:
-        for folder in sockets:
-            shutil.rmtree(folder, ignore_errors=True)
-        # Ray's logs of a run that has ended well; each of our own actors has its log in the run folder.
-        shutil.rmtree(local, ignore_errors=True)
-        latest = local.with_name("session_latest")
-        if latest.is_symlink() and not latest.exists():
-            latest.unlink()
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    if session and (latest := session.with_name("session_latest")).is_symlink() and not latest.exists():
+        latest.unlink()
 
 
 def socket_folders() -> set[Path]:
@@ -75,9 +71,8 @@ def socket_folders() -> set[Path]:
     found = set()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            names = [Path(str(connection.laddr)) for connection in process.net_connections("unix")]
-            found |= {name.parent for name in names if name.parent.name.startswith("pymp-")}
-    return found
+            found |= {Path(str(connection.laddr)).parent for connection in process.net_connections("unix")}
+    return {folder for folder in found if folder.name.startswith("pymp-")}
 
 
 def address_of(config: Config) -> str | None:
@@ -159,7 +154,7 @@ def loopback() -> Iterator[None]:
 def private_token() -> None:
     """Let nobody else read the user's Ray token: Ray writes its file for everybody."""
     folder = Path.home() / ".ray"
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         (folder / "auth_token").chmod(0o600)
 
