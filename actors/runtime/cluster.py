@@ -84,8 +84,7 @@ def start(config: Config, *others: Config) -> None:
     """Join or start Ray; see `cluster`."""
     address = address_of(config)
     key = "run.ray_address" if config.run.ray_address else "RAY_ADDRESS"
-    needs = [required_resources(one) for one in (config, *others)]
-    cpus, gpus = max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)
+    cpus, gpus = (max(needs) for needs in zip(*map(required_resources, (config, *others)), strict=True))
     if not address:
         mode = os.environ.get("RAY_AUTH_MODE", "token")
         if mode != "token":
@@ -192,19 +191,17 @@ def stop() -> None:
 def _check_resources(cpus: float, gpus: float) -> None:
     import ray
 
-    # A node that is just joining counts a moment later.
     for _ in range(20):
         have = ray.cluster_resources()
-        if have.get("CPU", 0) >= cpus and have.get("GPU", 0) >= gpus:
+        missing = [(name, need) for name, need in (("CPU", cpus), ("GPU", gpus)) if have.get(name, 0) < need]
+        if not missing:
             return
-        time.sleep(0.25)
-    for name, need in (("CPU", cpus), ("GPU", gpus)):
-        if have.get(name, 0) < need:
-            roles = "rollout.actors, teacher.actors, learner.num_workers"
-            raise ConfigError(
-                f"the roles ask for {need:g} {name}s ({roles} times their num_{name.lower()}s), the cluster has "
-                f"{have.get(name, 0):g}; lower one of these keys or add nodes"
-            )
+        time.sleep(0.25)  # a node that is just joining counts a moment later
+    name, need = missing[0]
+    raise ConfigError(
+        f"the roles ask for {need:g} {name}s (rollout.actors, teacher.actors, learner.num_workers times their "
+        f"num_{name.lower()}s), the cluster has {have.get(name, 0):g}; lower one of these keys or add nodes"
+    )
 
 
 def actor_options(

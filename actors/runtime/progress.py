@@ -1,4 +1,4 @@
-"""Progress of a run: bars on a terminal, one a phase, and now and then a line in a file or a CI log."""
+"""Progress of a run: one bar per phase on a terminal, and a line now and then in a file or a CI log."""
 
 from __future__ import annotations
 

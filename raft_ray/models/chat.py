@@ -45,11 +45,10 @@ _QUESTION, _ANSWER = "Question?", "Answer."
 
 def with_thinking(template: str, thinking: bool) -> str:
     """A chat template that thinks or not unless its caller says otherwise; unchanged where it knows no such choice."""
-    for name in _SWITCHES:
+    for name, pattern in _SWITCHES.items():
         # What an earlier export wrote in front; the template's own first line break must survive.
         written = r"\{%- set NAME = (?:true|false) if NAME is not defined else NAME \+%\}".replace("NAME", name)
         template = re.sub(written, "", template)
-    for name, pattern in _SWITCHES.items():
         if re.search(pattern, template):
             value = str(thinking).lower()
             template = f"{{%- set {name} = {value} if {name} is not defined else {name} +%}}" + template
@@ -87,9 +86,10 @@ class Chat:
         self._size = size
         self._midnight = datetime.combine(Date.fromisoformat(date) if date else Date.today(), time())
         self._template = _default_template(tokenizer, where)
-        added = tokenizer.added_tokens_decoder
         self._markers = {
-            id: token.content for id, token in added.items() if token.special or self._is_marker(token.content)
+            id: token.content
+            for id, token in tokenizer.added_tokens_decoder.items()
+            if token.special or self._is_marker(token.content)
         }
         named = {*self._markers.values(), *(tag for tag in _TAGS if tag in self._template)}
         # The longest first: one may begin as another does.

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import ModelError
+from raft_ray.models.architectures import EXPRESSED_BY_MASK, OUTPUT_SWITCHES
 from raft_ray.models.weight_files import weight_files
 
 _SHOWN = 3
-# Keywords that PyTorch's attention may ignore: the mask and the positions that it gets hold what they say.
-_HELD_BY_MASK = {"sliding_window", "position_ids", "cache_position"}
-_SWITCHES = {"use_cache", "output_attentions", "output_router_logits"}
 _PROBE = "raft_ray_probe"
 _PROBE_TOKENS = 16
 
@@ -121,7 +119,7 @@ def settle_attention(model: Any) -> None:
 
     if model.config._attn_implementation != "sdpa":
         return
-    known = set(inspect.signature(sdpa_attention_forward).parameters) | _HELD_BY_MASK | _SWITCHES
+    known = {*inspect.signature(sdpa_attention_forward).parameters, *EXPRESSED_BY_MASK, *OUTPUT_SWITCHES}
     dropped: set[str] = set()
 
     def watch(module: Any, *args: Any, **kwargs: Any) -> Any:

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from raft_ray.errors import ModelError
+from raft_ray.models.architectures import LOGIT_FACTORS, SOFT_CAPS
 from raft_ray.models.padding import micro_batches, pad_right
 
 Pair = tuple[list[int], list[int]]
 """Prompt ids and response ids."""
-# What configs call a factor on the logits, and the power of it that multiplies them.
-_SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
-_SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
 _PROBE_TOKENS = 16
 
 
@@ -46,9 +44,9 @@ class Head:
             raise ModelError(f"{type(model).__name__}: it has no output head; raft-ray trains causal language models")
         text = model.config.get_text_config()
         scale = 1.0
-        for key, power in _SCALES.items():
+        for key, power in LOGIT_FACTORS.items():
             scale *= float(getattr(text, key, None) or 1.0) ** power
-        caps = [cap for key in _SOFTCAPS if (cap := getattr(text, key, None))]
+        caps = [cap for key in SOFT_CAPS if (cap := getattr(text, key, None))]
         return cls(layer.weight, getattr(layer, "bias", None), scale, float(caps[0]) if caps else None)
 
     def in_float32(self) -> Head:
@@ -128,6 +126,6 @@ def check_head(model: Any) -> None:
         ratio = float((own / ours)[ours != 0].median()) if own.shape == ours.shape else float("nan")
         raise ModelError(
             f"{type(model).__name__}: it changes its logits after the output head in a way that is not known here "
-            f"(they are {ratio:.4g} times ours); models with a scale ({', '.join(_SCALES)}), a soft cap "
-            f"({', '.join(_SOFTCAPS)}) or a bias can be trained"
+            f"(they are {ratio:.4g} times ours); models with a scale ({', '.join(LOGIT_FACTORS)}), a soft cap "
+            f"({', '.join(SOFT_CAPS)}) or a bias can be trained"
         )

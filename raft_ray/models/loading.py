@@ -17,6 +17,7 @@ from raft_ray.errors import ModelError, first_line
 from raft_ray.files import home
 from raft_ray.json_files import read_object
 from raft_ray.models import rope
+from raft_ray.models.architectures import READ_ONCE
 from raft_ray.models.builtin import builtin_folder
 from raft_ray.models.chat import Chat, with_thinking
 from raft_ray.models.checks import check_keys, check_ties, remove_randomness, settle_attention
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# By their configs' model_type; an engine of another such architecture is refused when it has got its first weights.
-_READ_ONCE = {"gpt_oss"}
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja", ".py"}
 _TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"}
 _SAMPLE, _SAMPLES = 1 << 20, 32
@@ -158,7 +157,7 @@ def check_weights(folder: str, config: ModelConfig) -> int | None:
 def check_rollouts(folder: str, config: ModelConfig) -> None:
     """Refuse an architecture whose engines cannot follow a learner. Raises `ModelError`."""
     kind = _config(folder, config).get_text_config().model_type
-    if kind in _READ_ONCE:
+    if kind in READ_ONCE:
         raise _refusal(
             folder,
             f"vLLM reads the experts of {kind} once and takes up no later weights, which rollouts need; train it with "
