@@ -51,7 +51,6 @@ def cluster(config: Config, *others: Config) -> Iterator[None]:
     ours = not ray.is_initialized()
     start(config, *others)
     node = ray._private.worker._global_node
-    # Ray's logs of a run that has ended well; each of our own actors has its log in the run folder.
     session = Path(node.get_session_dir_path()) if ours and node is not None and node.is_head() else None
     try:
         yield
@@ -59,6 +58,7 @@ def cluster(config: Config, *others: Config) -> Iterator[None]:
     finally:
         if ours:
             stop()
+    # Also Ray's logs, of a run that has ended well: each of our own actors has its log in the run folder.
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
     if session and (latest := session.with_name("session_latest")).is_symlink() and not latest.exists():

@@ -112,8 +112,8 @@ class Bars:
         since, before = self._said.get(phase, (now, -1))
         if before < 0:
             line, done = "started", 0
-        elif done >= total > before:
-            line = f"{done}/{total} in {elapsed:.0f} s {note}"
+        elif done >= total and before < max(total, 1):
+            line, done = f"{done}/{total} in {elapsed:.0f} s {note}", max(done, 1)
         elif done < total and now - since >= LINE_SECONDS and done - before >= LINE_SHARE * total:
             line = f"{done}/{total} ({done / total:.0%}) after {elapsed:.0f} s {note}"
         else:

@@ -17,10 +17,14 @@ def test_off_a_terminal_each_phase_says_when_it_starts_and_ends() -> None:
         for done in (0, 1, 2, 2):
             bars.update("Stage 2: raft/seed0", done, 2, "sft 0.5")
         bars.update("Stage 2: raft/seed1", 0, 2)
+        for _ in range(3):
+            bars.update("Nothing to do", 0, 0)
     assert out.getvalue().strip().splitlines() == [
         "Stage 2: raft/seed0: started",
         "Stage 2: raft/seed0: 2/2 in 0 s sft 0.5",
         "Stage 2: raft/seed1: started",
+        "Nothing to do: started",
+        "Nothing to do: 0/0 in 0 s",
     ]
 
 
