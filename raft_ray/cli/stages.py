@@ -1,4 +1,4 @@
-"""Commands that do the work: refine, train, compare, report, and all of it at once."""
+"""Commands that do the work: refine, train, compare, and all of it at once."""
 
 from __future__ import annotations
 
@@ -127,22 +127,3 @@ def compare(
     from actors.compare import compare as compare_methods
 
     say("comparison", compare_methods(checked))
-
-
-@command("report")
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]) -> None:
-    """Write a run's reports anew from the files in its folder.
-
-    These are RUN/report.html, and RUN/refine_report.html for stage 1.
-
-    [bold]Example[/bold]
-      raft-ray report runs/demo
-    """
-    if not run.is_dir():
-        raise ConfigError(f"{run}: no such run folder")
-    from raft_ray.report import REFINE_REPORT, write_report
-
-    path = write_report(run)
-    say("report", path)
-    if (run / "refined").is_dir() and path.with_name(REFINE_REPORT).exists():
-        say("report of stage 1", path.with_name(REFINE_REPORT))

@@ -1,8 +1,9 @@
-"""Commands to look with before a run: its config and its prompts."""
+"""Commands to look with: a run's report after it, its config and its prompts before it."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,8 +11,28 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from raft_ray.checks import check
-from raft_ray.cli.app import BEFORE, ConfigArgument, Overrides, command, load
+from raft_ray.cli.app import BEFORE, ConfigArgument, Overrides, command, load, say
 from raft_ray.config import settings
+from raft_ray.errors import ConfigError
+
+
+@command("report")
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]) -> None:
+    """Write a run's reports anew from the files in its folder.
+
+    These are RUN/report.html, and RUN/refine_report.html for stage 1.
+
+    [bold]Example[/bold]
+      raft-ray report runs/demo
+    """
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such run folder")
+    from raft_ray.report import REFINE_REPORT, write_report
+
+    path = write_report(run)
+    say("report", path)
+    if (run / "refined").is_dir() and path.with_name(REFINE_REPORT).exists():
+        say("report of stage 1", path.with_name(REFINE_REPORT))
 
 
 @command("show-config", BEFORE)

@@ -85,17 +85,14 @@ def check_repeatable(model: Any) -> None:
     """
     import torch
 
-    from raft_ray.models.head import decoder_of
+    from raft_ray.models.head import last_hidden
 
     ids = torch.arange(_PROBE_TOKENS, device=next(model.parameters()).device)[None]
     training = model.training
-    hidden: list[torch.Tensor] = []
     with torch.inference_mode():
-        for mode in (True, False):
-            model.train(mode)
-            hidden.append(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
+        in_training, in_use = (last_hidden(model.train(mode), ids) for mode in (True, False))
     model.train(training)
-    if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-5):
+    if not torch.allclose(in_training, in_use, rtol=1e-3, atol=1e-5):
         raise ModelError(
             f"{type(model).__name__}: in training it computes other hidden states than in use, though its config's "
             "dropout is off; set learner.dropout=true to train it so"
@@ -115,7 +112,7 @@ def settle_attention(model: Any) -> None:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    from raft_ray.models.head import decoder_of
+    from raft_ray.models.head import last_hidden
 
     if model.config._attn_implementation != "sdpa":
         return
@@ -129,9 +126,8 @@ def settle_attention(model: Any) -> None:
     AttentionInterface.register(_PROBE, watch)
     AttentionMaskInterface.register(_PROBE, sdpa_mask)
     model.set_attn_implementation(_PROBE)
-    device = next(model.parameters()).device
     with torch.inference_mode():
-        decoder_of(model)(input_ids=torch.arange(_PROBE_TOKENS, device=device)[None], use_cache=False)
+        last_hidden(model, torch.arange(_PROBE_TOKENS, device=next(model.parameters()).device)[None])
     model.set_attn_implementation("eager" if dropped else "sdpa")
     if dropped:
         logging.info("attention by the model's own code: PyTorch's leaves out %s", ", ".join(sorted(dropped)))

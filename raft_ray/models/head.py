@@ -22,7 +22,6 @@ from raft_ray.models.padding import micro_batches, pad_right
 
 Pair = tuple[list[int], list[int]]
 """Prompt ids and response ids."""
-_PROBE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,12 @@ def decoder_of(model: Any) -> Any:
     return model.model if found is model else found
 
 
+def last_hidden(model: Any, ids_BL: Tensor) -> Tensor:
+    """[B, L, D] of a causal model's last layer."""
+    hidden: Tensor = decoder_of(model)(input_ids=ids_BL, use_cache=False).last_hidden_state
+    return hidden
+
+
 @torch.inference_mode()
 def response_hidden(model: Any, sequences: Sequence[Pair], *, tokens: int = 4096) -> Tensor:
     """The last hidden states that predict each response token: `[n, D]`, in the order of `sequences`.
@@ -95,12 +100,11 @@ def response_hidden(model: Any, sequences: Sequence[Pair], *, tokens: int = 4096
     Args:
         tokens: of a forward pass, padding included (at least one sequence).
     """
-    body, device = decoder_of(model), next(model.parameters()).device
+    device = next(model.parameters()).device
     parts: dict[int, Tensor] = {}
     for batch in micro_batches([len(prompt) + len(response) for prompt, response in sequences], tokens):
         ids_BL = pad_right([sequences[row][0] + sequences[row][1] for row in batch]).to(device)
-        hidden_BLD = body(input_ids=ids_BL, use_cache=False).last_hidden_state
-        for hidden_LD, row in zip(hidden_BLD, batch, strict=True):
+        for hidden_LD, row in zip(last_hidden(model, ids_BL), batch, strict=True):
             prompt, response = sequences[row]
             # Position t predicts token t + 1.
             parts[row] = hidden_LD[len(prompt) - 1 : len(prompt) + len(response) - 1].clone()
@@ -115,9 +119,9 @@ def check_head(model: Any) -> None:
     """
     head = Head.of(model)
     seeded = torch.Generator().manual_seed(0)
-    ids = torch.randint(head.rows, (1, _PROBE_TOKENS), generator=seeded).to(head.weight.device)
+    ids = torch.randint(head.rows, (1, 16), generator=seeded).to(head.weight.device)
     own = model(input_ids=ids, use_cache=False).logits[0].float()
-    ours = head.logits(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0])
+    ours = head.logits(last_hidden(model, ids)[0])
     # Two units in the last place of the dtype in which the model works, of the largest logit of a position.
     allowed = 2 * torch.finfo(head.weight.dtype).eps * own.abs().amax(-1, keepdim=True).clamp(min=1e-3)
     if not own.isfinite().all():
