@@ -5,8 +5,6 @@
 
 What a row says is text, whatever it says: an answer that names `<|im_end|>` neither ends there nor opens a turn. The
 date that a template prints and its mode of thinking are fixed; the time of day is midnight.
-
-Knows nothing about models, teachers or rows.
 """
 
 from __future__ import annotations

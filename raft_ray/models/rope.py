@@ -5,8 +5,6 @@ gets other logits from each. Here they follow from `model.context` alone, for st
 
     context up to the original length     the short factors, for every row (this is also the default context)
     context above it                      longrope: the long factors, for every row; dynamic NTK: refused
-
-Knows nothing about folders or weights.
 """
 
 from __future__ import annotations

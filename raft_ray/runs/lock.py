@@ -3,8 +3,6 @@
 The lock says who holds it. A holder of this machine is asked for by its process; one elsewhere is alive as long as the
 file's time moves, which the file server's own clock tells. A lock whose holder has died is taken over with a line; a
 driver that finds its lock taken over, after its machine slept for instance, stops.
-
-Knows nothing about what a run folder holds otherwise.
 """
 
 from __future__ import annotations
