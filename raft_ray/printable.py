@@ -1,4 +1,4 @@
-"""Foreign text (rows, file names, what models and other programs said) made harmless for terminals and one-line errors."""
+"""Foreign text (rows, file names, what models and programs said) made harmless for terminals and one-line errors."""
 
 from __future__ import annotations
 
