@@ -29,3 +29,8 @@ class ModelError(RaftError):
     """A model folder cannot be used (no tokenizer or chat template, pickled weights, other vocabulary). Exit code 2."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """Of what another library says of its failure; the kind of error where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,4 @@
-"""Files that are there whole or not at all, disks that are full, and paths as users write them.
-
-Knows nothing about what the files hold.
-"""
+"""Files that are there whole or not at all, disks that are full, and paths as users write them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""JSON files of a run, read back: one reader of objects by line, one of whole files, one error.
-
-Knows nothing about what the files hold.
-"""
+"""JSON files of a run, read back: one reader of objects by line, one of whole files, one error."""
 
 from __future__ import annotations
 

@@ -34,8 +34,7 @@ from raft_ray.models.prompts import (
 )
 from raft_ray.refine import check_refine
 from raft_ray.refine.embed import make_embedder
-from raft_ray.refine.prompts import load_prompts, rewrite_chat
-from raft_ray.refine.roles import SELF, is_local, local_models, model_config
+from raft_ray.refine.roles import SELF, is_local, load_prompts, local_models, model_config, rewrite_chat
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,7 +1,4 @@
-"""Foreign text (rows, file names, what models and other programs said) made harmless for terminals and one-line errors.
-
-Knows nothing about where the text comes from or goes to.
-"""
+"""Foreign text (rows, file names, what models and programs said) made harmless for terminals and one-line errors."""
 
 from __future__ import annotations
 

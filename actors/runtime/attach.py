@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,24 @@ def find(run: Path) -> Path:
     return found
 
 
-@contextmanager
-def attached(run: Path, address: str | None = None) -> Iterator[Any]:
-    """The pipeline actor of what trains in a run folder; joins the cluster meanwhile.
+def status(run: Path, address: str | None = None) -> dict[str, Any]:
+    """What the run is doing; see `PipelineActor.status`. Raises as `_ask`."""
+    return _ask(run, address, lambda pipeline: pipeline.status.remote())
+
+
+def scale(run: Path, rollouts: int, address: str | None = None) -> dict[str, Any]:
+    """Have so many rollout actors; returns what `PipelineActor.scale` does. Raises as `_ask`."""
+    return _ask(run, address, lambda pipeline: pipeline.scale.remote(rollouts))
+
+
+def _ask(run: Path, address: str | None, call: Callable[[Any], Any]) -> dict[str, Any]:
+    """The answer of the pipeline actor of what trains in a run folder; joins the cluster meanwhile.
 
     Args:
         address: of the cluster, if not the one on record (another network's view of it).
+        call: to the pipeline actor.
 
-    Raises `RaftError` when nothing trains there, or its cluster does not answer, and what the pipeline raised in the
-    block.
+    Raises `RaftError` when nothing trains there, or its cluster does not answer, and what the pipeline raised.
     """
     found = find(run)
     record = read_json(found)
@@ -82,7 +91,9 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
             check_address(where, "--address" if address else str(found))
             with loopback() if where.startswith("127.0.0.1:") else nullcontext():
                 ray.init(address=where, log_to_driver=False, configure_logging=False)
-        yield ray.get_actor(record["pipeline"], namespace=record["namespace"])
+        pipeline = ray.get_actor(record["pipeline"], namespace=record["namespace"])
+        answer: dict[str, Any] = ray.get(call(pipeline), timeout=_TIMEOUT)
+        return answer
     except ray.exceptions.RayTaskError as error:
         raise root_cause(error) from error
     except ray.exceptions.GetTimeoutError as error:
@@ -97,21 +108,3 @@ def attached(run: Path, address: str | None = None) -> Iterator[Any]:
     finally:
         if ours:
             ray.shutdown()
-
-
-def status(run: Path, address: str | None = None) -> dict[str, Any]:
-    """What the run is doing; see `PipelineActor.status`."""
-    with attached(run, address) as pipeline:
-        import ray
-
-        found: dict[str, Any] = ray.get(pipeline.status.remote(), timeout=_TIMEOUT)
-    return found
-
-
-def scale(run: Path, rollouts: int, address: str | None = None) -> dict[str, Any]:
-    """Have so many rollout actors; returns what `PipelineActor.scale` does. Raises `RaftError`."""
-    with attached(run, address) as pipeline:
-        import ray
-
-        found: dict[str, Any] = ray.get(pipeline.scale.remote(rollouts), timeout=_TIMEOUT)
-    return found

@@ -7,7 +7,6 @@ Authentication is by token in every case: whoever reaches Ray's ports can run co
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import hashlib
 import logging
@@ -52,21 +51,18 @@ def cluster(config: Config, *others: Config) -> Iterator[None]:
     ours = not ray.is_initialized()
     start(config, *others)
     node = ray._private.worker._global_node
-    local = Path(node.get_session_dir_path()) if ours and node is not None and node.is_head() else None
+    session = Path(node.get_session_dir_path()) if ours and node is not None and node.is_head() else None
     try:
         yield
-        sockets: set[Path] = socket_folders() if local else set()
+        left: set[Path] = {session, *socket_folders()} if session else set()
     finally:
         if ours:
             stop()
-    if local:
-        for folder in sockets:
-            shutil.rmtree(folder, ignore_errors=True)
-        # Ray's logs of a run that has ended well; each of our own actors has its log in the run folder.
-        shutil.rmtree(local, ignore_errors=True)
-        latest = local.with_name("session_latest")
-        if latest.is_symlink() and not latest.exists():
-            latest.unlink()
+    # Also Ray's logs, of a run that has ended well: each of our own actors has its log in the run folder.
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    if session and (latest := session.with_name("session_latest")).is_symlink() and not latest.exists():
+        latest.unlink()
 
 
 def socket_folders() -> set[Path]:
@@ -75,9 +71,8 @@ def socket_folders() -> set[Path]:
     found = set()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            names = [Path(str(connection.laddr)) for connection in process.net_connections("unix")]
-            found |= {name.parent for name in names if name.parent.name.startswith("pymp-")}
-    return found
+            found |= {Path(str(connection.laddr)).parent for connection in process.net_connections("unix")}
+    return {folder for folder in found if folder.name.startswith("pymp-")}
 
 
 def address_of(config: Config) -> str | None:
@@ -89,8 +84,7 @@ def start(config: Config, *others: Config) -> None:
     """Join or start Ray; see `cluster`."""
     address = address_of(config)
     key = "run.ray_address" if config.run.ray_address else "RAY_ADDRESS"
-    needs = [required_resources(one) for one in (config, *others)]
-    cpus, gpus = max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)
+    cpus, gpus = (max(needs) for needs in zip(*map(required_resources, (config, *others)), strict=True))
     if not address:
         mode = os.environ.get("RAY_AUTH_MODE", "token")
         if mode != "token":
@@ -159,7 +153,7 @@ def loopback() -> Iterator[None]:
 def private_token() -> None:
     """Let nobody else read the user's Ray token: Ray writes its file for everybody."""
     folder = Path.home() / ".ray"
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         (folder / "auth_token").chmod(0o600)
 
@@ -197,19 +191,17 @@ def stop() -> None:
 def _check_resources(cpus: float, gpus: float) -> None:
     import ray
 
-    # A node that is just joining counts a moment later.
     for _ in range(20):
         have = ray.cluster_resources()
-        if have.get("CPU", 0) >= cpus and have.get("GPU", 0) >= gpus:
+        missing = [(name, need) for name, need in (("CPU", cpus), ("GPU", gpus)) if have.get(name, 0) < need]
+        if not missing:
             return
-        time.sleep(0.25)
-    for name, need in (("CPU", cpus), ("GPU", gpus)):
-        if have.get(name, 0) < need:
-            roles = "rollout.actors, teacher.actors, learner.num_workers"
-            raise ConfigError(
-                f"the roles ask for {need:g} {name}s ({roles} times their num_{name.lower()}s), the cluster has "
-                f"{have.get(name, 0):g}; lower one of these keys or add nodes"
-            )
+        time.sleep(0.25)  # a node that is just joining counts a moment later
+    name, need = missing[0]
+    raise ConfigError(
+        f"the roles ask for {need:g} {name}s (rollout.actors, teacher.actors, learner.num_workers times their "
+        f"num_{name.lower()}s), the cluster has {have.get(name, 0):g}; lower one of these keys or add nodes"
+    )
 
 
 def actor_options(

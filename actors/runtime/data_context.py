@@ -1,5 +1,4 @@
-"""Ray Data while we use it: quiet, with time limits of our own, and failing in one line. Knows nothing about what it
-carries."""
+"""Ray Data while we use it: quiet, with time limits of our own, and failing in one line."""
 
 from __future__ import annotations
 

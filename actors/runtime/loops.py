@@ -20,7 +20,9 @@ class Loops:
         self.error: RaftError | None = None
         """The first one; what fails later is mostly its consequence."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._changed = asyncio.Event()
+        """Set once, by the next change; then another takes its place."""
+        self._restarts = 0
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a loop; its failure wakes everybody who waits."""
@@ -28,8 +30,6 @@ class Loops:
         async def guarded() -> None:
             try:
                 await work
-            except asyncio.CancelledError:
-                raise
             except Exception as error:
                 logging.exception("the pipeline stops")
                 self.fail(error if isinstance(error, RaftError) else RaftError(f"pipeline: {error!r}"))
@@ -52,18 +52,16 @@ class Loops:
     async def restart(self) -> None:
         """End all loops, and the waits of callers that are gone; forget the error."""
         self.cancel()
-        for future in self._waiting:
-            if not future.done():
-                future.set_exception(RaftError("the learners have begun anew"))
+        self._restarts += 1
+        self.notify()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         self.error = None
 
     def notify(self) -> None:
         """Something has changed that somebody may wait for: they look again."""
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def wait_for(self, condition: Callable[[], bool], what: Callable[[], str], timeout: float, key: str) -> None:
         """Wait until `condition` holds. Raises `RaftError`: that of a loop, or after `timeout` seconds, of `key`.
@@ -71,15 +69,13 @@ class Loops:
         Args:
             what: says for what it was, for the message.
         """
+        restarts = self._restarts
         try:
             async with asyncio.timeout(timeout):
                 while self.error is None and not condition():
-                    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                    self._waiting.add(future)
-                    try:
-                        await future
-                    finally:
-                        self._waiting.discard(future)
+                    await self._changed.wait()
+                    if restarts != self._restarts:
+                        raise RaftError("the learners have begun anew")
         except TimeoutError:
             raise self.fail(RaftError(f"pipeline: {what()} did not come within {key}={timeout:g} s")) from None
         if self.error is not None:

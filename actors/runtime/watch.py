@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -75,17 +76,15 @@ class Watch:
         self.trouble: list[str] = []
         """What was killed since it did not answer, for the message of a training that fails."""
         self._pipeline, self._bars, self._phase, self._node = pipeline, bars, phase, node
-        self._pulse = Pulse(lambda: pipeline.progress.remote(), min(limit, SILENCE), self._pipeline_hangs)
+        hangs = partial(self._kill, pipeline, "the pipeline actor", no_restart=False)
+        self._pulse = Pulse(lambda: pipeline.progress.remote(), min(limit, SILENCE), hangs)
         self._controller: Pulse | None = None
         self._told = 0
         """Notices of the pipeline's that were printed."""
 
     def controlled_by(self, controller: Any) -> None:
         """Ray Train's controller has started."""
-
-        def hangs(seconds: float) -> None:
-            self._killed(controller, "Ray Train's controller", seconds, no_restart=True)
-
+        hangs = partial(self._kill, controller, "Ray Train's controller", no_restart=True)
         self._controller = Pulse(lambda: controller.get_state.remote(), CONTROLLER_SILENCE, hangs)
 
     @contextmanager
@@ -117,10 +116,7 @@ class Watch:
             self._told = len(progress["notices"])
             self._bars.update(self._phase, progress["step"], progress["steps"], _note(progress["last"]))
 
-    def _pipeline_hangs(self, seconds: float) -> None:
-        self._killed(self._pipeline, "the pipeline actor", seconds, no_restart=False)
-
-    def _killed(self, actor: Any, who: str, seconds: float, *, no_restart: bool) -> None:
+    def _kill(self, actor: Any, who: str, seconds: float, *, no_restart: bool) -> None:
         what = "killed" if no_restart else "killed, so that Ray starts it again"
         since = time.strftime("%H:%M:%S", time.localtime(time.time() - seconds))
         line = f"{who} on {self._node} has not answered since {since} ({seconds:.0f} s): {what}"

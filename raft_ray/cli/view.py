@@ -1,35 +1,53 @@
-"""Commands to look with before a run: config, prompts, this machine."""
+"""Commands to look with: a run's report after it, its config and its prompts before it."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.syntax import Syntax
-from rich.table import Table
 
 from raft_ray.checks import check
-from raft_ray.cli.app import ConfigArgument, Overrides, app, load
-from raft_ray.cli.doctor import Verdict, examine
+from raft_ray.cli.app import BEFORE, ConfigArgument, Overrides, command, load, say
 from raft_ray.config import settings
 from raft_ray.config.explain import explained
-from raft_ray.printable import plain
+from raft_ray.errors import ConfigError
 
 
-@app.command()
+@command("report")
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]) -> None:
+    """Write a run's reports anew from the files in its folder.
+
+    These are RUN/report.html, and RUN/refine_report.html for stage 1.
+
+    [bold]Example[/bold]
+      raft-ray report runs/demo
+    """
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such run folder")
+    from raft_ray.report import REFINE_REPORT, write_report
+
+    path = write_report(run)
+    say("report", path)
+    if (run / "refined").is_dir() and path.with_name(REFINE_REPORT).exists():
+        say("report of stage 1", path.with_name(REFINE_REPORT))
+
+
+@command("show-config", BEFORE)
 def show_config(
     config: ConfigArgument = "demo",
     overrides: Overrides = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what every key means.")] = False,
 ) -> None:
-    """Print all keys with the values that a run would have. The output is itself a config file.
+    """Print all keys with the values that a run would have.
+
+    The output is itself a config file.
 
     [bold]Examples[/bold]
-
       raft-ray show-config raft --explain
-
       raft-ray show-config cluster learner.num_workers=16 > mine.yaml
     """
     loaded = load(config, overrides)
@@ -40,51 +58,22 @@ def show_config(
         print(text, end="")
 
 
-@app.command()
+@command("show-prompts", BEFORE)
 def show_prompts(
     config: ConfigArgument = "demo",
     overrides: Overrides = None,
     row: Annotated[int, typer.Option("--row", min=0, help="Index of the training row.")] = 0,
 ) -> None:
-    """Print what student, teacher and rewriter read for one training row, token for token.
+    """Print what the models read for one training row.
+
+    What student, teacher and rewriter read, token for token.
 
     [bold]Examples[/bold]
-
       raft-ray show-prompts demo --row 7
-
-      raft-ray show-prompts raft data.train=train.jsonl teacher.template=my-teacher.txt
+      raft-ray show-prompts raft data.train=train.jsonl teacher.template=my.txt
     """
     loaded = load(config, overrides)
     check(loaded)
     from raft_ray import preflight
 
     preflight.show_prompts(loaded, row, Console())
-
-
-@app.command()
-def doctor(
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="PATH", help="Check this model folder as well.")
-    ] = None,
-) -> None:
-    """Check this machine: versions, memory, GPUs, packages, Ray's token. Exit code 1 if something must be mended.
-
-    [bold]Examples[/bold]
-
-      raft-ray doctor
-
-      raft-ray doctor --model ./my-model
-    """
-    table = Table("", "what", "found", "fix")
-    findings = examine(model)
-    colours = {Verdict.ok: "green", Verdict.warn: "yellow", Verdict.fail: "red"}
-    for finding in findings:
-        table.add_row(
-            f"[{colours[finding.verdict]}]{finding.verdict.value}[/]",
-            plain(finding.what),
-            plain(finding.found),
-            plain(finding.fix),
-        )
-    Console().print(table)
-    if any(finding.verdict is Verdict.fail for finding in findings):
-        raise typer.Exit(1)

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from raft_ray.errors import ModelError
-from raft_ray.models.head import Head
-from raft_ray.models.hidden import Pair, response_hidden
+from raft_ray.models.head import Head, Pair, response_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,13 +1,11 @@
 """Where a model comes from, and everything of it that student, teacher, engine and evaluation must agree on.
 
-`loading` resolves, checks and loads it; `prompts` and `chat` make the token ids that a row becomes; `head`, `hidden`
-and `likelihood` compute what it says of them.
+`loading` resolves, checks and loads it; `prompts` and `chat` make the token ids that a row becomes; `head` and
+`likelihood` compute what it says of them.
 """
 
+from raft_ray.models.builtin import EMBEDDED, TINY
 from raft_ray.models.loading import (
-    EMBEDDED,
-    TINY,
-    check_folder,
     check_rollouts,
     check_weights,
     checkpoint_tensors,
@@ -23,7 +21,6 @@ from raft_ray.models.loading import (
 __all__ = [
     "EMBEDDED",
     "TINY",
-    "check_folder",
     "check_rollouts",
     "check_weights",
     "checkpoint_tensors",

@@ -5,8 +5,6 @@
 
 What a row says is text, whatever it says: an answer that names `<|im_end|>` neither ends there nor opens a turn. The
 date that a template prints and its mode of thinking are fixed; the time of day is midnight.
-
-Knows nothing about models, teachers or rows.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from raft_ray.errors import DataError, ModelError
+from raft_ray.errors import DataError, ModelError, first_line
 from raft_ray.models.thinking import begins_with_thinking, open_block, without_thinking
 
 if TYPE_CHECKING:
@@ -45,11 +43,10 @@ _QUESTION, _ANSWER = "Question?", "Answer."
 
 def with_thinking(template: str, thinking: bool) -> str:
     """A chat template that thinks or not unless its caller says otherwise; unchanged where it knows no such choice."""
-    for name in _SWITCHES:
+    for name, pattern in _SWITCHES.items():
         # What an earlier export wrote in front; the template's own first line break must survive.
         written = r"\{%- set NAME = (?:true|false) if NAME is not defined else NAME \+%\}".replace("NAME", name)
         template = re.sub(written, "", template)
-    for name, pattern in _SWITCHES.items():
         if re.search(pattern, template):
             value = str(thinking).lower()
             template = f"{{%- set {name} = {value} if {name} is not defined else {name} +%}}" + template
@@ -87,9 +84,10 @@ class Chat:
         self._size = size
         self._midnight = datetime.combine(Date.fromisoformat(date) if date else Date.today(), time())
         self._template = _default_template(tokenizer, where)
-        added = tokenizer.added_tokens_decoder
         self._markers = {
-            id: token.content for id, token in added.items() if token.special or self._is_marker(token.content)
+            id: token.content
+            for id, token in tokenizer.added_tokens_decoder.items()
+            if token.special or self._is_marker(token.content)
         }
         named = {*self._markers.values(), *(tag for tag in _TAGS if tag in self._template)}
         # The longest first: one may begin as another does.
@@ -262,7 +260,7 @@ class Chat:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             roles = ", ".join(each["role"] for each in messages)
             raise DataError(
-                f"the model's chat template refuses a chat of {roles} ({_first_line(error)}); change the row, or leave "
+                f"the model's chat template refuses a chat of {roles} ({first_line(error)}); change the row, or leave "
                 "such rows out with data.on_bad_row=skip"
             ) from error
         assert isinstance(text, str)
@@ -280,7 +278,7 @@ class Chat:
             line = f" in line {cause.lineno}" if isinstance(cause, jinja2.TemplateSyntaxError) else ""
             what = "cannot be read" if line else "refuses a question and its answer"
             raise ModelError(
-                f"{where}: its chat template {what} ({_first_line(cause or error)}{line}); repair chat_template.jinja"
+                f"{where}: its chat template {what} ({first_line(cause or error)}{line}); repair chat_template.jinja"
             ) from error
         if _QUESTION not in prompt or _QUESTION not in full or _ANSWER not in full:
             raise ModelError(
@@ -325,7 +323,3 @@ def _default_template(tokenizer: PreTrainedTokenizerBase, where: str) -> str:
 
 def _shifted(text: str, by: int) -> str:
     return "".join(chr(ord(character) + by) for character in text)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
 """What is proved of a model when it is loaded, so that what is trained is what the folder says.
 
 Every tensor comes from the checkpoint; nothing is random in a training pass; attention leaves nothing out that the
-layers ask of it. How logits are made is `raft_ray.models.head`'s. Knows nothing about where models come from.
+layers ask of it. How logits are made is `raft_ray.models.head`'s.
 """
 
 from __future__ import annotations
@@ -11,34 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import ModelError
+from raft_ray.models.architectures import EXPRESSED_BY_MASK, OUTPUT_SWITCHES
+from raft_ray.models.weight_files import weight_files
 
 _SHOWN = 3
-# Keywords that PyTorch's attention may ignore: the mask and the positions that it gets hold what they say.
-_HELD_BY_MASK = {"sliding_window", "position_ids", "cache_position"}
-_SWITCHES = {"use_cache", "output_attentions", "output_router_logits"}
 _PROBE = "raft_ray_probe"
 _PROBE_TOKENS = 16
-
-
-def check_folder_kind(folder: str, settings: dict[str, Any]) -> None:
-    """Refuse folders that hold no weights that can be trained: adapters and quantised models.
-
-    Args:
-        settings: the folder's `config.json`.
-
-    Raises `ModelError`.
-    """
-    if (Path(folder) / "adapter_config.json").exists():
-        raise ModelError(
-            f"model.path={folder}: it holds an adapter (adapter_config.json), which would be left out; merge it into "
-            "its base with peft's merge_and_unload, and remove adapter files beside whole weights"
-        )
-    quantised = settings.get("quantization_config") or settings.get("compression_config")
-    if quantised:
-        raise ModelError(
-            f"model.path={folder}: its weights are quantised ({quantised.get('quant_method', 'unknown')}), and cannot "
-            "be trained; name the folder of the model's bfloat16 or float32 weights"
-        )
 
 
 def check_keys(folder: str, found: dict[str, Any]) -> None:
@@ -50,11 +28,14 @@ def check_keys(folder: str, found: dict[str, Any]) -> None:
     Raises `ModelError` naming the tensors.
     """
     faults = []
-    for kind, words in (("missing_keys", "missing"), ("unexpected_keys", "not of this model")):
-        if keys := sorted(found.get(kind) or ()):
-            faults.append(f"{len(keys)} tensors {words} ({_some(keys)})")
-    if wrong := sorted(found.get("mismatched_keys") or (), key=str):
-        faults.append(f"{len(wrong)} of another shape ({_some([str(key[0]) for key in wrong])})")
+    for kind, what in (
+        ("missing_keys", "tensors missing"),
+        ("unexpected_keys", "tensors not of this model"),
+        ("mismatched_keys", "of another shape"),
+    ):
+        # Those of another shape come with both shapes.
+        if keys := sorted(key if isinstance(key, str) else str(key[0]) for key in found.get(kind) or ()):
+            faults.append(f"{len(keys)} {what} ({', '.join(keys[:_SHOWN])}{', ...' * (len(keys) > _SHOWN)})")
     if errors := found.get("error_msgs"):
         faults.append(str(errors[0]).strip().splitlines()[0])
     if faults:
@@ -73,18 +54,14 @@ def check_ties(folder: str, model: Any, tied: bool) -> None:
     Raises `ModelError`.
     """
     import torch
-
-    from raft_ray.models.weight_files import weight_files
+    from safetensors import safe_open
 
     if not Path(folder).is_dir() or not tied:
         return
-    from safetensors import safe_open
-
-    files = weight_files(folder)
-    keys = model._tied_weights_keys
-    for name, source in (
-        keys if isinstance(keys, dict) else getattr(model, "all_tied_weights_keys", None) or {}
-    ).items():
+    files, ties = weight_files(folder), model._tied_weights_keys
+    if not isinstance(ties, dict):
+        ties = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, source in ties.items():
         if name in files and source in files:
             with safe_open(files[name], "pt") as one, safe_open(files[source], "pt") as other:
                 if not torch.equal(one.get_tensor(name), other.get_tensor(source)):
@@ -108,17 +85,14 @@ def check_repeatable(model: Any) -> None:
     """
     import torch
 
-    from raft_ray.models.head import decoder_of
+    from raft_ray.models.head import last_hidden
 
     ids = torch.arange(_PROBE_TOKENS, device=next(model.parameters()).device)[None]
     training = model.training
-    hidden: list[torch.Tensor] = []
     with torch.inference_mode():
-        for mode in (True, False):
-            model.train(mode)
-            hidden.append(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
+        in_training, in_use = (last_hidden(model.train(mode), ids) for mode in (True, False))
     model.train(training)
-    if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-5):
+    if not torch.allclose(in_training, in_use, rtol=1e-3, atol=1e-5):
         raise ModelError(
             f"{type(model).__name__}: in training it computes other hidden states than in use, though its config's "
             "dropout is off; set learner.dropout=true to train it so"
@@ -138,11 +112,11 @@ def settle_attention(model: Any) -> None:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    from raft_ray.models.head import decoder_of
+    from raft_ray.models.head import last_hidden
 
     if model.config._attn_implementation != "sdpa":
         return
-    known = set(inspect.signature(sdpa_attention_forward).parameters) | _HELD_BY_MASK | _SWITCHES
+    known = {*inspect.signature(sdpa_attention_forward).parameters, *EXPRESSED_BY_MASK, *OUTPUT_SWITCHES}
     dropped: set[str] = set()
 
     def watch(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -152,13 +126,8 @@ def settle_attention(model: Any) -> None:
     AttentionInterface.register(_PROBE, watch)
     AttentionMaskInterface.register(_PROBE, sdpa_mask)
     model.set_attn_implementation(_PROBE)
-    device = next(model.parameters()).device
     with torch.inference_mode():
-        decoder_of(model)(input_ids=torch.arange(_PROBE_TOKENS, device=device)[None], use_cache=False)
+        last_hidden(model, torch.arange(_PROBE_TOKENS, device=next(model.parameters()).device)[None])
     model.set_attn_implementation("eager" if dropped else "sdpa")
     if dropped:
         logging.info("attention by the model's own code: PyTorch's leaves out %s", ", ".join(sorted(dropped)))
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")

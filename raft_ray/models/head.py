@@ -1,14 +1,15 @@
-"""A model's output head: last hidden states to logits, `softcap(scale · (hidden @ weight.T + bias))`.
+"""From token ids to last hidden states, and from these to logits: `softcap(scale · (hidden @ weight.T + bias))`.
 
 The losses, the teacher and the evaluation make logits a few positions at a time, never a [batch, tokens, vocabulary]
 tensor, so they cannot call the model's own forward. This is the one place that knows how a model makes its logits, and
 `check_head` compares it with that forward: an architecture that does something else is refused.
 
-Shapes: n positions of all rows in one list, D hidden size, K chosen tokens, V vocabulary.
+Shapes: n positions of all rows in one list, B rows, L tokens, D hidden size, K chosen tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from raft_ray.errors import ModelError
+from raft_ray.models.architectures import LOGIT_FACTORS, SOFT_CAPS
+from raft_ray.models.padding import micro_batches, pad_right
 
-# What configs call a factor on the logits, and the power of it that multiplies them.
-_SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
-_SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
-_PROBE_TOKENS = 16
+Pair = tuple[list[int], list[int]]
+"""Prompt ids and response ids."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Head:
             raise ModelError(f"{type(model).__name__}: it has no output head; raft-ray trains causal language models")
         text = model.config.get_text_config()
         scale = 1.0
-        for key, power in _SCALES.items():
+        for key, power in LOGIT_FACTORS.items():
             scale *= float(getattr(text, key, None) or 1.0) ** power
-        caps = [cap for key in _SOFTCAPS if (cap := getattr(text, key, None))]
+        caps = [cap for key in SOFT_CAPS if (cap := getattr(text, key, None))]
         return cls(layer.weight, getattr(layer, "bias", None), scale, float(caps[0]) if caps else None)
 
     def in_float32(self) -> Head:
@@ -83,6 +84,33 @@ def decoder_of(model: Any) -> Any:
     return model.model if found is model else found
 
 
+def last_hidden(model: Any, ids_BL: Tensor) -> Tensor:
+    """[B, L, D] of a causal model's last layer."""
+    hidden: Tensor = decoder_of(model)(input_ids=ids_BL, use_cache=False).last_hidden_state
+    return hidden
+
+
+@torch.inference_mode()
+def response_hidden(model: Any, sequences: Sequence[Pair], *, tokens: int = 4096) -> Tensor:
+    """The last hidden states that predict each response token: `[n, D]`, in the order of `sequences`.
+
+    The body works in the model's own dtype; what measures the hidden states takes `Head.of(model).in_float32()`, since
+    a bfloat16 head would add noise of the size of what is measured.
+
+    Args:
+        tokens: of a forward pass, padding included (at least one sequence).
+    """
+    device = next(model.parameters()).device
+    parts: dict[int, Tensor] = {}
+    for batch in micro_batches([len(prompt) + len(response) for prompt, response in sequences], tokens):
+        ids_BL = pad_right([sequences[row][0] + sequences[row][1] for row in batch]).to(device)
+        for hidden_LD, row in zip(last_hidden(model, ids_BL), batch, strict=True):
+            prompt, response = sequences[row]
+            # Position t predicts token t + 1.
+            parts[row] = hidden_LD[len(prompt) - 1 : len(prompt) + len(response) - 1].clone()
+    return torch.cat([parts[row] for row in range(len(sequences))])
+
+
 @torch.inference_mode()
 def check_head(model: Any) -> None:
     """Refuse a model whose logits `Head` does not make as the model itself does, to rounding.
@@ -91,9 +119,9 @@ def check_head(model: Any) -> None:
     """
     head = Head.of(model)
     seeded = torch.Generator().manual_seed(0)
-    ids = torch.randint(head.rows, (1, _PROBE_TOKENS), generator=seeded).to(head.weight.device)
+    ids = torch.randint(head.rows, (1, 16), generator=seeded).to(head.weight.device)
     own = model(input_ids=ids, use_cache=False).logits[0].float()
-    ours = head.logits(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state[0])
+    ours = head.logits(last_hidden(model, ids)[0])
     # Two units in the last place of the dtype in which the model works, of the largest logit of a position.
     allowed = 2 * torch.finfo(head.weight.dtype).eps * own.abs().amax(-1, keepdim=True).clamp(min=1e-3)
     if not own.isfinite().all():
@@ -102,6 +130,6 @@ def check_head(model: Any) -> None:
         ratio = float((own / ours)[ours != 0].median()) if own.shape == ours.shape else float("nan")
         raise ModelError(
             f"{type(model).__name__}: it changes its logits after the output head in a way that is not known here "
-            f"(they are {ratio:.4g} times ours); models with a scale ({', '.join(_SCALES)}), a soft cap "
-            f"({', '.join(_SOFTCAPS)}) or a bias can be trained"
+            f"(they are {ratio:.4g} times ours); models with a scale ({', '.join(LOGIT_FACTORS)}), a soft cap "
+            f"({', '.join(SOFT_CAPS)}) or a bias can be trained"
         )

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from raft_ray.models.head import Head
-from raft_ray.models.hidden import Pair, response_hidden
+from raft_ray.models.head import Head, Pair, response_hidden
 from raft_ray.models.padding import micro_batches
 
 if TYPE_CHECKING:

@@ -5,8 +5,6 @@ gets other logits from each. Here they follow from `model.context` alone, for st
 
     context up to the original length     the short factors, for every row (this is also the default context)
     context above it                      longrope: the long factors, for every row; dynamic NTK: refused
-
-Knows nothing about folders or weights.
 """
 
 from __future__ import annotations
@@ -14,21 +12,18 @@ from __future__ import annotations
 from typing import Any
 
 from raft_ray.errors import ModelError
-
-_BY_LENGTH = ("longrope", "dynamic")
+from raft_ray.models.architectures import LENGTH_DEPENDENT
 
 
 def original_length(text: Any) -> int | None:
     """Tokens up to which a text config's short factors hold; none where the factors do not depend on length."""
     lengths = [
-        int(
-            rope.get("original_max_position_embeddings")
-            or getattr(text, "original_max_position_embeddings", None)
-            or text.max_position_embeddings
-        )
+        rope.get("original_max_position_embeddings")
+        or getattr(text, "original_max_position_embeddings", None)
+        or text.max_position_embeddings
         for rope in _parameters(text)
     ]
-    return min(lengths, default=None)
+    return min(map(int, lengths), default=None)
 
 
 def freeze(config: Any, context: int | None) -> Any:
@@ -59,4 +54,4 @@ def _parameters(text: Any) -> list[dict[str, Any]]:
     """The rotary parameters that depend on length, of all layers or of each kind of layer."""
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    return [kind for kind in kinds if kind.get("rope_type") in _BY_LENGTH]
+    return [kind for kind in kinds if kind.get("rope_type") in LENGTH_DEPENDENT]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 
+from raft_ray.config.settings import configs_dir
 from raft_ray.errors import ConfigError
 from raft_ray.files import home
 
@@ -24,7 +24,14 @@ def load_prompt(name_or_path: str, fields: tuple[str, ...], key: str) -> str:
 
     Raises `ConfigError` for a file that does not exist or cannot be read, and for a missing field.
     """
-    path = _find(name_or_path, key)
+    path, elsewhere = home(name_or_path), ""
+    if not ("/" in name_or_path or "\\" in name_or_path or name_or_path.endswith(".txt")):
+        folder = configs_dir() / "prompts"
+        path = folder / f"{name_or_path}.txt"
+        there = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
+        elsewhere = f" in {folder}; there: {there}; or give a path"
+    if not path.is_file():
+        raise ConfigError(f"{key}={name_or_path}: no such prompt file{elsewhere}")
     try:
         text = path.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -54,20 +61,3 @@ def literals(template: str, fields: tuple[str, ...]) -> list[str]:
 def prompt_hash(text: str) -> str:
     """Tells prompts apart in a record of what was made with them: the text's SHA-256, in hex."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def _find(name_or_path: str, key: str) -> Path:
-    """The file that `name_or_path` means."""
-    if "/" in name_or_path or "\\" in name_or_path or name_or_path.endswith(".txt"):
-        path = home(name_or_path)
-        if not path.is_file():
-            raise ConfigError(f"{key}={name_or_path}: no such prompt file")
-        return path
-    from raft_ray.config.settings import configs_dir
-
-    folder = configs_dir() / "prompts"
-    path = folder / f"{name_or_path}.txt"
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
-        raise ConfigError(f"{key}={name_or_path}: no such prompt file in {folder}; there: {there}; or give a path")
-    return path

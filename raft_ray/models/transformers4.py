@@ -13,14 +13,10 @@ from typing import Any
 
 def add_old_keys(folder: Path) -> None:
     """Complete `config.json` and `tokenizer_config.json` of a model folder for transformers 4."""
-    _rewrite(folder / "config.json", _config)
-    _rewrite(folder / "tokenizer_config.json", _tokenizer)
-
-
-def _rewrite(path: Path, change: Any) -> None:
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    change(settings)
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, change in (("config.json", _config), ("tokenizer_config.json", _tokenizer)):
+        settings = json.loads((folder / name).read_text(encoding="utf-8"))
+        change(settings)
+        (folder / name).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _config(settings: dict[str, Any]) -> None:
@@ -56,6 +52,5 @@ def _config(settings: dict[str, Any]) -> None:
 def _tokenizer(settings: dict[str, Any]) -> None:
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    special = settings.get("extra_special_tokens")
-    if isinstance(special, list):
+    if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")

@@ -1,6 +1,6 @@
 """Where a model folder keeps its weights: which safetensors file holds which parameter.
 
-Reads headers only, never a tensor. Knows nothing about architectures beyond the name of a tied head.
+Reads headers only, never a tensor.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from raft_ray.errors import ModelError
 from raft_ray.json_files import read_object
+from raft_ray.models.architectures import TIED_HEADS
 
 INDEX = "model.safetensors.index.json"
-_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
 
 
 def weight_files(folder: str | Path) -> dict[str, str]:
@@ -54,7 +54,7 @@ def matched_files(base_folder: str | Path, tuned_folder: str | Path) -> tuple[di
     settings = read_object(config, raises=ModelError) if config.is_file() else {}
     if settings.get("tie_word_embeddings", settings.get("text_config", {}).get("tie_word_embeddings", False)):
         for files in (base, tuned):
-            for name in [name for name in files if _HEAD.search(name)]:
+            for name in [name for name in files if re.search(TIED_HEADS, name)]:
                 del files[name]
     if base.keys() != tuned.keys():
         odd = sorted(base.keys() ^ tuned.keys())

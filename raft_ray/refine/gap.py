@@ -24,7 +24,7 @@ import pyarrow as pa
 from raft_ray.errors import DataError
 
 if TYPE_CHECKING:
-    from raft_ray.models.hidden import Pair
+    from raft_ray.models.head import Pair
     from raft_ray.models.prompts import PromptEncoder
 
 COLUMNS = ["row", "messages", "answer", "rewrite", "accepted", "fused"]

@@ -27,7 +27,7 @@ def check_run_dir(config: Config) -> None:
         for name in config.run.baselines:
             if (folder / "methods" / name / "config.yaml").is_file():
                 check_same_run(settings.for_method(config, name), folder / "methods" / name)
-    elif folder.is_dir() and any(not path.name.startswith(LOCK) for path in folder.iterdir()):
+    elif folder.is_dir() and not all(path.name.startswith(LOCK) for path in folder.iterdir()):
         raise ConfigError(
             f"run.dir={folder}: the folder is not empty; go on with the run there with --resume, "
             "or choose another folder with --run-dir"

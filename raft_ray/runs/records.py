@@ -1,7 +1,4 @@
-"""A run's books: `metrics.jsonl`, `trace.jsonl`, `spans.jsonl` and TensorBoard, written by one process, by line.
-
-Knows nothing about Ray or how a step was computed.
-"""
+"""A run's records: `metrics.jsonl`, `trace.jsonl`, `spans.jsonl` and TensorBoard, written by one process, by line."""
 
 from __future__ import annotations
 
@@ -21,17 +18,10 @@ from raft_ray.json_files import append_lines, read_lines
 from raft_ray.runs.spans import Span, read_spans
 
 PHASES = (
-    "rollout",
-    "teacher",
-    "load",
-    "dispatch",
-    "wait",
-    "forward_backward",
-    "optimizer",
-    "sync",
-    "checkpoint",
-    "total",
+    *("rollout", "teacher", "load", "dispatch"),  # of the other roles, which may overlap the learner's
+    *("wait", "forward_backward", "optimizer", "sync", "checkpoint", "total"),
 )
+"""What `seconds` of a step are taken by."""
 
 
 class RunRecords:
@@ -63,7 +53,13 @@ class RunRecords:
             if path.exists():
                 kept = [line for _, line in read_lines(path, ["step"]) if line["step"] < step]
                 write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._rewind_spans(step)
+        self._spans = [span for span in self._spans if span.step < step]
+        path = self._dir / "spans.jsonl"
+        spans = [span for span in read_spans(path) if span.step < step]
+        if path.exists():
+            write_whole(path, "".join(json.dumps(span.to_json()) + "\n" for span in spans))
+        if self._began is None:
+            self._began = max((span.end for span in spans), default=0.0)
 
     def span(self, span: Span) -> None:
         """Record what an actor did; it reaches `spans.jsonl` with the next step's records, or on closing.
@@ -79,7 +75,7 @@ class RunRecords:
 
     def put_aside(self, row: int, step: int, cause: str) -> None:
         """Record a row that the run goes on without."""
-        self._append("set_aside.jsonl", [{"row": row, "step": step, "cause": cause}])
+        append_lines(self._dir / "set_aside.jsonl", [{"row": row, "step": step, "cause": cause}])
 
     def event(self, what: str, who: str, node: str, text: str) -> None:
         """Record what happened to the run's actors: `lost`, `given up`, `scale`."""
@@ -94,7 +90,6 @@ class RunRecords:
             aside: places of the step whose rows were set aside, so that nothing was trained on them.
         """
         places = [place for place in self._order.batch_of(step) if place not in aside]
-        count = len(infos)
         ages = [step - info.version for info in infos]
         line: dict[str, Any] = {
             "step": step,
@@ -106,35 +101,23 @@ class RunRecords:
             "teacher_mass": _mean([info.teacher_mass for info in infos]),
             "staleness": _mean(ages),
             "staleness_max": max(ages, default=None),
-            "staleness_rows": {str(age): ages.count(age) for age in sorted(set(ages))} if count else None,
+            "staleness_rows": {str(age): ages.count(age) for age in sorted(set(ages))} or None,
             "target_bytes_per_token": (
-                sum(i.target_bytes for i in infos) / sum(i.length for i in infos) if count else None
+                sum(i.target_bytes for i in infos) / sum(i.length for i in infos) if infos else None
             ),
+            "seconds": {phase: round(record["seconds"].get(phase, 0.0), 4) for phase in PHASES},
         }
-        line["seconds"] = {phase: round(record["seconds"].get(phase, 0.0), 4) for phase in PHASES}
-        self._append("metrics.jsonl", [line])
+        append_lines(self._dir / "metrics.jsonl", [line])
         by_place = {info.place: info for info in infos}
-        self._append(
-            "trace.jsonl",
-            [
-                {
-                    "epoch": place.epoch,
-                    "step": step,
-                    "row": place.row,
-                    "version": by_place[place].version if count else None,
-                    "response_length": by_place[place].length if count else None,
-                    "rollout": by_place[place].rollout if count else None,
-                    **({"versions": by_place[place].versions} if count and by_place[place].versions else {}),
-                }
-                for place in places
-            ],
+        append_lines(
+            self._dir / "trace.jsonl", [_trace(step, place, by_place[place] if infos else None) for place in places]
         )
         self._write_spans()
         with writing(self._board_dir):
             for key, value in line.items():
                 if isinstance(value, (int, float)) and key != "step":
                     self._board.add_scalar(key, value, step)
-            if count:
+            if infos:
                 self._board.add_histogram("staleness_rows", np.asarray(ages), step, bins=range(max(ages) + 2))
             for phase, value in line["seconds"].items():
                 self._board.add_scalar(f"seconds/{phase}", value, step)
@@ -146,24 +129,25 @@ class RunRecords:
         with writing(self._board_dir):
             self._board.close()
 
-    def _rewind_spans(self, step: int) -> None:
-        self._spans = [span for span in self._spans if span.step < step]
-        path = self._dir / "spans.jsonl"
-        kept = [span for span in read_spans(path) if span.step < step]
-        if path.exists():
-            write_whole(path, "".join(json.dumps(span.to_json()) + "\n" for span in kept))
-        if self._began is None:
-            self._began = max((span.end for span in kept), default=0.0)
-
     def _write_spans(self) -> None:
         began = self._began or 0.0
         shifted = [replace(span, start=span.start + began, end=span.end + began) for span in self._spans]
         if shifted:
-            self._append("spans.jsonl", [span.to_json() for span in shifted])
+            append_lines(self._dir / "spans.jsonl", [span.to_json() for span in shifted])
         self._spans.clear()
 
-    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
-        append_lines(self._dir / name, lines)
+
+def _trace(step: int, place: Place, info: SampleInfo | None) -> dict[str, Any]:
+    """A trained row's line; nothing but the row where no model sampled for it."""
+    line = {
+        "epoch": place.epoch,
+        "step": step,
+        "row": place.row,
+        "version": info and info.version,
+        "response_length": info and info.length,
+        "rollout": info and info.rollout,
+    }
+    return line | {"versions": info.versions} if info and info.versions else line
 
 
 def write_event(run_dir: Path, what: str, who: str, node: str, text: str) -> None:
@@ -182,10 +166,12 @@ def missing_steps(run_dir: Path, step: int) -> dict[str, int]:
 
     Files that have all are left out. Raises `RaftError` for a malformed line.
     """
-    wanted = set(range(step))
-    names = ("metrics.jsonl", "trace.jsonl")
-    missing = {name: len(wanted - {line["step"] for _, line in read_lines(run_dir / name, ["step"])}) for name in names}
-    return {name: count for name, count in missing.items() if count}
+    found = {}
+    for name in ("metrics.jsonl", "trace.jsonl"):
+        there = {line["step"] for _, line in read_lines(run_dir / name, ["step"])}
+        if missing := len(set(range(step)) - there):
+            found[name] = missing
+    return found
 
 
 def _mean(values: Sequence[float]) -> float | None:

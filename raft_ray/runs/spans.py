@@ -61,10 +61,8 @@ class Span:
         return asdict(self) | {"start": round(self.start, 4), "end": round(self.end, 4)}
 
     @classmethod
-    def from_json(cls, value: Any) -> Span:
-        """The span of a JSON value. Raises `ValueError`, saying what is wrong with it; other keys are ignored."""
-        if not isinstance(value, dict):
-            raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+    def from_json(cls, value: dict[str, Any]) -> Span:
+        """The span of a JSON object. Raises `ValueError`, saying what is wrong with it; other keys are ignored."""
         who, what, step, start, end = (value.get(key) for key in ("who", "what", "step", "start", "end"))
         if not isinstance(who, str) or not _WHO.fullmatch(who):
             raise ValueError(f"`who` must be one of {', '.join(f'{role}-N' for role in ROLES)}, found {who!r}")

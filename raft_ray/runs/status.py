@@ -17,13 +17,13 @@ def status_view(status: dict[str, Any]) -> RenderableType:
     Args:
         status: `step, steps, version, last, error, actors, learners, ranks, waits_for_room, queue, rates, advice`.
     """
-    lines: list[RenderableType] = [_headline(status)]
+    lines: list[RenderableType] = [_progress(status)]
     if status["error"]:
         lines.append(Text(printable(f"stopped: {status['error']}"), style="red"))
     if status["actors"] or status["ranks"]:
         lines.append(_actors([*status["actors"], *status["ranks"]]))
     if status["actors"]:
-        lines.append(Text(_queue(status["queue"])))
+        lines.append(_queue(status["queue"]))
     if status["waits_for_room"]:
         lines.append(Text(f"rollout actors: {status['waits_for_room']}"))
     if status["advice"]:
@@ -31,7 +31,7 @@ def status_view(status: dict[str, Any]) -> RenderableType:
     return Group(*lines)
 
 
-def _headline(status: dict[str, Any]) -> Text:
+def _progress(status: dict[str, Any]) -> Text:
     text = f"step {status['step']} of {status['steps']}, weights of version {status['version']}"
     text += f", {status['learners']} learner{'s' if status['learners'] != 1 else ''}"
     if rates := status["rates"]:
@@ -49,22 +49,20 @@ def _actors(actors: list[dict[str, Any]]) -> Table:
     for name in ("for, s", "version", "rows", "restarts"):
         table.add_column(name, justify="right")
     for actor in actors:
-        numbers = (actor.get(key) for key in ("version", "rows", "restarts"))
+        numbers = [actor.get(key) for key in ("version", "rows", "restarts")]
         table.add_row(
-            plain(actor["name"]),
-            plain(actor.get("node", "-")),
-            plain(actor["state"]),
+            *(plain(text) for text in (actor["name"], actor.get("node", "-"), actor["state"])),
             f"{actor['seconds']:.0f}",
             *("-" if number is None else str(number) for number in numbers),
         )
     return table
 
 
-def _queue(queue: dict[str, int]) -> str:
+def _queue(queue: dict[str, int]) -> Text:
     used = queue["in_flight"] + queue["ready"]
     text = f"rows: {queue['in_flight']} in flight, {queue['ready']} ready, {used} of {queue['limit']} places taken"
     if queue["came_back"]:
         text += f", {queue['came_back']} came back from a lost actor"
     if queue["set_aside"]:
         text += f", {queue['set_aside']} set aside for good (set_aside.jsonl)"
-    return text
+    return Text(text)

@@ -52,7 +52,8 @@ class Trained:
         if found is None:
             return False
         anew = "put that back, or start a new run with --run-dir"
-        if keys := sorted(key for key in {**found.settings, **self.settings} if not self._agrees(found, key)):
+        theirs, ours = found.settings, self.settings
+        if keys := sorted(key for key in theirs.keys() | ours if theirs.get(key) != ours.get(key)):
             raise ConfigError(f"{', '.join(keys)}: the model in {model} was trained with other values; {anew}")
         if found.rows != self.rows:
             raise ConfigError(f"data.train: the model in {model} was trained on other rows; {anew}")
@@ -62,9 +63,6 @@ class Trained:
                 f"{self.steps}; {anew}"
             )
         return found.steps == self.steps
-
-    def _agrees(self, other: Trained, key: str) -> bool:
-        return other.settings.get(key) == self.settings.get(key)
 
 
 def read_trained(model: Path) -> Trained | None:

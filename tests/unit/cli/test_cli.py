@@ -19,7 +19,7 @@ from raft_ray import cli
 from raft_ray.config import settings
 from raft_ray.errors import DataError, RaftError
 
-COMMANDS = ("run", "refine", "train", "eval", "report", "show-config", "show-prompts", "doctor")
+COMMANDS = [command.name for command in cli.app.registered_commands]
 GOOD = {"prompt": "What is the symbol of iron?", "answer": "Fe"}
 
 
@@ -289,11 +289,27 @@ def test_a_mistake_in_the_command_itself_is_answered_with_its_usage(arguments: s
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_every_command_has_an_example(command: str) -> None:
+def test_the_help_of_every_command_has_an_example_that_fits_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     result = raft_ray(command, "--help")
 
     assert result.exit_code == 0
-    assert f"raft-ray {command}" in result.output.split("Example")[1]
+    examples = result.output.split("Example")[1].splitlines()[1:]
+    lines = [line.rstrip() for line in examples[: next(i for i, line in enumerate(examples) if not line.strip())]]
+    assert lines
+    assert any(line.startswith(f"   raft-ray {command}") for line in lines)
+    assert all(line.startswith(("   raft-ray ", "   watch raft-ray ")) for line in lines), "a line was wrapped"
+
+
+def test_the_list_of_commands_has_a_line_for_each_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line for line in raft_ray("--help").output.splitlines() if line.startswith("│")]
+
+    assert len(lines) == len(COMMANDS) + 2  # --version and --help
+    for command in COMMANDS:
+        assert any(re.match(rf"│ {command} +[A-Z].*\. +│", line) for line in lines), command
 
 
 def test_the_module_is_the_same_command_as_the_script() -> None:

@@ -11,8 +11,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from raft_ray.errors import ModelError
 from raft_ray.evaluate.drift import Reference, drift
-from raft_ray.models.head import Head
-from raft_ray.models.hidden import Pair
+from raft_ray.models.head import Head, Pair
 
 
 def _llama(seed: int = 0, vocabulary: int = 61, tied: bool = True) -> PreTrainedModel:

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from raft_ray.models import likelihood as module
-from raft_ray.models.hidden import Pair
+from raft_ray.models.head import Pair
 from raft_ray.models.likelihood import Choices, choose, cut, encode_pair, log_likelihoods
 
 VOCABULARY = 61
