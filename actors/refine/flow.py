@@ -34,8 +34,7 @@ from actors.refine.workers import FuseWorker, RewriteWorker, Setup, pass_on, rea
 from actors.runtime.cluster import actor_options, on_node
 from actors.runtime.data_context import quiet_data
 from raft_ray.config import Config
-from raft_ray.data.slices import Scan, Slice
-from raft_ray.data.sources import absolute
+from raft_ray.data import RowTable, Slice
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.refine.cache import Counts
 from raft_ray.refine.parts import fingerprint, sort_out
@@ -50,21 +49,21 @@ Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
 
 
-def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = None) -> Path:
-    """Refine the rows that `scan` found into the folder `out` (`RUN/refined`); Ray must be running.
+def refine(rows: RowTable, config: Config, out: Path, progress: Progress | None = None) -> Path:
+    """Refine the training set's rows into the folder `out` (`RUN/refined`); Ray must be running.
 
     Writes part files, whose names sort in the order of the rows, and the counts of `raft_ray.refine.read_summary`.
     With `refine.enabled=false` the rows pass as they are.
 
     Args:
-        scan: of the training set.
+        rows: of the training set.
         config: of the run.
         out: folder for the refined rows; made here. With `run.resume` part files of the same rows and settings are
             kept, and whatever else models wrote before is taken from the cache.
         progress: called with (rows done, rows) as files are finished.
 
-    Returns `out`. Raises `ConfigError` for settings that cannot work or a folder already used, `DataError` for a
-    source that changes meanwhile, `RaftError` when a model fails or nothing moves for the time limit.
+    Returns `out`. Raises `ConfigError` for settings that cannot work or a folder already used, `RaftError` when a model
+    fails or nothing moves for the time limit.
     """
     check_refine(config)
     out = out.absolute()
@@ -77,24 +76,24 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
     names = identities(config) if config.refine.enabled else {}
     settings = fingerprint(config, prompts, names)
     out.mkdir(parents=True, exist_ok=True)
-    pending = sort_out(out, scan.slices, settings)
+    pending = sort_out(out, rows.slices(config.refine.batch), settings)
     started = time.monotonic()
     check_resources(config)
-    done = scan.rows - sum(part.count for part in pending)
+    done = len(rows) - sum(part.count for part in pending)
     with cache_actor(out.parent, "refine") as cache, _pools(_plans(config), str(out.parent)) as pools:
         before: Counts = RemoteStore(cache).counts()
         setup = Setup(config, prompts, names, pools, cache, str(out.parent))
         if progress:
-            progress(done, scan.rows)
+            progress(done, len(rows))
         with hung_workers_killed(cache):
-            for rows in _refined(scan, pending, setup, settings, out) if pending else ():
-                done += rows
+            for count in _refined(rows, pending, setup, settings, out) if pending else ():
+                done += count
                 if progress:
-                    progress(done, scan.rows)
+                    progress(done, len(rows))
         counts: Counts = RemoteStore(cache).counts()
     summary = _summed(out)
-    if summary["rows"] != scan.rows:
-        raise RaftError(f"{out}: has {summary['rows']} refined rows for {scan.rows}; remove the folder and run again")
+    if summary["rows"] != len(rows):
+        raise RaftError(f"{out}: has {summary['rows']} refined rows for {len(rows)}; remove the folder and run again")
     summary |= {
         **spending(counts, before, config.refine),
         "seconds": round(time.monotonic() - started, 3),
@@ -105,7 +104,7 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
     return out
 
 
-def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out: Path) -> Iterator[int]:
+def _refined(table: RowTable, pending: list[Slice], setup: Setup, settings: str, out: Path) -> Iterator[int]:
     """Refine the slices `pending` into part files; yields the rows of each when it is written."""
     config = setup.config
     # No more than there is work for: a worker imports for seconds.
@@ -121,7 +120,7 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
         context.execution_no_progress_timeout_s = -1
         # One more than workers: with as many, Ray Data reads inside the workers, which may lack the file.
         data = ray.data.read_datasource(
-            _Slices(scan, pending), override_num_blocks=len(pending), concurrency=most + 1, **here
+            _Slices(table, pending), override_num_blocks=len(pending), concurrency=most + 1, **here
         )
         if not config.refine.enabled:
             data = data.map_batches(pass_on, **whole, **here)
@@ -143,9 +142,9 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
 class _Slices(Datasource):
     """The training set for Ray Data: a read task a slice."""
 
-    def __init__(self, scan: Scan, pending: list[Slice]) -> None:
+    def __init__(self, table: RowTable, pending: list[Slice]) -> None:
         super().__init__()
-        self._scan = (absolute(scan.source), scan.config, scan.split)
+        self._table = table
         self._pending = pending
 
     def get_name(self) -> str:
@@ -158,7 +157,7 @@ class _Slices(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         return [
-            ReadTask(partial(read, *self._scan, part), BlockMetadata(part.count, None, None, None))
+            ReadTask(partial(read, self._table, part), BlockMetadata(part.count, None, None, None))
             for part in self._pending
         ]
 

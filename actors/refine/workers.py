@@ -21,10 +21,8 @@ from actors.refine.cache import RemoteStore
 from actors.refine.engines import PooledGenerate
 from actors.runtime.cluster import here, log_to_file
 from raft_ray.announce import announce
-from raft_ray.config import Config, DataConfig
-from raft_ray.data import Row
-from raft_ray.data.slices import Slice, read_slice
-from raft_ray.data.sources import Split
+from raft_ray.config import Config
+from raft_ray.data import Row, RowTable, Slice
 from raft_ray.refine.cache import CachedGenerate
 from raft_ray.refine.embed import make_embedder
 from raft_ray.refine.generation import Generate
@@ -153,11 +151,11 @@ def pass_on(table: pa.Table) -> pa.Table:
     return refined_table([unrefined(_row(record)) for record in table.to_pylist()])
 
 
-def read(source: str, config: DataConfig, split: Split, part: Slice) -> Iterator[pa.Table]:
+def read(table: RowTable, part: Slice) -> Iterator[pa.Table]:
     """A slice of the training set as one table of `SOURCE_SCHEMA`."""
     records = [
         {"row": row.index, "messages": row.messages, "answer": row.answer, "answers": row.answers}
-        for row in read_slice(source, config, split, part)
+        for row in table.rows(part.first, part.count)
     ]
     yield pa.Table.from_pylist(records, schema=SOURCE_SCHEMA)
 

@@ -49,15 +49,19 @@ def _check_date(config: Config) -> None:
 
 def _check_data(config: Config, trains: bool) -> None:
     data = config.data
-    if trains and data.train in (reading.MISSING, ""):
+    sources = data.train if isinstance(data.train, list) else [data.train]
+    if trains and (not sources or reading.MISSING in sources or "" in sources):
         raise ConfigError(
-            "data.train is missing: set data.train=FILE (.jsonl or .parquet), a Hugging Face dataset name, "
-            "or domain:chemistry"
+            "data.train is missing: set data.train=FILE (.jsonl, .csv, .parquet ..), a Hugging Face dataset name, "
+            "domain:chemistry, or a list of them"
         )
-    if data.test == data.train and Path(data.train).suffix in (".jsonl", ".parquet"):
+    if not all(isinstance(source, str) for source in sources):
+        raise ConfigError(f"data.train={data.train}: takes text, or a list of texts")
+    if data.test and data.test in sources and Path(data.test).suffix:
         raise ConfigError(f"data.test={data.test}: these are the training rows; name a file with other questions")
-    if data.prompt_field == data.answer_field:
-        raise ConfigError(f"data.answer_field={data.answer_field}: data.prompt_field is the same; name another")
+    columns = data.columns
+    if columns.prompt and columns.prompt == columns.answer:
+        raise ConfigError(f"data.columns.answer={columns.answer}: data.columns.prompt is the same; name another")
     if not config.run.dir:
         raise ConfigError("run.dir is empty; name a folder for the run")
 

@@ -321,9 +321,12 @@ def _leaves(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
 def _nearest_key(key: str) -> str:
     """A hint for an unknown key: one much like it, else a longer name of its section, else keys of that name in other
     sections, else the nearest."""
+    section, _, name = key.rpartition(".")
+    deeper = [known for known in keys() if known.startswith(f"{section}.") and known.count(".") > key.count(".")]
+    if begins := [known for known in deeper if name.startswith(known.rpartition(".")[2])]:
+        return f"; did you mean {max(begins, key=len)}?"
     if "." in key and (much_like := difflib.get_close_matches(key, keys(), n=1, cutoff=0.8)):
         return f"; did you mean {much_like[0]}?"
-    section, _, name = key.rpartition(".")
     if longer := [known for known in keys() if _is_longer(known, section, name)]:
         return f"; did you mean {min(longer, key=len)}?"
     namesakes = [known for known in keys() if known.split(".")[-1] == key.split(".")[-1]]
@@ -357,7 +360,13 @@ def _takes(kind: Any) -> str:
         return f"a mapping from names to sections, such as {{mine: {{{next(iter(dict(_leaves(entry, ''))))}: ...}}}}"
     if get_origin(kind) is dict:
         return "a mapping, such as {sft: {learner: {lr: 1e-4}}}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    return {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        Any: "text, or a list of texts",
+    }[kind]
 
 
 def _yaml_problem(error: yaml.YAMLError, where: bool = True) -> str:
