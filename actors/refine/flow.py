@@ -5,10 +5,10 @@
                                    └──── CacheActor ────┤    what models wrote, in RUN/refine_cache.sqlite
                                    └─── EnginePools ────┘    RefineEngine × actors, a pool a local model
 
-The driver sees where slices stand and how many rows are done, never the rows. A batch (`refine.batch` rows) is asked
-as a whole, and everything that decides its texts is in its rows and the config, so the result does not depend on how
-many workers and engines there are. Ray Data moves the slices, holds back whoever is ahead, and starts dead workers
-again. Knows nothing about training.
+The driver keeps the checked rows on disk, where slices of them are read, and sees how many are done. A batch
+(`refine.batch` rows) is asked as a whole, and everything that decides its texts is in its rows and the config, so the
+result does not depend on how many workers and engines there are. Ray Data moves the slices, holds back whoever is
+ahead, and starts dead workers again. Knows nothing about training.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@
 | `.parquet`, `.arrow` | Parquet; Arrow's file or stream format |
 | `.gz` and `.zst` behind one of the text ones | the same, compressed |
 
-Holds no more than a batch of a file at a time. Knows nothing about what a record must contain. `pyarrow` is imported
-inside the functions.
+Holds no more than a batch of a file at a time. Knows nothing about what a record must contain.
 """
 
 from __future__ import annotations
@@ -20,6 +19,9 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raft_ray.errors import DataError
 from raft_ray.json_files import Unusable, parse_object, read_objects
@@ -55,34 +57,31 @@ def ending(path: Path) -> str:
 
 
 def is_known(path: Path) -> bool:
-    """Whether `read_file` reads files of this name."""
-    return ending(path) in _TEXTS or path.suffix in (".parquet", ".arrow")
+    """Whether the ending says how the file is read."""
+    return ending(path) in _TEXTS or path.suffix in _COLUMNAR
 
 
 def read_file(path: Path, where: str) -> Records:
-    """The records of a file whose ending `is_known`; one that could not be read is an `Unusable`.
+    """The records of a file, JSON unless its ending says otherwise; one that could not be read is an `Unusable`.
 
     Raises `DataError`, beginning with `where`, for a file that cannot be read as its ending says.
     """
-    import pyarrow as pa
-
-    columnar = {".parquet": ("Parquet", _parquet), ".arrow": ("Arrow", _arrow)}.get(path.suffix)
+    compression = _COMPRESSION.get(path.suffix)
     try:
-        if columnar:
-            for number, record in enumerate(_rows(columnar[1](path)), start=1):
+        if batches := _COLUMNAR.get(path.suffix):
+            for number, record in enumerate(_rows(batches(path)), start=1):
                 yield Place(number), record
-            return
-        with path.open("rb") as plain:
-            compression = _COMPRESSION.get(path.suffix)
-            stream = io.BufferedReader(pa.CompressedInputStream(plain, compression)) if compression else plain
-            yield from _TEXTS[ending(path)](stream)
+        else:
+            with path.open("rb") as plain:
+                stream = io.BufferedReader(pa.CompressedInputStream(plain, compression)) if compression else plain
+                yield from _TEXTS.get(ending(path), _json)(stream)
     except Unusable as error:
         raise DataError(f"{where}: {path.name}: {error}") from error
     except (pa.ArrowException, OSError) as error:
-        if columnar:
-            fault = f"{path.name} cannot be read as {columnar[0]} ({first_line(error)}); write it anew"
-        else:
-            fault = f"{getattr(error, 'strerror', None) or first_line(error)}; make the file readable"
+        fault = f"{getattr(error, 'strerror', None) or first_line(error)}; make the file readable"
+        if path.suffix in _COLUMNAR:
+            kind = path.suffix[1:].capitalize()
+            fault = f"{path.name} cannot be read as {kind} ({first_line(error)}); write it anew"
         raise DataError(f"{where}: {fault}") from error
 
 
@@ -214,16 +213,12 @@ def _table(delimiter: str) -> Callable[[io.BufferedReader], Records]:
 
 
 def _parquet(path: Path) -> Iterator[Any]:
-    import pyarrow.parquet as pq
-
     # Without the buffering of all columns of a row group, batches are all that is in memory.
     with pq.ParquetFile(path, pre_buffer=False) as file:
         yield from file.iter_batches(batch_size=BATCH)
 
 
 def _arrow(path: Path) -> Iterator[Any]:
-    import pyarrow as pa
-
     with pa.OSFile(str(path)) as file:
         try:
             reader = pa.ipc.open_file(file)
@@ -248,6 +243,7 @@ def _rows(batches: Iterator[Any]) -> Iterator[dict[str, Any] | Unusable]:
                         yield Unusable("not UTF-8")
 
 
+_COLUMNAR: dict[str, Callable[[Path], Iterator[Any]]] = {".parquet": _parquet, ".arrow": _arrow}
 _TEXTS: dict[str, Callable[[io.BufferedReader], Records]] = {
     f"{ending}{compressed}": read
     for ending, read in {

@@ -413,8 +413,9 @@ def test_sixty_different_general_prompts_are_shipped() -> None:
     assert all(prompt == prompt.strip() for prompt in prompts)
 
 
-def test_a_file_of_ones_own_takes_the_place_of_the_general_prompts(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "own.jsonl", {"prompt": "One?", "id": 1}, b"", {"prompt": "Two?"})
+@pytest.mark.parametrize("name", ["own.jsonl", "own.txt"])
+def test_a_file_of_ones_own_takes_the_place_of_the_general_prompts(name: str, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / name, {"prompt": "One?", "id": 1}, b"", {"prompt": "Two?"})
     assert general_prompts(source) == ["One?", "Two?"]
 
 

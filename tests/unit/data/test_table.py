@@ -171,18 +171,14 @@ def test_memory_does_not_grow_with_the_source(tmp_path: Path, kind: str) -> None
                 }
                 writer.write_table(pa.table(table, schema=schema))
     else:
-        before, between, behind = {"jsonl": ("", "", ""), "json": ("[", ",", "]"), "csv": ("prompt,answer\n", "", "")}[
-            kind
-        ]
+        marks = {"jsonl": ("", "\n", ""), "json": ("[", ",", "]"), "csv": ("prompt,answer", "\n", "")}
+        before, between, behind = marks[kind]
         with path.open("w") as file:
             file.write(before)
             for number in range(count):
-                answer = "" if number % 10 == 0 else str(number)
-                if kind == "csv":
-                    file.write(f"{number} {filler},{answer}\n")
-                else:
-                    file.write(between * bool(number) + json.dumps({"answer": answer, "prompt": f"{number} {filler}"}))
-                    file.write("\n" * (kind == "jsonl"))
+                prompt, answer = f"{number} {filler}", "" if number % 10 == 0 else str(number)
+                row = f"{prompt},{answer}" if kind == "csv" else json.dumps({"prompt": prompt, "answer": answer})
+                file.write(between * (number > 0 or kind == "csv") + row)
             file.write(behind)
     pq.ParquetFile(path).close() if kind == "parquet" else None  # modules are loaded before anything is measured
     tracemalloc.start()
