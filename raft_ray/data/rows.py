@@ -188,7 +188,7 @@ def check_rows(rows: Sized, bad: Collection[BadRow], config: DataConfig, source:
 
 
 def write_bad_rows(bad: Iterable[BadRow], path: str | Path) -> None:
-    """Write a JSON object per bad row (`line`, `reason`, perhaps `file`) in place of what was there; makes the folder."""
+    """Write a JSON object per bad row (`line`, `reason`, perhaps `file`) anew to `path`; makes its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
