@@ -38,7 +38,7 @@ from raft_ray.compare.verdict import verdict
 from raft_ray.config import Config
 from raft_ray.config.references import shown
 from raft_ray.config.resume import check_same_run
-from raft_ray.data import Row
+from raft_ray.data import RowTable
 from raft_ray.errors import RaftError
 from raft_ray.files import write_whole
 from raft_ray.interrupts import interrupts
@@ -92,12 +92,12 @@ def compare(config: Config) -> Path:
 class _Work:
     """Trains and evaluates, and knows what that has left so far."""
 
-    def __init__(self, config: Config, prepared: Prepared, bars: Bars, run_dir: Path, rows: list[Row]) -> None:
+    def __init__(self, config: Config, prepared: Prepared, bars: Bars, run_dir: Path, rows: RowTable) -> None:
         self.failed: dict[str, str] = {}
         """Reason by training, or by row whose stage 1 failed."""
         self._config, self._prepared, self._bars, self._run_dir = config, prepared, bars, run_dir
         self._rows = rows
-        self._rows_of: dict[str, list[Row] | None] = {}
+        self._rows_of: dict[str, RowTable | None] = {}
         self._folders = {BASE: prepared.folder}
 
     def done(self, trainings: list[Training]) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -131,7 +131,7 @@ class _Work:
         if rows is not None and (folder := _tried(training.name, self.failed, partial(self._model, training, rows))):
             self._folders[training.name] = folder
 
-    def _model(self, training: Training, rows: list[Row]) -> str:
+    def _model(self, training: Training, rows: RowTable) -> str:
         """The folder of one training's model."""
         config = training.config
         if config is None:

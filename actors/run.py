@@ -64,7 +64,7 @@ console = Console(stderr=False)
 def run(config: Config) -> Path:
     """Refine, train the method and its baselines, evaluate all, report. Returns the path of `report.html`."""
     baselines = {name: settings.for_method(config, name) for name in config.run.baselines}
-    prepared = preflight(config, keep_rows=not config.refine.enabled, others=baselines.values())
+    prepared = preflight(config, as_they_are=not config.refine.enabled, others=baselines.values())
     if config.refine.enabled and prepared.refined:
         raise ConfigError(
             f"data.train={config.data.train}: its rows are refined already; set refine.enabled=false to train on them"
@@ -86,9 +86,9 @@ def run(config: Config) -> Path:
 
 def refine(config: Config) -> Path:
     """Stage 1 alone. Returns the folder of refined rows."""
-    prepared = preflight(config, keep_rows=False)
+    prepared = preflight(config, as_they_are=False)
     with running(config, prepared, refines=True) as (bars, run_dir):
-        refine_rows(prepared.scan, config, run_dir / "refined", bars.track("Stage 1: refine"))
+        refine_rows(prepared.train, config, run_dir / "refined", bars.track("Stage 1: refine"))
         _measure(config, bars, run_dir / "refined")
     if config.refine.enabled:
         console.print(f"Report: {plain(write_refine_report(run_dir))}", highlight=False, soft_wrap=True)
@@ -143,10 +143,10 @@ def running(
         refines: stage 1 runs, so that Ray must have room for its engines.
     """
     run_dir = Path(config.run.dir).absolute()
-    training = f"[bold]{config.distill.method.value}[/] on {prepared.scan.rows} rows of {plain(config.data.train)}"
+    training = f"[bold]{config.distill.method.value}[/] on {len(prepared.train)} rows of {plain(config.data.train)}"
     model = f"model {plain(config.model.path)} in {config.model.dtype.value}"
     others = list(others)
-    if prepared.parameters and prepared.scan.rows and address_of(config) is None:
+    if prepared.parameters and prepared.train and address_of(config) is None:
         for one in (config, *others):
             check_memory(one, prepared.parameters, psutil.virtual_memory().total)
     with locked(run_dir, console.print):
@@ -165,7 +165,7 @@ def running(
                     check_resources(config)
                 settings.save(config, run_dir / "config.yaml")
                 write_bad(prepared, run_dir)
-                if bad := len(prepared.scan.bad):
+                if bad := len(prepared.train.bad):
                     console.print(
                         f"[yellow]{plain(bad)} rows left out[/], listed in {plain(run_dir / 'bad_rows.jsonl')}"
                     )
@@ -186,18 +186,15 @@ def _check_kept(config: Config, folder: Path) -> None:
         write_event(folder, "changed", "driver", here(), changed)
 
 
-def refined_rows(
-    config: Config, prepared: Prepared, bars: Bars, run_dir: Path, name: str = "refined"
-) -> list[data.Row]:
+def refined_rows(config: Config, prepared: Prepared, bars: Bars, run_dir: Path, name: str = "refined") -> data.RowTable:
     """The training rows with their rewrites and fused answers, which are left in `run_dir/name`."""
     if not config.refine.enabled:
         return prepared.train
     try_model(config, prepared.folder)
     out = run_dir / name
-    refine_rows(prepared.scan, config, out, bars.track(f"Stage 1: {name.replace('refined', 'refine')}"))
+    refine_rows(prepared.train, config, out, bars.track(f"Stage 1: {name.replace('refined', 'refine')}"))
     _measure(config, bars, out)
-    rows, _ = data.read_rows(str(out), config.data, split="train")
-    return rows
+    return data.read_table(str(out), config.data, split="train")
 
 
 def _measure(config: Config, bars: Bars, refined: Path) -> None:
@@ -207,7 +204,7 @@ def _measure(config: Config, bars: Bars, refined: Path) -> None:
 
 
 def trained(
-    config: Config, prepared: Prepared, rows: list[data.Row], bars: Bars, run_dir: Path, name: str | None = None
+    config: Config, prepared: Prepared, rows: data.RowTable, bars: Bars, run_dir: Path, name: str | None = None
 ) -> str:
     """Train one method in `run_dir`; returns the folder of its model. `name` tells it from others of its method."""
     folder = run_dir / "model"
@@ -347,9 +344,9 @@ def _evaluated(
     result = {
         "main": list(folders)[-1],
         "data": {
-            "train": shown(config.data.train) if prepared.scan.rows else None,
+            "train": shown(config.data.train) if prepared.train else None,
             "test": shown(config.data.test),
-            "rows": prepared.scan.rows,
+            "rows": len(prepared.train),
             "test_rows": len(prepared.test or []),
         },
         "seconds": round(time.perf_counter() - start, 1),

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raft_ray.config import Config, DataConfig, ModelConfig, OnBadRow, RefineConfig, SimilarityOn
-from raft_ray.data.slices import Scan, read_slice, scan
+from raft_ray.data import RowTable, read_table
 from raft_ray.models import EMBEDDED, load_chat, model_context, resolve
 from raft_ray.models.prompts import PromptEncoder
 from raft_ray.models.templates import fill
@@ -53,15 +53,14 @@ class Bare:
         return time.perf_counter() - start, tokens
 
 
-def prompts(config: Config, found: Scan) -> list[list[list[int]]]:
+def prompts(config: Config, found: RowTable) -> list[list[list[int]]]:
     """Token ids of what stage 1 asks, batch by batch."""
     folder = resolve(config.model.path)
     encoder = PromptEncoder(load_chat(folder, config.model), model_context(folder, config.model))
     template = load_prompts(config.refine).rewrite
-    rows = [row for part in found.slices for row in read_slice(found.source, found.config, found.split, part)]
     chats = [
         [*row.messages[:-1], {"role": "user", "content": fill(template, prompt=row.prompt, answer=row.answer)}]
-        for row in rows
+        for row in found
     ]
     ids = [encoder.prompt(chat) for chat in chats]
     return [ids[i : i + config.refine.batch] for i in range(0, len(ids), config.refine.batch)]
@@ -80,7 +79,7 @@ def bare(config: Config, batches: list[list[list[int]]]) -> tuple[float, int]:
     return result
 
 
-def stage_1(config: Config, found: Scan, folder: Path) -> tuple[float, int]:
+def stage_1(config: Config, found: RowTable, folder: Path) -> tuple[float, int]:
     """Seconds from the first call of the engine to the last file, and tokens, of stage 1 in a new run folder."""
     from listener import Listener, Said
 
@@ -123,7 +122,7 @@ def main() -> None:
             similarity_on=SimilarityOn.question_answer,
         ),
     )
-    found = scan(arguments.source, config.data, split="train", batch=arguments.batch)
+    found = read_table(arguments.source, config.data, split="train")
     batches = prompts(config, found)
     measured: dict[str, list[dict[str, Any]]] = {"bare vLLM": [], "stage 1": []}
 
@@ -146,7 +145,7 @@ def main() -> None:
         stage["rate"] / alone["rate"] for alone, stage in zip(measured["bare vLLM"], measured["stage 1"], strict=True)
     ]
     result = {
-        "rows": found.rows,
+        "rows": len(found),
         "batch": arguments.batch,
         "model": arguments.model,
         "measured": measured,
@@ -154,7 +153,7 @@ def main() -> None:
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
     }
-    print(f"\n| {found.rows} rows, batches of {arguments.batch} | tokens/s (median) | of bare |\n|---|---:|---:|")
+    print(f"\n| {len(found)} rows, batches of {arguments.batch} | tokens/s (median) | of bare |\n|---|---:|---:|")
     print(f"| bare `vllm.LLM.generate` loop | {rates['bare vLLM']:.1f} | 1 |")
     print(f"| stage 1, rewriting | {rates['stage 1']:.1f} | {result['ratio']:.2f} |")
     if arguments.json:

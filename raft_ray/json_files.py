@@ -1,14 +1,68 @@
-"""JSON files of a run, read back: one reader of objects by line, one of whole files, one error."""
+"""JSON read back: the one reader of objects by line, for data sets and for a run's files, and one of whole files.
+
+Knows nothing about what the files hold.
+"""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from raft_ray.errors import RaftError
 from raft_ray.files import writing
+
+_DIGITS = 4300
+
+
+class Unusable(Exception):
+    """Why a record cannot be used, in words that follow its place."""
+
+
+def read_objects(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | Unusable]]:
+    """The number of each line that is not blank, from 1 on, with its object or why it is none.
+
+    Reads bytes, so that a line which is not UTF-8 costs only itself.
+    """
+    for number, line in enumerate(lines, start=1):
+        line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield number, parse_object(line)
+
+
+def parse_object(line: bytes) -> dict[str, Any] | Unusable:
+    """The object that `line` holds, or why it is none."""
+    try:
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=_fields, parse_int=_integer)
+    except Unusable as error:
+        return error
+    except UnicodeDecodeError:
+        return Unusable("not UTF-8")
+    except json.JSONDecodeError as error:
+        if b"\r" in line.rstrip():
+            return Unusable("not JSON: a carriage return inside the line; end lines with a newline")
+        hint = "; a comma stands behind the object" if line.rstrip().endswith(b",") else ""
+        return Unusable(f"not JSON: {error.msg} at column {error.colno}{hint}")
+    except (ValueError, RecursionError) as error:  # nestings beyond Python's limits
+        return Unusable(f"not JSON: {error}")
+    return record if isinstance(record, dict) else Unusable("not a JSON object")
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which Python would keep the last of two fields with the same name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise Unusable(f"field '{next(name for name in names if names.count(name) > 1)}' stands twice in an object")
+    return fields
+
+
+def _integer(digits: str) -> float:
+    """A whole number; one beyond Python's limit for text, which no field that is read may hold, as infinity."""
+    return int(digits) if len(digits) < _DIGITS else math.inf
 
 
 def read_lines(path: Path, numbers: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -22,24 +76,18 @@ def read_lines(path: Path, numbers: Sequence[str] = ()) -> list[tuple[str, dict[
     Raises `RaftError`, which names file and line, for any other line that is no JSON object with these keys.
     """
     try:
-        *lines, rest = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise RaftError(f"{path}: cannot be read ({error.strerror})") from error
     found = []
-    for number, line in enumerate([*lines, rest], start=1):
-        if not line.strip():
-            continue
+    for number, value in read_objects(io.BytesIO(content)):
         where = f"{path} line {number}"
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            if number > len(lines):  # Without a line's end, so its writing was cut short.
+        if isinstance(value, Unusable):
+            if number > content.count(b"\n"):  # Without a line's end, so its writing was cut short.
                 break
-            raise RaftError(f"{where}: {_why(error)}; repair or delete it") from error
-        if not isinstance(value, dict):
-            raise RaftError(f"{where}: expected a JSON object, found {type(value).__name__}; repair or delete it")
+            raise RaftError(f"{where}: {value}; repair or delete it")
         for key in numbers:
             if not isinstance(value.get(key), int) or isinstance(value[key], bool):
                 raise RaftError(

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 from raft_ray import models
 from raft_ray.config import Config, DomainMetric, Method, OnBadRow, RefineConfig, Target
-from raft_ray.data import BadRow, Row, check_rows, length_check, read_rows, write_bad_rows
+from raft_ray.data import BadRow, Row, RowTable, check_rows, length_check, read_rows, read_table, write_bad_rows
 from raft_ray.data.general import general_prompts
-from raft_ray.data.slices import Scan, scan
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.evaluate import ifeval
 from raft_ray.evaluate.judged import check_judges
@@ -49,10 +48,8 @@ class Prepared:
     teacher: str
     context: int
     """Longest prompt + response in tokens."""
-    scan: Scan
-    """The training set: where its rows stand, and those left out (`data.on_bad_row=skip`); empty if nothing trains."""
-    train: list[Row]
-    """The training rows, unless only stage 1 wants them."""
+    train: RowTable
+    """The training rows, and those left out (`data.on_bad_row=skip`); empty if nothing trains."""
     test: list[Row] | None
     parameters: int | None = None
     """Of the student's model; unknown for hub names."""
@@ -62,18 +59,19 @@ class Prepared:
     @property
     def refined(self) -> bool:
         """The training file brings fused answers along."""
-        return self.scan.fused == self.scan.rows
+        return self.train.fused == len(self.train)
 
 
 def preflight(
-    config: Config, *, trains: bool = True, keep_rows: bool = True, others: Iterable[Config] = ()
+    config: Config, *, trains: bool = True, as_they_are: bool = True, others: Iterable[Config] = ()
 ) -> Prepared:
     """Check model, teacher, prompt files and data of a run against each other.
 
-    The training rows are read once, one at a time; with `keep_rows` they stay in memory. An evaluation, which
-    `trains` nothing, does without them.
+    The training rows are read once, one at a time, and lie on disk from then on. An evaluation, which `trains` nothing,
+    does without them.
 
     Args:
+        as_they_are: the rows train without a stage 1 before, so each must have its target.
         others: of methods that train on the same rows, whose targets and teacher's prompts must fit as well.
 
     Raises `ModelError`, `ConfigError` or `DataError` for the first thing that cannot work.
@@ -93,18 +91,17 @@ def preflight(
     rewriters = _check_stage1(methods) if trains else []
     if config.eval.enabled:
         _check_evaluation(config)
-    found = Scan(config.data.train, config.data, "train")
-    rows: list[Row] = []
+    train = RowTable()
     if trains:
-        found, rows = _training_rows(config, list(zip(methods, encoders, strict=True)), rewriters, keep_rows)
+        train = _training_rows(config, list(zip(methods, encoders, strict=True)), rewriters)
         for each in methods:
             if not each.refine.enabled:
-                check_rewrites(each, found.rewrites)
-                check_targets(each, rows)
+                check_rewrites(each, train.rewrites)
+                check_targets(each, train if as_they_are else ())
     test = _test_rows(config, chat, context) if config.data.test is not None and config.eval.enabled else None
     difference = chat.difference()
     notes = [difference] if difference else []
-    return Prepared(folder, teachers[0], context, found, rows, test, parameters, notes)
+    return Prepared(folder, teachers[0], context, train, test, parameters, notes)
 
 
 def _check_teacher(config: Config, folder: str) -> str:
@@ -197,11 +194,9 @@ def _named(section: str, *keys: str) -> Iterator[None]:
         raise ModelError(re.sub(shared, f"{section}.", str(error))) from error
 
 
-def _training_rows(
-    config: Config, methods: list[tuple[Config, PromptEncoder]], rewriters: list[Chat], keep: bool
-) -> tuple[Scan, list[Row]]:
+def _training_rows(config: Config, methods: list[tuple[Config, PromptEncoder]], rewriters: list[Chat]) -> RowTable:
     """The training set, every row of which fits `data`'s limits, the context with each method's target, and the
-    templates of stage 1; with the rows themselves if they are to be kept."""
+    templates of stage 1."""
     chat = methods[0][1].chat
     fits_limits = length_check(config.data, lambda messages, answer: _count(chat, messages, answer))
     wanted: list[tuple[PromptEncoder, Target, bool]] = []
@@ -221,17 +216,9 @@ def _training_rows(
             return str(error).removeprefix("row: ")
         return None
 
-    rows: list[Row] = []
-    found = scan(
-        config.data.train,
-        config.data,
-        split="train",
-        batch=config.refine.batch,
-        check=lambda row: fits_limits(row) or unfit(row),
-        visit=rows.append if keep else None,
-    )
-    check_rows(found, found.bad, config.data, f"data.train={config.data.train}")
-    return found, rows
+    train = read_table(config.data.train, config.data, split="train", check=lambda row: fits_limits(row) or unfit(row))
+    check_rows(train, train.bad, config.data, f"data.train={config.data.train}")
+    return train
 
 
 def _count(chat: Chat, messages: list[dict[str, str]], answer: str) -> tuple[int, int]:
@@ -272,7 +259,7 @@ def _test_rows(config: Config, chat: Chat, context: int) -> list[Row]:
         if metric in (DomainMetric.choice, DomainMetric.letter) and row.choices is None:
             raise ConfigError(
                 f"eval.domain_metric={metric.value}: row {row.line} of {name} names no choices "
-                f"(data.choices_field={config.data.choices_field}); every test row must, or set "
+                f"(data.columns.choices={config.data.columns.choices}); every test row must, or set "
                 "eval.domain_metric=contains"
             )
         if metric is DomainMetric.letter and len(row.choices or []) > len(LETTERS):
@@ -297,7 +284,7 @@ def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, 
     encoded, unfit = {}, []
     rewrites = 0
     for row in rows:
-        where = f"data.train={config.data.train}: row {row.line}"
+        where = f"data.train={config.data.train}: {row.where}"
         answer = _required(config, row)
         rewrites += row.rewrite is not None
         try:
@@ -310,7 +297,8 @@ def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, 
             gold = row.answer
             encoded[row.index] = encoder.row(row.index, row.messages, gold, gold if taught else None, where)
             reason = str(error).removeprefix(f"{where}: ")
-            unfit.append(BadRow(row.line, f"{target.value} answer: {reason}; trained on its gold answer"))
+            said = f"{target.value} answer: {reason}; trained on its gold answer"
+            unfit.append(BadRow(row.line, said, file=row.file))
     check_rewrites(config, rewrites)
     return encoded, unfit
 
@@ -331,7 +319,7 @@ def _required(config: Config, row: Row) -> str:
     answer = _answer(row, target_of(config))
     if answer is None:
         raise DataError(
-            f"data.train={config.data.train}: row {row.line}: no fused answer; set refine.enabled=true, run "
+            f"data.train={config.data.train}: {row.where}: no fused answer; set refine.enabled=true, run "
             "`raft-ray refine` first, or train on the gold answers with distill.target=gold"
         )
     return answer
@@ -387,4 +375,4 @@ def show_prompts(config: Config, row: int, console: Console) -> None:
 
 def write_bad(prepared: Prepared, run_dir: Path) -> None:
     """List the rows that were left out in `RUN/bad_rows.jsonl`."""
-    write_bad_rows(prepared.scan.bad, run_dir / "bad_rows.jsonl")
+    write_bad_rows(prepared.train.bad, run_dir / "bad_rows.jsonl")

@@ -18,7 +18,7 @@ from raft_ray.config import (
     SimilarityOn,
 )
 from raft_ray.config.precision import of_cpu
-from raft_ray.data.slices import scan
+from raft_ray.data import read_table
 from raft_ray.models import EMBEDDED, TINY
 from raft_ray.refine import read_refined, read_summary
 from raft_ray.refine.schema import RefinedRow
@@ -62,7 +62,7 @@ def refine(config: Config, progress: Any = None) -> list[RefinedRow]:
     """Stage 1 in the run folder; Ray must be running."""
     from actors.refine.flow import refine as refine_rows
 
-    found = scan(config.data.train, config.data, split="train", batch=config.refine.batch)
+    found = read_table(config.data.train, config.data, split="train")
     return read_refined(refine_rows(found, config, refined_folder(config), progress))
 
 

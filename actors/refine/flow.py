@@ -5,10 +5,10 @@
                                    └──── CacheActor ────┤    what models wrote, in RUN/refine_cache.sqlite
                                    └─── EnginePools ────┘    RefineEngine × actors, a pool a local model
 
-The driver sees where slices stand and how many rows are done, never the rows. A batch (`refine.batch` rows) is asked
-as a whole, and everything that decides its texts is in its rows and the config, so the result does not depend on how
-many workers and engines there are. Ray Data moves the slices, holds back whoever is ahead, and starts dead workers
-again. Knows nothing about training.
+The driver keeps the checked rows on disk, where slices of them are read, and sees how many are done. A batch
+(`refine.batch` rows) is asked as a whole, and everything that decides its texts is in its rows and the config, so the
+result does not depend on how many workers and engines there are. Ray Data moves the slices, holds back whoever is
+ahead, and starts dead workers again. Knows nothing about training.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from actors.refine.workers import FuseWorker, RewriteWorker, Setup, pass_on, rea
 from actors.runtime.cluster import actor_options, on_node
 from actors.runtime.data_context import quiet_data
 from raft_ray.config import Config
-from raft_ray.data.slices import Scan, Slice
-from raft_ray.data.sources import absolute
+from raft_ray.data import RowTable, Slice
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.refine import check_refine
 from raft_ray.refine.cache import Counts
@@ -45,21 +44,21 @@ Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
 
 
-def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = None) -> Path:
-    """Refine the rows that `scan` found into the folder `out` (`RUN/refined`); Ray must be running.
+def refine(rows: RowTable, config: Config, out: Path, progress: Progress | None = None) -> Path:
+    """Refine the training set's rows into the folder `out` (`RUN/refined`); Ray must be running.
 
     Writes part files, whose names sort in the order of the rows, and the counts of `raft_ray.refine.read_summary`.
     With `refine.enabled=false` the rows pass as they are.
 
     Args:
-        scan: of the training set.
+        rows: of the training set.
         config: of the run.
         out: folder for the refined rows; made here. With `run.resume` part files of the same rows and settings are
             kept, and whatever else models wrote before is taken from the cache.
         progress: called with (rows done, rows) as files are finished.
 
-    Returns `out`. Raises `ConfigError` for settings that cannot work or a folder already used, `DataError` for a
-    source that changes meanwhile, `RaftError` when a model fails or nothing moves for the time limit.
+    Returns `out`. Raises `ConfigError` for settings that cannot work or a folder already used, `RaftError` when a model
+    fails or nothing moves for the time limit.
     """
     check_refine(config)
     out = out.absolute()
@@ -72,27 +71,27 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
     names = identities(config) if config.refine.enabled else {}
     settings = fingerprint(config, prompts, names)
     out.mkdir(parents=True, exist_ok=True)
-    pending = sort_out(out, scan.slices, settings)
+    pending = sort_out(out, rows.slices(config.refine.batch), settings)
     started = time.monotonic()
     check_resources(config)
-    done = scan.rows - sum(part.count for part in pending)
+    done = len(rows) - sum(part.count for part in pending)
     with cache_actor(out.parent, "refine") as cache, _pools(_plans(config), str(out.parent)) as pools:
         before: Counts = RemoteStore(cache).counts()
         setup = Setup(config, prompts, names, pools, cache, str(out.parent))
         if progress:
-            progress(done, scan.rows)
+            progress(done, len(rows))
         with hung_workers_killed(cache):
-            for rows in _refined(scan, pending, setup, settings, out) if pending else ():
-                done += rows
+            for count in _refined(rows, pending, setup, settings, out) if pending else ():
+                done += count
                 if progress:
-                    progress(done, scan.rows)
+                    progress(done, len(rows))
         counts: Counts = RemoteStore(cache).counts()
     summary = Summary()
     for file in part_files(out):
         summary.add(pq.read_table(file).to_pylist())
     result = summary.result()
-    if result["rows"] != scan.rows:
-        raise RaftError(f"{out}: has {result['rows']} refined rows for {scan.rows}; remove the folder and run again")
+    if result["rows"] != len(rows):
+        raise RaftError(f"{out}: has {result['rows']} refined rows for {len(rows)}; remove the folder and run again")
     result |= {
         **spending(counts, before, config.refine),
         "seconds": round(time.monotonic() - started, 3),
@@ -103,7 +102,7 @@ def refine(scan: Scan, config: Config, out: Path, progress: Progress | None = No
     return out
 
 
-def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out: Path) -> Iterator[int]:
+def _refined(table: RowTable, pending: list[Slice], setup: Setup, settings: str, out: Path) -> Iterator[int]:
     """Refine the slices `pending` into part files; yields the rows of each when it is written."""
     config = setup.config
     # No more than there is work for: a worker imports for seconds.
@@ -113,7 +112,7 @@ def _refined(scan: Scan, pending: list[Slice], setup: Setup, settings: str, out:
     here: dict[str, Any] = {**_light(), "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()}}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     slices = {part.first: part for part in pending}
-    source = {"slices": slices, "source": absolute(scan.source), "config": scan.config, "split": scan.split}
+    source = {"slices": slices, "rows": table}
     logs = f"{out.parent / 'logs'}/refine-*.log"
     with quiet_data("stage 1 failed", logs, start_timeout=config.rollout.timeout) as context:
         context.target_max_block_size = None  # slices stay whole

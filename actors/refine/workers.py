@@ -19,10 +19,8 @@ from actors.refine.cache import RemoteStore, keep_beating
 from actors.refine.engines import PooledGenerate
 from actors.runtime.cluster import here, log_to_file
 from raft_ray.announce import announce
-from raft_ray.config import Config, DataConfig
-from raft_ray.data import Row
-from raft_ray.data.slices import Slice, read_slice
-from raft_ray.data.sources import Split
+from raft_ray.config import Config
+from raft_ray.data import Row, RowTable, Slice
 from raft_ray.refine.cache import CachedGenerate
 from raft_ray.refine.embed import make_embedder
 from raft_ray.refine.generation import Generate
@@ -132,11 +130,12 @@ def pass_on(table: pa.Table) -> pa.Table:
     return refined_table([unrefined(_row(record)) for record in table.to_pylist()])
 
 
-def read(table: pa.Table, slices: dict[int, Slice], source: str, config: DataConfig, split: Split) -> pa.Table:
+def read(table: pa.Table, slices: dict[int, Slice], rows: RowTable) -> pa.Table:
     """The slice of the training set that begins with the row `first` in `table`, as one of `SOURCE_SCHEMA`."""
-    rows = read_slice(source, config, split, slices[table["first"][0].as_py()])
+    part = slices[table["first"][0].as_py()]
     records = [
-        {"row": row.index, "messages": row.messages, "answer": row.answer, "answers": row.answers} for row in rows
+        {"row": row.index, "messages": row.messages, "answer": row.answer, "answers": row.answers}
+        for row in rows.rows(part.first, part.count)
     ]
     return pa.Table.from_pylist(records, schema=SOURCE_SCHEMA)
 

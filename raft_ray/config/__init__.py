@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from raft_ray.config.evaluation import CompareConfig, DomainMetric, EvalConfig
 from raft_ray.config.refine import RefineConfig, RefineGuardsConfig, RefineModelConfig, SimilarityOn
-from raft_ray.config.run import DataConfig, Dtype, ModelConfig, OnBadRow, RunConfig
+from raft_ray.config.run import ColumnsConfig, DataConfig, Dtype, ModelConfig, OnBadRow, RunConfig
 from raft_ray.config.training import (
     Balance,
     DistillConfig,
@@ -32,6 +32,7 @@ from raft_ray.config.training import (
 
 __all__ = [
     "Balance",
+    "ColumnsConfig",
     "CompareConfig",
     "Config",
     "DataConfig",

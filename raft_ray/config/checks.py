@@ -75,15 +75,17 @@ def _values(config: Config, trains: bool) -> Iterator[str]:
         date.fromisoformat(config.model.date or "2026-01-31")
     except ValueError:
         yield f"model.date={config.model.date}: takes a day such as 2026-01-31, or null for today"
-    if trains and data.train in (MISSING, ""):
+    sources = data.train if isinstance(data.train, list) else [data.train]
+    if trains and (not sources or MISSING in sources or "" in sources):
         yield (
-            "data.train is missing: set data.train=FILE (.jsonl or .parquet), a Hugging Face dataset name, or "
-            "domain:chemistry"
+            "data.train is missing: set data.train=FILE (.jsonl, .csv, .parquet ..), a Hugging Face dataset name, "
+            "domain:chemistry, or a list of them"
         )
-    if data.test == data.train and Path(data.train).suffix in (".jsonl", ".parquet"):
+    if data.test and data.test in sources and Path(data.test).suffix:
         yield f"data.test={data.test}: these are the training rows; name a file with other questions"
-    if data.prompt_field == data.answer_field:
-        yield f"data.answer_field={data.answer_field}: data.prompt_field is the same; name another"
+    columns = data.columns
+    if columns.prompt and columns.prompt == columns.answer:
+        yield f"data.columns.answer={columns.answer}: data.columns.prompt is the same; name another"
     if not config.run.dir:
         yield "run.dir is empty; name a folder for the run"
     if config.run.storage is not None:

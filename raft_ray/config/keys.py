@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from raft_ray.config import Config
@@ -65,6 +65,8 @@ def takes(kind: Any) -> str:
     """What a key of this type takes, in words."""
     if NoneType in get_args(kind):
         return f"{takes(without_null(kind))}, or null"
+    if isinstance(kind, UnionType):
+        return ", or ".join(takes(each) for each in get_args(kind))
     if allowed := choices(kind):
         return f"one of {', '.join(allowed)}"
     if entry := entry_type(kind):
@@ -87,9 +89,13 @@ def nearest(word: str, possible: Iterable[str]) -> str:
 
 
 def nearest_key(key: str) -> str:
-    """A hint for an unknown key: one much like it, else a longer name of its section (`distil.temp` is short for
+    """A hint for an unknown key: a key below whose name it begins with (`data.prompt_field` for `data.columns.prompt`),
+    else one much like it, else a longer name of its section (`distil.temp` is short for
     `distill.temperature`), else keys of that name in other sections, else the nearest."""
     section, _, name = key.rpartition(".")
+    deeper = [known for known in keys() if known.startswith(f"{section}.") and known.count(".") > key.count(".")]
+    if begins := [known for known in deeper if name.startswith(known.rpartition(".")[2])]:
+        return f"; did you mean {max(begins, key=len)}?"
     if section and (much_like := difflib.get_close_matches(key, keys(), n=1, cutoff=0.8)):
         return f"; did you mean {much_like[0]}?"
     sections = sorted({known.split(".")[0] for known in keys()})

@@ -22,6 +22,7 @@ _CHECKPOINT = {
 _RESOURCES = {"actors", "num_cpus", "num_gpus", "threads", "tokens", "timeout", "max_restarts", "tries"}
 # By section; all others of its keys decide what model comes out.
 _WITHOUT_EFFECT = {
+    "data": {"streaming"},
     "model": {"context", "trust_remote_code", "allow_pickle"},
     "refine": {"models", "gap", "workers", "max_workers", "batch"},
     "rollout": {

@@ -75,27 +75,42 @@ class ModelConfig:
 
 
 @dataclass
+class ColumnsConfig:
+    """What the fields of a row are called."""
+
+    prompt: str | None = None
+    """The question. None reads `prompt`, `question` or `instruction`."""
+    input: str | None = None
+    """Text that follows the question after a blank line. None reads `input` below an `instruction`."""
+    answer: str | None = None
+    """The gold answer. None reads `answer`, `output` or `completion`."""
+    answers: str = "answers"
+    """Optional list of answers that all count as right in the evaluation."""
+    choices: str = "choices"
+    """Optional list of choices of a test question, the answer among them."""
+    messages: str | None = None
+    """Rows with this field are chats: the last assistant message is the answer, what precedes it the prompt. None reads
+    `messages` or `conversations`."""
+
+
+@dataclass
 class DataConfig:
-    train: str = "???"
-    """A `.jsonl` or `.parquet` file; a Hugging Face data set (`owner/name` or `owner/name:configuration`) or a folder
-    of one; or `domain:NAME` or `domain:NAME:COUNT` (chemistry, geography). A refined file or folder trains as it is."""
+    train: str | list[str] = "???"
+    """A file (`.jsonl`, `.json`, `.csv`, `.tsv`, also `.gz` or `.zst`; `.parquet`, `.arrow`), a glob, a folder, a
+    Hugging Face data set (`owner/name` or `owner/name:configuration`), `domain:NAME` or `domain:NAME:COUNT` (chemistry,
+    geography), or a list of these. A refined file or folder trains as it is."""
     test: str | None = None
     """The domain's test questions, in the same formats; none leaves domain accuracy out."""
-    prompt_field: str = "prompt"
-    answer_field: str = "answer"
-    answers_field: str = "answers"
-    """Optional list of answers that all count as right in the evaluation."""
-    choices_field: str = "choices"
-    """Optional list of choices of a test question, the answer among them."""
-    messages_field: str = "messages"
-    """Rows with this field are chats: the last assistant message is the answer, what precedes it the prompt."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     train_split: str = "train"
     """Split of a Hugging Face dataset."""
     test_split: str = "test"
+    streaming: bool = False
+    """Read a Hugging Face data set over the network as it is needed, without a copy in the cache of `datasets`."""
     on_bad_row: OnBadRow = OnBadRow.error
     max_prompt: PositiveInt = 1024
     """A longer prompt (chat template included) is a bad row."""
     max_answer: PositiveInt = 1024
-    """A row with a longer answer, in `answers_field` and `choices_field` too, is a bad row."""
+    """A row with a longer answer, among `answers` and `choices` too, is a bad row."""
     limit: PositiveInt | None = None
     """Take only the first rows of the training set."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raft_ray.data.files import read_all
 from raft_ray.data.messages import checked
-from raft_ray.data.sources import Unusable, jsonl
 from raft_ray.errors import DataError
 from raft_ray.files import home
 
@@ -30,16 +30,8 @@ def general_prompts(path: str | None = None) -> list[str]:
             f"{where}: no such file; name a JSONL file with `prompt` fields, or leave the key out for the shipped "
             "prompts"
         )
-    prompts = []
-    for place, record in jsonl(file, where):
-        try:
-            if isinstance(record, Unusable):
-                raise record
-            prompts.append(checked(record.get("prompt"), "its `prompt`"))
-        except Unusable as error:
-            raise DataError(
-                f'{where}, line {place.line}: {error}; each line must be an object such as {{"prompt": "..."}}'
-            ) from error
+    needs = 'each line must be an object such as {"prompt": "..."}'
+    prompts = list(read_all(file, where, lambda record: checked(record.get("prompt"), "its `prompt`"), needs))
     if not prompts:
         raise DataError(f"{where}: no prompts in it; each line must be an object with a `prompt` field")
     return prompts

@@ -1,7 +1,8 @@
 """The chat of a record: messages with role and content, every other field of them refused rather than dropped.
 
-Content is text, or a list of text parts, which are joined. Whether a chat template takes a role is for whoever has the
-tokenizer to find out (`raft_ray.preflight`). Knows nothing about files or about which fields a record has besides.
+ShareGPT's `from` and `value` are read as well. Content is text, or a list of text parts, which are joined. Whether a
+chat template takes a role is for whoever has the tokenizer to find out (`raft_ray.preflight`). Knows nothing about
+files or about which fields a record has besides.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from raft_ray.data.normalise import visible
-from raft_ray.data.sources import Unusable
+from raft_ray.json_files import Unusable
 
 ROLES = ("system", "developer", "user", "assistant")
+_SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 
 METADATA = frozenset(
     {"annotations", "created", "created_at", "date", "id", "lang", "language", "message_id", "model", "timestamp"}
@@ -65,13 +67,10 @@ def writable(text: str, what: str) -> str:
 def _message(message: Any, number: int, is_last: bool) -> dict[str, str]:
     if not isinstance(message, dict):
         raise Unusable(f"message {number} is not an object with role and content")
-    if "role" not in message and {"from", "value"} <= message.keys():
-        raise Unusable(
-            f"message {number} has `from` and `value`, as ShareGPT names them; rename them to `role` (system, user or "
-            "assistant) and `content`"
-        )
+    is_sharegpt = "role" not in message and {"from", "value"} <= message.keys()
+    role_field, content_field = ("from", "value") if is_sharegpt else ("role", "content")
     for name, value in message.items():
-        if name in ("role", "content") or value in (None, "", [], {}):
+        if name in (role_field, content_field) or value in (None, "", [], {}):
             continue
         if name in ("weight", "train"):
             trained = _TRAINED.get(str(value).strip().lower())
@@ -85,10 +84,12 @@ def _message(message: Any, number: int, is_last: bool) -> dict[str, str]:
         raise Unusable(
             f"message {number} has a field '{name}': {_FIXES.get(name, 'nothing reads it; remove the field')}"
         )
-    role = message.get("role")
+    role = message.get(role_field)
+    if is_sharegpt and isinstance(role, str):
+        role = _SHAREGPT.get(role, role)
     if role not in ROLES:
         raise Unusable(f"message {number} has role {role!r}; it must be one of {', '.join(ROLES)}")
-    content = message.get("content")
+    content = message.get(content_field)
     if isinstance(content, list) and content:
         content = "".join(_part(part, number, place) for place, part in enumerate(content, start=1))
     return {"role": role, "content": checked(content, f"content of message {number}")}
@@ -111,7 +112,7 @@ def _how_to_convert(value: Any) -> str:
     if isinstance(value, bool | int | float):
         return '; write it in quotes, such as "4"'
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "; a chat belongs in data.messages_field"
+        return "; a chat belongs in data.columns.messages"
     if isinstance(value, list):
-        return "; several right answers belong in data.answers_field, and one of them, as text, here"
+        return "; it must be one text"
     return ""

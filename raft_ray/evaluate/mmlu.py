@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raft_ray.data.files import read_all
 from raft_ray.data.messages import writable
-from raft_ray.data.sources import Unusable, jsonl, parquet
-from raft_ray.errors import ConfigError, DataError
+from raft_ray.errors import ConfigError
 from raft_ray.files import home
+from raft_ray.json_files import Unusable
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -118,18 +119,8 @@ def _asked(question: MmluQuestion) -> str:
 
 
 def _questions(file: Path, root: Path) -> Iterator[MmluQuestion]:
-    where = f"eval.mmlu: {file}"
-    read, unit = (jsonl(file, where), "line") if file.suffix == ".jsonl" else (parquet([file], where), "row")
-    for place, record in read:
-        try:
-            if isinstance(record, Unusable):
-                raise record
-            yield _question(record, file, root)
-        except Unusable as error:
-            raise DataError(
-                f"{where}, {unit} {place.line}: {error}; a row needs question, choices (2 to 10 texts), answer, and "
-                "subject unless its folder names it"
-            ) from error
+    needs = "a row needs question, choices (2 to 10 texts), answer, and subject unless its folder names it"
+    return read_all(file, f"eval.mmlu: {file}", lambda record: _question(record, file, root), needs)
 
 
 def _question(record: dict[str, Any], file: Path, root: Path) -> MmluQuestion:

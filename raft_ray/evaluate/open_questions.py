@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from raft_ray.data.files import read_all
 from raft_ray.data.messages import writable
-from raft_ray.data.sources import Unusable, jsonl
 from raft_ray.errors import DataError
 from raft_ray.files import home
+from raft_ray.json_files import Unusable
 
 MOST_TURNS = 2
 
@@ -42,17 +43,8 @@ def load_open_questions(path: str) -> list[OpenQuestion]:
     file = home(path)
     if not file.is_file():
         raise DataError(f"{where}: no such file; name a JSONL file with `prompt` or `turns` fields")
-    questions = []
-    for place, record in jsonl(file, where):
-        try:
-            if isinstance(record, Unusable):
-                raise record
-            questions.append(_question(record))
-        except Unusable as error:
-            raise DataError(
-                f'{where}, line {place.line}: {error}; a line is {{"prompt": "..."}}, perhaps with a `reference`, or '
-                '{"turns": ["...", "..."]}'
-            ) from error
+    needs = 'a line is {"prompt": "..."}, perhaps with a `reference`, or {"turns": ["...", "..."]}'
+    questions = list(read_all(file, where, _question, needs))
     if not questions:
         raise DataError(f"{where}: no questions in it; a line is an object with `prompt` or `turns`")
     return questions

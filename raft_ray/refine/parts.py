@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raft_ray.config import Config
-from raft_ray.data.slices import Slice
+from raft_ray.data import Slice
 from raft_ray.errors import DataError
 from raft_ray.files import writing
 from raft_ray.refine.roles import RefinePrompts

@@ -64,7 +64,7 @@ def test_a_row_that_the_template_refuses_is_named_or_left_out(model: Path, tmp_p
         preflight(config(tmp_path, rows))
     left = preflight(config(tmp_path, rows, "data.on_bad_row=skip"))
     assert [row.line for row in left.train] == [1]
-    assert [row.line for row in left.scan.bad] == [2]
+    assert [row.line for row in left.train.bad] == [2]
 
 
 def test_a_row_that_the_rewriters_template_refuses_is_named(model: Path, tmp_path: Path) -> None:

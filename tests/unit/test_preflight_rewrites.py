@@ -48,7 +48,7 @@ def test_rewrites_that_were_all_refused_are_none(tmp_path: Path) -> None:
 )
 def test_one_rewrite_is_enough_and_gold_answers_need_none(tmp_path: Path, overrides: list[str], rewrite: bool) -> None:
     other = {**PLAIN, "rewrite": "That is this."} if rewrite else PLAIN
-    assert preflight(_config(tmp_path, *overrides, rows=(PLAIN, other))).scan.rewrites == int(rewrite)
+    assert preflight(_config(tmp_path, *overrides, rows=(PLAIN, other))).train.rewrites == int(rewrite)
 
 
 def test_a_stage_1_that_accepted_nothing_is_refused_before_the_training(tmp_path: Path) -> None:

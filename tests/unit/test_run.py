@@ -12,7 +12,7 @@ import pytest
 from actors import run
 from actors.run import running
 from raft_ray.config import Config, settings
-from raft_ray.data.slices import Scan
+from raft_ray.data import RowTable
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.preflight import Prepared
 
@@ -23,7 +23,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def prepared(config: Config) -> Prepared:
-    return Prepared("model", "model", 64, Scan(config.data.train, config.data, "train"), [], None)
+    return Prepared("model", "model", 64, RowTable(), None)
 
 
 def with_cluster(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:

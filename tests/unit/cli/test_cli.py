@@ -33,11 +33,12 @@ def files(workspace: Path, tiny_model: Path) -> Path:
     write_rows("good.jsonl", [GOOD] * 4)
     write_rows("other.jsonl", [{"prompt": "And of gold?", "answer": "Au"}])
     write_rows("empty.jsonl", [])
-    write_rows("wrong_field.jsonl", [GOOD, {"question": "?", "answer": "Fe"}])
+    write_rows("wrong_field.jsonl", [GOOD, {"query": "?", "answer": "Fe"}])
     write_rows("blank_answer.jsonl", [GOOD, GOOD, {"prompt": "?", "answer": " "}])
     write_rows("long.jsonl", [GOOD, {"prompt": "iron " * 3000, "answer": "Fe"}])
     Path("broken.jsonl").write_text(json.dumps(GOOD) + "\n{not json\n")
-    Path("rows.csv").write_text("prompt,answer\na,b\n")
+    Path("rows.csv").write_text("prompt,answer\na,b,c\n")
+    Path("rows.xlsx").touch()
     Path("syntax.yaml").write_text("learner:\n  lr: [1\n")
     Path("list.yaml").write_text("- a\n")
     Path("unknown.yaml").write_text("extends: smoke\nlearner:\n  learning_rate: 1\n")
@@ -217,7 +218,11 @@ BAD_CONFIGS = [
 BAD_INPUTS = [
     bad("train smoke data.train=none.jsonl", "data.train=none.jsonl", "no such file"),
     bad("train smoke data.train=empty.jsonl", "data.train=empty.jsonl", "empty"),
-    bad("train smoke data.train=rows.csv", "rows.csv", ".jsonl or .parquet"),
+    bad("train smoke data.train=rows.csv", "rows.csv", "line 2: has 3 fields, and the header has 2"),
+    bad("train smoke data.train=rows.xlsx", "rows.xlsx", "unknown file type .xlsx; convert it to .jsonl"),
+    bad("train smoke data.train=[good.jsonl,rows.csv]", "line 2 of rows.csv: has 3 fields"),
+    bad("train smoke data.train=[good.jsonl,none.csv]", "data.train=none.csv", "no such file"),
+    bad("train smoke data.prompt_field=q", "data.prompt_field", "did you mean data.columns.prompt?"),
     bad("train smoke data.train=broken.jsonl", "line 2", "not JSON"),
     bad("train smoke data.train=wrong_field.jsonl", "line 2", "field 'prompt' is missing"),
     bad("train smoke data.train=blank_answer.jsonl", "line 3", "answer is empty"),

@@ -240,7 +240,7 @@ def test_the_ends_of_a_range_belong_to_it(override: str) -> None:
         (["rollout.tensor_parallel=2"], "set rollout.num_gpus=2"),
         (["distill.balance=fixed", "distill.fixed_lambda=2", "distill.max_lambda=1"], "distill.max_lambda=1.0: below"),
         (["data.test=train.jsonl"], "data.test=train.jsonl: these are the training rows"),
-        (["data.answer_field=prompt"], "data.prompt_field is the same"),
+        (["data.columns.answer=q", "data.columns.prompt=q"], "data.columns.prompt is the same"),
         (["run.dir="], "run.dir"),
         (["refine.judges=[keyfacts]"], "key_facts"),
         (["refine.fuser=other"], "refine.fuser=other"),

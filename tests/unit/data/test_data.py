@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft_ray.config import DataConfig, OnBadRow
+from raft_ray.config import ColumnsConfig, DataConfig, OnBadRow
 from raft_ray.data import BadRow, Row, check_rows, read_rows, write_bad_rows
 from raft_ray.data.general import general_prompts
 from raft_ray.data.normalise import visible
@@ -74,7 +74,8 @@ def test_whatever_bytes_a_jsonl_file_holds_its_good_rows_are_read(
     source = write_jsonl(tmp_path_factory.mktemp("data") / "rows.jsonl", GOOD, *lines, GOOD)
     rows, bad = read_rows(source, DataConfig(), split="train")
     assert [row.line for row in rows] == [1, len(lines) + 2]
-    assert [row.line for row in bad] == [number for number, line in enumerate(lines, start=2) if line.strip()]
+    marked = [line.removeprefix(b"\xef\xbb\xbf") for line in lines]
+    assert [row.line for row in bad] == [number for number, line in enumerate(marked, start=2) if line.strip()]
 
 
 def test_a_row_of_prompt_and_answer_is_one_user_message(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_row_of_prompt_and_answer_is_one_user_message(tmp_path: Path) -> None:
 
 def test_field_names_come_from_the_config(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", {"q": "2 + 2?", "a": "4", "all": ["four", "4"]})
-    config = DataConfig(prompt_field="q", answer_field="a", answers_field="all")
+    config = DataConfig(columns=ColumnsConfig(prompt="q", answer="a", answers="all"))
     (row,), _ = read_rows(source, config, split="train")
     assert (row.prompt, row.answer, row.answers) == ("2 + 2?", "4", ["4", "four"])
 
@@ -206,7 +207,9 @@ def write_refined(folder: Path, sizes: tuple[int, ...] = (2, 1)) -> list[dict[st
 
 
 # The names of the file that was refined do not matter any more.
-@pytest.mark.parametrize("config", [DataConfig(), DataConfig(prompt_field="q", answer_field="a", messages_field="m")])
+@pytest.mark.parametrize(
+    "config", [DataConfig(), DataConfig(columns=ColumnsConfig(prompt="q", answer="a", messages="m"))]
+)
 def test_a_folder_of_refined_parts_gives_all_rows_with_rewrite_and_fused_answer(
     tmp_path: Path, config: DataConfig
 ) -> None:
@@ -274,7 +277,7 @@ def test_a_domain_is_a_source(tmp_path: Path) -> None:
         (b'{"prompt": ' + b"9" * 5000 + b"}", "prompt is not text"),
         (b"[" * 100_000, "not JSON: "),
         ({"prompt": "a"}, "field 'answer' is missing (fields there: prompt)"),
-        ({"question": "a", "answer": "b"}, "field 'prompt' is missing (fields there: question, answer)"),
+        ({"query": "a", "answer": "b"}, "field 'prompt' is missing (fields there: query, answer)"),
         ({}, "field 'prompt' is missing (fields there: none)"),
         ({"prompt": "a", "answer": ""}, "answer is empty"),
         ({"prompt": " \n", "answer": "b"}, "prompt is empty"),
@@ -332,8 +335,11 @@ def test_lengths_are_not_checked_without_a_counter(tmp_path: Path) -> None:
         ("missing.parquet", None, "no such file"),
         ("missing.csv", None, "no such file"),
         ("missing/deeper/still", None, "no such file"),
-        ("table.csv", b"prompt,answer\n", "unknown file type .csv; convert it to .jsonl or .parquet"),
-        ("noending", b"{}", "a file without an ending; convert it to .jsonl or .parquet"),
+        ("missing*.jsonl", None, "no file matches"),
+        ("table.csv", b"prompt,answer\n", "the data set is empty"),
+        ("table.xlsx", b"PK", "unknown file type .xlsx; convert it to .jsonl, .json, .csv, .tsv, .parquet or .arrow"),
+        ("table.parquet.gz", b"", "unknown file type .parquet.gz; convert it to .jsonl, .json,"),
+        ("noending", b"{}", "a file without an ending; convert it to .jsonl, .json,"),
         ("empty.jsonl", b"", "the data set is empty"),
         ("blank.jsonl", b"\n \n", "the data set is empty"),
         ("broken.parquet", b"no parquet", "broken.parquet cannot be read as Parquet"),
@@ -364,7 +370,7 @@ ROW = Row(index=0, line=1, messages=[{"role": "user", "content": "x"}], answer="
 
 
 def test_bad_rows_stop_the_run_with_the_first_of_them_and_the_fix() -> None:
-    bad = [BadRow(line, "answer is empty") for line in range(2, 9)]
+    bad = [BadRow(line, "answer is empty", "line") for line in range(2, 9)]
     with pytest.raises(DataError) as caught:
         check_rows([ROW], bad, DataConfig(), "my.jsonl")
     message = str(caught.value)
@@ -407,8 +413,9 @@ def test_sixty_different_general_prompts_are_shipped() -> None:
     assert all(prompt == prompt.strip() for prompt in prompts)
 
 
-def test_a_file_of_ones_own_takes_the_place_of_the_general_prompts(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "own.jsonl", {"prompt": "One?", "id": 1}, b"", {"prompt": "Two?"})
+@pytest.mark.parametrize("name", ["own.jsonl", "own.txt"])
+def test_a_file_of_ones_own_takes_the_place_of_the_general_prompts(name: str, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / name, {"prompt": "One?", "id": 1}, b"", {"prompt": "Two?"})
     assert general_prompts(source) == ["One?", "Two?"]
 
 
@@ -422,7 +429,7 @@ def test_a_file_of_ones_own_takes_the_place_of_the_general_prompts(tmp_path: Pat
         (b'{"question": "a"}\n', "line 1: its `prompt` is not text"),
         (b'{"prompt": " "}\n', "line 1: its `prompt` is empty"),
         (b'{"prompt": "a"}\n["a"]\n', "line 2: not a JSON object"),
-        (b'["a"]\n', "begins with a JSON array"),
+        (b'["a"]\n', "row 1: not a JSON object"),
     ],
 )
 def test_unusable_general_prompts_are_named_with_the_line(tmp_path: Path, content: bytes | None, message: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raft_ray.config import DataConfig
+from raft_ray.config import ColumnsConfig, DataConfig
 from raft_ray.data import check_rows, length_check, read_rows, write_bad_rows
 from raft_ray.data.general import general_prompts
 from raft_ray.errors import DataError
@@ -89,11 +89,14 @@ BAD_LINES = [
     (b'{"prompt": "Gr\xf6\xdfe", "answer": "a"}', "not UTF-8"),
     (b'{"prompt": "q", "prompt": "r", "answer": "a"}', "field 'prompt' stands twice"),
     (b'{"messages": [{"role": "user", "role": "system", "content": "x"}]}', "field 'role' stands twice"),
-    ({"instruction": "a", "input": "b", "output": "c"}, "field 'prompt' is missing (fields there: instruction,"),
-    ({"conversations": [{"from": "human", "value": "a"}]}, "field 'prompt' is missing (fields there: conversations)"),
-    ({"prompt": "q", "completion": "a"}, "field 'answer' is missing (fields there: prompt, completion)"),
-    ({"prompt": [USER], "completion": [REPLY]}, "prompt is not text (list); a chat belongs in data.messages_field"),
-    ({"prompt": "q", "answer": ["a", "b"]}, "answer is not text (list); several right answers belong in data.answers_"),
+    ({"conversations": [{"from": "human", "value": "a"}]}, "the last of conversations is not an assistant message"),
+    ({"conversations": [{"from": "observation", "value": "a"}]}, "message 1 has role 'observation'"),
+    ({"prompt": [USER], "completion": [REPLY]}, "prompt is not text (list); a chat belongs in data.columns.messages"),
+    ({"prompt": "q", "answer": [4, 5]}, "answer is not text (list)"),
+    ({"prompt": "q", "answer": []}, "answer is not text (list)"),
+    ({"prompt": "q", "answer": ["a", " "]}, "item 2 of 'answer' is empty"),
+    ({"instruction": "a", "input": 4, "output": "c"}, "input is not text (int)"),
+    ({"instruction": "a", "history": [["b", "c"]], "output": "d"}, "has `history` beside `instruction`"),
     ({"prompt": "q", "answer": 4}, "answer is not text (int); write it in quotes"),
     ({"prompt": "q", "answer": 4.0}, "answer is not text (float); write it in quotes"),
     ({"prompt": "q", "answer": True}, "answer is not text (bool); write it in quotes"),
@@ -110,13 +113,13 @@ BAD_LINES = [
     (chat(USER, {**REPLY, "content": ""}), "content of message 2 is empty"),
     (chat(USER, {**REPLY, "content": None}), "content of message 2 is not text"),
     (chat(USER, REPLY, answer="other"), "messages end with another answer than the one in field 'answer'"),
-    (chat(USER, REPLY, answer="other"), "have the field ignored with data.answer_field=NAME, a name that no row has"),
+    (chat(USER, REPLY, answer="other"), "have the field ignored with data.columns.answer=NAME, a name that no row has"),
     (chat(USER, FOUR, answer="14"), "messages end with another answer"),
     (chat(USER, FOUR, answer=5), "messages end with another answer"),
     (chat(USER, FOUR, answer=True), "messages end with another answer"),
     (chat(USER, FOUR, answer=["4"]), "messages end with another answer"),
     (chat(USER, REPLY, prompt=[REPLY]), "messages do not hold the question in field 'prompt'"),
-    (chat(USER, REPLY, prompt="other"), "have the field ignored with data.prompt_field=NAME, a name that no row has"),
+    (chat(USER, REPLY, prompt="other"), "have the field ignored with data.columns.prompt=NAME, a name that no row has"),
     (chat(USER, REPLY, tools='[{"type": "function"}]'), "field 'tools' offers tools"),
     (chat(USER, REPLY, prompt="other"), "messages do not hold the question in field 'prompt'"),
     (chat(USER, REPLY, tools=[{"type": "function"}]), "field 'tools' offers tools"),
@@ -133,10 +136,7 @@ BAD_LINES = [
     (chat(USER, {**REPLY, "audio": {"id": "1"}}), "message 2 has a field 'audio': nothing reads it"),
     (chat({**USER, "images": ["x.png"]}, REPLY), "message 1 has a field 'images': nothing reads it"),
     (chat(USER, {**REPLY, "prefix": True}), "message 2 has a field 'prefix': nothing reads it"),
-    (
-        chat({"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}),
-        "message 1 has `from` and `value`, as ShareGPT names them; rename them to `role`",
-    ),
+    (chat({"from": "human", "value": "a", "content": "b"}, REPLY), "message 1 has a field 'content': nothing reads it"),
     (chat(USER, {**REPLY, "weight": 0}), "message 2 has weight 0"),
     (chat(USER, {**REPLY, "weight": 0.5}), "message 2 has weight 0.5"),
     (
@@ -162,11 +162,19 @@ def test_what_no_row_can_honour_is_one_line_with_file_line_and_field(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("data.csv", b"prompt,answer\nq,a\n", "unknown file type .csv; convert it to .jsonl or .parquet"),
-        ("data.jsonl.gz", gzip.compress(LINE, mtime=0), "unknown file type .gz; convert it to .jsonl or .parquet"),
-        ("data.json", b"[" + LINE + b"]", "unknown file type .json; convert it to .jsonl or .parquet"),
-        ("data.jsonl", b"[" + LINE[:-1] + b"," + LINE[:-1] + b"]", "begins with a JSON array"),
-        ("data.jsonl", json.dumps([GOOD], indent=1).encode(), "begins with a JSON array"),
+        ("data.jsonl.gz", LINE, "zlib inflate failed: incorrect header check; make the file readable"),
+        ("data.jsonl.gz", gzip.compress(LINE * 9, mtime=0)[:30], "Truncated compressed stream"),
+        ("data.json", b"[" + LINE + LINE + b"]", "data.json: line 2: not JSON: no comma between two elements of the"),
+        ("data.json", b"[" + LINE + b",\n]", "data.json: line 3: not JSON: Expecting value"),
+        ("data.json", b"[" + LINE, "data.json: line 2: not JSON: the array is not closed"),
+        ("data.json", b"[" + LINE + b"]\n\n]", "data.json: line 4: not JSON: something stands behind the array"),
+        ("data.json", b'[\n{"prompt": "q\n', "data.json: line 2: not JSON: Invalid control character"),
+        ("data.json", b"[" * 100_000, "data.json: line 1: not JSON: nested too deeply"),
+        ("data.json", b"[]", "the data set is empty"),
+        ("data.csv", b"", "the data set is empty"),
+        ("data.csv", b"prompt,answer,prompt\nq,a,b\n", "data.csv: line 1: column 'prompt' stands twice in the header"),
+        ("data.csv", b'prompt,answer\nq,a\n"q,a\nq,a\n', "data.csv: line 3: a quotation mark opens there and is not"),
+        ("data.arrow", b"x" * 20, "data.arrow cannot be read as Arrow"),
         ("data.jsonl", b"", "the data set is empty"),
         ("data.jsonl", b"\n \n", "the data set is empty"),
     ],
@@ -223,12 +231,48 @@ def test_a_general_prompt_that_cannot_be_read_is_named(tmp_path: Path, line: byt
         general_prompts(str(path))
 
 
-@pytest.mark.parametrize("name", ["input", "system"])
-def test_an_instructions_input_is_not_dropped_without_a_word(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("fields", "messages"),
+    [
+        ({"input": "Hund"}, [{"role": "user", "content": "Translate\n\nHund"}]),
+        ({"input": ""}, [{"role": "user", "content": "Translate"}]),
+        ({"input": None, "system": " ", "history": []}, [{"role": "user", "content": "Translate"}]),
+        (
+            {"system": "Be brief."},
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Translate"}],
+        ),
+    ],
+)
+def test_an_instructions_input_and_system_are_used(
+    tmp_path: Path, fields: dict[str, Any], messages: list[dict[str, str]]
+) -> None:
     path = tmp_path / "data.jsonl"
-    names = DataConfig(train=str(path), prompt_field="instruction", answer_field="output")
-    path.write_bytes(encoded({"instruction": "Translate", name: "", "output": "a dog"}))
-    assert [row.prompt for row in read_rows(str(path), names, split="train")[0]] == ["Translate"]
-    path.write_bytes(encoded({"instruction": "Translate", name: "Hund", "output": "a dog"}))
-    with pytest.raises(DataError, match=rf"line 1: has `{name}` beside `instruction`, and nothing reads it"):
-        check_rows(*read_rows(str(path), names, split="train"), names, "data.train")
+    path.write_bytes(encoded({"instruction": "Translate", "output": "a dog", **fields}))
+    ((row,), bad) = read_rows(str(path), DataConfig(), split="train")
+    assert (row.messages, row.answer, bad) == (messages, "a dog", [])
+    # Beside a `prompt` nobody expects an input, unless it is named.
+    path.write_bytes(encoded({"prompt": "Translate", "answer": "a dog", "input": "Hund"}))
+    assert read_rows(str(path), DataConfig(), split="train")[0][0].prompt == "Translate"
+    named = DataConfig(columns=ColumnsConfig(input="input"))
+    assert read_rows(str(path), named, split="train")[0][0].prompt == "Translate\n\nHund"
+
+
+def test_of_a_list_of_answers_the_first_is_the_gold_answer_and_all_are_right(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(encoded({"prompt": "q", "answer": ["a", "b"], "answers": ["c", "a"]}))
+    ((row,), _) = read_rows(str(path), DataConfig(), split="test")
+    assert (row.answer, row.answers) == ("a", ["a", "b", "c"])
+    # What looks like a list of JSON is the text that it is.
+    path.write_bytes(encoded({"prompt": "q", "answer": '["a"]'}))
+    assert read(tmp_path, path.read_bytes(), "data.jsonl") == [("q", '["a"]')]
+
+
+def test_sharegpt_names_its_system_message_beside_the_chat(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(encoded({"conversations": [*turns, {"from": "gpt", "value": "d"}], "system": "Be brief."}))
+    ((row,), _) = read_rows(str(path), DataConfig(), split="train")
+    assert [(each["role"], each["content"]) for each in row.messages] == [
+        *(("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    ]
+    assert row.answer == "d"

@@ -9,9 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raft_ray.config import Config, RefineConfig, RefineModelConfig, RunConfig
-from raft_ray.data import Row
-from raft_ray.data.slices import Slice
-from raft_ray.data.sources import START
+from raft_ray.data import Row, Slice
 from raft_ray.errors import DataError
 from raft_ray.refine import read_refined, unrefined
 from raft_ray.refine.parts import fingerprint, part_name, sort_out, write_part
@@ -20,7 +18,7 @@ from raft_ray.refine.schema import FAILED, REFINED_SCHEMA, part_files, refined_t
 from raft_ray.refine.summary import Summary, spending
 
 PROMPTS = RefinePrompts("rewrite", "fuse")
-SLICES = [Slice(0, 3, START, digest=11), Slice(3, 3, START, digest=22), Slice(6, 1, START, digest=33)]
+SLICES = [Slice(0, 3, digest=11), Slice(3, 3, digest=22), Slice(6, 1, digest=33)]
 
 
 def table(part: Slice, refused: str | None = None) -> Any:
@@ -54,12 +52,12 @@ def test_other_settings_rows_and_failures_are_made_anew(tmp_path: Path) -> None:
     assert part_files(tmp_path) == []
     fill(tmp_path)
     write_part(table(SLICES[0], FAILED), SLICES[0], "s", tmp_path)
-    changed = Slice(6, 1, START, digest=34)
+    changed = Slice(6, 1, digest=34)
     assert sort_out(tmp_path, [*SLICES[:2], changed], "s") == [SLICES[0], changed]
     assert [file.name for file in part_files(tmp_path)] == [part_name(SLICES[1])]
     # Slices of another size leave nothing behind.
     fill(tmp_path)
-    wider = [Slice(0, 6, START, digest=33), SLICES[2]]
+    wider = [Slice(0, 6, digest=33), SLICES[2]]
     assert sort_out(tmp_path, wider, "s") == [wider[0]]
     assert [file.name for file in part_files(tmp_path)] == [part_name(SLICES[2])]
 
