@@ -82,8 +82,17 @@ def ray_lock(common_folder: Path) -> Iterator[FileLock]:
         sys.modules["ray"].shutdown()
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[None]:
+    """Workers of every Ray that this process starts are forks of one that has imported everything."""
+    from forked.server import forked_workers
+
+    with forked_workers(Path(f"/tmp/raft-forks-{os.getpid()}.sock")):
+        yield
+
+
 @pytest.fixture(scope="module")
-def ray_cluster(ray_lock: FileLock) -> None:
+def ray_cluster(forks: None, ray_lock: FileLock) -> None:
     """A local Ray with token authentication and CPUs for every role of the tests, which the test process keeps."""
     from actors.runtime import cluster
 

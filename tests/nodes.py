@@ -32,3 +32,14 @@ def running_nodes(head: int, *others: int) -> Iterator[tuple[Any, list[Any]]]:
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+def node_of(pid: int) -> str:
+    """Id of the node whose worker the process is."""
+    import ray._private.state
+    from ray.core.generated.gcs_pb2 import WorkerTableData
+
+    table = ray._private.state.state._connect_and_get_accessor().get_worker_table()
+    workers = [WorkerTableData.FromString(one) for one in table]
+    (node,) = [one.worker_address.node_id.hex() for one in workers if one.pid == pid and one.is_alive]
+    return node

@@ -64,7 +64,10 @@ def _no_agent_yet(result: subprocess.CompletedProcess[str]) -> bool:
 
 @contextmanager
 def running_head(folder: Path) -> Iterator[Head]:
-    """`ray start --head` with 8 logical CPUs for the time of the block; its token and log go into `folder`."""
+    """`ray start --head` with 8 logical CPUs for the time of the block; its token and log go into `folder`.
+
+    Its workers are forks of the test process's server (`forked.server`).
+    """
     # Ray's sockets need a short path.
     session = Path("/tmp") / f"raft-job-{os.getpid()}"
     token = "0123456789abcdef" * 4
@@ -78,7 +81,9 @@ def running_head(folder: Path) -> Iterator[Head]:
     port, dashboard = free_port(), free_port()
     process = subprocess.Popen(
         [
-            str(BIN / "ray"),
+            sys.executable,
+            str(ROOT / "tests" / "forked" / "server.py"),
+            "ray.scripts.scripts",
             "start",
             "--head",
             "--block",

@@ -19,7 +19,7 @@ MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture
-def full_cluster() -> Iterator[Any]:
+def full_cluster(forks: None) -> Iterator[Any]:
     """As many CPUs as one rollout actor, a teacher, a learner and the pipeline actor take."""
     with running_nodes(4) as (cluster, _):
         yield cluster

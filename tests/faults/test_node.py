@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from listener import Listener, once
-from nodes import running_nodes
+from nodes import node_of, running_nodes
 from run_files import outcome
 
 from raft_ray.config import Config
@@ -40,9 +39,8 @@ def test_a_node_that_dies_takes_nothing_with_it(
     gone: list[str] = []
 
     def remove(_: dict[str, Any]) -> None:
-        """The node that runs the rollout actor: its raylet is the actor's parent process."""
-        parent = psutil.Process(listener.pids["rollout-0"]).ppid()
-        (node,) = [node for node in nodes if node.all_processes["raylet"][0].process.pid == parent]
+        """The node that runs the rollout actor."""
+        (node,) = [node for node in nodes if node.node_id == node_of(listener.pids["rollout-0"])]
         gone.append(node.node_id)
         cluster.remove_node(node, allow_graceful=False)
 

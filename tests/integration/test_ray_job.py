@@ -12,7 +12,7 @@ from ray_head import Head, running_head
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(forks: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     with running_head(tmp_path_factory.mktemp("h")) as started:
         yield started
 

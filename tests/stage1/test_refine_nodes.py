@@ -6,30 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from listener import Listener, Said
-from nodes import running_nodes
+from nodes import node_of, running_nodes
 from refine_runs import TINY_REFINE, make_config, refine, tiny_rows
 
 
 @pytest.fixture
-def three_nodes() -> Iterator[Any]:
+def three_nodes(forks: None) -> Iterator[Any]:
     """A head without CPUs, and two nodes with room for one engine each."""
     with running_nodes(0, 1, 1) as (cluster, _):
         yield cluster
 
 
 def test_engines_on_two_nodes_give_the_rows_of_one_engine(three_nodes: Any, tmp_path: Path, socket_path: Path) -> None:
-    nodes: dict[str, int] = {}
+    nodes: dict[str, str] = {}
 
     def note(said: Said) -> None:
-        """The raylet that the process belongs to."""
-        nodes[said["who"]] = psutil.Process(said["pid"]).ppid()
+        nodes[said["who"]] = node_of(said["pid"])
 
     with Listener(socket_path, note):
         many = refine(make_config(tmp_path / "many", tiny_rows(11), **(TINY_REFINE | {"actors": 2})))
-    head = three_nodes.head_node.all_processes["raylet"][0].process.pid
+    head = three_nodes.head_node.node_id
     engines = {nodes["refine-self-0"], nodes["refine-self-1"]}
     assert len(engines) == 2
     assert head not in engines
