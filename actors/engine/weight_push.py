@@ -1,28 +1,22 @@
 """`nccl` and `ipc`: the learner pushes its weights into the engines, by vLLM's own trainers.
 
-An update is a rendezvous, since both sides take part in it at the same time:
-
 ```
 learner ranks                pipeline                              rollout actors
-  publish(v) ─ hold(v) ────> wait until every actor is at a
-                             chunk boundary, keep all there
-             <── handles ──
+  publish(v) ─ hold(v) ────> wait until none of them is in a call
+             <── handles ──  keep all there
     new members? ── join(epoch, info) ───────────────────────────> enter the group     (NCCL: all at once)
     ── start_update(v, epoch) ───────────────────────────────────> open the update
     ── receive(info) ... ════ NCCL broadcast / shared memory ════> load
     ── finish_update(v, checksum) ───────────────────────────────> close, verify
-  the step's record ───────> publish(v, no reference): all
-                             those handles hold v; let them go on
+  publish(weights, record) > all those handles hold v; go on
 ```
 
-What the pipeline must do: answer `hold(version)` with the handles by name as soon as no rollout actor is in a call
-(neither generating nor loading), call none of them from then on until the step is published, and then take it that all
-of them hold the version. An actor that it does not name (one that has just started) gets no chunk of that version. If
-the learners start anew meanwhile, `begin` lets the actors go: a run's first weights come packed, by `load_weights`.
+From `hold` to `publish` the pipeline calls none of these actors. One that `hold` did not name, having just started,
+gets no chunk of that version. If the learners start anew meanwhile, `begin` lets the actors go.
 
 Who waits for whom: `hold` for the longest running chunk; the learner for the slowest actor, at most `sync.timeout` per
-call. The actors never wait for the pipeline, so there is no circle. A failure is a `RaftError` naming the actor; it
-ends the learner, and Ray Train starts the group of learners again.
+call; actors never for the pipeline, so there is no circle. A failure is a `RaftError` naming the actor; it ends the
+learner, and Ray Train starts the group of learners again.
 """
 
 from __future__ import annotations
@@ -100,9 +94,8 @@ class DeepSpeedSource(WeightSource):
 class RolloutClient:
     """The rollout actors of one group as vLLM's trainer sees them: its `VLLMWeightSyncClient` over Ray.
 
-    vLLM's own `RayVLLMWeightSyncClient` counts all actors as one engine; ours are engines of their own, so each gets
-    its place in the NCCL group. Each call goes to all actors at once and ends when all have answered, or with a
-    `RaftError` that names the one that failed.
+    vLLM's own counts all actors as one engine; ours are an engine each, with ranks of its own in the NCCL group. A call
+    goes to all actors at once and ends when all have answered, or with a `RaftError` that names the one that failed.
     """
 
     members: Mapping[str, Any]
@@ -126,35 +119,36 @@ class RolloutClient:
         return 1 + self.workers * len(self.members)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Every actor joins the group."""
-        infos = [dict(init_info) for _ in self.members]
-        if "rank_offset" in init_info:
-            for index, info in enumerate(infos):
+        """Every actor joins the group, at its own ranks where the back end has ranks."""
+
+        def join(index: int, actor: Any) -> ray.ObjectRef:
+            info = dict(init_info)
+            if "rank_offset" in info:
                 info["rank_offset"] += index * self.workers
-        self._call("join", f"joining weight-sync group {self.epoch}", [(self.epoch, info) for info in infos])
+            return actor.join.remote(self.epoch, info)
+
+        self._call(f"joining weight-sync group {self.epoch}", join)
 
     def start_weight_update(self) -> None:
         """Every actor opens an update to `version`."""
-        self._call("start_update", self._doing(), [(self.version, self.epoch)] * len(self.members))
+        self._call(self._receiving, lambda _, actor: actor.start_update.remote(self.version, self.epoch))
 
     def update_weights(self, update_info: Any) -> None:
         """Every actor takes in a part of the weights."""
-        self._call("receive", self._doing(), [(update_info,)] * len(self.members))
+        self._call(self._receiving, lambda _, actor: actor.receive.remote(update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         """Every actor ends the update and compares checksums."""
-        del weight_version
-        self._call("finish_update", self._doing(), [(self.version, self.checksum())] * len(self.members))
+        checksum = self.checksum()
+        self._call(self._receiving, lambda _, actor: actor.finish_update.remote(self.version, checksum))
 
-    def _doing(self) -> str:
+    @property
+    def _receiving(self) -> str:
         return f"receiving weights of version {self.version}"
 
-    def _call(self, method: str, doing: str, arguments: list[tuple[Any, ...]]) -> None:
+    def _call(self, doing: str, call: Callable[[int, Any], ray.ObjectRef]) -> None:
         try:
-            pending = {
-                getattr(handle, method).remote(*args): name
-                for (name, handle), args in zip(self.members.items(), arguments, strict=True)
-            }
+            pending = {call(index, actor): name for index, (name, actor) in enumerate(self.members.items())}
             deadline = time.monotonic() + self.timeout
             while pending:
                 done, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
@@ -176,23 +170,14 @@ class WeightPush:
     """Sends versions into the engines: every rank of the learners calls it, rank 0 talks to the actors.
 
     `nccl` has one group of rank 0, which broadcasts, and all engines' workers. It cannot grow or shrink: when `hold`
-    names other handles than before, the group is built anew, under the next number (its epoch). `ipc` has nothing to
-    build; every rank copies the weights into memory that the engine on its GPU reads, so each engine shares one.
-
-    Args:
-        hold: as for `Publisher`.
+    names other handles than before, the group is built anew, under the next number (its epoch). With `ipc` every rank
+    copies the weights into memory that the engine on its GPU reads, so each engine shares a GPU with a learner.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        model: Any,
-        dtype: torch.dtype,
-        rank: int,
-        hold: Callable[[int], Mapping[str, Any]],
-    ) -> None:
+    def __init__(self, config: Config, model: Any, rank: int, hold: Callable[[int], Mapping[str, Any]]) -> None:
         self.epoch = 0
         """Groups that were built so far."""
+        dtype = getattr(torch, config.model.dtype.value)
         self.source = DeepSpeedSource(model, config.learner.zero_stage, dtype, config.sync.checksum and rank == 0)
         self._backend = config.sync.backend
         self._workers = config.rollout.tensor_parallel

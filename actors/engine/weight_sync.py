@@ -39,7 +39,7 @@ class WeightVersion:
 
     version: int
     packed: Any = None
-    """The reference of its `PackedWeights` in Ray's object store; none where they were pushed into the engines, or are for nobody."""
+    """The reference of its `PackedWeights` in Ray's object store; none where they were pushed, or are for nobody."""
     checksum: int = 0
     """Of all tensors in order; like `nbytes` known on rank 0 alone."""
     nbytes: int = 0
@@ -86,7 +86,7 @@ class Publisher:
             # Imports vLLM.
             from actors.engine.weight_push import WeightPush
 
-            self.push = WeightPush(config, model, self._dtype, rank, hold)
+            self.push = WeightPush(config, model, rank, hold)
 
     def publish(self, version: int) -> WeightVersion:
         """Give the rollout actors the model's weights as `version`. Raises `RaftError` where a push fails."""
