@@ -1,9 +1,7 @@
 """One vLLM engine in the calling process: token ids in, token ids out.
 
-Used by rollout actors, stage 1 and the evaluation alike. Knows nothing about text, rows or Ray, and of templates only
-where a turn ends. Its weights can be replaced while it lives (see `actors.engine.weight_sync`).
-
-Sampling is deterministic: the same engine, weights, list of prompts and seed give the same tokens.
+Used by rollout actors, stage 1 and the evaluation alike. Sampling is deterministic: the same engine, weights, list of
+prompts and seed give the same tokens. Its weights can be replaced while it lives (`actors.engine.weight_sync`).
 """
 
 from __future__ import annotations
@@ -70,7 +68,6 @@ class Engine:
 
     Args:
         folder: the model's, or its hub name.
-        model: its dtype, what loading it may do, and the context that its rotary factors are for.
         resources: section `rollout`, of which it takes threads, GPUs and memory.
         context: longest prompt + response in tokens.
         weight_sync: how the weights will be replaced before the first use, if they will. The engine then starts with
@@ -141,7 +138,7 @@ class Engine:
             seed: of the whole call, so a prompt's tokens depend on the list it is in.
             schema: a JSON schema that every completion follows, unless it is cut off.
             before_step: called before every forward pass with the number of tokens that each prompt has got so far.
-                With it, `paused` of another thread takes its turn between two passes, and otherwise after the call.
+                With it another thread's `paused` begins between two passes, without it after the call.
         """
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import StructuredOutputsParams
@@ -169,7 +166,7 @@ class Engine:
             else:
                 outputs = self._generate_in_steps(inputs, params, before_step)
             if self._stale_prefixes:
-                self._forget_prefixes()
+                self._stale_prefixes = not self.llm.reset_prefix_cache()
         return [
             Completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason == "length")
             for output in outputs
@@ -183,9 +180,9 @@ class Engine:
         from vllm.sampling_params import RequestOutputKind
 
         engine = self.llm.llm_engine
-        for number, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
-            wanted.output_kind = RequestOutputKind.CUMULATIVE
-            engine.add_request(str(number), prompt, wanted)
+        for number, prompt in enumerate(prompts):
+            params[number].output_kind = RequestOutputKind.CUMULATIVE
+            engine.add_request(str(number), prompt, params[number])
         latest: dict[str, RequestOutput] = {}
         written = [0] * len(prompts)
         while engine.has_unfinished_requests():
@@ -211,10 +208,7 @@ class Engine:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """For the block vLLM computes nothing, and keeps what it is writing with its keys and values; then it goes on.
-
-        The block begins at once, between two passes of a `generate` that has steps, or after one that has none.
-        """
+        """During the block vLLM computes nothing, and keeps what it is writing with its keys and values."""
         with self._turns:
             self.llm.sleep(level=0, mode="keep")
             try:
@@ -242,10 +236,7 @@ class Engine:
                 f"{self._folder}: vLLM does not take up new weights for the experts of this architecture while it "
                 "runs; it can be trained by methods without rollouts (sft, sdft), and evaluated alone"
             )
-        self._forget_prefixes()
-
-    def _forget_prefixes(self) -> None:
-        """The prefix cache holds keys and values of the old weights. While some are in use, it is not emptied."""
+        # The prefix cache holds keys and values of the old weights. While some are in use, it is not emptied.
         self._stale_prefixes = not self.llm.reset_prefix_cache()
 
 
@@ -273,9 +264,7 @@ def repack(worker: Any) -> bool:
     """Pack a vLLM worker's output head for the CPU anew; elsewhere nothing is packed and nothing happens.
 
     vLLM's reload packs the layers that it loads. A head tied to the embeddings is not loaded by itself, so it would
-    go on computing logits from the packed copy of the old weights.
-
-    Returns whether every layer of experts has been packed again since `unpack_experts`.
+    go on computing logits from the packed copy of the old weights. Returns whether all experts have been packed again.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 

@@ -46,14 +46,12 @@ class Reporting:
     def start_weight_update(self) -> None:
         super().start_weight_update()  # type: ignore[misc]
         self._recorder = Recorder(self.model, self.model_config)
-        self._version: int | None = None
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         model, self.model = self.model, self._recorder
         try:
             if "packed" in update_info:
                 weights = ray.get(update_info["packed"], timeout=FETCH)
-                self._version = weights.version
                 self.model.load_weights((name, tensor.to(self.device)) for name, tensor in weights.tensors())
             else:
                 self.receive_weights(self.parse_update_info(update_info))  # type: ignore[attr-defined]
@@ -67,11 +65,9 @@ class Reporting:
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
 
-    def report(self) -> dict[str, Any]:
-        """Of the last update: `version` (none where only the learner knows it), `checksum` of what the model was
-        given, and `missing`, the parameters that were not covered."""
-        recorder = self._recorder
-        return {"version": self._version, "checksum": recorder.checksum.value(), "missing": sorted(recorder.missing)}
+    def report(self) -> tuple[int, list[str]]:
+        """Of the last update: the checksum of what the model was given, and the parameters that were not covered."""
+        return self._recorder.checksum.value(), sorted(self._recorder.missing)
 
 
 class NcclEngine(Reporting, NCCLWeightTransferEngine):
@@ -87,10 +83,9 @@ class WorkerExtension:
 
     weight_transfer_engine: Any
 
-    def weight_report(self) -> dict[str, Any]:
+    def weight_report(self) -> Any:
         """`Reporting.report` of this worker's engine."""
-        report: dict[str, Any] = self.weight_transfer_engine.report()
-        return report
+        return self.weight_transfer_engine.report()
 
 
 _engine: Any

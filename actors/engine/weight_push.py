@@ -31,12 +31,7 @@ from typing import Any
 
 import ray
 import torch
-from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    WeightSource,
-)
+from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
@@ -185,20 +180,21 @@ class WeightPush:
         self._rank = rank
         self._hold = hold
         self._client: RolloutClient | None = None
-        self._trainer: TrainerWeightTransferEngine[Any] | None = None
+        self._trainer: Any = None
+        """vLLM's, of this group."""
 
     def send(self, version: int) -> tuple[int, int]:
         """Push the weights into every rollout actor. Returns checksum and bytes. Raises `RaftError` on rank 0."""
         members = dict(self._hold(version)) if self._rank == 0 else {}
-        client, trainer = self._client, self._trainer
-        if client is None or trainer is None or client.members != members:
-            client, trainer = self._connect(members)
+        client = self._client
+        if client is None or client.members != members:
+            client = self._connect(members)
         client.version = version
         if torch.accelerator.is_available():
             # The trainers read the weights in streams of their own, which do not wait for the optimizer's.
             torch.accelerator.synchronize()
         try:
-            trainer.send_weights()
+            self._trainer.send_weights()
         except BaseException:
             self._close()
             if client.failed.done():
@@ -207,8 +203,8 @@ class WeightPush:
             raise
         return self.source.checksum(), sum(self.source.sizes())
 
-    def _connect(self, members: dict[str, Any]) -> tuple[RolloutClient, TrainerWeightTransferEngine[Any]]:
-        """Build the group of these rollout actors, in place of the one before; on ranks but 0 there is none to join."""
+    def _connect(self, members: dict[str, Any]) -> RolloutClient:
+        """Build the group of these rollout actors, in place of the one before; other ranks than 0 join none."""
         self._close()
         self.epoch += 1
         client = RolloutClient(members, self.epoch, self._workers, self.source.checksum, self._timeout)
@@ -230,11 +226,11 @@ class WeightPush:
         # vLLM's trainer raises the client's error.
         client.failed.add_done_callback(lambda _: trainer.shutdown())
         self._client, self._trainer = client, trainer
-        return client, trainer
+        return client
 
-    def _entered(self, info: TrainerInitInfo, client: RolloutClient) -> TrainerWeightTransferEngine[Any]:
+    def _entered(self, info: TrainerInitInfo, client: RolloutClient) -> Any:
         """The trainer in its group; in a thread, since NCCL waits for ever for a member that does not come."""
-        entered: Future[TrainerWeightTransferEngine[Any]] = Future()
+        entered: Future[Any] = Future()
         # The current device is a thread's own.
         device = torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
 
@@ -242,23 +238,17 @@ class WeightPush:
             try:
                 if device is not None:
                     torch.accelerator.set_device_index(device)
-                made = WeightTransferTrainerFactory.trainer_init(info, client=client, source=self.source)
-                entered.set_result(made)
+                entered.set_result(WeightTransferTrainerFactory.trainer_init(info, client=client, source=self.source))
             except BaseException as error:
                 entered.set_exception(error)
 
         threading.Thread(target=enter, name="weight-sync-group", daemon=True).start()
-        outcomes: list[Future[Any]] = [client.failed, entered]
         # All actors answer within `timeout`, or the client fails; what is left is the trainer's own part.
-        done, _ = wait(outcomes, timeout=2 * self._timeout, return_when=FIRST_COMPLETED)
-        if not done:
-            raise RaftError(
-                f"learner-0: still building weight-sync group {self.epoch} after {2 * self._timeout:g} s; "
-                "raise sync.timeout, or use sync.backend=object_store"
-            )
-        if client.failed.done():
-            client.failed.result(timeout=0)
-        return entered.result(timeout=0)
+        wait([client.failed, entered], timeout=2 * self._timeout, return_when=FIRST_COMPLETED)
+        for outcome in (client.failed, entered):
+            if outcome.done():
+                return outcome.result(timeout=0)
+        raise RaftError(f"learner-0: still building weight-sync group {self.epoch} after {2 * self._timeout:g} s")
 
     def _close(self) -> None:
         """Leave the group; the actors leave it when they join the next."""

@@ -139,7 +139,11 @@ class WeightReceiver:
         """
         start = time.perf_counter()
         # Fetched before anything stops: generation goes on meanwhile, and what is lost costs nothing.
-        ray.get(weights.packed, timeout=self._sync.timeout)
+        arrived = ray.get(weights.packed, timeout=self._sync.timeout).version
+        if arrived != weights.version:
+            raise RaftError(
+                f"{self._where}: weights of version {arrived} arrived, version {weights.version} was announced"
+            )
         with self._engine.paused():
             announce(self.name, "loading", weights.version)
             self._begin()
@@ -190,17 +194,14 @@ class WeightReceiver:
         self._open = False
         self._engine.llm.finish_weight_update()
         self._engine.weights_changed()
-        for report in self._engine.llm.collective_rpc("weight_report") if self._sync.checksum else ():
-            arrived = version if report["version"] is None else report["version"]
-            if arrived != version or report["checksum"] != checksum:
+        for arrived, missing in self._engine.llm.collective_rpc("weight_report") if self._sync.checksum else ():
+            if arrived != checksum:
                 raise RaftError(
-                    f"{self._where}: weights of version {arrived} (checksum {report['checksum']:08x}) arrived, "
-                    f"version {version} (checksum {checksum:08x}) was sent"
+                    f"{self._where}: weights of version {version} (checksum {arrived:08x}) arrived, "
+                    f"checksum {checksum:08x} was sent"
                 )
-            if report["missing"]:
-                raise RaftError(
-                    f"{self._where}: version {version} lacks weights for {', '.join(report['missing'][:5])}"
-                )
+            if missing:
+                raise RaftError(f"{self._where}: version {version} lacks weights for {', '.join(missing[:5])}")
         self.version = version
 
     def _begin(self) -> None:
