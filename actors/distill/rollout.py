@@ -64,6 +64,7 @@ class RolloutActor(WeightReceiver):
                 updates.append((version, written))
 
         with self._one:
+            self.held()  # refused before vLLM has requests
             rollout, in_flight = self._config.rollout, self._config.sync.in_flight
             if not in_flight:
                 note_version([0] * len(chunk.places))
