@@ -10,12 +10,16 @@ from typing import Any
 from actors.distill import growth
 from actors.distill.crew import Crew
 from actors.distill.diary import Diary
-from actors.distill.flow import Flow, Published
+from actors.distill.flow import Flow
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime.limits import Limits
 from actors.runtime.loops import Loops
 from raft_ray.config import Config
 from raft_ray.distill.order import RowOrder
 from raft_ray.distill.trajectory import Chunk, SampleInfo
+
+PACKED: Any = "weights"
+"""Stands for a reference in the object store."""
 
 
 class Method:
@@ -56,8 +60,8 @@ class Actor:
     async def _ready(self) -> str:
         return "here"
 
-    async def _load_weights(self, version: int, ref: Any, checksum: int, probe: Any = None) -> float:
-        self.version = version
+    async def _load_weights(self, weights: WeightVersion) -> float:
+        self.version = weights.version
         return 0.0
 
     async def _generate(self, chunk: Chunk) -> Any:
@@ -117,7 +121,7 @@ class Running:
             self.loops,
             self.rollouts,
             teachers,
-            Published(0, [], 0),
+            WeightVersion(0, PACKED),
             Limits(),
         )
         self.flow.start()
@@ -141,7 +145,7 @@ class Running:
     async def train(self, step: int, *, pushed: bool = False) -> list[SampleInfo]:
         samples = await self.share(step)
         self.flow.ledger.done(step)
-        self.flow.publish(Published(step + 1, None if pushed else [], 0))
+        self.flow.publish(WeightVersion(step + 1, None if pushed else PACKED))
         return samples
 
     async def settled(self) -> None:

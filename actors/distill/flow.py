@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,31 +29,20 @@ from actors.distill.crew import Crew, Member
 from actors.distill.diary import Diary
 from actors.distill.growth import Growth
 from actors.distill.room import Room
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime.limits import Limits
 from actors.runtime.loops import Loops
 from actors.runtime.remote import ActorLost, DataLost, within
 from raft_ray.config import Config
 from raft_ray.distill.ledger import Ledger
 from raft_ray.distill.order import RowOrder
-from raft_ray.distill.trajectory import Chunk, Probe
+from raft_ray.distill.trajectory import Chunk
 from raft_ray.errors import RaftError
 from raft_ray.runs.records import RunRecords
 
 WAITS = "waits for places"
 PING = 10.0
 """Seconds between two calls to an actor that waits for work: its death is mended before there is any."""
-
-
-@dataclass
-class Published:
-    """The newest weights."""
-
-    version: int
-    ref: list[ray.ObjectRef] | None
-    """In a list, so that Ray passes the reference on; none where they were pushed, or where none are needed."""
-    checksum: int
-    probe: Probe | None = None
-    """With a run's first weights: what an engine that holds them must find likely."""
 
 
 class Flow:
@@ -76,7 +64,7 @@ class Flow:
         loops: Loops,
         rollouts: Crew,
         teachers: Crew,
-        published: Published,
+        published: WeightVersion,
         limits: Limits,
     ) -> None:
         self.ledger = Ledger(
@@ -148,13 +136,13 @@ class Flow:
         waiting = [member for member, _ in self._idle.values()]
         return [member for member in (*waiting, *self._without_weights) if not member.leaving]
 
-    def publish(self, published: Published) -> None:
+    def publish(self, published: WeightVersion) -> None:
         """Offer new weights; actors that were held have them already, and go on."""
         self.published = published
         for member in self._held:
             member.version = published.version
         self._holding, self._held = False, []
-        if self._config.sync.in_flight and published.ref is not None:
+        if self._config.sync.in_flight and published.packed is not None:
             for member in self._rollouts:
                 if member.state == "generate":
                     self._loops.spawn(self._offer(member, published))
@@ -249,7 +237,7 @@ class Flow:
         self._diary.longest(chunk.step, "load", took)
         return took
 
-    async def _offer(self, member: Member, published: Published) -> None:
+    async def _offer(self, member: Member, published: WeightVersion) -> None:
         """Weights for an actor that is in the middle of a chunk (`sync.in_flight`)."""
         async with member.loading:
             if published is not self.published:
@@ -261,10 +249,10 @@ class Flow:
             except ActorLost:
                 pass  # the actor's own loop meets the same death, and mends it
 
-    async def _send(self, member: Member, weights: Published) -> None:
+    async def _send(self, member: Member, weights: WeightVersion) -> None:
         begun = self._diary.now()
         await within(
-            member.handle.load_weights.remote(weights.version, weights.ref, weights.checksum, weights.probe),
+            member.handle.load_weights.remote(weights),
             self._limits.of("load", self._config.sync.timeout),
             member.who,
             f"loading weights of version {weights.version}",
@@ -321,7 +309,7 @@ class Flow:
 
     def _may_serve(self, member: Member) -> bool:
         """Not while actors are held, nor without a version that was pushed: it comes while held, in no other way."""
-        pushed = self.published.ref is None
+        pushed = self.published.packed is None
         return not self._holding and not (pushed and member.version != self.published.version)
 
     def _newer_than(self, version: int) -> bool:

@@ -4,8 +4,8 @@
 for step in steps:
     batch = pipeline.next_batch(step, rank)     waits until the step is sampled and scored
     losses = train_step(...)                    SFT + λ · KL, one DeepSpeed update
-    publisher.publish(step + 1)                 all ranks: the new weights, by sync.backend
-    pipeline.publish(step + 1, ref)             rank 0; frees places, offers the weights to rollout actors
+    weights = publisher.publish(step + 1)       all ranks: the new weights, by sync.backend
+    pipeline.publish(weights, record)           rank 0; frees places, offers the weights to rollout actors
     checkpoint now and then
 ```
 
@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,7 @@ import torch
 from actors.distill.checkpoint import Checkpoints
 from actors.distill.export import export_model
 from actors.distill.storage import Storage
-from actors.engine.weight_backends import make_publisher
-from actors.engine.weight_publish import Update
+from actors.engine.weight_sync import Publisher, WeightVersion
 from actors.runtime.cluster import actor_options, here, log_to_file, on_node
 from actors.runtime.remote import ActorLost, one_line, root_cause
 from raft_ray import models
@@ -218,7 +217,7 @@ class Rank:
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
         self.share_prompt = self._may_share()
-        self.publisher = make_publisher(
+        self.publisher = Publisher(
             self.config, self.student.model, rank, lambda version: self._call(task.pipeline.hold.remote(version))
         )
 
@@ -226,16 +225,16 @@ class Rank:
         """From the last checkpoint, or from the original model, to the last step; rank 0 then exports the model."""
         step = self._restore()
         # Also version 0: an engine that survived a restart may hold later weights.
-        first = self.publisher.pack(step) if self.task.distils else Update(step)
-        probe = self._probe() if self.task.distils else None
+        first = WeightVersion(step)
+        if self.task.distils:
+            first = replace(self.publisher.pack(step), probe=self._probe())
         if self.rank == 0:
-            begun = self.task.pipeline.begin.remote(step, first.ref, first.checksum, self.task.table, probe)
-            self._call(begun)
+            self._call(self.task.pipeline.begin.remote(first, self.task.table))
         torch.distributed.barrier()
         for at in range(step, self.steps):
             self._step(at)
         if step == self.steps:
-            self._export(self.publisher.pack(step).ref)
+            self._export(self.publisher.pack(step))
 
     def _step(self, step: int) -> None:
         clock = Clock()
@@ -271,7 +270,7 @@ class Rank:
         clock.lap("optimizer")
 
         last = step + 1 == self.steps
-        update = self._published(step + 1)
+        weights = self._published(step + 1)
         masses = self.student.student_mass
         mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
         clock.lap("sync")
@@ -286,11 +285,10 @@ class Rank:
                 "tokens": int(all_tokens),
                 "lr": lr,
                 "grad_norm": float(self.engine.get_global_grad_norm()),
-                "weights_bytes": update.nbytes if self.task.distils else 0,
                 "temperature": distill.temperature if self.task.distils else None,
             }
             record["seconds"] = clock.seconds(checkpoint=self._checkpoint_seconds)
-            self._call(self.task.pipeline.publish.remote(step + 1, update.ref, update.checksum, record))
+            self._call(self.task.pipeline.publish.remote(weights, record))
         # After publishing: a death in between repeats the step, and the books lose no line. Rollouts go on meanwhile.
         self._checkpoint_seconds = 0.0
         if last or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
@@ -298,7 +296,7 @@ class Rank:
             self.checkpoints.save(self.engine, step + 1, self.balancer.state_dict())
             self._checkpoint_seconds = time.perf_counter() - start
         if last:
-            self._export(update.ref)
+            self._export(weights)
 
     def _may_share(self) -> bool:
         """Whether rows may share their prompts (`learner.share_prompt`): measured on the longest row that can come."""
@@ -366,11 +364,11 @@ class Rank:
         announce(self.name, "backward", step)
         return self._sum(sums)
 
-    def _published(self, version: int) -> Update:
+    def _published(self, version: int) -> WeightVersion:
         """The model's weights, for the rollout actors; the last ones for the export, which reads the object store."""
         if version == self.steps:
             return self.publisher.pack(version)
-        return self.publisher.publish(version) if self.task.distils else Update(version)
+        return self.publisher.publish(version) if self.task.distils else WeightVersion(version)
 
     def _restore(self) -> int:
         """The step to go on from: that of the last checkpoint, or 0."""
@@ -380,13 +378,12 @@ class Rank:
         self.balancer.load_state_dict(state.balancer)
         return state.step
 
-    def _export(self, ref: list[ray.ObjectRef] | None) -> None:
+    def _export(self, weights: WeightVersion) -> None:
         """Write `model/` on the run folder's node, from the object store; the store forgets our puts when we end."""
         if self.rank == 0:
-            assert ref is not None
             task = export_model.options(num_cpus=0, **on_node(self.task.node))
             target = str(Path(self.task.run_dir) / "model")
-            written = task.remote(self.config.model, self.task.folder, ref, target, self.task.trained)
+            written = task.remote(self.config.model, self.task.folder, weights, target, self.task.trained)
             # Not longer than the other ranks wait.
             self._call(written, "the export of the model", self.config.learner.timeout)
         torch.distributed.barrier()

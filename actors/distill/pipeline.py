@@ -25,8 +25,9 @@ import ray
 
 from actors.distill.crew import Crew
 from actors.distill.diary import Diary
-from actors.distill.flow import Flow, Published
+from actors.distill.flow import Flow
 from actors.distill.seal import read_key
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime.cluster import log_to_file
 from actors.runtime.limits import Limits
 from actors.runtime.loops import Loops
@@ -34,7 +35,7 @@ from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.distill.elastic import Elastic
 from raft_ray.distill.order import RowOrder, balanced_shares
-from raft_ray.distill.trajectory import Probe, SampleInfo
+from raft_ray.distill.trajectory import SampleInfo
 from raft_ray.errors import RaftError
 from raft_ray.models.prompts import EncodedRow
 from raft_ray.runs.records import RunRecords
@@ -109,7 +110,7 @@ class PipelineActor:
                 self._rollouts.add(placed=True)
             for _ in range(teacher.actors):
                 self._teachers.add(placed=True)
-        self._going = self._new_flow(Published(0, None, 0))
+        self._going = self._new_flow(WeightVersion(0))
 
     # What the learners call.
 
@@ -126,21 +127,14 @@ class PipelineActor:
         """Why the run ends, once a learner has called `stop`."""
         return self._stopped
 
-    async def begin(
-        self,
-        step: int,
-        ref: list[ray.ObjectRef] | None,
-        checksum: int,
-        table: list[ray.ObjectRef],
-        probe: Probe | None = None,
-    ) -> None:
-        """(Re)start at `step` with the learner's weights as version `step`; what was on the way is dropped.
+    async def begin(self, weights: WeightVersion, table: list[ray.ObjectRef]) -> None:
+        """(Re)start at step `weights.version` with the learner's weights; what was on the way is dropped.
 
         Args:
+            weights: packed, for methods that sample.
             table: as for `prepare`; a restarted pipeline actor has it from here.
-            ref: the packed weights; none for methods that do not sample.
-            probe: what engines with these weights must find likely.
         """
+        step = weights.version
         announce("pipeline", "begin", step)
         await self.prepare(table)
         await self._loops.restart()
@@ -149,7 +143,7 @@ class PipelineActor:
         self._step, self._looked = step, self._diary.now()
         self._ranks.clear()
         wanted = self._flow.growth.wanted
-        self._going = self._new_flow(Published(step, ref, checksum, probe))
+        self._going = self._new_flow(weights)
         self._flow.start()
         self._flow.growth.go_on(wanted)
 
@@ -204,26 +198,24 @@ class PipelineActor:
         """
         return await self._flow.hold(version)
 
-    async def publish(
-        self, version: int, ref: list[ray.ObjectRef] | None, checksum: int, record: dict[str, Any]
-    ) -> None:
-        """Step `version - 1` is done: record it, free its places and offer the new weights to the rollout actors.
+    async def publish(self, weights: WeightVersion, record: dict[str, Any]) -> None:
+        """Step `weights.version - 1` is done: record it, free its places and offer its weights to the rollout actors.
 
         Args:
-            ref: the packed weights; none where nobody needs them, or where `hold`'s actors have them already.
+            weights: packed, but where nobody needs them or `hold`'s actors have them already.
             record: the learner's part of the step's metrics.
         """
-        announce("pipeline", "publish", version)
-        step = version - 1
+        announce("pipeline", "publish", weights.version)
+        step = weights.version - 1
         self._diary.learned(step, record["seconds"])
         record["seconds"] |= self._diary.take(step)
         aside = self._flow.ledger.aside_of(step)
         infos = self._flow.ledger.done(step) if self._distils else []
-        record["object_store_peak"] = self._flow.peak_bytes + 2 * record.pop("weights_bytes", 0)
+        record["object_store_peak"] = self._flow.peak_bytes + (2 * weights.nbytes if self._distils else 0)
         self._flow.peak_bytes = 0
         self._records.add(step, infos, record, aside)
-        self._flow.publish(Published(version, ref, checksum))
-        self._step = version
+        self._flow.publish(weights)
+        self._step = weights.version
         self._diary.step_done(self._records.last or {})
         if self._distils:
             await self._resize()
@@ -322,7 +314,7 @@ class PipelineActor:
             raise NotBegunError("the pipeline actor has been started again; the learners have to begin anew")
         return self._going
 
-    def _new_flow(self, published: Published) -> Flow:
+    def _new_flow(self, published: WeightVersion) -> Flow:
         return Flow(
             self._config,
             self._order,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from actors.engine.weight_sync import full_tensors
+from actors.engine.weights import full_tensors
 from raft_ray import models
 from raft_ray.config import Dtype, ModelConfig
 from raft_ray.distill.order import Place

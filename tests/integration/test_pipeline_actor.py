@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from actors.distill.pipeline import PipelineActor
+from actors.engine.weight_sync import WeightVersion
 from raft_ray.config import Config
 from raft_ray.distill.order import RowOrder
 from raft_ray.distill.trajectory import Chunk, Sample, SampleInfo, Trajectory
@@ -46,9 +47,9 @@ class IdleRollout:
     def ready(self) -> str:
         return "here"
 
-    def load_weights(self, version: int, ref: list[Any], checksum: int, probe: Any) -> float:
-        self.diary.append(f"load {version}")
-        self._version = version
+    def load_weights(self, weights: WeightVersion) -> float:
+        self.diary.append(f"load {weights.version}")
+        self._version = weights.version
         return 0.0
 
     def pushed(self, version: int) -> None:
@@ -73,9 +74,9 @@ class PatientRollout(IdleRollout):
         super().__init__(name)
         self._came = threading.Event()
 
-    def load_weights(self, version: int, ref: list[Any], checksum: int, probe: Any) -> float:
-        seconds = super().load_weights(version, ref, checksum, probe)
-        if version == 1:
+    def load_weights(self, weights: WeightVersion) -> float:
+        seconds = super().load_weights(weights)
+        if weights.version == 1:
             self._came.set()
         return seconds
 
@@ -125,7 +126,7 @@ def start(tmp_path: Path, make_config: MakeConfig) -> Iterator[Callable[..., Any
             .remote(config, order, str(tmp_path / "run"), make, teacher, True)
         )
         started.append(pipeline)
-        ray.get(pipeline.begin.remote(0, [], 0, [ray.put(TABLE)]), timeout=LIMIT)
+        ray.get(pipeline.begin.remote(WeightVersion(0, ray.put("weights")), [ray.put(TABLE)]), timeout=LIMIT)
         return pipeline
 
     yield start
@@ -144,9 +145,9 @@ def states(pipeline: Any) -> dict[str, str]:
     return {actor["name"]: actor["state"] for actor in actors if actor["name"].startswith("rollout")}
 
 
-def publish(pipeline: Any, version: int, ref: list[Any] | None) -> None:
+def publish(pipeline: Any, version: int, packed: Any) -> None:
     record = {"tokens": 1, "seconds": {"total": 1.0}}
-    ray.get(pipeline.publish.remote(version, ref, 0, record), timeout=LIMIT)
+    ray.get(pipeline.publish.remote(WeightVersion(version, packed), record), timeout=LIMIT)
 
 
 def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_it(start: Callable[..., Any]) -> None:
@@ -180,10 +181,10 @@ def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_i
 def test_an_actor_that_is_busy_is_offered_new_weights_where_they_may_come_in_flight(start: Callable[..., Any]) -> None:
     pipeline = start("sync.max_staleness=1", "sync.in_flight=true", make=patient)
     assert {info.version for info in take(pipeline, 0)} == {0}
-    publish(pipeline, 1, [ray.put("weights")])
+    publish(pipeline, 1, ray.put("weights"))
     # Without the offer its chunk would never end.
     assert {info.version for info in take(pipeline, 1)} == {1}
-    publish(pipeline, 2, [ray.put("weights")])
+    publish(pipeline, 2, ray.put("weights"))
     assert {info.version for info in take(pipeline, 2)} <= {1, 2}
 
 
@@ -214,7 +215,7 @@ def test_after_a_new_beginning_an_actor_takes_up_the_version_that_it_held_before
     pipeline = start("sync.max_staleness=1")
     take(pipeline, 0)
     (handle,) = ray.get(pipeline.hold.remote(1), timeout=LIMIT).values()
-    ray.get(pipeline.begin.remote(0, [], 0, [ray.put(TABLE)]), timeout=LIMIT)
+    ray.get(pipeline.begin.remote(WeightVersion(0, ray.put("weights")), [ray.put(TABLE)]), timeout=LIMIT)
     take(pipeline, 0)
     diary = ray.get(handle.read.remote(), timeout=LIMIT)
     assert [line for line in diary if line.startswith("load")] == ["load 0", "load 0"]

@@ -12,9 +12,9 @@ from flow_fakes import Actor, Running
 
 from actors.distill import flow
 from actors.distill.crew import START_TRIES
-from actors.distill.flow import Published
 from actors.distill.growth import Growth
 from actors.distill.room import PLENTY, fitting
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime.loops import Loops
 from actors.runtime.remote import ActorLost, DataLost
 from raft_ray.config import Config, settings
@@ -127,7 +127,7 @@ def test_an_actor_that_starts_does_not_keep_a_push_waiting(monkeypatch: pytest.M
 
 
 def test_an_actor_whose_version_was_lost_does_not_keep_a_push_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def load_weights(actor: Actor, version: int, ref: Any, checksum: int, probe: Any) -> float:
+    async def load_weights(actor: Actor, weights: WeightVersion) -> float:
         raise DataLost("the owner of the weights died")
 
     async def work() -> None:
@@ -137,7 +137,7 @@ def test_an_actor_whose_version_was_lost_does_not_keep_a_push_waiting(monkeypatc
         assert member.state == "waits for a version after 0"
         assert list(await running.flow.hold(1)) == ["rollout-0"]
         running.made[0].version = 1
-        running.flow.publish(Published(1, None, 0))
+        running.flow.publish(WeightVersion(1))
         await running.settled()
         assert member.version == 1
         assert [info.version for info in await running.share(0)] == [1] * 4

@@ -10,6 +10,7 @@ import pytest
 
 from actors.distill import pipeline as module
 from actors.distill.pipeline import NotBegunError, PipelineActor
+from actors.engine.weight_sync import WeightVersion
 from raft_ray.config import settings
 from raft_ray.distill.order import RowOrder
 from raft_ray.errors import RaftError
@@ -31,7 +32,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PipelineActor:
 async def begun(pipeline: PipelineActor) -> None:
     table: asyncio.Future[dict[int, EncodedRow]] = asyncio.get_running_loop().create_future()
     table.set_result({row: EncodedRow(row, [1], [2], [3]) for row in range(8)})
-    await pipeline.begin(0, None, 0, [table])  # type: ignore[list-item]
+    await pipeline.begin(WeightVersion(0), [table])  # type: ignore[list-item]
 
 
 def test_a_learner_that_does_not_come_back_takes_the_place_of_the_advice(pipeline: PipelineActor) -> None:
