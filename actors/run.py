@@ -264,10 +264,10 @@ def trained(
     try:
         bars.update(phase, 0, order.steps, "engines start")
         # Clears up after a dead run, so not before the actor's name says that none lives.
-        start = check_resumable(storage, key, config, order, digest)
-        for file, count in missing_steps(run_dir, start).items():
+        start, step = check_resumable(storage, key, config, order, digest)
+        for file, count in missing_steps(run_dir, step).items():
             console.print(
-                f"[yellow]{plain(run_dir / file)}[/] lacks {plain(count)} of the {plain(start)} steps that are "
+                f"[yellow]{plain(run_dir / file)}[/] lacks {plain(count)} of the {plain(step)} steps that are "
                 "trained; put it back, or the report will lack them",
                 highlight=False,
             )
@@ -283,6 +283,7 @@ def trained(
             run_dir=str(run_dir),
             node=ray.get_runtime_context().get_node_id(),
             storage=storage,
+            start=start,
             trained=goal,
         )
         with attach.reachable(run_dir), watch.going_on():

@@ -85,6 +85,8 @@ class LearnerTask:
     """Id of the node that holds the run folder; the finished model is written there."""
     storage: Storage
     """Of the checkpoints; every node must reach it."""
+    start: str | None
+    """The checkpoint there from which this driver goes on."""
     trained: Trained
     """What the model at the end is of."""
 
@@ -212,7 +214,7 @@ class Rank:
         if threads:
             torch.set_num_threads(threads)
         key = self._call(task.pipeline.checkpoint_key.remote())
-        self.checkpoints = Checkpoints(task.storage, self.config, task.order, task.digest, key)
+        self.checkpoints = Checkpoints(task.storage, task.start, self.config, task.order, task.digest, key)
         self.half = self.config.model.dtype is not Dtype.float32
         self.engine = make_engine(self.config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
