@@ -20,15 +20,15 @@ from ray.train import TrainingFailedError
 from rich.console import Console
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from actors.distill.actor_group import spawn
 from actors.distill.checkpoint import STATE, check_resumable, read_state
-from actors.distill.crew import spawn
 from actors.distill.learner import LearnerTask
 from actors.distill.learner import train as train_workers
 from actors.distill.model_trial import try_model
 from actors.distill.pipeline import PipelineActor
 from actors.distill.rollout import RolloutActor
-from actors.distill.room import Room
 from actors.distill.seal import KEY_FILE, make_key, read_key
+from actors.distill.slots import Slots
 from actors.distill.storage import locate
 from actors.distill.teacher import TeacherActor
 from actors.evaluate.evaluation import evaluate as evaluate_models
@@ -301,7 +301,7 @@ def trained(
         ray.kill(pipeline)
         if distils and address_of(config) is not None:
             # Nobody waits for room any more: the autoscaler need not either.
-            Room(config).ask(0)
+            Slots(config).ask(0)
     return str(folder)
 
 

@@ -28,7 +28,7 @@ from actors.distill.learner import make_engine
 from raft_ray import models
 from raft_ray.config import Config, Dtype
 from raft_ray.distill.losses import EmaBalancer
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.step import train_step
 from raft_ray.distill.student import make_micro_batches
 from raft_ray.distill.trajectory import Sample, Trajectory
@@ -73,7 +73,7 @@ def main() -> None:
     length, kept = arguments.response, config.distill.top_k
     samples = [
         Sample(
-            Trajectory(Place(0, i), 0, np.asarray(ids(length), dtype=np.int32), False, ""),
+            Trajectory(SampleId(0, i), 0, np.asarray(ids(length), dtype=np.int32), False, ""),
             random.integers(0, vocabulary, (length, kept)).astype(np.int32),
             np.log(random.dirichlet(np.ones(kept), length)).astype(np.float16),
         )

@@ -21,7 +21,7 @@ from actors.runtime.cluster import here, log_to_file
 from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Config
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.trajectory import Chunk, Probe, Trajectory, with_tokens
 from raft_ray.errors import RaftError
 from raft_ray.models.prompts import EncodedRow
@@ -111,9 +111,9 @@ class RolloutActor:
         """
         with self._one, self._gate.loop():
             version = self._held()
-            announce(self.name, "generating", chunk.step, rows=[place.row for place in chunk.places])
+            announce(self.name, "generating", chunk.step, rows=[sample_id.row for sample_id in chunk.sample_ids])
             rollout = self._config.rollout
-            spans = [[(version, 0)] for _ in chunk.places]
+            spans = [[(version, 0)] for _ in chunk.sample_ids]
 
             def between(written: list[int]) -> None:
                 if not self._gate.knocked:
@@ -125,7 +125,7 @@ class RolloutActor:
                         span.append((now, tokens))
 
             completions = self._engine.generate(
-                [self._table[place.row].prompt for place in chunk.places],
+                [self._table[sample_id.row].prompt for sample_id in chunk.sample_ids],
                 max_new_tokens=rollout.max_new_tokens,
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
@@ -133,15 +133,15 @@ class RolloutActor:
                 between=between if self._config.sync.in_flight else None,
             )
         trajectories = [
-            self._trajectory(place, completion, span)
-            for place, completion, span in zip(chunk.places, completions, spans, strict=True)
+            self._trajectory(sample_id, completion, span)
+            for sample_id, completion, span in zip(chunk.sample_ids, completions, spans, strict=True)
         ]
         return [len(t.token_ids) for t in trajectories], trajectories
 
-    def _trajectory(self, place: Place, completion: Completion, spans: list[tuple[int, int]]) -> Trajectory:
+    def _trajectory(self, sample_id: SampleId, completion: Completion, spans: list[tuple[int, int]]) -> Trajectory:
         spans = with_tokens(spans, len(completion.token_ids))
         return Trajectory(
-            place=place,
+            sample_id=sample_id,
             version=spans[0][0],
             token_ids=np.asarray(completion.token_ids, dtype=np.int32),
             truncated=completion.truncated,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from raft_ray.distill.order import Place, RowOrder
+from raft_ray.distill.order import RowOrder, SampleId
 from raft_ray.distill.trajectory import SampleInfo
 from raft_ray.files import write_whole, writing
 from raft_ray.json_files import append_lines, read_lines
@@ -86,7 +86,7 @@ class RunRecords:
         write_event(self._dir, what, who, node, text)
 
     def add(
-        self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], aside: Collection[Place] = ()
+        self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], aside: Collection[SampleId] = ()
     ) -> None:
         """Write a step: `record` is the learner's part, `infos` are the step's samples (none without distillation).
 
@@ -113,7 +113,7 @@ class RunRecords:
         }
         line["seconds"] = {phase: round(record["seconds"].get(phase, 0.0), 4) for phase in PHASES}
         self._append("metrics.jsonl", [line])
-        by_place = {info.place: info for info in infos}
+        by_place = {info.sample_id: info for info in infos}
         self._append(
             "trace.jsonl",
             [

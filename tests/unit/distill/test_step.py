@@ -11,7 +11,7 @@ from step_fixture import TEMPERATURE, rows_and_samples, tiny_model
 from torch import Tensor
 
 from raft_ray.distill.losses import EmaBalancer, FixedBalancer, token_weights, topk_kl
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.step import StepLosses, train_step
 from raft_ray.distill.student import MicroBatch, Student, empty_micro_batch, make_micro_batches
 from raft_ray.distill.teacher import score
@@ -158,7 +158,7 @@ def test_a_teacher_with_the_students_weights_and_prompt_gives_no_kl() -> None:
     # float16 targets: the KL is 0 to their rounding.
     scored = score(model.eval(), [r.prompt for r in rows], responses, top_k=40, tokens=1000)
     samples = [
-        Sample(Trajectory(Place(0, i), 0, responses[i], False, ""), ids, values)
+        Sample(Trajectory(SampleId(0, i), 0, responses[i], False, ""), ids, values)
         for i, (ids, values, _) in enumerate(scored)
     ]
     student = Student(model, TEMPERATURE)
