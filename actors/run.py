@@ -24,12 +24,12 @@ from actors.distill.actor_group import spawn
 from actors.distill.checkpoint import STATE, check_resumable, read_state
 from actors.distill.learner import LearnerTask
 from actors.distill.learner import train as train_workers
-from actors.distill.model_trial import try_model
 from actors.distill.pipeline import PipelineActor
 from actors.distill.rollout import RolloutActor
 from actors.distill.seal import KEY_FILE, make_key, read_key
 from actors.distill.slots import Slots
 from actors.distill.storage import locate
+from actors.distill.student_engine import try_model
 from actors.distill.teacher import TeacherActor
 from actors.evaluate.evaluation import evaluate as evaluate_models
 from actors.refine.flow import check_resources
@@ -279,7 +279,7 @@ def trained(
             pipeline=pipeline,
             order=order,
             digest=digest,
-            distils=distils,
+            uses_distillation=distils,
             run_dir=str(run_dir),
             node=ray.get_runtime_context().get_node_id(),
             storage=storage,

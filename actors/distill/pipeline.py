@@ -54,7 +54,7 @@ class PipelineActor:
         order: which rows each step trains on.
         run_dir: for the records and the log.
         make_rollout, make_teacher: make the actor of a name, given the table, and return its handle at once.
-        distils: whether the method samples and scores at all.
+        uses_distillation: whether the method samples and scores at all.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class PipelineActor:
         run_dir: str,
         make_rollout: Callable[[list[ray.ObjectRef], str], Any],
         make_teacher: Callable[[list[ray.ObjectRef], str], Any],
-        distils: bool,
+        uses_distillation: bool,
     ) -> None:
         log_to_file(Path(run_dir), "pipeline")
         self._config = config
         self._order = order
-        self._distils = distils
+        self._uses_distillation = uses_distillation
         self._records = RunRecords(run_dir, order)
         self._makers = make_rollout, make_teacher
         self._table: dict[int, EncodedRow] = {}
@@ -104,7 +104,7 @@ class PipelineActor:
         rollout, teacher = self._config.rollout, self._config.teacher
         self._rollouts = ActorGroup("rollout", make_rollout, rollout.timeout, rollout.max_restarts)
         self._teachers = ActorGroup("teacher", make_teacher, teacher.timeout, teacher.max_restarts)
-        if self._distils:
+        if self._uses_distillation:
             for _ in range(rollout.actors):
                 self._rollouts.add(placed=True)
             for _ in range(teacher.actors):
@@ -173,7 +173,7 @@ class PipelineActor:
         return shard
 
     async def _shard(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
-        if not self._distils:
+        if not self._uses_distillation:
             sample_ids = self._order.batch_of(step)
             tokens = [len(self._table[p.row].prompt) + len(self._table[p.row].answer) for p in sample_ids]
             return [(None, [], sample_ids[i].row) for i in balanced_shards(tokens, ranks)[rank]]
@@ -218,14 +218,14 @@ class PipelineActor:
         self._metrics.learned(step, record["seconds"])
         record["seconds"] |= self._metrics.take(step)
         aside = self._flow.ledger.quarantined_of(step)
-        infos = self._flow.ledger.done(step) if self._distils else []
+        infos = self._flow.ledger.done(step) if self._uses_distillation else []
         record["object_store_peak"] = self._flow.peak_bytes + 2 * record.pop("weights_bytes", 0)
         self._flow.peak_bytes = 0
         self._records.add(step, infos, record, aside)
         self._flow.publish(Published(version, ref, checksum))
         self._step = version
         self._metrics.step_done(self._records.last or {})
-        if self._distils:
+        if self._uses_distillation:
             await self._resize()
 
     # What the driver and the command line call.
@@ -289,7 +289,7 @@ class PipelineActor:
         """
         if self._going is None:
             raise RaftError(STARTING_AGAIN)
-        if not self._distils:
+        if not self._uses_distillation:
             raise RaftError(f"distill.method={self._config.distill.method.value} has no rollout actors to scale")
         if rollouts < 1:
             raise RaftError(f"--rollouts {rollouts}: at least one rollout actor must stay")

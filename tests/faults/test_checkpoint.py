@@ -99,7 +99,7 @@ def life(arguments: dict[str, Any]) -> None:
     import ray.train
 
     from actors.distill.checkpoint import Checkpoints
-    from actors.distill.learner import make_engine
+    from actors.distill.student_engine import make_engine
 
     config, out, stop = arguments["config"], Path(arguments["out"]), arguments["stop"]
     rank, ranks = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
@@ -123,7 +123,7 @@ def life(arguments: dict[str, Any]) -> None:
             make_micro_batches(rows()[rank::ranks], None, total=4, tokens=200, share_prompt=True),
             balancer=None,
             ranks=ranks,
-            hold=True,
+            keep_graph=True,
             reduce=summed,
         )
         if die := arguments.get("die"):

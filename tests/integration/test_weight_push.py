@@ -63,7 +63,7 @@ class Learner:
             "MASTER_PORT": str(port),
         }
         torch.set_num_threads(1)
-        from actors.distill.learner import make_engine
+        from actors.distill.student_engine import make_engine
         from actors.engine import weight_push
         from actors.engine.weight_backends import make_publisher
 
