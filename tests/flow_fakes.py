@@ -11,7 +11,6 @@ from actors.distill import slots
 from actors.distill.actor_group import ActorGroup
 from actors.distill.flow import Flow, Published
 from actors.distill.metrics import Metrics
-from actors.runtime.limits import Limits
 from actors.runtime.loops import Loops
 from raft_ray.config import Config
 from raft_ray.distill.order import RowOrder
@@ -105,10 +104,8 @@ class Running:
         teachers = ActorGroup(
             "teacher", lambda name: Actor(name, **(teacher or {})), config.teacher.timeout, config.teacher.max_restarts
         )
-        for _ in range(config.rollout.actors):
-            self.rollouts.add(placed=True)
-        for _ in range(config.teacher.actors):
-            teachers.add(placed=True)
+        self.rollouts.fill(config.rollout.actors)
+        teachers.fill(config.teacher.actors)
         self.flow = Flow(
             config,
             order,
@@ -118,7 +115,6 @@ class Running:
             self.rollouts,
             teachers,
             Published(0, [], 0),
-            Limits(),
         )
         self.flow.start()
 

@@ -126,6 +126,8 @@ class ActorGroup:
     def __init__(self, role: str, make: Callable[[str], Any], timeout: float, max_restarts: int) -> None:
         self.role, self.timeout = role, timeout
         self._make, self._max_restarts = make, max_restarts
+        self.wanted = 0
+        """Actors, with those for which there is no slot yet."""
         self._actors: dict[str, ActorState] = {}
         self._placed: set[str] = set()
 
@@ -140,6 +142,12 @@ class ActorGroup:
     def placed(self) -> int:
         """Actors that stay and have, or had, a place in the cluster: among them work is shared out."""
         return len(self._placed)
+
+    def fill(self, count: int) -> None:
+        """Make the first actors; the cluster is known to have room for so many."""
+        self.wanted = count
+        for _ in range(count):
+            self.add(placed=True)
 
     def add(self, *, placed: bool) -> ActorState:
         """A new actor under the lowest free name.

@@ -29,7 +29,6 @@ import ray
 from actors.distill.actor_group import ActorGroup, ActorState, State
 from actors.distill.metrics import Metrics
 from actors.distill.slots import Growth, Slots
-from actors.runtime.limits import Limits
 from actors.runtime.loops import Loops
 from actors.runtime.remote import ActorLost, DataLost, within
 from raft_ray.config import Config
@@ -59,10 +58,9 @@ class Flow:
     """The loops of all rollout actors and teachers, from one step on.
 
     Args:
-        rollouts, teachers: the actors; a resumed run goes on with those of before.
         loops: run here; the pipeline's waits see their failure.
+        rollouts, teachers: the actors; a resumed run goes on with those of before.
         published: the learners' weights at the step that comes first.
-        limits: how long calls have taken.
     """
 
     def __init__(
@@ -75,7 +73,6 @@ class Flow:
         rollouts: ActorGroup,
         teachers: ActorGroup,
         published: Published,
-        limits: Limits,
     ) -> None:
         self.ledger = Ledger(
             order,
@@ -96,7 +93,7 @@ class Flow:
         self._loops = loops
         self._rollouts = rollouts
         self._teachers = teachers
-        self._limits = limits
+        self._limits = metrics.limits
         self._generated: asyncio.Queue[tuple[Chunk, ray.ObjectRef]] = asyncio.Queue()
         """Chunks that wait for a teacher."""
         self._idle: dict[str, tuple[ActorState, asyncio.Future[Chunk | None]]] = {}
@@ -115,10 +112,11 @@ class Flow:
             # Versions are counted anew from here: what it holds may be of steps that are undone.
             actor.version = None
             self._begin_rollout(actor)
+        self.growth.go_on()
 
     async def resize(self, wanted: int) -> None:
         """Have so many rollout actors: new ones start as there is room, superfluous ones leave after their chunk."""
-        have = self.growth.wanted
+        have = self._rollouts.wanted
         if wanted == have:
             return
         self._records.event("scale", "rollout", "", f"{have} -> {wanted} rollout actors")
@@ -392,8 +390,7 @@ class Flow:
             group.remove(actor)
             if not len(group):
                 raise
-            if group is self._rollouts:
-                self.growth.wanted -= not actor.leaving
+            group.wanted -= not actor.leaving
             logging.error("given up: %s", final)
             self._records.event("given up", actor.name, actor.node, str(final))
             return False

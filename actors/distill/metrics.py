@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from actors.distill.actor_group import ActorState, State
+from actors.runtime.limits import Limits
 from raft_ray.distill.elastic import Load, bottleneck
 from raft_ray.runs.records import RunRecords
 from raft_ray.runs.spans import Span, loads
@@ -29,6 +30,8 @@ class Metrics:
     """
 
     def __init__(self, records: RunRecords) -> None:
+        self.limits = Limits()
+        """How long calls may take, by how long they have taken."""
         self._records = records
         self._zero = time.perf_counter()
         self._spans: deque[Span] = deque(maxlen=20_000)

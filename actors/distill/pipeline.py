@@ -1,4 +1,4 @@
-"""The pipeline actor: joins rollout actors, teacher actors and learners, and keeps the books.
+"""The pipeline actor: joins rollout actors, teacher actors and learners, and keeps the records.
 
 ```
   order ──> Ledger ──> Flow: rollout actors, teachers ──> Ledger ──> next_batch, one a learner rank
@@ -28,11 +28,10 @@ from actors.distill.flow import Flow, Published
 from actors.distill.metrics import Metrics
 from actors.distill.seal import read_key
 from actors.runtime.cluster import log_to_file
-from actors.runtime.limits import Limits
 from actors.runtime.loops import Loops
 from raft_ray.announce import announce
 from raft_ray.config import Config
-from raft_ray.distill.elastic import Elastic
+from raft_ray.distill.elastic import ElasticPolicy
 from raft_ray.distill.order import RowOrder, balanced_shards
 from raft_ray.distill.trajectory import Probe, SampleInfo
 from raft_ray.errors import RaftError
@@ -74,14 +73,13 @@ class PipelineActor:
         self._makers = make_rollout, make_teacher
         self._table: dict[int, EncodedRow] = {}
         rollout = config.rollout
-        self._elastic = Elastic(rollout.min_actors or rollout.actors, rollout.max_actors or rollout.actors)
+        self._elastic = ElasticPolicy(rollout.min_actors or rollout.actors, rollout.max_actors or rollout.actors)
         self._scaled_by_hand = False
         self._stopped: str | None = None
         self._run_dir = Path(run_dir)
         self._loops = Loops()
         self._metrics = Metrics(self._records)
         self._notices: list[str] = []
-        self._limits = Limits()
         self._going: Flow | None = None
         self._step = 0
         self._ranks: dict[int, tuple[str, float]] = {}
@@ -105,10 +103,8 @@ class PipelineActor:
         self._rollouts = ActorGroup("rollout", make_rollout, rollout.timeout, rollout.max_restarts)
         self._teachers = ActorGroup("teacher", make_teacher, teacher.timeout, teacher.max_restarts)
         if self._uses_distillation:
-            for _ in range(rollout.actors):
-                self._rollouts.add(placed=True)
-            for _ in range(teacher.actors):
-                self._teachers.add(placed=True)
+            self._rollouts.fill(rollout.actors)
+            self._teachers.fill(teacher.actors)
         self._going = self._new_flow(Published(0, None, 0))
 
     # What the learners call.
@@ -148,10 +144,8 @@ class PipelineActor:
         self._metrics.forget()
         self._step, self._looked = step, self._metrics.now()
         self._ranks.clear()
-        wanted = self._flow.growth.wanted
         self._going = self._new_flow(Published(step, ref, checksum, probe))
         self._flow.start()
-        self._flow.growth.go_on(wanted)
 
     def notice(self, text: str) -> None:
         """Tell the user something about the run: in its events, and on the driver's terminal."""
@@ -166,7 +160,7 @@ class PipelineActor:
         """
         now = self._metrics.now()
         if rank in self._ranks:
-            self._limits.took("train", now - self._ranks[rank][1])
+            self._metrics.limits.took("train", now - self._ranks[rank][1])
         self._ranks[rank] = f"waits for step {step}", now
         shard = await self._shard(step, rank, ranks)
         self._ranks[rank] = f"trains step {step}", self._metrics.now()
@@ -217,11 +211,11 @@ class PipelineActor:
         step = version - 1
         self._metrics.learned(step, record["seconds"])
         record["seconds"] |= self._metrics.take(step)
-        aside = self._flow.ledger.quarantined_of(step)
+        quarantined = self._flow.ledger.quarantined_of(step)
         infos = self._flow.ledger.done(step) if self._uses_distillation else []
         record["object_store_peak"] = self._flow.peak_bytes + 2 * record.pop("weights_bytes", 0)
         self._flow.peak_bytes = 0
-        self._records.add(step, infos, record, aside)
+        self._records.add(step, infos, record, quarantined)
         self._flow.publish(Published(version, ref, checksum))
         self._step = version
         self._metrics.step_done(self._records.last or {})
@@ -271,7 +265,7 @@ class PipelineActor:
 
     def _overdue(self) -> str | None:
         """Which learner has not come back from its step for too long; more of them would be no help."""
-        limit = self._limits.of("train", self._config.learner.timeout)
+        limit = self._metrics.limits.of("train", self._config.learner.timeout)
         for rank, (what, since) in sorted(self._ranks.items()):
             if what.startswith("trains") and (silent := self._metrics.now() - since) > limit:
                 return (
@@ -293,7 +287,7 @@ class PipelineActor:
             raise RaftError(f"distill.method={self._config.distill.method.value} has no rollout actors to scale")
         if rollouts < 1:
             raise RaftError(f"--rollouts {rollouts}: at least one rollout actor must stay")
-        before = self._flow.growth.wanted
+        before = self._rollouts.wanted
         self._scaled_by_hand = True
         await self._flow.resize(rollouts)
         return {"before": before, "now": len(self._rollouts), "waits": self._flow.growth.waits}
@@ -308,7 +302,7 @@ class PipelineActor:
         starting = any(not actor.ready for actor in self._rollouts)
         if self._scaled_by_hand or starting or self._flow.growth.waits or self._elastic.fixed:
             return
-        have = self._flow.growth.wanted
+        have = self._rollouts.wanted
         wanted = self._elastic.target(have, self._metrics.loads(self._looked))
         if wanted != have:
             self._looked = self._metrics.now()
@@ -330,5 +324,4 @@ class PipelineActor:
             self._rollouts,
             self._teachers,
             published,
-            self._limits,
         )

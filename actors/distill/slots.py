@@ -84,17 +84,13 @@ class Slots:
 
 
 class Growth:
-    """The number of rollout actors that are wanted, and the start of those for which there are slots.
+    """The start of rollout actors that are wanted, as there are slots for them; `loops` run the wait.
 
     Args:
-        loops: run the wait for slots.
-        rollouts: get the new actors.
         begin: sets a new one to work.
     """
 
     def __init__(self, slots: Slots, loops: Loops, rollouts: ActorGroup, begin: Callable[[ActorState], None]) -> None:
-        self.wanted = len(rollouts)
-        """Rollout actors, with those for which there is no slot yet."""
         self._slots, self._loops, self._rollouts, self._begin = slots, loops, rollouts, begin
         self._waiting = False
         self._looking = asyncio.Lock()
@@ -102,18 +98,17 @@ class Growth:
     @property
     def waits(self) -> str | None:
         """What rollout actors that are wanted and not there wait for; none if all are there."""
-        missing = self.wanted - len(self._rollouts)
-        return f"{missing} of {self.wanted} wait for room, each takes {self._slots.each}" if missing > 0 else None
+        wanted, missing = self._rollouts.wanted, self._rollouts.wanted - len(self._rollouts)
+        return f"{missing} of {wanted} wait for room, each takes {self._slots.each}" if missing > 0 else None
 
     async def to(self, wanted: int) -> None:
         """Have so many from now on; returns when those that fit now are starting."""
-        self.wanted = wanted
+        self._rollouts.wanted = wanted
         await self._start_what_fits()
-        self.go_on(wanted)
+        self.go_on()
 
-    def go_on(self, wanted: int) -> None:
+    def go_on(self) -> None:
         """Wait for slots for those that are missing, also after a new beginning."""
-        self.wanted = max(wanted, len(self._rollouts))
         if self.waits and not self._waiting:
             self._waiting = True
             self._loops.spawn(self._wait())
@@ -121,7 +116,7 @@ class Growth:
     async def _wait(self) -> None:
         try:
             while self.waits:
-                await asyncio.to_thread(self._slots.ask, self.wanted)
+                await asyncio.to_thread(self._slots.ask, self._rollouts.wanted)
                 await asyncio.sleep(RETRY)
                 await self._start_what_fits()
         finally:
@@ -131,8 +126,8 @@ class Growth:
     async def _start_what_fits(self) -> None:
         async with self._looking:
             have = len(self._rollouts)
-            if have < self.wanted:
+            if have < self._rollouts.wanted:
                 free = await asyncio.to_thread(self._slots.free, have)
                 # Looked at anew: the number that is wanted may have changed meanwhile.
-                for _ in range(min(free, self.wanted - len(self._rollouts))):
+                for _ in range(min(free, self._rollouts.wanted - len(self._rollouts))):
                     self._begin(self._rollouts.add(placed=False))

@@ -68,7 +68,7 @@ def test_an_actor_that_is_given_up_is_no_longer_wanted_while_others_go_on(monkey
         keys = ("rollout.actors=2", "rollout.max_restarts=0", "learner.global_batch_size=8")
         running = Running(config(*keys), 16, monkeypatch, generate=generate)
         assert len(await running.shard(0)) == 8
-        assert (running.flow.growth.wanted, running.flow.growth.waits) == (1, None)
+        assert (running.rollouts.wanted, running.flow.growth.waits) == (1, None)
         assert [what for what, _ in running.events] == ["lost", "given up"]
 
     run(work())
@@ -181,7 +181,7 @@ def test_a_step_is_cut_for_the_actors_that_are_there_not_for_those_that_are_want
         )
         await running.flow.resize(50)
         await running.settled()
-        assert (len(running.rollouts), running.flow.growth.wanted) == (3, 50)
+        assert (len(running.rollouts), running.rollouts.wanted) == (3, 50)
         assert running.flow.growth.waits == "47 of 50 wait for room, each takes 1 CPUs"
         chunks.clear()
         await running.train(0)
@@ -280,6 +280,8 @@ def test_two_looks_for_room_at_once_start_no_more_than_fits() -> None:
         started: list[Any] = []
 
         class Started:
+            wanted = 0
+
             def __len__(self) -> int:
                 return len(started)
 
