@@ -54,9 +54,7 @@ class StepRecord:
 
     def missing(self, sample_ids: Iterable[SampleId]) -> list[SampleId]:
         """Those of `sample_ids` that are neither scored nor quarantined."""
-        return [
-            sample_id for sample_id in sample_ids if sample_id not in self.samples and sample_id not in self.quarantined
-        ]
+        return [each for each in sample_ids if each not in self.samples and each not in self.quarantined]
 
     def __post_init__(self) -> None:
         self.unknown = len(self.sample_ids)
@@ -82,11 +80,11 @@ class StepRecord:
 
     def cut(self, ranks: int) -> None:
         """Share the rows out by length over `ranks`; all are generated or quarantined."""
-        alive = [sample_id for sample_id in self.sample_ids if sample_id not in self.quarantined]
-        tokens = [self.lengths[sample_id] for sample_id in alive]
+        alive = [each for each in self.sample_ids if each not in self.quarantined]
+        tokens = [self.lengths[each] for each in alive]
         self.shards = [[alive[i] for i in shard] for shard in balanced_shards(tokens, ranks)]
-        self._owner = {sample_id: rank for rank, shard in enumerate(self.shards) for sample_id in shard}
-        self._lacking = [sum(sample_id not in self.samples for sample_id in shard) for shard in self.shards]
+        self._owner = {each: rank for rank, shard in enumerate(self.shards) for each in shard}
+        self._lacking = [sum(each not in self.samples for each in shard) for shard in self.shards]
 
     def lacks(self, rank: int) -> bool:
         """Whether a row of the rank's shard is neither scored nor quarantined."""
@@ -142,10 +140,8 @@ class Ledger:
             if chunk.step not in self._records:
                 continue  # Its rows came by another chunk, and the step is done.
             # Rows quarantined since the chunk was cut.
-            self._quarantine(
-                chunk.step, [sample_id for sample_id in chunk.sample_ids if sample_id.row in self.quarantined]
-            )
-            rest = tuple(sample_id for sample_id in chunk.sample_ids if sample_id.row not in self.quarantined)
+            self._quarantine(chunk.step, [each for each in chunk.sample_ids if each.row in self.quarantined])
+            rest = tuple(each for each in chunk.sample_ids if each.row not in self.quarantined)
             if self._records[chunk.step].missing(rest):
                 return chunk if rest == chunk.sample_ids else replace(chunk, sample_ids=rest)
             self._remaking.discard((chunk.step, chunk.index))
@@ -175,8 +171,8 @@ class Ledger:
             self._back.extendleft(reversed(singles))
             return []
         self._quarantine(chunk.step, chunk.sample_ids)
-        self.quarantined.update(sample_id.row for sample_id in chunk.sample_ids)
-        return [sample_id.row for sample_id in chunk.sample_ids]
+        self.quarantined.update(each.row for each in chunk.sample_ids)
+        return [each.row for each in chunk.sample_ids]
 
     def generated(self, chunk: Chunk, lengths: Iterable[int]) -> None:
         """The chunk's responses have these lengths; they go to a teacher now."""
@@ -205,9 +201,7 @@ class Ledger:
         are on their way."""
         record = self._records[step]
         gone = set(rows)
-        for sample_id in [
-            sample_id for sample_id in record.sample_ids if sample_id.row in gone and sample_id in record.samples
-        ]:
+        for sample_id in [each for each in record.sample_ids if each.row in gone and each in record.samples]:
             info, _ = record.lost(sample_id)
             self.nbytes -= _nbytes(info)
             self.capacity.unready(1)
@@ -236,7 +230,7 @@ class Ledger:
             record.cut(ranks)
         if record.shards is None or record.lacks(rank):
             return None
-        return [record.samples[sample_id] for sample_id in record.shards[rank] if sample_id in record.samples]
+        return [record.samples[each] for each in record.shards[rank] if each in record.samples]
 
     def generated_whole(self, step: int) -> bool:
         """Whether all lengths of a step are known: before, no rank has a shard."""
@@ -248,7 +242,7 @@ class Ledger:
         record = self._records.pop(step)
         self.capacity.release(len(record.sample_ids))
         self.nbytes -= sum(_nbytes(info) for info, _ in record.samples.values())
-        return [record.samples[sample_id][0] for sample_id in record.sample_ids if sample_id in record.samples]
+        return [record.samples[each][0] for each in record.sample_ids if each in record.samples]
 
     def quarantined_of(self, step: int) -> list[SampleId]:
         """Rows of an open step that are quarantined."""

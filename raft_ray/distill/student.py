@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,15 @@ class Positions:
     """[n] int64, its position there."""
     weight: Tensor
     """[n] float32; over all micro-batches and ranks of a step they make means over tokens, then over rows."""
+
+    @classmethod
+    def of(cls, spots: Sequence[tuple[int, Sequence[int]]], total: int) -> Positions:
+        """Of rows, a `(sequence, columns)` each: a position weighs 1 / (tokens of the row · rows of the step)."""
+        return cls(
+            torch.tensor([sequence for sequence, columns in spots for _ in columns]),
+            torch.tensor([column for _, columns in spots for column in columns]),
+            torch.tensor([1 / (len(columns) * total) for _, columns in spots for _ in columns], dtype=torch.float32),
+        )
 
     def to(self, device: torch.device) -> Positions:
         return Positions(self.sequences.to(device), self.columns.to(device), self.weight.to(device))
@@ -216,51 +225,31 @@ def empty_micro_batch(top_k: int | None) -> MicroBatch:
     return batch
 
 
-@dataclass
-class _Spots:
-    """Collects `Positions`, a row's part at a time."""
-
-    total: int
-    sequences: list[int] = field(default_factory=list)
-    columns: list[int] = field(default_factory=list)
-    weight: list[float] = field(default_factory=list)
-
-    def add(self, sequence: int, columns: Sequence[int]) -> None:
-        """One row's predicting positions: each weighs 1 / (tokens of the row · rows of the step)."""
-        self.sequences += [sequence] * len(columns)
-        self.columns += columns
-        self.weight += [1 / (len(columns) * self.total)] * len(columns)
-
-    def positions(self) -> Positions:
-        return Positions(
-            torch.tensor(self.sequences), torch.tensor(self.columns), torch.tensor(self.weight, dtype=torch.float32)
-        )
-
-
 def _pack(
     rows: Sequence[EncodedRow], responses: Sequence[list[int]] | None, total: int, *, shared: bool = False
 ) -> MicroBatch:
     """The rows in either layout. Nothing is predicted from a last token, so it is left out; the prompt's end predicts
     the first token of answer and response."""
-    answers, replies = _Spots(total), _Spots(total)
+    answers: list[tuple[int, Sequence[int]]] = []
+    replies: list[tuple[int, Sequence[int]]] = []
     sequences = [[*row.prompt, *row.answer[:-1]] for row in rows]
     for b, row in enumerate(rows):
         end = len(row.prompt) - 1
-        answers.add(b, range(end, end + len(row.answer)))
+        answers.append((b, range(end, end + len(row.answer))))
         if responses is None:
             continue
         response = responses[b]
         if shared:
             second = len(sequences[b])
-            replies.add(b, [end, *range(second, second + len(response) - 1)])
+            replies.append((b, [end, *range(second, second + len(response) - 1)]))
             sequences[b] += response[:-1]
         else:
-            replies.add(len(rows) + b, range(end, end + len(response)))
+            replies.append((len(rows) + b, range(end, end + len(response))))
             sequences.append([*row.prompt, *response[:-1]])
     labels = torch.cat([torch.as_tensor(row.answer, dtype=torch.long) for row in rows])
-    batch = MicroBatch(pad_right(sequences), answers.positions(), labels)
+    batch = MicroBatch(pad_right(sequences), Positions.of(answers, total), labels)
     if responses is not None:
-        batch.responses = replies.positions()
+        batch.responses = Positions.of(replies, total)
     if shared:
         count, length = batch.input_ids.shape
         batch.position_ids = torch.arange(length).repeat(count, 1)
