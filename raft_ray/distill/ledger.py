@@ -58,7 +58,6 @@ class StepRecord:
 
     def __post_init__(self) -> None:
         self.unknown = len(self.sample_ids)
-        self.position = {sample_id: index for index, sample_id in enumerate(self.sample_ids)}
 
     def generated(self, sample_id: SampleId, length: int) -> None:
         if sample_id not in self.lengths:
@@ -164,11 +163,11 @@ class Ledger:
             return []
         self._remaking.discard((chunk.step, chunk.index))
         if len(chunk.sample_ids) > 1 or failures == self._max_failures:
-            singles = [
-                Chunk(chunk.step, self._single_index(chunk.step, sample_id), (sample_id,), failures)
-                for sample_id in self._records[chunk.step].missing(chunk.sample_ids)
-            ]
-            self._back.extendleft(reversed(singles))
+            record = self._records[chunk.step]
+            for each in reversed(record.missing(chunk.sample_ids)):
+                # A number that no chunk cut from the batch has: it seeds the row's sampling.
+                number = len(record.sample_ids) + record.sample_ids.index(each)
+                self._back.appendleft(Chunk(chunk.step, number, (each,), failures))
             return []
         self._quarantine(chunk.step, chunk.sample_ids)
         self.quarantined.update(each.row for each in chunk.sample_ids)
@@ -247,7 +246,7 @@ class Ledger:
     def quarantined_of(self, step: int) -> list[SampleId]:
         """Rows of an open step that are quarantined."""
         record = self._records.get(step)
-        return sorted(record.quarantined, key=record.position.__getitem__) if record else []
+        return [each for each in record.sample_ids if each in record.quarantined] if record else []
 
     @property
     def waiting(self) -> int:
@@ -281,11 +280,6 @@ class Ledger:
         for sample_id in missing:
             record.quarantine(sample_id)
         self.capacity.scored(len(missing))
-
-    def _single_index(self, step: int, sample_id: SampleId) -> int:
-        """A chunk number that no chunk cut from the batch has: it seeds the row's sampling."""
-        record = self._records[step]
-        return len(record.sample_ids) + record.position[sample_id]
 
 
 def _nbytes(info: SampleInfo) -> int:
