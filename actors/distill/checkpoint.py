@@ -154,10 +154,6 @@ class Checkpoints:
         self._name = Path(reported.path).name if reported is not None else start
         self._state: State | None = None
         if self._name is not None:
-            if self._rank == 0 and not storage.is_whole(self._name, key):
-                raise RaftError(
-                    f"checkpoint {storage}/{self._name}: not whole; --resume goes on from the one before it"
-                )
             self._state = read_state(storage, self._name, key)
             self._state.check(self._ranks, self._zero_stage, order, digest)
         self._sweep()

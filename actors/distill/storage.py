@@ -125,11 +125,6 @@ class Storage:
                 f"checkpoint {self}/{name}: {bad} is not what was written; --resume goes on from the one before it"
             )
 
-    def is_whole(self, name: str, key: bytes) -> bool:
-        """Every rank's part of a checkpoint is there and sealed, with all its files at their length."""
-        with self._reached(name):
-            return bool(self._parts(name, key))
-
     def __str__(self) -> str:
         return f"{self.path.rstrip('/')}/{self.name}"
 
