@@ -67,9 +67,9 @@ class WaitingRollout:
         return self._times.load
 
     def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
-        time.sleep(self._times.rollout * len(chunk.places))
+        time.sleep(self._times.rollout * len(chunk.sample_ids))
         ids = np.zeros(TOKENS, dtype=np.int32)
-        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.places]
+        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.sample_ids]
         return [TOKENS] * len(made), made
 
 
@@ -89,9 +89,9 @@ class WaitingRollouts:
         return self._times.load
 
     async def generate(self, name: str, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
-        await asyncio.sleep(self._times.rollout * len(chunk.places))
+        await asyncio.sleep(self._times.rollout * len(chunk.sample_ids))
         ids = np.zeros(TOKENS, dtype=np.int32)
-        made = [Trajectory(place, self._versions[name], ids, False, name) for place in chunk.places]
+        made = [Trajectory(place, self._versions[name], ids, False, name) for place in chunk.sample_ids]
         return [TOKENS] * len(made), made
 
 
@@ -133,7 +133,7 @@ class WaitingTeacher:
         ids, values = np.zeros((TOKENS, KEPT), dtype=np.int32), np.zeros((TOKENS, KEPT), dtype=np.float16)
         samples = [Sample(t, ids, values) for t in trajectories]
         infos = [
-            SampleInfo(s.trajectory.place, s.trajectory.version, TOKENS, False, s.trajectory.rollout, s.nbytes, 1.0)
+            SampleInfo(s.trajectory.sample_id, s.trajectory.version, TOKENS, False, s.trajectory.rollout, s.nbytes, 1.0)
             for s in samples
         ]
         return [(infos, seconds), *samples]

@@ -59,7 +59,7 @@ class RolloutActor(WeightReceiver):
         def note_version(written: list[int]) -> None:
             version = self.held()
             if not updates:
-                announce(self.name, "generating", chunk.step, rows=[place.row for place in chunk.places])
+                announce(self.name, "generating", chunk.step, rows=[sample_id.row for sample_id in chunk.sample_ids])
             if not updates or updates[-1][0] != version:
                 updates.append((version, written))
 
@@ -67,9 +67,9 @@ class RolloutActor(WeightReceiver):
             self.held()  # refused before vLLM has requests
             rollout, in_flight = self._config.rollout, self._config.sync.in_flight
             if not in_flight:
-                note_version([0] * len(chunk.places))
+                note_version([0] * len(chunk.sample_ids))
             completions = self._engine.generate(
-                [self._table[place.row].prompt for place in chunk.places],
+                [self._table[sample_id.row].prompt for sample_id in chunk.sample_ids],
                 max_new_tokens=rollout.max_new_tokens,
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
@@ -77,12 +77,12 @@ class RolloutActor(WeightReceiver):
                 before_step=note_version if in_flight else None,
             )
         trajectories = []
-        for index, (place, completion) in enumerate(zip(chunk.places, completions, strict=True)):
+        for index, (sample_id, completion) in enumerate(zip(chunk.sample_ids, completions, strict=True)):
             spans = [(version, written[index]) for version, written in updates]
             spans = with_tokens(spans, len(completion.token_ids))
             trajectories.append(
                 Trajectory(
-                    place=place,
+                    sample_id=sample_id,
                     version=spans[0][0],
                     token_ids=np.asarray(completion.token_ids, dtype=np.int32),
                     truncated=completion.truncated,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from raft_ray.distill.order import Place, RowOrder
+from raft_ray.distill.order import RowOrder, SampleId
 from raft_ray.distill.trajectory import SampleInfo
 from raft_ray.files import write_whole, writing
 from raft_ray.json_files import append_lines, read_lines
@@ -82,7 +82,7 @@ class RunRecords:
         write_event(self._dir, what, who, node, text)
 
     def add(
-        self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], aside: Collection[Place] = ()
+        self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], aside: Collection[SampleId] = ()
     ) -> None:
         """Write a step: `record` is the learner's part, `infos` are the step's samples (none without distillation).
 
@@ -108,7 +108,7 @@ class RunRecords:
             "seconds": {phase: round(record["seconds"].get(phase, 0.0), 4) for phase in PHASES},
         }
         append_lines(self._dir / "metrics.jsonl", [line])
-        by_place = {info.place: info for info in infos}
+        by_place = {info.sample_id: info for info in infos}
         append_lines(
             self._dir / "trace.jsonl", [_trace(step, place, by_place[place] if infos else None) for place in places]
         )
@@ -137,7 +137,7 @@ class RunRecords:
         self._spans.clear()
 
 
-def _trace(step: int, place: Place, info: SampleInfo | None) -> dict[str, Any]:
+def _trace(step: int, place: SampleId, info: SampleInfo | None) -> dict[str, Any]:
     """A trained row's line; nothing but the row where no model sampled for it."""
     line = {
         "epoch": place.epoch,

@@ -17,7 +17,7 @@ from actors.distill.rollout import RolloutActor
 from actors.engine import weight_sync
 from actors.runtime.cluster import actor_options
 from raft_ray.config import Config
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.trajectory import Chunk, Trajectory
 from raft_ray.models import TINY, resolve
 from raft_ray.models.prompts import EncodedRow
@@ -78,7 +78,7 @@ def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_ve
             .remote(config, resolve(TINY), table, "rollout-0", str(tmp_path))
         )
         ray.get(actor.load_weights.remote(packed[0]), timeout=LIMIT)
-        chunk = Chunk(1, 0, (Place(0, 0), Place(0, 1)))
+        chunk = Chunk(1, 0, (SampleId(0, 0), SampleId(0, 1)))
         lengths, made = ray.get(list(actor.generate.options(num_returns=2).remote(chunk)), timeout=LIMIT)
         ray.get(loaded, timeout=LIMIT)
         # What comes after has the new weights alone, and no keys and values of the old ones.

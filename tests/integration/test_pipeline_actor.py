@@ -60,7 +60,7 @@ class IdleRollout:
     def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
         self.diary.append(f"generate {chunk.step}")
         ids = np.zeros(1, dtype=np.int32)
-        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.places]
+        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.sample_ids]
         return [1] * len(made), made
 
     def read(self) -> list[str]:
@@ -93,7 +93,7 @@ class IdleTeacher:
     def score(self, trajectories: list[Trajectory]) -> list[object]:
         ids, values = np.zeros((1, 1), dtype=np.int32), np.zeros((1, 1), dtype=np.float16)
         samples = [Sample(t, ids, values) for t in trajectories]
-        infos = [SampleInfo(t.place, t.version, 1, False, t.rollout, 6, 1.0) for t in trajectories]
+        infos = [SampleInfo(t.sample_id, t.version, 1, False, t.rollout, 6, 1.0) for t in trajectories]
         return [(infos, 0.0), *samples]
 
 
@@ -191,9 +191,9 @@ def test_an_actor_that_is_busy_is_offered_new_weights_where_they_may_come_in_fli
 def test_samples_that_a_learner_cannot_fetch_are_made_again(start: Callable[..., Any]) -> None:
     pipeline = start()
     before = take(pipeline, 0)
-    ray.get(pipeline.lost.remote(0, [before[1].place.row]), timeout=LIMIT)
+    ray.get(pipeline.lost.remote(0, [before[1].sample_id.row]), timeout=LIMIT)
     after = take(pipeline, 0)
-    assert [info.place for info in after] == [info.place for info in before]
+    assert [info.sample_id for info in after] == [info.sample_id for info in before]
     status = ray.get(pipeline.status.remote(), timeout=LIMIT)
     assert status["queue"] == {"in_flight": 0, "ready": 4, "limit": 4, "came_back": 0, "set_aside": 0}
     (rows,) = [actor["rows"] for actor in status["actors"] if actor["name"] == "rollout-0"]
@@ -207,7 +207,7 @@ def test_a_row_set_aside_before_does_not_keep_its_step_waiting(start: Callable[.
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "set_aside.jsonl").write_text(json.dumps({"row": last.row, "step": 0, "cause": "test"}) + "\n")
     pipeline = start("rollout.chunk_rows=1", "learner.timeout=30")
-    assert [info.place for info in take(pipeline, 0)] == order.batch_of(0)[:-1]
+    assert [info.sample_id for info in take(pipeline, 0)] == order.batch_of(0)[:-1]
 
 
 def test_after_a_new_beginning_an_actor_takes_up_the_version_that_it_held_before(start: Callable[..., Any]) -> None:

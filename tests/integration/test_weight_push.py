@@ -19,7 +19,7 @@ from http_status import free_port
 
 from actors.distill.rollout import RolloutActor
 from raft_ray.config import Config, Dtype, SyncBackend
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.trajectory import Chunk
 from raft_ray.models import TINY, resolve
 from raft_ray.models.prompts import EncodedRow
@@ -47,7 +47,7 @@ class Rollout(RolloutActor):
 
     def answer(self) -> tuple[int, list[int]]:
         """The version that sampled, and the greedy tokens."""
-        _, (trajectory,) = self.generate(Chunk(0, 0, (Place(0, 0),)))
+        _, (trajectory,) = self.generate(Chunk(0, 0, (SampleId(0, 0),)))
         return trajectory.version, trajectory.token_ids.tolist()
 
 
@@ -63,7 +63,7 @@ class Learner:
             "MASTER_PORT": str(port),
         }
         torch.set_num_threads(1)
-        from actors.distill.learner import make_engine
+        from actors.distill.student_engine import make_engine
         from actors.engine import weight_push
         from actors.engine.weight_sync import Publisher
 
