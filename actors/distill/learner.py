@@ -5,7 +5,7 @@ for step in steps:
     batch = pipeline.next_batch(step, rank)     waits until the step is sampled and scored
     losses = train_step(...)                    SFT + λ · KL, one DeepSpeed update
     weights = publisher.publish(step + 1)       all ranks: the new weights, by sync.backend
-    pipeline.publish(weights, metrics)          rank 0; frees places, offers the weights to rollout actors
+    pipeline.publish(weights, metrics)          rank 0; frees slots, offers the weights to rollout actors
     checkpoint now and then
 ```
 

@@ -71,7 +71,7 @@ class Publisher:
         for step in range(steps):
             train_step(...)
             weights = publisher.publish(step + 1)          # nccl, ipc: each held actor has it now, verified
-            if rank == 0: get(pipeline.publish.remote(weights, record))        # frees places, lets held actors go on
+            if rank == 0: get(pipeline.publish.remote(weights, record))        # frees slots, lets held actors go on
     """
 
     def __init__(self, config: Config, model: Any, rank: int, hold: Callable[[int], Mapping[str, Any]]) -> None:

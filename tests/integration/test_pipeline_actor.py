@@ -147,7 +147,7 @@ def states(pipeline: Any) -> dict[str, str]:
 
 def publish(pipeline: Any, version: int, packed: Any) -> None:
     record = {"tokens": 1, "seconds": {"total": 1.0}}
-    ray.get(pipeline.publish.remote(WeightVersion(version, packed), record), timeout=LIMIT)
+    ray.get(pipeline.publish.remote(WeightVersion(version, packed, nbytes=10**6), record), timeout=LIMIT)
 
 
 def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_it(start: Callable[..., Any]) -> None:
@@ -166,6 +166,8 @@ def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_i
         # Nobody has called it since it was held.
         assert ray.get(handle.read.remote(), timeout=LIMIT) == [*before[name], "pushed 1"]
     publish(pipeline, 1, None)
+    # Two versions of the weights count, also where they were pushed.
+    assert ray.get(pipeline.progress.remote(), timeout=LIMIT)["last"]["object_store_peak"] >= 2 * 10**6
     assert len(take(pipeline, 1)) == 4
     assert {info.version for info in take(pipeline, 1)} <= {0, 1}
     ray.get(pipeline.hold.remote(2), timeout=LIMIT)

@@ -51,6 +51,17 @@ def test_a_learner_that_does_not_come_back_takes_the_place_of_the_advice(pipelin
     asyncio.run(work())
 
 
+def test_a_method_that_does_not_distil_is_not_charged_for_the_weights_of_its_export(pipeline: PipelineActor) -> None:
+    async def work() -> None:
+        await begun(pipeline)
+        await pipeline.publish(WeightVersion(1, "packed", 7, 100), {"tokens": 1, "seconds": {}})
+        progress = pipeline.progress()
+        assert (progress["step"], progress["last"]["object_store_peak"]) == (1, 0)
+        pipeline.finish()
+
+    asyncio.run(work())
+
+
 def test_a_process_that_was_started_again_says_so_and_sends_the_learners_back_to_their_beginning(
     pipeline: PipelineActor,
 ) -> None:
