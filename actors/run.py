@@ -20,16 +20,16 @@ from ray.train import TrainingFailedError
 from rich.console import Console
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from actors.distill.actor_group import spawn
 from actors.distill.checkpoint import STATE, check_resumable, read_state
-from actors.distill.crew import spawn
 from actors.distill.learner import LearnerTask
 from actors.distill.learner import train as train_workers
-from actors.distill.model_trial import try_model
 from actors.distill.pipeline import PipelineActor
 from actors.distill.rollout import RolloutActor
-from actors.distill.room import Room
 from actors.distill.seal import KEY_FILE, make_key, read_key
+from actors.distill.slots import Slots
 from actors.distill.storage import locate
+from actors.distill.student_engine import try_model
 from actors.distill.teacher import TeacherActor
 from actors.evaluate.evaluation import evaluate as evaluate_models
 from actors.refine.flow import check_resources
@@ -261,10 +261,10 @@ def trained(
     try:
         bars.update(phase, 0, order.steps, "engines start")
         # Clears up after a dead run, so not before the actor's name says that none lives.
-        start = check_resumable(storage, key, config, order, digest)
-        for file, count in missing_steps(run_dir, start).items():
+        start, step = check_resumable(storage, key, config, order, digest)
+        for file, count in missing_steps(run_dir, step).items():
             console.print(
-                f"[yellow]{plain(run_dir / file)}[/] lacks {plain(count)} of the {plain(start)} steps that are "
+                f"[yellow]{plain(run_dir / file)}[/] lacks {plain(count)} of the {plain(step)} steps that are "
                 "trained; put it back, or the report will lack them",
                 highlight=False,
             )
@@ -276,10 +276,11 @@ def trained(
             pipeline=pipeline,
             order=order,
             digest=digest,
-            distils=distils,
+            uses_distillation=distils,
             run_dir=str(run_dir),
             node=ray.get_runtime_context().get_node_id(),
             storage=storage,
+            start=start,
             trained=goal,
         )
         with attach.reachable(run_dir), watch.going_on():
@@ -297,7 +298,7 @@ def trained(
         ray.kill(pipeline)
         if distils and address_of(config) is not None:
             # Nobody waits for room any more: the autoscaler need not either.
-            Room(config).ask(0)
+            Slots(config).ask(0)
     return str(folder)
 
 

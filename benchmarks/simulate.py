@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.distill.pipeline import PipelineActor
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime import cluster
 from raft_ray.config import Config, settings
 from raft_ray.distill.order import RowOrder
@@ -60,16 +61,15 @@ class WaitingRollout:
     def ready(self) -> str:
         return "simulated"
 
-    def load_weights(self, version: int, ref: list[Any], checksum: int, probe: Any) -> float:
-        del ref, checksum, probe
+    def load_weights(self, weights: WeightVersion) -> float:
         time.sleep(self._times.load)
-        self._version = version
+        self._version = weights.version
         return self._times.load
 
     def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
-        time.sleep(self._times.rollout * len(chunk.places))
+        time.sleep(self._times.rollout * len(chunk.sample_ids))
         ids = np.zeros(TOKENS, dtype=np.int32)
-        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.places]
+        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.sample_ids]
         return [TOKENS] * len(made), made
 
 
@@ -83,16 +83,15 @@ class WaitingRollouts:
     async def ready(self, name: str) -> str:
         return "simulated"
 
-    async def load_weights(self, name: str, version: int, ref: list[Any], checksum: int, probe: Any) -> float:
-        del ref, checksum, probe
+    async def load_weights(self, name: str, weights: WeightVersion) -> float:
         await asyncio.sleep(self._times.load)
-        self._versions[name] = version
+        self._versions[name] = weights.version
         return self._times.load
 
     async def generate(self, name: str, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
-        await asyncio.sleep(self._times.rollout * len(chunk.places))
+        await asyncio.sleep(self._times.rollout * len(chunk.sample_ids))
         ids = np.zeros(TOKENS, dtype=np.int32)
-        made = [Trajectory(place, self._versions[name], ids, False, name) for place in chunk.places]
+        made = [Trajectory(place, self._versions[name], ids, False, name) for place in chunk.sample_ids]
         return [TOKENS] * len(made), made
 
 
@@ -134,7 +133,7 @@ class WaitingTeacher:
         ids, values = np.zeros((TOKENS, KEPT), dtype=np.int32), np.zeros((TOKENS, KEPT), dtype=np.float16)
         samples = [Sample(t, ids, values) for t in trajectories]
         infos = [
-            SampleInfo(s.trajectory.place, s.trajectory.version, TOKENS, False, s.trajectory.rollout, s.nbytes, 1.0)
+            SampleInfo(s.trajectory.sample_id, s.trajectory.version, TOKENS, False, s.trajectory.rollout, s.nbytes, 1.0)
             for s in samples
         ]
         return [(infos, seconds), *samples]
@@ -174,7 +173,8 @@ def simulate(
                 True,
             )
         )
-        ray.get(pipeline.begin.remote(0, [], 0, [ray.put(table)]))
+        packed = ray.put("weights")
+        ray.get(pipeline.begin.remote(WeightVersion(0, packed), [ray.put(table)]))
         process = psutil.Process(ray.get(pipeline.__ray_call__.remote(lambda _: os.getpid())))
         ends, cpu = [], []
         for step in range(steps):
@@ -189,7 +189,7 @@ def simulate(
                 "tokens": 0,
                 "seconds": {"wait": wait, "forward_backward": times.learner, "total": total},
             }
-            ray.get(pipeline.publish.remote(step + 1, [], 0, record))
+            ray.get(pipeline.publish.remote(WeightVersion(step + 1, packed), record))
             ends.append(time.perf_counter())
             cpu.append(sum(process.cpu_times()[:2]))
         metrics, events = (lines(Path(folder) / f"{name}.jsonl") for name in ("metrics", "events"))

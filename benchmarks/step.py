@@ -24,22 +24,22 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from actors.distill.learner import make_engine
+from actors.distill.student_engine import make_engine
 from raft_ray import models
 from raft_ray.config import Config, Dtype
 from raft_ray.distill.losses import EmaBalancer
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.step import train_step
 from raft_ray.distill.student import make_micro_batches
 from raft_ray.distill.trajectory import Sample, Trajectory
 from raft_ray.models.prompts import EncodedRow
 
-# name, share_prompt, padded tokens of a micro-batch, hold, attention (none: the learner's own)
+# name, share_prompt, padded tokens of a micro-batch, keep_graph, attention (none: the learner's own)
 VARIANTS = [
     ("prompt read twice, one micro-batch", False, 10**6, True, None),
     ("prompt shared, one micro-batch", True, 10**6, True, None),
-    ("prompt shared, micro-batches, recompute", True, 512, False, None),
-    ("prompt shared, micro-batches, hold", True, 512, True, None),
+    ("prompt shared, micro-batches, two_pass", True, 512, False, None),
+    ("prompt shared, micro-batches, keep_graph", True, 512, True, None),
     ("prompt shared, one micro-batch, attention in the model's dtype", True, 10**6, True, "sdpa"),
 ]
 
@@ -73,7 +73,7 @@ def main() -> None:
     length, kept = arguments.response, config.distill.top_k
     samples = [
         Sample(
-            Trajectory(Place(0, i), 0, np.asarray(ids(length), dtype=np.int32), False, ""),
+            Trajectory(SampleId(0, i), 0, np.asarray(ids(length), dtype=np.int32), False, ""),
             random.integers(0, vocabulary, (length, kept)).astype(np.int32),
             np.log(random.dirichlet(np.ones(kept), length)).astype(np.float16),
         )
@@ -81,7 +81,7 @@ def main() -> None:
     ]
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name, *_ in variants}
     for round_number in range(arguments.rounds + 1):
-        for name, share, tokens, hold, attention in variants:
+        for name, share, tokens, keep_graph, attention in variants:
             model.set_attn_implementation(attention or own)
             batches = make_micro_batches(rows, samples, total=len(rows), tokens=tokens, share_prompt=share)
             start = time.perf_counter()
@@ -91,7 +91,7 @@ def main() -> None:
                 batches,
                 balancer=EmaBalancer(),
                 ranks=1,
-                hold=hold,
+                keep_graph=keep_graph,
                 reduce=lambda values: values,
                 on_gradients=partial(now, marks),
             )

@@ -7,15 +7,18 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from actors.distill import growth
-from actors.distill.crew import Crew
-from actors.distill.diary import Diary
-from actors.distill.flow import Flow, Published
-from actors.runtime.limits import Limits
+from actors.distill import slots
+from actors.distill.actor_group import ActorGroup
+from actors.distill.flow import Flow
+from actors.distill.metrics import Metrics
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime.loops import Loops
 from raft_ray.config import Config
 from raft_ray.distill.order import RowOrder
 from raft_ray.distill.trajectory import Chunk, SampleInfo
+
+PACKED: Any = "weights"
+"""Stands for a reference in the object store."""
 
 
 class Method:
@@ -56,12 +59,12 @@ class Actor:
     async def _ready(self) -> str:
         return "here"
 
-    async def _load_weights(self, version: int, ref: Any, checksum: int, probe: Any = None) -> float:
-        self.version = version
+    async def _load_weights(self, weights: WeightVersion) -> float:
+        self.version = weights.version
         return 0.0
 
     async def _generate(self, chunk: Chunk) -> Any:
-        infos = [SampleInfo(place, self.version, 1, False, self.name, 6, 1.0) for place in chunk.places]
+        infos = [SampleInfo(place, self.version, 1, False, self.name, 6, 1.0) for place in chunk.sample_ids]
         return [1] * len(infos), infos
 
     async def _score(self, infos: Any) -> Any:
@@ -84,10 +87,10 @@ class Running:
         self.made: list[Actor] = []
         self.events: list[tuple[str, str]] = []
         self.room = room
-        monkeypatch.setattr("actors.distill.crew.kill", self._kill)
-        monkeypatch.setattr(growth, "RETRY", 0.0)
-        monkeypatch.setattr("actors.distill.room.Room.free", lambda _, have: max(0, self.room - have))
-        monkeypatch.setattr("actors.distill.room.Room.ask", lambda *_: None)
+        monkeypatch.setattr("actors.distill.actor_group.kill", self._kill)
+        monkeypatch.setattr(slots, "RETRY", 0.0)
+        monkeypatch.setattr("actors.distill.slots.Slots.free", lambda _, have: max(0, self.room - have))
+        monkeypatch.setattr("actors.distill.slots.Slots.ask", lambda *_: None)
         order = RowOrder(rows, config.learner.global_batch_size, 1, 0)
         records: Any = SimpleNamespace(
             set_aside=list,
@@ -101,47 +104,44 @@ class Running:
             self.made.append(Actor(name, **rollout))
             return self.made[-1]
 
-        self.rollouts = Crew("rollout", make, config.rollout.max_restarts, "rollout.max_restarts")
-        teachers = Crew(
-            "teacher", lambda name: Actor(name, **(teacher or {})), config.teacher.max_restarts, "teacher.max_restarts"
+        self.rollouts = ActorGroup("rollout", make, config.rollout.timeout, config.rollout.max_restarts)
+        teachers = ActorGroup(
+            "teacher", lambda name: Actor(name, **(teacher or {})), config.teacher.timeout, config.teacher.max_restarts
         )
-        for _ in range(config.rollout.actors):
-            self.rollouts.add(placed=True)
-        for _ in range(config.teacher.actors):
-            teachers.add(placed=True)
+        self.rollouts.fill(config.rollout.actors)
+        teachers.fill(config.teacher.actors)
         self.flow = Flow(
             config,
             order,
             records,
-            Diary(records),
+            Metrics(records),
             self.loops,
             self.rollouts,
             teachers,
-            Published(0, [], 0),
-            Limits(),
+            WeightVersion(0, PACKED),
         )
         self.flow.start()
 
     @staticmethod
-    def _kill(member: Any) -> None:
-        member.handle.killed = True
+    def _kill(actor: Any) -> None:
+        actor.handle.killed = True
 
-    async def share(self, step: int) -> list[SampleInfo]:
+    async def shard(self, step: int) -> list[SampleInfo]:
         """The samples of a step, once they are all there."""
         found: list[Any] = []
 
         def arrived() -> bool:
-            share = self.flow.ledger.share(step, 0, 1)
-            found[:] = share or []
-            return share is not None
+            shard = self.flow.ledger.shard(step, 0, 1)
+            found[:] = shard or []
+            return shard is not None
 
         await self.loops.wait_for(arrived, lambda: f"step {step}", 20, "limit")
         return [info for info, _ in found]
 
     async def train(self, step: int, *, pushed: bool = False) -> list[SampleInfo]:
-        samples = await self.share(step)
+        samples = await self.shard(step)
         self.flow.ledger.done(step)
-        self.flow.publish(Published(step + 1, None if pushed else [], 0))
+        self.flow.publish(WeightVersion(step + 1, None if pushed else PACKED))
         return samples
 
     async def settled(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.teacher import score
 from raft_ray.distill.trajectory import Sample, Trajectory
 from raft_ray.models.prompts import EncodedRow
@@ -41,7 +41,7 @@ def rows_and_samples(count: int, kept: int = 12) -> tuple[list[EncodedRow], list
         responses.append(random.integers(3, 40, 1 + (2 * i) % 5).astype(np.int32))
     scored = score(teacher, [r.teacher_prompt for r in rows], responses, top_k=kept, tokens=64)
     samples = [
-        Sample(Trajectory(Place(0, i), 0, response, False, "rollout-0"), ids, values)
+        Sample(Trajectory(SampleId(0, i), 0, response, False, "rollout-0"), ids, values)
         for i, (response, (ids, values, _)) in enumerate(zip(responses, scored, strict=True))
     ]
     return rows, samples

@@ -111,51 +111,53 @@ class State:
             )
 
 
-def check_resumable(storage: Storage, key: bytes, config: Config, order: RowOrder, digest: str) -> int:
+def check_resumable(
+    storage: Storage, key: bytes, config: Config, order: RowOrder, digest: str
+) -> tuple[str | None, int]:
     """What the driver does before a run's actors start: clear up the storage, and refuse a checkpoint that its
-    learners could not load. Returns the step to go on from, 0 without a checkpoint.
+    learners could not load. Returns the checkpoint to go on from and its step; none and 0 without one.
 
     Raises `RaftError`; see `Storage.recover` and `State.check`.
     """
     if not (name := storage.recover(config.learner.keep, key)):
-        return 0
+        return None, 0
     state = read_state(storage, name, key)
     state.check_settings(config)
     state.check(config.learner.num_workers, config.learner.zero_stage, order, digest)
-    return state.step
+    return name, state.step
 
 
 class Checkpoints:
     """The checkpoints of a run as one rank of the learners sees them; made by all ranks together.
 
     Args:
+        start: the checkpoint from which the driver goes on, if there is one; after a restart of the learners the last
+            one that they reported takes its place.
         order, digest: of the rows that the run trains on (`rows_digest`).
         key: of the run's seal.
 
     Raises `RaftError` when the checkpoint to go on from cannot be loaded whole.
     """
 
-    def __init__(self, storage: Storage, config: Config, order: RowOrder, digest: str, key: bytes) -> None:
+    def __init__(
+        self, storage: Storage, start: str | None, config: Config, order: RowOrder, digest: str, key: bytes
+    ) -> None:
         context = ray.train.get_context()
         self._storage, self._key = storage, key
         self._settings = deciding(config)
         self._order, self._digest = order, digest
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._node, self._first = context.get_node_rank(), context.get_local_rank() == 0
-        self._zero_stage = config.learner.zero_stage
+        self._zero_stage, self._keep = config.learner.zero_stage, config.learner.keep
         # Names the temporary folders of this run on every node, so that those of a killed process can be found.
         self._prefix = f"raft-ray-{hashlib.sha256(str(storage).encode()).hexdigest()[:12]}-"
-        self._checkpoint = ray.train.get_checkpoint()
-        self._sweep()
+        reported = ray.train.get_checkpoint()
+        self._name = Path(reported.path).name if reported is not None else start
         self._state: State | None = None
-        if self._checkpoint is not None:
-            self._name = Path(self._checkpoint.path).name
-            if self._rank == 0 and not storage.is_whole(self._name, key):
-                raise RaftError(
-                    f"checkpoint {storage}/{self._name}: not whole; --resume goes on from the one before it"
-                )
+        if self._name is not None:
             self._state = read_state(storage, self._name, key)
             self._state.check(self._ranks, self._zero_stage, order, digest)
+        self._sweep()
 
     @property
     def universal(self) -> bool:
@@ -183,9 +185,11 @@ class Checkpoints:
             # Returns when this rank's part is uploaded. Ray Train's controller registers the checkpoint when it has
             # seen every rank's report, which it asks for now and then: a rank that died before would undo it.
             with writing(f"checkpoint in {self._storage}"):
-                ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+                ray.train.report({"step": step}, checkpoint, checkpoint_dir_name=self._storage.name_of(step))
         if self._rank == 0:
-            _registered()
+            reported = ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+            self._storage.register(Path(reported[-1].checkpoint.path).name, self._keep)
 
     def restore(self, engine: Any) -> State | None:
         """Load the last checkpoint into the engine and the random generators; None without one. All ranks.
@@ -201,7 +205,7 @@ class Checkpoints:
             engine.checkpoint_engine.load = _load_weights_only
             loaded, _ = engine.load_checkpoint(str(shards), tag=_TAG)
             if loaded is None:
-                raise RaftError(f"checkpoint {self._checkpoint}: DeepSpeed finds no state in it")
+                raise RaftError(f"checkpoint {self._storage}/{self._name}: DeepSpeed finds no state in it")
             if self._state.ranks == self._ranks:
                 states = torch.load(folder / f"random-{self._rank}.pt", weights_only=True)
                 _set_random_states(states, engine.device)
@@ -212,6 +216,7 @@ class Checkpoints:
     @contextlib.contextmanager
     def _readable(self) -> Iterator[tuple[Path, Path]]:
         """The checkpoint in a folder of this node, and the folder that holds DeepSpeed's state for these ranks."""
+        assert self._name is not None
         with contextlib.ExitStack() as stack:
             mine: tuple[Path, Path] | None = None
             if self._first:
@@ -261,7 +266,7 @@ class Checkpoints:
                 if rest.stat().st_uid == os.getuid():  # not another user's, whose run may go on
                     shutil.rmtree(rest)
         if self._rank == 0:
-            self._storage.sweep(_registered())
+            self._storage.register(self._name, self._keep)
         # No rank makes a new folder before the old ones are gone.
         torch.distributed.barrier()
 
@@ -269,12 +274,6 @@ class Checkpoints:
     def _folder(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=self._prefix) as folder:
             yield Path(folder)
-
-
-def _registered() -> list[str]:
-    """The checkpoints on Ray Train's books, once all reports up to now are in them."""
-    mode = ray.train.CheckpointConsistencyMode.COMMITTED
-    return [Path(entry.checkpoint.path).name for entry in ray.train.get_all_reported_checkpoints(mode)]
 
 
 def read_state(storage: Storage, name: str, key: bytes) -> State:

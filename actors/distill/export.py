@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ray
 
-from actors.engine.weight_sync import Weights
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime.remote import FETCH
 from raft_ray import models
 from raft_ray.announce import announce
@@ -18,8 +18,8 @@ from raft_ray.runs.trained import Trained
 
 
 @ray.remote
-def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], folder: str, trained: Trained) -> str:
-    """Write `folder`: the weights behind `ref` with the original's config, generation config and tokenizer.
+def export_model(config: ModelConfig, original: str, weights: WeightVersion, folder: str, trained: Trained) -> str:
+    """Write `folder`: the packed `weights` with the original's config, generation config and tokenizer.
 
     Weights are safetensors of at most 5 GB a file, in the dtype that they were packed in. An older `folder` is
     replaced once the new one is complete. `trained` says of what it is, in the folder as well.
@@ -28,7 +28,7 @@ def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], f
     """
     with writing(folder):
         try:
-            return _write(config, original, ref, folder, trained)
+            return _write(config, original, weights, folder, trained)
         except Exception as error:
             # What safetensors and tokenizers raise, which are written in Rust.
             if "os error" not in str(error):
@@ -36,21 +36,20 @@ def export_model(config: ModelConfig, original: str, ref: list[ray.ObjectRef], f
             raise OSError(str(error)) from error
 
 
-def _write(config: ModelConfig, original: str, ref: list[ray.ObjectRef], folder: str, trained: Trained) -> str:
+def _write(config: ModelConfig, original: str, weights: WeightVersion, folder: str, trained: Trained) -> str:
     from huggingface_hub import save_torch_state_dict
     from transformers import AutoConfig
     from transformers.utils import cached_file
 
-    (weights,) = ray.get(ref, timeout=FETCH)
-    assert isinstance(weights, Weights)
-    state = models.checkpoint_tensors(original, config, dict(weights.tensors()))
+    packed = ray.get(weights.packed, timeout=FETCH)
+    state = models.checkpoint_tensors(original, config, dict(packed.tensors()))
     target, partial = Path(folder), Path(folder + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_torch_state_dict(state, partial, max_shard_size="5GB")
     announce("export", "writing")
     settings = AutoConfig.from_pretrained(original, trust_remote_code=config.trust_remote_code)
-    settings.dtype = weights.specs[0].dtype
+    settings.dtype = config.dtype.value
     settings.save_pretrained(partial)
     models.load_tokenizer(original, config).save_pretrained(partial)
     add_old_keys(partial)

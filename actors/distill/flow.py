@@ -1,13 +1,13 @@
 """The flow of rows: from the ledger through rollout actors and teachers back to the ledger, whoever dies on the way.
 
 ```
-            serve, one a rollout actor                    teach, one a teacher
+            serve, one per rollout actor                  teach, one per teacher
   Ledger ──> chunk ── Capacity.admit ──> RolloutActor ──ref──> TeacherActor ──refs──> Ledger
-                          ▲  waits for free places                                       │
+                          ▲  waits for free slots                                       │
                           └───────────────── Ledger.done <── a step is published <───────┘
 ```
 
-Who waits for whom: an idle rollout actor waits for a chunk, for which places must be free (`publish` frees them), and
+Who waits for whom: an idle rollout actor waits for a chunk, for which slots must be free (`publish` frees them), and
 takes up the newest version before it begins; a generated chunk waits for an idle teacher. Each event looks only at
 what it concerns, so that the work of a step grows with its chunks, not with chunks times actors.
 
@@ -20,51 +20,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import ray
 
-from actors.distill.crew import Crew, Member
-from actors.distill.diary import Diary
-from actors.distill.growth import Growth
-from actors.distill.room import Room
-from actors.runtime.limits import Limits
+from actors.distill.actor_group import ActorGroup, ActorState, State
+from actors.distill.metrics import Metrics
+from actors.distill.slots import Growth, Slots
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime.loops import Loops
 from actors.runtime.remote import ActorLost, DataLost, within
 from raft_ray.config import Config
 from raft_ray.distill.ledger import Ledger
 from raft_ray.distill.order import RowOrder
-from raft_ray.distill.trajectory import Chunk, Probe
+from raft_ray.distill.trajectory import Chunk
 from raft_ray.errors import RaftError
 from raft_ray.runs.records import RunRecords
 
-WAITS = "waits for places"
 PING = 10.0
 """Seconds between two calls to an actor that waits for work: its death is mended before there is any."""
-
-
-@dataclass
-class Published:
-    """The newest weights."""
-
-    version: int
-    ref: list[ray.ObjectRef] | None
-    """In a list, so that Ray passes the reference on; none where they were pushed, or where none are needed."""
-    checksum: int
-    probe: Probe | None = None
-    """With a run's first weights: what an engine that holds them must find likely."""
 
 
 class Flow:
     """The loops of all rollout actors and teachers, from one step on.
 
     Args:
-        rollouts, teachers: the actors; a resumed run goes on with those of before.
         loops: run here; the pipeline's waits see their failure.
+        rollouts, teachers: the actors; a resumed run goes on with those of before.
         published: the learners' weights at the step that comes first.
-        limits: how long calls have taken.
     """
 
     def __init__(
@@ -72,19 +56,18 @@ class Flow:
         config: Config,
         order: RowOrder,
         records: RunRecords,
-        diary: Diary,
+        metrics: Metrics,
         loops: Loops,
-        rollouts: Crew,
-        teachers: Crew,
-        published: Published,
-        limits: Limits,
+        rollouts: ActorGroup,
+        teachers: ActorGroup,
+        published: WeightVersion,
     ) -> None:
         self.ledger = Ledger(
             order,
             config.sync.max_staleness,
             step=published.version,
-            tries=config.rollout.tries,
-            aside=records.set_aside(),
+            max_failures=config.rollout.tries,
+            quarantined=records.set_aside(),
         )
         self.published = published
         self.peak_bytes = 0
@@ -94,35 +77,34 @@ class Flow:
         self._config = config
         self._order = order
         self._records = records
-        self._diary = diary
+        self._metrics = metrics
         self._loops = loops
         self._rollouts = rollouts
         self._teachers = teachers
-        self._limits = limits
+        self._limits = metrics.limits
         self._generated: asyncio.Queue[tuple[Chunk, ray.ObjectRef]] = asyncio.Queue()
         """Chunks that wait for a teacher."""
-        self._idle: dict[str, tuple[Member, asyncio.Future[Chunk | None]]] = {}
+        self._idle: dict[str, tuple[ActorState, asyncio.Future[Chunk | None]]] = {}
         """Rollout actors that wait for a chunk, in the order in which they came."""
         self._working: set[str] = set()
         """Rollout actors that have a chunk."""
-        self._without_weights: list[Member] = []
-        """Rollout actors whose version was lost; they wait for a newer one."""
         self._holding = False
-        self._held: list[Member] = []
-        self.growth = Growth(Room(config), loops, rollouts, lambda member: loops.spawn(self._serve(member)))
+        self._held: list[ActorState] = []
+        self.growth = Growth(Slots(config), loops, rollouts, self._begin_rollout)
 
     def start(self) -> None:
         """Set all actors to work."""
-        for member in self._teachers:
-            self._loops.spawn(self._teach(member))
-        for member in self._rollouts:
+        for actor in self._teachers:
+            self._loops.spawn(self._live(self._teachers, actor, self._teach))
+        for actor in self._rollouts:
             # Versions are counted anew from here: what it holds may be of steps that are undone.
-            member.version = None
-            self._loops.spawn(self._serve(member))
+            actor.version = None
+            self._begin_rollout(actor)
+        self.growth.go_on()
 
     async def resize(self, wanted: int) -> None:
         """Have so many rollout actors: new ones start as there is room, superfluous ones leave after their chunk."""
-        have = self.growth.wanted
+        have = self._rollouts.wanted
         if wanted == have:
             return
         self._records.event("scale", "rollout", "", f"{have} -> {wanted} rollout actors")
@@ -141,23 +123,18 @@ class Flow:
             "learner.timeout",
         )
         self._held = self._at_rest()
-        return {member.name: member.handle for member in self._held}
+        return {actor.name: actor.handle for actor in self._held}
 
-    def _at_rest(self) -> list[Member]:
-        """Rollout actors that can take part in a push: not those that are to leave, since a group must stay whole."""
-        waiting = [member for member, _ in self._idle.values()]
-        return [member for member in (*waiting, *self._without_weights) if not member.leaving]
-
-    def publish(self, published: Published) -> None:
+    def publish(self, published: WeightVersion) -> None:
         """Offer new weights; actors that were held have them already, and go on."""
         self.published = published
-        for member in self._held:
-            member.version = published.version
+        for actor in self._held:
+            actor.version = published.version
         self._holding, self._held = False, []
-        if self._config.sync.in_flight and published.ref is not None:
-            for member in self._rollouts:
-                if member.state == "generate":
-                    self._loops.spawn(self._offer(member, published))
+        if self._config.sync.in_flight and published.packed is not None:
+            for actor in self._rollouts:
+                if actor.state is State.GENERATING:
+                    self._loops.spawn(self._offer(actor, published))
         self._release()
         self._dispatch()
         self._loops.notify()
@@ -167,254 +144,242 @@ class Flow:
         self.ledger.regenerate(step, rows)
         self._dispatch()
 
-    async def _serve(self, member: Member) -> None:
-        """One rollout actor's life: it starts, then chunk after chunk, until it leaves; after a death, again."""
-        timeout = self._config.rollout.timeout
+    def _at_rest(self) -> list[ActorState]:
+        """Rollout actors that can take part in a push: not those that are to leave, since a group must stay whole."""
+        waiting = [actor for actor, _ in self._idle.values()]
+        weightless = [actor for actor in self._rollouts if actor.state is State.WEIGHTLESS]
+        return [actor for actor in (*waiting, *weightless) if not actor.leaving]
+
+    def _begin_rollout(self, actor: ActorState) -> None:
+        self._loops.spawn(self._live(self._rollouts, actor, self._serve))
+
+    async def _live(
+        self, group: ActorGroup, actor: ActorState, work: Callable[[ActorState], Coroutine[Any, Any, None]]
+    ) -> None:
+        """One actor's life: it starts, then works chunk after chunk, until it leaves; after a death, again."""
         while True:
-            chunk: Chunk | None = None
-            touched = False
+            actor.chunk, actor.engaged = None, False
             try:
-                await self._started(self._rollouts, member, timeout)
-                while (chunk := await self._next_chunk(member)) is not None:
-                    begun = self._diary.now()
-                    begun += await self._take_up(member, chunk)
-                    touched = True
-                    lengths_ref, trajectories = member.call("generate", 2).remote(chunk)
-                    self._diary.add(chunk.step, "dispatch", self._diary.now() - begun)
-                    rows = len(chunk.places)
-                    with self._diary.doing(member, "generate", chunk.step) as clock:
-                        limit = self._limits.of("generate", timeout, rows)
-                        doing = f"generating chunk {chunk.index} of step {chunk.step}"
-                        lengths = await within(lengths_ref, limit, member.who, doing)
-                        self._diary.longest(chunk.step, "rollout", clock())
-                        # As if its longest answer had all the tokens that one may have: a later one may.
-                        whole = self._config.rollout.max_new_tokens / max(1, *lengths)
-                        self._limits.took("generate", clock() * whole, rows)
-                    member.rows += rows
-                    self.ledger.generated(chunk, lengths)
-                    self._generated.put_nowait((chunk, trajectories))
-                    if self.ledger.generated_whole(chunk.step):
-                        self._loops.notify()
-                    chunk, touched = None, False
-                self._rollouts.remove(member)
+                with self._metrics.doing(actor, State.STARTING, self.published.version):
+                    ready = actor.handle.ready.remote()
+                    group.serves(actor, await within(ready, group.timeout, actor.name, "starting"))
+                await work(actor)
+                group.remove(actor)
                 return
             except DataLost as error:
-                # The weights are gone with the learner that made them; the next version comes from its successor.
                 logging.warning("%s", error)
-                version = self.published.version
-                self._without_weights.append(member)
-                self._rests(member, f"waits for a version after {version}")
-                self._give_back(chunk, False, error)
-                try:
-                    await self._loops.wait_for(
-                        partial(self._newer_than, version),
-                        partial("a version after {}".format, version),
-                        self._config.learner.timeout,
-                        "learner.timeout",
-                    )
-                finally:
-                    self._without_weights.remove(member)
+                actor.engaged = False
+                if group is self._teachers:
+                    self._give_back(actor, error)
+                else:
+                    await self._newer_weights(actor, error)
             except ActorLost as error:
-                self._rests(member, "lost")
-                self._give_back(chunk, touched, error)
-                if not self._replace(self._rollouts, member, error):
+                self._rests(actor, State.LOST)
+                self._give_back(actor, error)
+                if not self._replace(group, actor, error):
                     return
             except BaseException:
-                # Cancelled, or an error that ends the run: the member's state must not look like work.
-                self._rests(member, "stopped")
+                # Cancelled, or an error that ends the run: its state must not look like work.
+                self._rests(actor, State.STOPPED)
                 raise
 
-    def _rests(self, member: Member, state: str) -> None:
-        """A rollout actor has no chunk from now on."""
-        member.now(state)
-        self._working.discard(member.name)
-        if self._holding and not self._working:
-            self._loops.notify()
+    async def _serve(self, actor: ActorState) -> None:
+        """A rollout actor's work; returns when it is to leave."""
+        while (chunk := await self._next_chunk(actor)) is not None:
+            actor.chunk = chunk
+            begun = self._metrics.now()
+            async with actor.loading:
+                begun += await self._load(actor, chunk)
+            actor.engaged = True
+            lengths_ref, trajectories = actor.call("generate", 2).remote(chunk)
+            self._metrics.add(chunk.step, "dispatch", self._metrics.now() - begun)
+            rows = len(chunk.sample_ids)
+            with self._metrics.doing(actor, State.GENERATING, chunk.step) as clock:
+                limit = self._limits.of("generate", self._rollouts.timeout, rows)
+                doing = f"generating chunk {chunk.index} of step {chunk.step}"
+                lengths = await within(lengths_ref, limit, actor.who, doing)
+                self._metrics.longest(chunk.step, "rollout", clock())
+                # As if its longest answer had all the tokens that one may have: a later one may.
+                whole = self._config.rollout.max_new_tokens / max(1, *lengths)
+                self._limits.took("generate", clock() * whole, rows)
+            actor.rows += rows
+            self.ledger.generated(chunk, lengths)
+            self._generated.put_nowait((chunk, trajectories))
+            actor.chunk, actor.engaged = None, False
+            if self.ledger.generated_whole(chunk.step):
+                self._loops.notify()
 
-    async def _take_up(self, member: Member, chunk: Chunk) -> float:
+    async def _teach(self, actor: ActorState) -> None:
+        """A teacher's work, which has no end: it scores the chunk that has waited longest."""
+        while True:
+            actor.now(State.IDLE)
+            chunk, trajectories = await self._next_generated(actor)
+            actor.chunk, actor.engaged = chunk, True
+            begun = self._metrics.now()
+            head, *samples = actor.call("score", 1 + len(chunk.sample_ids)).remote(trajectories)
+            self._metrics.add(chunk.step, "dispatch", self._metrics.now() - begun)
+            rows = len(chunk.sample_ids)
+            with self._metrics.doing(actor, State.SCORING, chunk.step) as clock:
+                limit = self._limits.of("score", self._teachers.timeout, rows)
+                doing = f"scoring chunk {chunk.index} of step {chunk.step}"
+                infos, seconds = await within(head, limit, actor.who, doing)
+                self._limits.took("score", clock(), rows)
+            actor.rows += rows
+            self._metrics.add(chunk.step, "teacher", seconds)
+            self.ledger.scored(chunk, list(zip(infos, samples, strict=True)))
+            actor.chunk, actor.engaged = None, False
+            self.peak_bytes = max(self.peak_bytes, self.ledger.nbytes)
+            if self.ledger.generated_whole(chunk.step):
+                self._loops.notify()
+
+    async def _load(self, actor: ActorState, chunk: Chunk) -> float:
         """Bring an actor to the newest version; returns the seconds it took."""
-        async with member.loading:
-            return await self._load(member, chunk)
-
-    async def _load(self, member: Member, chunk: Chunk) -> float:
         newest = self.published
         oldest = self.ledger.capacity.oldest_version(chunk.step)
         if newest.version < oldest:
-            raise RaftError(f"{member.who}: step {chunk.step} needs version {oldest}, {newest.version} is the newest")
-        if member.version == newest.version:
+            raise RaftError(f"{actor.who}: step {chunk.step} needs version {oldest}, {newest.version} is the newest")
+        if actor.version == newest.version:
             return 0.0
-        with self._diary.doing(member, "load", chunk.step) as clock:
-            await self._send(member, newest)
+        with self._metrics.doing(actor, State.LOADING, chunk.step) as clock:
+            await self._send(actor, newest)
             took = clock()
-        self._diary.longest(chunk.step, "load", took)
+        self._metrics.longest(chunk.step, "load", took)
         return took
 
-    async def _offer(self, member: Member, published: Published) -> None:
+    async def _offer(self, actor: ActorState, published: WeightVersion) -> None:
         """Weights for an actor that is in the middle of a chunk (`sync.in_flight`)."""
-        async with member.loading:
+        async with actor.loading:
             if published is not self.published:
                 return  # newer ones have come; they are offered too
             try:
-                await self._send(member, published)
+                await self._send(actor, published)
             except DataLost as error:
                 logging.warning("%s", error)
             except ActorLost:
                 pass  # the actor's own loop meets the same death, and mends it
 
-    async def _send(self, member: Member, weights: Published) -> None:
-        begun = self._diary.now()
+    async def _send(self, actor: ActorState, weights: WeightVersion) -> None:
+        begun = self._metrics.now()
         await within(
-            member.handle.load_weights.remote(weights.version, weights.ref, weights.checksum, weights.probe),
+            actor.handle.load_weights.remote(weights),
             self._limits.of("load", self._config.sync.timeout),
-            member.who,
+            actor.who,
             f"loading weights of version {weights.version}",
         )
-        self._limits.took("load", self._diary.now() - begun)
-        member.version = weights.version
+        self._limits.took("load", self._metrics.now() - begun)
+        actor.version = weights.version
 
-    async def _next_chunk(self, member: Member) -> Chunk | None:
-        """The next chunk in order once there are places for it; none when the member is to leave."""
+    async def _newer_weights(self, actor: ActorState, error: DataLost) -> None:
+        """The weights are gone with the learner that made them; the next version comes from its successor."""
+        version = self.published.version
+        self._rests(actor, State.WEIGHTLESS)
+        self._give_back(actor, error)
+        await self._loops.wait_for(
+            lambda: self.published.version > version,
+            lambda: f"a version after {version}",
+            self._config.learner.timeout,
+            "learner.timeout",
+        )
+
+    async def _next_chunk(self, actor: ActorState) -> Chunk | None:
+        """The next chunk in order once there are slots for it; none when the actor is to leave."""
         future: asyncio.Future[Chunk | None] = asyncio.get_running_loop().create_future()
-        self._idle[member.name] = member, future
-        self._rests(member, WAITS)
-        if member.leaving:
+        self._idle[actor.name] = actor, future
+        self._rests(actor, State.WAITING)
+        if actor.leaving:
             self._release()
         else:
             self._dispatch()
         try:
             while not (await asyncio.wait((future,), timeout=PING))[0]:
-                await self._ping(member, self._config.rollout.timeout)
+                await self._ping(self._rollouts, actor)
             return await future
         except ActorLost:
-            if future.done() and (chunk := await future) is not None:
-                self.ledger.returned(chunk)
+            if future.done():
+                actor.chunk = await future
             raise
         finally:
-            self._idle.pop(member.name, None)
+            self._idle.pop(actor.name, None)
+
+    async def _next_generated(self, actor: ActorState) -> tuple[Chunk, ray.ObjectRef]:
+        """The chunk that has waited longest for a teacher, and its trajectories."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PING):
+                    return await self._generated.get()
+            await self._ping(self._teachers, actor)
+
+    async def _ping(self, group: ActorGroup, actor: ActorState) -> None:
+        """An idle actor answers; raises `ActorLost` if it does not."""
+        await within(actor.handle.ready.remote(), group.timeout, actor.who, "waiting for work")
 
     def _dispatch(self) -> None:
-        """Hand chunks to idle rollout actors, as long as there are both."""
+        """Hand chunks to idle rollout actors, as long as there are both. Not while actors are held, nor to one without
+        a version that was pushed: it comes while held, in no other way."""
         if self._holding:
             return
+        pushed = self.published.packed is None
         ready = self.ledger.capacity.ready
         served = []
-        for member, future in self._idle.values():
-            if member.leaving or future.done() or not self._may_serve(member):
+        for actor, future in self._idle.values():
+            if actor.leaving or future.done() or (pushed and actor.version != self.published.version):
                 continue
             chunk = self.ledger.take(self._parts())
             if chunk is None:
                 break
-            self._working.add(member.name)
+            self._working.add(actor.name)
             future.set_result(chunk)
-            served.append(member.name)
+            served.append(actor.name)
         for name in served:
             del self._idle[name]
         if self.ledger.capacity.ready != ready:
-            # Rows set aside before were passed over, which may have completed a learner's share.
+            # Rows quarantined before were passed over, which may have completed a learner's shard.
             self._loops.notify()
 
     def _release(self) -> None:
         """Let idle rollout actors go that are to leave; while actors are held all stay."""
-        for member, future in self._idle.values():
-            if member.leaving and not self._holding and not future.done():
+        for actor, future in self._idle.values():
+            if actor.leaving and not self._holding and not future.done():
                 future.set_result(None)
-
-    def _may_serve(self, member: Member) -> bool:
-        """Not while actors are held, nor without a version that was pushed: it comes while held, in no other way."""
-        pushed = self.published.ref is None
-        return not self._holding and not (pushed and member.version != self.published.version)
-
-    def _newer_than(self, version: int) -> bool:
-        return self.published.version > version
 
     def _parts(self) -> int:
         """Into how many chunks a step is cut."""
         rows = self._config.rollout.chunk_rows
         return -(-self._order.batch // rows) if rows else max(1, self._rollouts.placed)
 
-    async def _started(self, crew: Crew, member: Member, timeout: float) -> None:
-        """Wait until a member's process serves."""
-        with self._diary.doing(member, "start", self.published.version):
-            crew.serves(member, await within(member.handle.ready.remote(), timeout, member.name, "starting"))
-
-    async def _teach(self, member: Member) -> None:
-        """One teacher's life: it starts, then scores chunk after chunk; after a death, again."""
-        while True:
-            chunk: Chunk | None = None
-            try:
-                await self._started(self._teachers, member, self._config.teacher.timeout)
-                while True:
-                    member.now("idle")
-                    chunk, trajectories = await self._next_generated(member)
-                    await self._score(member, chunk, trajectories)
-                    chunk = None
-            except DataLost as error:
-                self._give_back(chunk, False, error)
-            except ActorLost as error:
-                self._give_back(chunk, True, error)
-                if not self._replace(self._teachers, member, error):
-                    return
-            except BaseException:
-                member.now("stopped")
-                raise
-
-    async def _next_generated(self, member: Member) -> tuple[Chunk, ray.ObjectRef]:
-        """The chunk that has waited longest for a teacher, and its trajectories."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PING):
-                    return await self._generated.get()
-            await self._ping(member, self._config.teacher.timeout)
-
-    async def _ping(self, member: Member, timeout: float) -> None:
-        """An idle actor answers; raises `ActorLost` if it does not."""
-        await within(member.handle.ready.remote(), timeout, member.who, "waiting for work")
-
-    async def _score(self, member: Member, chunk: Chunk, trajectories: ray.ObjectRef) -> None:
-        begun = self._diary.now()
-        head, *samples = member.call("score", 1 + len(chunk.places)).remote(trajectories)
-        self._diary.add(chunk.step, "dispatch", self._diary.now() - begun)
-        rows = len(chunk.places)
-        with self._diary.doing(member, "score", chunk.step) as clock:
-            limit = self._limits.of("score", self._config.teacher.timeout, rows)
-            doing = f"scoring chunk {chunk.index} of step {chunk.step}"
-            infos, seconds = await within(head, limit, member.who, doing)
-            self._limits.took("score", clock(), rows)
-        member.rows += rows
-        self._diary.add(chunk.step, "teacher", seconds)
-        self.ledger.scored(chunk, list(zip(infos, samples, strict=True)))
-        self.peak_bytes = max(self.peak_bytes, self.ledger.nbytes)
-        if self.ledger.generated_whole(chunk.step):
+    def _rests(self, actor: ActorState, state: State) -> None:
+        """An actor does nothing with a chunk from now on."""
+        actor.now(state)
+        self._working.discard(actor.name)
+        if self._holding and not self._working:
             self._loops.notify()
 
-    def _give_back(self, chunk: Chunk | None, touched: bool, error: RaftError) -> None:
-        """The chunk goes back to the ledger; `touched` says that an engine may have died of its rows."""
-        if chunk is None:
+    def _give_back(self, actor: ActorState, error: RaftError) -> None:
+        """An actor's chunk goes back to the ledger; if its engine was engaged, it may have died of the chunk's rows."""
+        if (chunk := actor.chunk) is None:
             return
-        if touched:
+        if actor.engaged:
             self.last_loss = str(error)
-            aside = self.ledger.failed(chunk)
-            for row in aside:
-                logging.error("row %d is set aside: %s", row, error)
+            for row in self.ledger.failed(chunk):
+                logging.error("row %d is quarantined: %s", row, error)
                 self._records.put_aside(row, chunk.step, str(error))
         else:
             self.ledger.returned(chunk)
         self._dispatch()
         self._loops.notify()
 
-    def _replace(self, crew: Crew, member: Member, error: ActorLost) -> bool:
-        """Start a lost actor again; false if it is given up, while others of its crew go on. Raises `RaftError`."""
+    def _replace(self, group: ActorGroup, actor: ActorState, error: ActorLost) -> bool:
+        """Start a lost actor again; false if it is given up, while others of its group go on. Raises `RaftError`."""
         logging.warning("%s", error)
-        self._records.event("lost", member.name, member.node, str(error))
+        self._records.event("lost", actor.name, actor.node, str(error))
         try:
-            crew.restart(member, error)
+            group.restart(actor, error)
         except RaftError as final:
-            crew.remove(member)
-            if not len(crew):
+            group.remove(actor)
+            if not len(group):
                 raise
-            if crew is self._rollouts:
-                self.growth.wanted -= not member.leaving
+            group.wanted -= not actor.leaving
             logging.error("given up: %s", final)
-            self._records.event("given up", member.name, member.node, str(final))
+            self._records.event("given up", actor.name, actor.node, str(final))
             return False
         return True

@@ -4,8 +4,8 @@
 for step in steps:
     batch = pipeline.next_batch(step, rank)     waits until the step is sampled and scored
     losses = train_step(...)                    SFT + λ · KL, one DeepSpeed update
-    publisher.publish(step + 1)                 all ranks: the new weights, by sync.backend
-    pipeline.publish(step + 1, ref)             rank 0; frees places, offers the weights to rollout actors
+    weights = publisher.publish(step + 1)       all ranks: the new weights, by sync.backend
+    pipeline.publish(weights, metrics)          rank 0; frees slots, offers the weights to rollout actors
     checkpoint now and then
 ```
 
@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,33 +31,24 @@ import torch
 
 from actors.distill.checkpoint import Checkpoints
 from actors.distill.export import export_model
+from actors.distill.probes import make_probe, may_share_prompts
 from actors.distill.storage import Storage
-from actors.engine.weight_backends import make_publisher
-from actors.engine.weight_publish import Update
+from actors.distill.student_engine import make_engine
+from actors.engine.weight_sync import Publisher, WeightVersion
 from actors.runtime.cluster import actor_options, here, log_to_file, on_node
 from actors.runtime.remote import ActorLost, one_line, root_cause
 from raft_ray import models
 from raft_ray.announce import announce
-from raft_ray.config import Balance, Config, Dtype, Graphs
-from raft_ray.distill.attention import attend_in_float32
-from raft_ray.distill.losses import EmaBalancer, FixedBalancer
+from raft_ray.config import Config, Graphs
+from raft_ray.distill.losses import make_balancer
 from raft_ray.distill.order import RowOrder
 from raft_ray.distill.schedule import learning_rate
 from raft_ray.distill.step import StepLosses, train_step
-from raft_ray.distill.student import Student, answer_logprobs, empty_micro_batch, make_micro_batches, sharing_error
-from raft_ray.distill.trajectory import Probe, Sample
+from raft_ray.distill.student import MicroBatch, Student, empty_micro_batch, make_micro_batches
+from raft_ray.distill.trajectory import Sample
 from raft_ray.errors import ModelError, RaftError
-from raft_ray.models.checks import check_repeatable
-from raft_ray.models.head import Head
 from raft_ray.models.prompts import EncodedRow
 from raft_ray.runs.trained import Trained
-
-PROBE_TOKENS = 128
-# By whether the model computes in half precision: what rounding does, and no more than a tenth of what an error does.
-SHARING_ERROR = {False: 1e-3, True: 0.1}
-"""Relative difference of hidden states (`raft_ray.distill.student.sharing_error`)."""
-LOGPROB_ERROR = {False: 0.02, True: 0.3}
-"""Mean absolute difference of log-probabilities between learner and rollout engine, nats per token."""
 
 HEALTH_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 PATIENCE = 1.5
@@ -79,12 +70,14 @@ class LearnerTask:
     order: RowOrder
     digest: str
     """`rows_digest` of the table."""
-    distils: bool
+    uses_distillation: bool
     run_dir: str
     node: str
     """Id of the node that holds the run folder; the finished model is written there."""
     storage: Storage
     """Of the checkpoints; every node must reach it."""
+    start: str | None
+    """The checkpoint there from which this driver goes on."""
     trained: Trained
     """What the model at the end is of."""
 
@@ -193,160 +186,93 @@ class Rank:
     """One data-parallel rank: its engine, its place in the run, and the loop over steps."""
 
     def __init__(self, task: LearnerTask, rank: int, ranks: int) -> None:
-        self.task = task
-        self.config = task.config
-        self.rank = rank
-        self.ranks = ranks
-        self.steps = task.order.steps
+        config = task.config
+        self.task, self.config = task, config
+        self.rank, self.ranks = rank, ranks
         self.name = f"learner-{rank}"
-        self._checkpoint_seconds = 0.0
-        self.table: dict[int, EncodedRow] = ray.get(task.table[0], timeout=self.config.learner.timeout)
-        self.kept = min(self.config.distill.top_k, models.vocabulary_size(task.folder, self.config.model))
-        distill = self.config.distill
-        self.balancer: EmaBalancer | FixedBalancer = (
-            EmaBalancer(distill.ema_beta, max_lambda=distill.max_lambda)
-            if distill.balance is Balance.ema
-            else FixedBalancer(distill.fixed_lambda)
-        )
-        threads = self.config.learner.threads
-        if threads:
-            torch.set_num_threads(threads)
+        self.table: dict[int, EncodedRow] = ray.get(task.table[0], timeout=config.learner.timeout)
+        self.kept = min(config.distill.top_k, models.vocabulary_size(task.folder, config.model))
+        self.balancer = make_balancer(config.distill)
+        if config.learner.threads:
+            torch.set_num_threads(config.learner.threads)
         key = self._call(task.pipeline.checkpoint_key.remote())
-        self.checkpoints = Checkpoints(task.storage, self.config, task.order, task.digest, key)
-        self.half = self.config.model.dtype is not Dtype.float32
-        self.engine = make_engine(self.config, task.folder, universal=self.checkpoints.universal)
+        self.checkpoints = Checkpoints(task.storage, task.start, config, task.order, task.digest, key)
+        self.engine = make_engine(config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
-        self.share_prompt = self._may_share()
-        self.publisher = make_publisher(
-            self.config, self.student.model, rank, lambda version: self._call(task.pipeline.hold.remote(version))
+        self.share_prompt = task.uses_distillation and self._may_share()
+        self.publisher = Publisher(
+            config, self.student.model, rank, lambda version: self._call(task.pipeline.hold.remote(version))
         )
 
     def run(self) -> None:
         """From the last checkpoint, or from the original model, to the last step; rank 0 then exports the model."""
-        step = self._restore()
-        # Also version 0: an engine that survived a restart may hold later weights.
-        first = self.publisher.pack(step) if self.task.distils else Update(step)
-        probe = self._probe() if self.task.distils else None
+        learner, steps = self.config.learner, self.task.order.steps
+        distilling = self.balancer if self.task.uses_distillation else None
+        start = self._restore()
+        weights = self._begin(start)
+        checkpoint_seconds = 0.0
+        for step in range(start, steps):
+            clock = Clock(checkpoint_seconds)
+            rows, samples = self._next_batch(step)
+            clock.lap("wait")
+
+            batches = self._micro_batches(rows, samples)
+            lr = self._set_learning_rate(step)
+            self.student.topk_mass.clear()
+            announce(self.name, "forward", step)
+            losses = train_step(
+                self.engine,
+                [batch.to(self.device) for batch in batches],
+                balancer=distilling,
+                ranks=self.ranks,
+                keep_graph=learner.graphs is Graphs.keep_graph,
+                reduce=partial(self._reduced, step),
+                on_gradients=partial(clock.lap, "forward_backward"),
+            )
+            clock.lap("optimizer")
+
+            weights = self._weights(step + 1)
+            metrics = self._metrics(losses, batches) | {"lr": lr}
+            clock.lap("sync")
+            if self.rank == 0:
+                metrics["seconds"] = clock.seconds()
+                self._call(self.task.pipeline.publish.remote(weights, metrics))
+
+            # After publishing: a death in between repeats the step, and the records lose no line. Rollouts go on.
+            began = time.perf_counter()
+            if step + 1 == steps or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
+                self.checkpoints.save(self.engine, step + 1, self.balancer.state_dict())
+            checkpoint_seconds = time.perf_counter() - began
+        self._export(self.publisher.pack(steps) if start == steps else weights)
+
+    def _restore(self) -> int:
+        """The step to go on from: that of the last checkpoint, or 0."""
+        state = self.checkpoints.restore(self.engine)
+        if state is None:
+            return 0
+        self.balancer.load_state_dict(state.balancer)
+        return state.step
+
+    def _begin(self, step: int) -> WeightVersion:
+        """Tell the pipeline where training starts. Also of version 0: an engine that survived a restart may hold later
+        weights."""
+        weights = WeightVersion(step)
+        if self.task.uses_distillation:
+            weights = self.publisher.pack(step)
+            probe = make_probe(self.engine, self.config, self.task.folder, self.table, self.device)
+            weights = replace(weights, probe=probe)
         if self.rank == 0:
-            begun = self.task.pipeline.begin.remote(step, first.ref, first.checksum, self.task.table, probe)
-            self._call(begun)
+            self._call(self.task.pipeline.begin.remote(weights, self.task.table))
         torch.distributed.barrier()
-        for at in range(step, self.steps):
-            self._step(at)
-        if step == self.steps:
-            self._export(self.publisher.pack(step).ref)
-
-    def _step(self, step: int) -> None:
-        clock = Clock()
-        learner, distill = self.config.learner, self.config.distill
-        rows, samples = self._next_batch(step)
-        clock.lap("wait")
-
-        total = int(self._sum([float(len(rows))])[0])
-        batches = make_micro_batches(
-            rows,
-            samples if self.task.distils else None,
-            total=total,
-            tokens=learner.max_tokens_per_microbatch,
-            share_prompt=self.share_prompt,
-        )
-        empty = empty_micro_batch(self.kept if self.task.distils else None)
-        batches += [empty] * (self._largest(len(batches)) - len(batches))
-        tokens = sum(batch.tokens for batch in batches)
-        lr = learning_rate(learner, step, self.steps)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
-        self.student.student_mass.clear()
-        announce(self.name, "forward", step)
-        losses = train_step(
-            self.engine,
-            [batch.to(self.device) for batch in batches],
-            balancer=self.balancer if self.task.distils else None,
-            ranks=self.ranks,
-            hold=learner.graphs is Graphs.hold,
-            reduce=lambda sums: self._reduced(sums, step),
-            on_gradients=lambda: clock.lap("forward_backward"),
-        )
-        clock.lap("optimizer")
-
-        last = step + 1 == self.steps
-        update = self._published(step + 1)
-        masses = self.student.student_mass
-        mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
-        clock.lap("sync")
-        if self.rank == 0:
-            record: dict[str, Any] = {
-                "loss": losses.loss,
-                "sft_loss": losses.sft,
-                "kl_loss": losses.kl,
-                "lambda": losses.weight,
-                "ce_kl_ratio": _ratio(losses),
-                "student_mass": mass_sum / mass_count if mass_count else None,
-                "tokens": int(all_tokens),
-                "lr": lr,
-                "grad_norm": float(self.engine.get_global_grad_norm()),
-                "weights_bytes": update.nbytes if self.task.distils else 0,
-                "temperature": distill.temperature if self.task.distils else None,
-            }
-            record["seconds"] = clock.seconds(checkpoint=self._checkpoint_seconds)
-            self._call(self.task.pipeline.publish.remote(step + 1, update.ref, update.checksum, record))
-        # After publishing: a death in between repeats the step, and the books lose no line. Rollouts go on meanwhile.
-        self._checkpoint_seconds = 0.0
-        if last or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
-            start = time.perf_counter()
-            self.checkpoints.save(self.engine, step + 1, self.balancer.state_dict())
-            self._checkpoint_seconds = time.perf_counter() - start
-        if last:
-            self._export(update.ref)
-
-    def _may_share(self) -> bool:
-        """Whether rows may share their prompts (`learner.share_prompt`): measured on the longest row that can come."""
-        wanted = self.config.learner.share_prompt
-        if not self.task.distils or wanted is False:
-            return False
-        row = max(self.table.values(), key=lambda row: len(row.prompt) + len(row.answer))
-        response = (row.answer * (self.config.rollout.max_new_tokens // len(row.answer) + 1))[
-            : self.config.rollout.max_new_tokens
-        ]
-        self.engine.eval()
-        # One number for all ranks: they must decide alike.
-        error = self._sum([sharing_error(self.engine, row, response, self.device)])[0] / self.ranks
-        self.engine.train()
-        allowed = SHARING_ERROR[self.half]
-        if error <= allowed:
-            return True
-        name = type(self.student.model).__name__
-        found = (
-            f"{name} computes other hidden states for a row of {len(row.prompt)} + {len(row.answer)} + {len(response)} "
-            f"tokens that shares its prompt (relative difference {error:.2g}, rounding makes at most {allowed:g})"
-        )
-        if wanted:
-            raise ModelError(f"learner.share_prompt=true: {found}; leave learner.share_prompt out")
-        if math.isinf(error) and self.config.learner.zero_stage == 3:
-            # Its forward pass was left half-way, and ZeRO-3 holds parameters until its end.
-            raise ModelError(f"learner.zero_stage=3: {found}; set learner.share_prompt=false")
-        if self.rank == 0:
-            self._call(self.task.pipeline.notice.remote(f"prompts are not shared: {found}"))
-        return False
-
-    def _probe(self) -> Probe:
-        """What rollout engines must find likely too, once they hold the weights that training starts from."""
-        row = min(self.table.values(), key=lambda row: abs(len(row.prompt) + len(row.answer) - PROBE_TOKENS))
-        # The engine must have room for a token after it.
-        room = models.model_context(self.task.folder, self.config.model) - len(row.prompt) - 1
-        row = EncodedRow(row.row, row.prompt, row.answer[: min(PROBE_TOKENS, room)], [])
-        self.engine.eval()
-        logprobs = answer_logprobs(self.engine, row, self.device)
-        self.engine.train()
-        return Probe(row.prompt, row.answer, logprobs, LOGPROB_ERROR[self.half])
+        return weights
 
     def _next_batch(self, step: int) -> tuple[list[EncodedRow], list[Sample]]:
         """This rank's rows and samples; samples that went down with a node are asked for again."""
         while True:
             batch = self._call(self.task.pipeline.next_batch.remote(step, self.rank, self.ranks))
             rows = [self.table[row] for _, _, row in batch]
-            if not self.task.distils:
+            if not self.task.uses_distillation:
                 return rows, []
             samples, lost = [], []
             for _, (ref,), row in batch:
@@ -361,35 +287,72 @@ class Rank:
                 return rows, samples
             self._call(self.task.pipeline.lost.remote(step, lost))
 
-    def _reduced(self, sums: list[float], step: int) -> list[float]:
+    def _micro_batches(self, rows: list[EncodedRow], samples: list[Sample]) -> list[MicroBatch]:
+        """As many on every rank, so that collectives match."""
+        uses_distillation = self.task.uses_distillation
+        batches = make_micro_batches(
+            rows,
+            samples if uses_distillation else None,
+            total=int(self._sum([float(len(rows))])[0]),
+            tokens=self.config.learner.max_tokens_per_microbatch,
+            share_prompt=self.share_prompt,
+        )
+        most = torch.tensor(len(batches), device=self.device)
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+        empty = empty_micro_batch(self.kept if uses_distillation else None)
+        return batches + [empty] * (int(most) - len(batches))
+
+    def _set_learning_rate(self, step: int) -> float:
+        lr = learning_rate(self.config.learner, step, self.task.order.steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _reduced(self, step: int, sums: list[float]) -> list[float]:
         """The losses of all ranks; between the forward and the backward pass."""
         announce(self.name, "backward", step)
         return self._sum(sums)
 
-    def _published(self, version: int) -> Update:
+    def _weights(self, version: int) -> WeightVersion:
         """The model's weights, for the rollout actors; the last ones for the export, which reads the object store."""
-        if version == self.steps:
+        if version == self.task.order.steps:
             return self.publisher.pack(version)
-        return self.publisher.publish(version) if self.task.distils else Update(version)
+        return self.publisher.publish(version) if self.task.uses_distillation else WeightVersion(version)
 
-    def _restore(self) -> int:
-        """The step to go on from: that of the last checkpoint, or 0."""
-        state = self.checkpoints.restore(self.engine)
-        if state is None:
-            return 0
-        self.balancer.load_state_dict(state.balancer)
-        return state.step
+    def _metrics(self, losses: StepLosses, batches: list[MicroBatch]) -> dict[str, Any]:
+        """The learners' part of a step's metrics."""
+        masses, tokens = self.student.topk_mass, sum(batch.tokens for batch in batches)
+        mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
+        return {
+            "loss": losses.loss,
+            "sft_loss": losses.sft,
+            "kl_loss": losses.kl,
+            "lambda": losses.weight,
+            "ce_kl_ratio": losses.ce_kl_ratio,
+            "student_mass": mass_sum / mass_count if mass_count else None,
+            "tokens": int(all_tokens),
+            "grad_norm": float(self.engine.get_global_grad_norm()),
+            "temperature": self.config.distill.temperature if self.task.uses_distillation else None,
+        }
 
-    def _export(self, ref: list[ray.ObjectRef] | None) -> None:
+    def _export(self, weights: WeightVersion) -> None:
         """Write `model/` on the run folder's node, from the object store; the store forgets our puts when we end."""
         if self.rank == 0:
-            assert ref is not None
             task = export_model.options(num_cpus=0, **on_node(self.task.node))
             target = str(Path(self.task.run_dir) / "model")
-            written = task.remote(self.config.model, self.task.folder, ref, target, self.task.trained)
+            written = task.remote(self.config.model, self.task.folder, weights, target, self.task.trained)
             # Not longer than the other ranks wait.
             self._call(written, "the export of the model", self.config.learner.timeout)
         torch.distributed.barrier()
+
+    def _may_share(self) -> bool:
+        def mean(error: float) -> float:
+            return self._sum([error])[0] / self.ranks
+
+        may, notice = may_share_prompts(self.engine, self.config, self.table, self.device, mean)
+        if notice and self.rank == 0:
+            self._call(self.task.pipeline.notice.remote(notice))
+        return may
 
     def _call(self, ref: Any, what: str = "the pipeline actor", limit: float | None = None) -> Any:
         """The value of a remote call. The pipeline's own limit is `learner.timeout`, and its message says more."""
@@ -404,105 +367,23 @@ class Rank:
         torch.distributed.all_reduce(total)
         return [float(v) for v in total]
 
-    def _largest(self, value: int) -> int:
-        most = torch.tensor(value, device=self.device)
-        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-        return int(most)
-
 
 class Clock:
-    """Seconds by phase; `lap(name)` ends a phase that began with the last lap."""
+    """Seconds by phase; `lap(name)` ends a phase that began with the last lap.
 
-    def __init__(self) -> None:
+    Args:
+        checkpoint: seconds that the checkpoint before the step took, which counts to it.
+    """
+
+    def __init__(self, checkpoint: float = 0.0) -> None:
         self._start = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
+        self._laps = {"checkpoint": checkpoint}
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self._laps[name] = self._laps.get(name, 0.0) + now - self._last
         self._last = now
 
-    def seconds(self, checkpoint: float) -> dict[str, float]:
-        """All phases, and `total` since the clock was made; the checkpoint before the step counts to it."""
-        total = checkpoint + time.perf_counter() - self._start
-        return {"checkpoint": checkpoint, **self._laps, "total": total}
-
-
-def load_student(config: Config, folder: str) -> Any:
-    """The model as it is trained: float16 rollouts, too, are trained in bfloat16, which needs no loss scaling.
-
-    Raises `ModelError`.
-    """
-    dtype = torch.float32 if config.model.dtype is Dtype.float32 else torch.bfloat16
-    model = models.load_model(folder, config.model, dtype, dropout=config.learner.dropout)
-    if not config.learner.dropout:
-        check_repeatable(model)
-    return model
-
-
-def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
-    """The student in a DeepSpeed engine: ZeRO stage, precision and AdamW of the config.
-
-    Args:
-        universal: the engine loads DeepSpeed's universal checkpoints (`Checkpoints.universal`).
-    """
-    import deepspeed
-
-    learner = config.learner
-    on_gpu = learner.num_gpus > 0
-    # An operation of DeepSpeed's inference, which it would compile here, for half a minute and more.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
-    half = config.model.dtype is not Dtype.float32
-    # DeepSpeed clips plain float32 too, but tells nobody the norm.
-    plain = not half and learner.zero_stage == 0
-    settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        # We say when a step is complete: a step's micro-batches differ in number.
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": 0.0 if plain else learner.grad_clip,
-        "zero_optimization": {"stage": learner.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "checkpoint": {"load_universal": universal},
-        "steps_per_print": 10**9,
-    }
-    if half:
-        settings["bf16"] = {"enabled": True}
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    model = load_student(config, folder)
-    if half and not on_gpu:
-        attend_in_float32(model)
-    if learner.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
-    student = Student(model, config.distill.temperature)
-    optimizer = torch.optim.AdamW(
-        student.parameters(),
-        lr=learner.lr,
-        betas=(learner.beta1, learner.beta2),
-        weight_decay=learner.weight_decay,
-        fused=True,
-    )
-    if plain:
-        optimizer.register_step_pre_hook(partial(_clip, learner.grad_clip))
-    if learner.zero_stage == 3:
-        # The losses use the head outside its own module: ZeRO must gather it for the student's whole forward.
-        head = Head.of(model)
-        for parameter in (head.weight, head.bias):
-            if parameter is not None:
-                deepspeed.zero.register_external_parameter(student, parameter)
-    engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=settings)
-    return engine
-
-
-def _clip(most: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Clip the gradients of all ranks, which DeepSpeed has summed, and keep the norm where it looks for it."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    optimizer._global_grad_norm = torch.nn.utils.clip_grad_norm_(parameters, most)  # type: ignore[attr-defined]
-
-
-def _ratio(losses: StepLosses) -> float | None:
-    """Cross-entropy over weighted KL (the paper's Fig. 2a): near 1 where λ balances them."""
-    if losses.kl is None or losses.weight is None or losses.kl * losses.weight == 0:
-        return None
-    return losses.sft / (losses.weight * losses.kl)
+    def seconds(self) -> dict[str, float]:
+        """All phases, and `total`."""
+        return {**self._laps, "total": self._laps["checkpoint"] + time.perf_counter() - self._start}

@@ -1,13 +1,13 @@
-"""The pipeline actor: joins rollout actors, teacher actors and learners, and keeps the books.
+"""The pipeline actor: joins rollout actors, teacher actors and learners, and keeps the records.
 
 ```
   order ──> Ledger ──> Flow: rollout actors, teachers ──> Ledger ──> next_batch, one a learner rank
-               ▲                                                        waits for its share │
+               ▲                                                        waits for its shard │
                └──────────────── Ledger.done <──── publish(version) <───────────────────────┘
 ```
 
-Who waits for whom: a learner rank waits in `next_batch` until its share is scored; the loops of `actors.distill.flow`
-wait for places, freed by `publish`, and mend what dies. What they cannot mend is the pipeline's error, and ends every
+Who waits for whom: a learner rank waits in `next_batch` until its shard is scored; the loops of `actors.distill.flow`
+wait for slots, freed by `publish`, and mend what dies. What they cannot mend is the pipeline's error, and ends every
 wait.
 
 Trajectories, targets and weights stay in the object store: this actor holds references, lengths and versions.
@@ -23,18 +23,18 @@ from typing import Any
 
 import ray
 
-from actors.distill.crew import Crew
-from actors.distill.diary import Diary
-from actors.distill.flow import Flow, Published
+from actors.distill.actor_group import ActorGroup
+from actors.distill.flow import Flow
+from actors.distill.metrics import Metrics
 from actors.distill.seal import read_key
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime.cluster import log_to_file
-from actors.runtime.limits import Limits
 from actors.runtime.loops import Loops
 from raft_ray.announce import announce
 from raft_ray.config import Config
-from raft_ray.distill.elastic import Elastic
-from raft_ray.distill.order import RowOrder, balanced_shares
-from raft_ray.distill.trajectory import Probe, SampleInfo
+from raft_ray.distill.elastic import ElasticPolicy
+from raft_ray.distill.order import RowOrder, balanced_shards
+from raft_ray.distill.trajectory import SampleInfo
 from raft_ray.errors import RaftError
 from raft_ray.models.prompts import EncodedRow
 from raft_ray.runs.records import RunRecords
@@ -54,7 +54,7 @@ class PipelineActor:
         order: which rows each step trains on.
         run_dir: for the records and the log.
         make_rollout, make_teacher: make the actor of a name, given the table, and return its handle at once.
-        distils: whether the method samples and scores at all.
+        uses_distillation: whether the method samples and scores at all.
     """
 
     def __init__(
@@ -64,24 +64,23 @@ class PipelineActor:
         run_dir: str,
         make_rollout: Callable[[list[ray.ObjectRef], str], Any],
         make_teacher: Callable[[list[ray.ObjectRef], str], Any],
-        distils: bool,
+        uses_distillation: bool,
     ) -> None:
         log_to_file(Path(run_dir), "pipeline")
         self._config = config
         self._order = order
-        self._distils = distils
+        self._uses_distillation = uses_distillation
         self._records = RunRecords(run_dir, order)
         self._makers = make_rollout, make_teacher
         self._table: dict[int, EncodedRow] = {}
         rollout = config.rollout
-        self._elastic = Elastic(rollout.min_actors or rollout.actors, rollout.max_actors or rollout.actors)
+        self._elastic = ElasticPolicy(rollout.min_actors or rollout.actors, rollout.max_actors or rollout.actors)
         self._scaled_by_hand = False
         self._stopped: str | None = None
         self._run_dir = Path(run_dir)
         self._loops = Loops()
-        self._diary = Diary(self._records)
+        self._metrics = Metrics(self._records)
         self._notices: list[str] = []
-        self._limits = Limits()
         self._going: Flow | None = None
         self._step = 0
         self._ranks: dict[int, tuple[str, float]] = {}
@@ -102,14 +101,12 @@ class PipelineActor:
         self._table = await table[0]
         make_rollout, make_teacher = (partial(make, table) for make in self._makers)
         rollout, teacher = self._config.rollout, self._config.teacher
-        self._rollouts = Crew("rollout", make_rollout, rollout.max_restarts, "rollout.max_restarts")
-        self._teachers = Crew("teacher", make_teacher, teacher.max_restarts, "teacher.max_restarts")
-        if self._distils:
-            for _ in range(rollout.actors):
-                self._rollouts.add(placed=True)
-            for _ in range(teacher.actors):
-                self._teachers.add(placed=True)
-        self._going = self._new_flow(Published(0, None, 0))
+        self._rollouts = ActorGroup("rollout", make_rollout, rollout.timeout, rollout.max_restarts)
+        self._teachers = ActorGroup("teacher", make_teacher, teacher.timeout, teacher.max_restarts)
+        if self._uses_distillation:
+            self._rollouts.fill(rollout.actors)
+            self._teachers.fill(teacher.actors)
+        self._going = self._new_flow(WeightVersion(0))
 
     # What the learners call.
 
@@ -126,32 +123,23 @@ class PipelineActor:
         """Why the run ends, once a learner has called `stop`."""
         return self._stopped
 
-    async def begin(
-        self,
-        step: int,
-        ref: list[ray.ObjectRef] | None,
-        checksum: int,
-        table: list[ray.ObjectRef],
-        probe: Probe | None = None,
-    ) -> None:
-        """(Re)start at `step` with the learner's weights as version `step`; what was on the way is dropped.
+    async def begin(self, weights: WeightVersion, table: list[ray.ObjectRef]) -> None:
+        """(Re)start at step `weights.version` with the learner's weights; what was on the way is dropped.
 
         Args:
+            weights: packed, for methods that sample.
             table: as for `prepare`; a restarted pipeline actor has it from here.
-            ref: the packed weights; none for methods that do not sample.
-            probe: what engines with these weights must find likely.
         """
+        step = weights.version
         announce("pipeline", "begin", step)
         await self.prepare(table)
         await self._loops.restart()
         self._records.rewind(step)
-        self._diary.forget()
-        self._step, self._looked = step, self._diary.now()
+        self._metrics.forget()
+        self._step, self._looked = step, self._metrics.now()
         self._ranks.clear()
-        wanted = self._flow.growth.wanted
-        self._going = self._new_flow(Published(step, ref, checksum, probe))
+        self._going = self._new_flow(weights)
         self._flow.start()
-        self._flow.growth.go_on(wanted)
 
     def notice(self, text: str) -> None:
         """Tell the user something about the run: in its events, and on the driver's terminal."""
@@ -161,35 +149,35 @@ class PipelineActor:
     async def next_batch(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
         """The rows that `rank` trains on at `step`: `(info, [sample ref], row)` each, balanced by tokens over ranks.
 
-        Waits until the rank's share is scored. Methods without distillation get `(None, [], row)` at once.
+        Waits until the rank's shard is scored. Methods without distillation get `(None, [], row)` at once.
         Raises the error that stopped the pipeline, or `RaftError` after `learner.timeout`.
         """
-        now = self._diary.now()
+        now = self._metrics.now()
         if rank in self._ranks:
-            self._limits.took("train", now - self._ranks[rank][1])
+            self._metrics.limits.took("train", now - self._ranks[rank][1])
         self._ranks[rank] = f"waits for step {step}", now
-        share = await self._share(step, rank, ranks)
-        self._ranks[rank] = f"trains step {step}", self._diary.now()
-        return share
+        shard = await self._shard(step, rank, ranks)
+        self._ranks[rank] = f"trains step {step}", self._metrics.now()
+        return shard
 
-    async def _share(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
-        if not self._distils:
-            places = self._order.batch_of(step)
-            tokens = [len(self._table[p.row].prompt) + len(self._table[p.row].answer) for p in places]
-            return [(None, [], places[i].row) for i in balanced_shares(tokens, ranks)[rank]]
-        share: list[tuple[SampleInfo, Any]] | None = None
+    async def _shard(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
+        if not self._uses_distillation:
+            sample_ids = self._order.batch_of(step)
+            tokens = [len(self._table[p.row].prompt) + len(self._table[p.row].answer) for p in sample_ids]
+            return [(None, [], sample_ids[i].row) for i in balanced_shards(tokens, ranks)[rank]]
+        shard: list[tuple[SampleInfo, Any]] | None = None
 
         def arrived() -> bool:
-            nonlocal share
+            nonlocal shard
             try:
-                share = self._flow.ledger.share(step, rank, ranks)
+                shard = self._flow.ledger.shard(step, rank, ranks)
             except RaftError as error:
                 self._loops.fail(RaftError(f"{error}; the last time: {self._flow.last_loss}"))
-            return share is not None
+            return shard is not None
 
         timeout = self._config.learner.timeout
         await self._loops.wait_for(arrived, lambda: f"the samples of step {step}", timeout, "learner.timeout")
-        return [(info, [sample], info.place.row) for info, sample in share or []]
+        return [(info, [sample], info.sample_id.row) for info, sample in shard or []]
 
     async def lost(self, step: int, rows: list[int]) -> None:
         """Samples of `step` cannot be fetched, their node is gone: make them again; then ask `next_batch` again."""
@@ -204,28 +192,26 @@ class PipelineActor:
         """
         return await self._flow.hold(version)
 
-    async def publish(
-        self, version: int, ref: list[ray.ObjectRef] | None, checksum: int, record: dict[str, Any]
-    ) -> None:
-        """Step `version - 1` is done: record it, free its places and offer the new weights to the rollout actors.
+    async def publish(self, weights: WeightVersion, record: dict[str, Any]) -> None:
+        """Step `weights.version - 1` is done: record it, free its slots and offer its weights to the rollout actors.
 
         Args:
-            ref: the packed weights; none where nobody needs them, or where `hold`'s actors have them already.
+            weights: packed, but where nobody needs them or `hold`'s actors have them already.
             record: the learner's part of the step's metrics.
         """
-        announce("pipeline", "publish", version)
-        step = version - 1
-        self._diary.learned(step, record["seconds"])
-        record["seconds"] |= self._diary.take(step)
-        aside = self._flow.ledger.aside_of(step)
-        infos = self._flow.ledger.done(step) if self._distils else []
-        record["object_store_peak"] = self._flow.peak_bytes + 2 * record.pop("weights_bytes", 0)
+        announce("pipeline", "publish", weights.version)
+        step = weights.version - 1
+        self._metrics.learned(step, record["seconds"])
+        record["seconds"] |= self._metrics.take(step)
+        quarantined = self._flow.ledger.quarantined_of(step)
+        infos = self._flow.ledger.done(step) if self._uses_distillation else []
+        record["object_store_peak"] = self._flow.peak_bytes + (2 * weights.nbytes if self._uses_distillation else 0)
         self._flow.peak_bytes = 0
-        self._records.add(step, infos, record, aside)
-        self._flow.publish(Published(version, ref, checksum))
-        self._step = version
-        self._diary.step_done(self._records.last or {})
-        if self._distils:
+        self._records.add(step, infos, record, quarantined)
+        self._flow.publish(weights)
+        self._step = weights.version
+        self._metrics.step_done(self._records.last or {})
+        if self._uses_distillation:
             await self._resize()
 
     # What the driver and the command line call.
@@ -251,10 +237,10 @@ class PipelineActor:
         return {
             **self.progress(),
             "version": self._flow.published.version,
-            "actors": [member.status() for crew in (self._rollouts, self._teachers) for member in crew],
+            "actors": [actor.status() for group in (self._rollouts, self._teachers) for actor in group],
             "learners": self._config.learner.num_workers,
             "ranks": [
-                {"name": f"learner-{rank}", "state": what, "seconds": round(self._diary.now() - since, 1)}
+                {"name": f"learner-{rank}", "state": what, "seconds": round(self._metrics.now() - since, 1)}
                 for rank, (what, since) in sorted(self._ranks.items())
             ],
             "waits_for_room": self._flow.growth.waits,
@@ -263,17 +249,17 @@ class PipelineActor:
                 "ready": capacity.ready,
                 "limit": capacity.limit,
                 "came_back": self._flow.ledger.waiting,
-                "set_aside": len(self._flow.ledger.aside),
+                "set_aside": len(self._flow.ledger.quarantined),
             },
-            "rates": self._diary.rates(),
-            "advice": self._overdue() or self._diary.advice(),
+            "rates": self._metrics.rates(),
+            "advice": self._overdue() or self._metrics.advice(),
         }
 
     def _overdue(self) -> str | None:
         """Which learner has not come back from its step for too long; more of them would be no help."""
-        limit = self._limits.of("train", self._config.learner.timeout)
+        limit = self._metrics.limits.of("train", self._config.learner.timeout)
         for rank, (what, since) in sorted(self._ranks.items()):
-            if what.startswith("trains") and (silent := self._diary.now() - since) > limit:
+            if what.startswith("trains") and (silent := self._metrics.now() - since) > limit:
                 return (
                     f"learner-{rank} {what} and has not been heard of for {silent:.0f} s (limit {limit:.0f} s): it "
                     "hangs, or waits for a rank that does; Ray Train starts the learners again when a process is silent"
@@ -289,31 +275,29 @@ class PipelineActor:
         """
         if self._going is None:
             raise RaftError(STARTING_AGAIN)
-        if not self._distils:
+        if not self._uses_distillation:
             raise RaftError(f"distill.method={self._config.distill.method.value} has no rollout actors to scale")
         if rollouts < 1:
             raise RaftError(f"--rollouts {rollouts}: at least one rollout actor must stay")
-        before = self._flow.growth.wanted
+        before = self._rollouts.wanted
         self._scaled_by_hand = True
         await self._flow.resize(rollouts)
         return {"before": before, "now": len(self._rollouts), "waits": self._flow.growth.waits}
 
     def finish(self) -> None:
         """Flush the records and stop the loops."""
-        if self._going is not None:
-            self._going.growth.forget()
         self._loops.cancel()
         self._records.close()
 
     async def _resize(self) -> None:
         """Let the policy look at the steps since its last change."""
-        starting = any(not member.ready for member in self._rollouts)
+        starting = any(not actor.ready for actor in self._rollouts)
         if self._scaled_by_hand or starting or self._flow.growth.waits or self._elastic.fixed:
             return
-        have = self._flow.growth.wanted
-        wanted = self._elastic.target(have, self._diary.loads(self._looked))
+        have = self._rollouts.wanted
+        wanted = self._elastic.target(have, self._metrics.loads(self._looked))
         if wanted != have:
-            self._looked = self._diary.now()
+            self._looked = self._metrics.now()
             await self._flow.resize(wanted)
 
     @property
@@ -322,15 +306,14 @@ class PipelineActor:
             raise NotBegunError("the pipeline actor has been started again; the learners have to begin anew")
         return self._going
 
-    def _new_flow(self, published: Published) -> Flow:
+    def _new_flow(self, published: WeightVersion) -> Flow:
         return Flow(
             self._config,
             self._order,
             self._records,
-            self._diary,
+            self._metrics,
             self._loops,
             self._rollouts,
             self._teachers,
             published,
-            self._limits,
         )

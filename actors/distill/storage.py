@@ -1,16 +1,14 @@
 """Where a run's checkpoints lie, and which of them count.
 
 ```
- every rank: seal(its part) ── Ray Train uploads ──> STORAGE/NAME/checkpoint_TIME/      all parts there: whole
-                                      │
- controller: all ranks reported ──────┴───────────> STORAGE/NAME/checkpoint_manager_snapshot.json lists it
+ every rank: seal(its part) ── Ray Train uploads ──> STORAGE/NAME/checkpoint_STEP_ID/     all parts there: whole
+ rank 0:     Ray Train has every rank's report ────> .../registered                       it was whole once
 ```
 
-A restart uses the newest folder that the snapshot lists. A process that dies on the way leaves a folder that no
-snapshot lists, so the checkpoint before stays the newest; the next start deletes such rests. The snapshot itself is
-overwritten in place: where a dying driver has torn it, it is written anew from the folders that are whole. A checkpoint
-is whole when every rank's part is there as it was sealed (`actors.distill.seal`); `key` is the run's, of
-`checkpoint.key`.
+The newest whole checkpoint is the one from which a driver goes on; it hands its name to the learners. A checkpoint is
+whole when every rank's part is there as it was sealed (`actors.distill.seal`); `key` is the run's, of `checkpoint.key`.
+A process that dies in between leaves a folder that is not whole, which the next start deletes. A folder that was
+registered and is no longer whole was damaged: that is said, and refused where no other is left.
 
 It knows nothing of what a checkpoint holds (`actors.distill.checkpoint` does).
 """
@@ -20,8 +18,8 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from io import BytesIO
@@ -37,15 +35,98 @@ from raft_ray.runs.folders import local_storage
 
 _logger = logging.getLogger(__name__)
 
+_REGISTERED = "registered"
+
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder of checkpoints on any pyarrow file system."""
+    """A folder of checkpoints on any pyarrow file system. All methods raise `RaftError` where it cannot be reached."""
 
     path: str
     """Folder or URI, as Ray Train's `storage_path` takes it."""
     name: str
     """Folder under it, as Ray Train's `name` takes it: this run's own."""
+
+    @staticmethod
+    def name_of(step: int) -> str:
+        """A name for a new checkpoint: names sort by step, and no process that was given up writes into a later one."""
+        return f"checkpoint_{step:08d}_{uuid.uuid4().hex[:8]}"
+
+    def recover(self, keep: int, key: bytes) -> str | None:
+        """Before a driver trains: the newest whole checkpoint. None without one.
+
+        Of the newest every byte is read; where it is not what was sealed, the one before is taken, with a warning.
+        All else is deleted but the `keep` newest that are whole: Ray Train's own list, too, so that it begins anew.
+
+        Raises `RaftError` where checkpoints were registered of which none is whole.
+        """
+        with self._reached():
+            whole, registered = self._whole(key), self._registered()
+            names = sorted({*whole, *registered})
+            while names and (bad := self._changed(names[-1], key)):
+                _logger.warning("%s/%s: %s is not what was written; the checkpoint is left out", self, names[-1], bad)
+                names.pop()
+            if registered and not names:
+                raise RaftError(
+                    f"checkpoints {', '.join(registered)} in {self}: none is whole, files are missing, cut off, "
+                    "changed or of another run; put them back, or start a new run with --run-dir"
+                )
+            kept = [name for name in names if name in whole][-keep:]
+            self._delete_all_but(kept, [info.base_name for info in self._listed()])
+            return names[-1] if names else None
+
+    def register(self, name: str | None, keep: int) -> None:
+        """Rank 0: `name` is whole. Deletes all checkpoints but the `keep` newest that are registered."""
+        filesystem, root = self._at
+        with self._reached():
+            if name is not None:
+                with filesystem.open_output_stream(str(root / name / _REGISTERED)):
+                    pass
+            self._delete_all_but(self._registered()[-keep:], self._folders())
+
+    def has_any(self) -> bool:
+        """Whether any checkpoint, whole or not, is there."""
+        with self._reached():
+            return bool(self._folders())
+
+    def newest(self, key: bytes, file: str) -> str | None:
+        """The newest whole checkpoint of which `file` is what was sealed; changes nothing, and reads no other file."""
+        with self._reached():
+            names = self._whole(key)
+        for name in reversed(names):
+            with suppress(RaftError):
+                self.read(name, file, key)
+                return name
+        return None
+
+    def clear(self) -> None:
+        """Delete the folder, if there is one, with all its checkpoints: its run has ended."""
+        filesystem, root = self._at
+        with self._reached(), suppress(FileNotFoundError):
+            filesystem.delete_dir(str(root))
+
+    def read(self, name: str, file: str, key: bytes) -> bytes:
+        """A small file of a checkpoint, as rank 0 sealed it. Raises `RaftError` where it is not that."""
+        with self._reached(name):
+            part = Part.unpack(self._bytes(name, part_name(0)), key)
+            content = self._bytes(name, file)
+        sealed = part.files.get(file) if part else None
+        if sealed is None or broken({file: sealed}, key, lambda _: BytesIO(content)):
+            raise RaftError(f"checkpoint {self}/{name}: {file} is not what was written; put it back")
+        return content
+
+    def fetch(self, name: str, key: bytes, folder: Path) -> None:
+        """Copy a checkpoint into a folder of this machine, which nobody else can write. Only what was sealed is copied,
+        and hashed on the way. Raises `RaftError` where any of it is not what was sealed."""
+        with self._reached(name):
+            bad = self._changed(name, key, folder)
+        if bad:
+            raise RaftError(
+                f"checkpoint {self}/{name}: {bad} is not what was written; --resume goes on from the one before it"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.path.rstrip('/')}/{self.name}"
 
     @cached_property
     def _at(self) -> tuple[Any, PurePosixPath]:
@@ -60,102 +141,16 @@ class Storage:
             ) from error
         return filesystem, PurePosixPath(path, self.name)
 
-    def recover(self, keep: int, key: bytes) -> str | None:
-        """Before a driver trains: the newest checkpoint that counts, after deleting all rests. None without one.
-
-        Of the newest every byte is read; where it is not what was sealed, the one before is taken, with a warning.
-
-        Args:
-            keep: how many checkpoints to take up where the snapshot is lost.
-
-        Raises `RaftError` when the storage cannot be read, or lists checkpoints of which none is whole.
-        """
+    @contextmanager
+    def _reached(self, name: str | None = None) -> Iterator[None]:
+        """An `OSError` in the block is the storage's."""
         try:
-            listed = self._listed()
-            steps = {name: parts[0].step for name in self._folders() if (parts := self._parts(name, key))}
-            if listed is None:
-                names = sorted(steps, key=lambda name: (steps[name], name))[-keep:]
-            else:
-                names = [name for name in listed if name in steps]
-            while names and (bad := self.changed(names[-1], key)):
-                _logger.warning("%s/%s: %s is not what was written; the checkpoint is left out", self, names[-1], bad)
-                names.pop()
-            if listed and not names:
-                raise RaftError(
-                    f"checkpoints {', '.join(listed)} in {self}: none is whole, files are missing, cut off, changed or "
-                    "of another run; put them back, or start a new run with --run-dir"
-                )
-            if names and names != listed:
-                _logger.warning("%s: its list of checkpoints is written anew: %s", self, ", ".join(names))
-                self._list(names)
-            elif listed is None:
-                self._delete_list()
-            self.sweep(names)
+            yield
         except OSError as error:
-            raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
-        return names[-1] if names else None
+            what = f"checkpoints in {self}" if name is None else f"checkpoint {self}/{name}"
+            raise RaftError(f"{what}: {_first_line(error)}; check run.storage") from error
 
-    def has_any(self) -> bool:
-        """Whether any checkpoint, whole or not, is there. Raises `RaftError`."""
-        try:
-            return bool(self._folders())
-        except OSError as error:
-            raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
-
-    def newest(self, key: bytes, file: str) -> str | None:
-        """The newest checkpoint whose files have their lengths and of which `file` is what was sealed; changes nothing.
-
-        Raises `RaftError` when the storage cannot be read.
-        """
-        try:
-            steps = {name: parts[0].step for name in self._folders() if (parts := self._parts(name, key))}
-        except OSError as error:
-            raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
-        for name in sorted(steps, key=lambda name: (steps[name], name), reverse=True):
-            with suppress(RaftError):
-                self.read(name, file, key)
-                return name
-        return None
-
-    def sweep(self, names: Collection[str]) -> None:
-        """Delete all checkpoint folders but these."""
-        filesystem, root = self._at
-        for name in self._folders():
-            if name not in names:
-                _logger.warning("%s/%s: not a registered checkpoint, deleted", self, name)
-                filesystem.delete_dir(str(root / name))
-
-    def clear(self) -> None:
-        """Delete the folder, if there is one, with all its checkpoints: its run has ended. Raises `RaftError`."""
-        filesystem, root = self._at
-        try:
-            filesystem.delete_dir(str(root))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise RaftError(f"checkpoints in {self}: {_first_line(error)}; check run.storage") from error
-
-    def read(self, name: str, file: str, key: bytes) -> bytes:
-        """A small file of a checkpoint, as rank 0 sealed it. Raises `RaftError` where it is not that."""
-        try:
-            part = Part.unpack(self._bytes(name, part_name(0)), key)
-            content = self._bytes(name, file)
-        except OSError as error:
-            raise RaftError(f"checkpoint {self}/{name}: {_first_line(error)}; check run.storage") from error
-        sealed = part.files.get(file) if part else None
-        if sealed is None or broken({file: sealed}, key, lambda _: BytesIO(content)):
-            raise RaftError(f"checkpoint {self}/{name}: {file} is not what was written; put it back")
-        return content
-
-    def fetch(self, name: str, key: bytes, folder: Path) -> None:
-        """Copy a checkpoint into a folder of this machine, which nobody else can write. Only what was sealed is copied,
-        and hashed on the way. Raises `RaftError` where any of it is not what was sealed."""
-        if bad := self.changed(name, key, folder):
-            raise RaftError(
-                f"checkpoint {self}/{name}: {bad} is not what was written; --resume goes on from the one before it"
-            )
-
-    def changed(self, name: str, key: bytes, to: Path | None = None) -> str | None:
+    def _changed(self, name: str, key: bytes, to: Path | None = None) -> str | None:
         """A file of a checkpoint that is missing or not what was sealed, found by reading all; none where it is whole.
 
         Args:
@@ -168,13 +163,6 @@ class Storage:
         bad = broken(files, key, lambda file: filesystem.open_input_stream(str(root / name / file)), to)
         return ", ".join(bad) or None
 
-    def is_whole(self, name: str, key: bytes) -> bool:
-        """Every rank's part of a checkpoint is there and sealed, with all its files at their length."""
-        return bool(self._parts(name, key))
-
-    def __str__(self) -> str:
-        return f"{self.path.rstrip('/')}/{self.name}"
-
     def _bytes(self, name: str, file: str) -> bytes:
         filesystem, root = self._at
         with filesystem.open_input_stream(str(root / name / file)) as stream:
@@ -182,83 +170,58 @@ class Storage:
 
     def _parts(self, name: str, key: bytes) -> list[Part]:
         """The parts of a checkpoint by rank; empty where anything of it is missing or of another length."""
-        from pyarrow.fs import FileSelector
-
-        filesystem, root = self._at
-        folder = root / name
+        folder = self._at[1] / name
         sizes = {
             str(PurePosixPath(info.path).relative_to(folder)): info.size
-            for info in filesystem.get_file_info(FileSelector(str(folder), recursive=True, allow_not_found=True))
+            for info in self._listed(name, recursive=True)
             if info.is_file
         }
         parts: list[Part] = []
         while not parts or len(parts) < parts[0].ranks:
             file = part_name(len(parts))
             part = Part.unpack(self._bytes(name, file), key) if file in sizes else None
-            same = part is not None and (part.rank, part.step, part.ranks) == (
-                len(parts),
-                (parts or [part])[0].step,
-                (parts or [part])[0].ranks,
-            )
-            if part is None or not same or any(sizes.get(file) != size for file, (size, _) in part.files.items()):
+            if part is None:
+                return []
+            first = (parts or [part])[0]
+            if (part.rank, part.step, part.ranks) != (len(parts), first.step, first.ranks):
+                return []
+            if any(sizes.get(file) != size for file, (size, _) in part.files.items()):
                 return []
             parts.append(part)
         return parts
 
+    def _whole(self, key: bytes) -> list[str]:
+        """Checkpoints of which all is there, oldest first."""
+        return [name for name in self._folders() if self._parts(name, key)]
+
+    def _registered(self) -> list[str]:
+        """Checkpoints that were whole once, oldest first."""
+        return [name for name in self._folders() if any(i.base_name == _REGISTERED for i in self._listed(name))]
+
     def _folders(self) -> list[str]:
+        return sorted(i.base_name for i in self._listed() if not i.is_file and i.base_name.startswith("checkpoint_"))
+
+    def _listed(self, name: str = "", recursive: bool = False) -> list[Any]:
+        """What is in the folder, or in one of its checkpoints."""
         from pyarrow.fs import FileSelector
 
         filesystem, root = self._at
-        infos = filesystem.get_file_info(FileSelector(str(root), allow_not_found=True))
-        return sorted(info.base_name for info in infos if not info.is_file and info.base_name.startswith("checkpoint_"))
-
-    def _listed(self) -> list[str] | None:
-        """The folders that Ray Train's snapshot lists, oldest first; none without a snapshot that can be read."""
-        filesystem, _ = self._at
-        try:
-            with filesystem.open_input_stream(self._snapshot) as stream:
-                results = json.loads(stream.read())["checkpoint_results"]
-            return [str(result["checkpoint_dir_name"]) for result in results]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
-
-    def _list(self, names: list[str]) -> None:
-        """Write Ray Train's snapshot, in its own words: it lists these folders, oldest first."""
-        from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
-            _CheckpointManagerState,
-            _TrainingResultState,
+        found: list[Any] = filesystem.get_file_info(
+            FileSelector(str(root / name), recursive=recursive, allow_not_found=True)
         )
+        return found
 
-        results = [_TrainingResultState(checkpoint_dir_name=name, metrics={}) for name in names]
-        state = _CheckpointManagerState(
-            checkpoint_results=results,
-            checkpoint_report_indices=list(range(len(names))),
-            latest_checkpoint_result=results[-1],
-            pending_training_results=[],
-            pending_validation_specs=[],
-            current_report_index=len(names),
-            validated_checkpoint_dir_names=[],
-            timed_out_validation_checkpoint_dir_names=[],
-            failed_validation_checkpoint_dir_names=[],
-        )
-        filesystem, _ = self._at
-        with filesystem.open_output_stream(self._snapshot + ".new") as stream:
-            stream.write(state.model_dump_json().encode())
-        filesystem.move(self._snapshot + ".new", self._snapshot)
-
-    def _delete_list(self) -> None:
-        """Delete a torn snapshot: Ray Train refuses to start on one."""
-        from pyarrow.fs import FileType
-
-        filesystem, _ = self._at
-        if filesystem.get_file_info(self._snapshot).type is not FileType.NotFound:
-            filesystem.delete_file(self._snapshot)
-
-    @property
-    def _snapshot(self) -> str:
-        from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-
-        return str(self._at[1] / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+    def _delete_all_but(self, kept: Collection[str], names: Collection[str]) -> None:
+        filesystem, root = self._at
+        folders = self._folders()
+        for name in names:
+            if name in kept:
+                continue
+            if name in folders:
+                _logger.info("%s/%s is deleted", self, name)
+                filesystem.delete_dir(str(root / name))
+            elif filesystem.get_file_info(str(root / name)).is_file:
+                filesystem.delete_file(str(root / name))
 
 
 def locate(config: Config, run_dir: Path) -> Storage:

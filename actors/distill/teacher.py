@@ -58,7 +58,7 @@ class TeacherActor:
         start = time.perf_counter()
         scored = score(
             self._model,
-            [self._table[t.place.row].teacher_prompt for t in trajectories],
+            [self._table[t.sample_id.row].teacher_prompt for t in trajectories],
             [t.token_ids for t in trajectories],
             top_k=self._config.distill.top_k,
             tokens=self._config.teacher.tokens,
@@ -66,7 +66,7 @@ class TeacherActor:
         samples = [Sample(t, ids, values) for t, (ids, values, _) in zip(trajectories, scored, strict=True)]
         infos = [
             SampleInfo(
-                place=s.trajectory.place,
+                sample_id=s.trajectory.sample_id,
                 version=s.trajectory.version,
                 length=len(s.trajectory.token_ids),
                 truncated=s.trajectory.truncated,

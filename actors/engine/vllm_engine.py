@@ -1,15 +1,14 @@
 """One vLLM engine in the calling process: token ids in, token ids out.
 
-Used by rollout actors, stage 1 and the evaluation alike. Knows nothing about text, rows or Ray, and of
-templates only where a turn ends, except that its weights can be replaced while it lives (see
-`actors.engine.weight_sync`).
-
-Sampling is deterministic: the same engine, weights, list of prompts and seed give the same tokens.
+Used by rollout actors, stage 1 and the evaluation alike. Sampling is deterministic: the same engine, weights, list of
+prompts and seed give the same tokens. Its weights can be replaced while it lives (`actors.engine.weight_sync`).
 """
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raft_ray import models
-from raft_ray.config import ModelConfig, RolloutConfig
+from raft_ray.config import ModelConfig, RolloutConfig, SyncBackend
 from raft_ray.errors import RaftError
 from raft_ray.models import rope
 
@@ -35,16 +34,44 @@ class Completion:
     """The token limit ended it, not the model."""
 
 
+class FairLock:
+    """A lock for threads, given in the order in which it was asked for."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._asked = 0
+        self._served = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            place = self._asked
+            self._asked += 1
+            self._changed.wait_for(lambda: self._served == place)
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._served += 1
+            self._changed.notify_all()
+
+    def give_way(self) -> None:
+        """Called by the holder: whoever waits has the lock first, then the caller again."""
+        self.__exit__()
+        self.__enter__()
+
+
 class Engine:
     """A vLLM `LLM` that lives in this process where that is possible (CPU, or a single GPU).
 
+    Threads take turns: one may replace the weights inside `paused` while another generates. It is no `AsyncLLM`, whose
+    requests reach another process at times that vary: which of them share a forward pass decides what a call's seed
+    draws for each, so the same seed would not be the same tokens.
+
     Args:
         folder: the model's, or its hub name.
-        model: its dtype, what loading it may do, and the context that its rotary factors are for.
         resources: section `rollout`, of which it takes threads, GPUs and memory.
         context: longest prompt + response in tokens.
-        weight_sync: name of a weight-transfer back end, if the weights will be replaced before the first use. The
-            engine then starts with random ones: what an update does not bring cannot pass for what it should bring.
+        weight_sync: how the weights will be replaced before the first use, if they will. The engine then starts with
+            random ones: what an update does not bring cannot pass for what it should bring.
     """
 
     def __init__(
@@ -54,27 +81,24 @@ class Engine:
         resources: RolloutConfig,
         *,
         context: int,
-        weight_sync: str | None = None,
+        weight_sync: SyncBackend | None = None,
     ) -> None:
         alone = resources.tensor_parallel == 1
         # vLLM reads these when it is imported; in one process an engine starts in 3 s instead of 27 s.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if alone else "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        import math
-
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(resources.kv_cache_gib)))
         if resources.threads is not None:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             os.environ["OMP_NUM_THREADS"] = str(resources.threads)
         import torch
         from vllm import LLM
-        from vllm.config import WeightTransferConfig
 
         self._folder = folder
+        self._turns = FairLock()
         self._stale_prefixes = False
         self._stop_ids = models.load_chat(folder, model).stop_ids
-        on_gpu = torch.cuda.is_available()
         self.llm = LLM(
             model=folder,
             dtype=model.dtype.value,
@@ -82,7 +106,7 @@ class Engine:
             tensor_parallel_size=resources.tensor_parallel,
             distributed_executor_backend="uni" if alone else "ray",
             gpu_memory_utilization=resources.gpu_memory_utilization,
-            enforce_eager=not on_gpu,
+            enforce_eager=not torch.cuda.is_available(),
             trust_remote_code=model.trust_remote_code,
             load_format="dummy" if weight_sync else "auto" if model.allow_pickle else "safetensors",
             hf_overrides=partial(rope.freeze, context=model.context),
@@ -90,9 +114,9 @@ class Engine:
             disable_log_stats=True,
             # Between the parts of a JSON answer a small model writes blank lines until its limit cuts it off.
             structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-            weight_transfer_config=WeightTransferConfig(backend=weight_sync) if weight_sync else None,
-            # Also makes the back end known in worker processes of a tensor-parallel engine.
-            worker_extension_cls="actors.engine.weight_sync_engine.WorkerExtension" if weight_sync else "",
+            weight_transfer_config={"backend": f"raft_{weight_sync.value}"} if weight_sync else None,
+            # Makes the back end known to vLLM, also in the worker processes of a tensor-parallel engine.
+            worker_extension_cls="actors.engine.weight_engines.WorkerExtension" if weight_sync else "",
         )
 
     def generate(
@@ -104,15 +128,17 @@ class Engine:
         top_p: float = 1.0,
         seed: int = 0,
         schema: dict[str, Any] | None = None,
-        between: Callable[[list[int]], None] | None = None,
+        before_step: Callable[[list[int]], None] | None = None,
     ) -> list[Completion]:
         """One completion for each prompt (a list of token ids), in the prompts' order.
 
-        `max_new_tokens` is one limit for all, or a limit for each prompt. `temperature=0` is greedy.
-        `seed` seeds the whole call, so a prompt's tokens depend on the list it is in.
-        `schema` is a JSON schema that every completion follows, unless it is cut off.
-        `between` is called after every forward pass with the number of tokens that each prompt has got so far; it may
-        replace the weights inside `paused`.
+        Args:
+            max_new_tokens: one limit for all, or a limit for each prompt.
+            temperature: 0 is greedy.
+            seed: of the whole call, so a prompt's tokens depend on the list it is in.
+            schema: a JSON schema that every completion follows, unless it is cut off.
+            before_step: called before every forward pass with the number of tokens that each prompt has got so far.
+                With it another thread's `paused` begins between two passes, without it after the call.
         """
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import StructuredOutputsParams
@@ -130,20 +156,43 @@ class Engine:
             )
             for limit in limits
         ]
-        # Seeding the call, not each request: a per-request generator crashes the CPU engine under chunked prefill.
-        # In every worker process: with tensor parallelism none of them is this one.
-        self.llm.collective_rpc(seed_worker, args=(seed,))
         inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
-        if between is None:
-            outputs = self.llm.generate(inputs, params, use_tqdm=False)
-        else:
-            outputs = self._step_by_step(inputs, params, between)
-        if self._stale_prefixes:
-            self._forget_prefixes()
+        with self._turns:
+            # Seeding the call, not each request: a per-request generator crashes the CPU engine under chunked prefill.
+            # In every worker process: with tensor parallelism none of them is this one.
+            self.llm.collective_rpc(seed_worker, args=(seed,))
+            if before_step is None:
+                outputs = self.llm.generate(inputs, params, use_tqdm=False)
+            else:
+                outputs = self._generate_in_steps(inputs, params, before_step)
+            if self._stale_prefixes:
+                self._stale_prefixes = not self.llm.reset_prefix_cache()
         return [
             Completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason == "length")
             for output in outputs
         ]
+
+    def _generate_in_steps(
+        self, prompts: list[TokensPrompt], params: list[SamplingParams], before_step: Callable[[list[int]], None]
+    ) -> list[RequestOutput]:
+        """What `LLM.generate` does, with a chance for other threads between two steps."""
+        from vllm import RequestOutput
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self.llm.llm_engine
+        for number, prompt in enumerate(prompts):
+            params[number].output_kind = RequestOutputKind.CUMULATIVE
+            engine.add_request(str(number), prompt, params[number])
+        latest: dict[str, RequestOutput] = {}
+        written = [0] * len(prompts)
+        while engine.has_unfinished_requests():
+            before_step(list(written))
+            for output in engine.step():
+                assert isinstance(output, RequestOutput)
+                latest[output.request_id] = output
+                written[int(output.request_id)] = len(output.outputs[0].token_ids)
+            self._turns.give_way()
+        return [latest[str(number)] for number in range(len(prompts))]
 
     def logprobs(self, prompt: list[int], response: list[int]) -> list[float]:
         """The log-probability of each token of `response` after the ids before it, at temperature 1, in nats."""
@@ -151,39 +200,21 @@ class Engine:
 
         ids = [*prompt, *response]
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=ids)], params, use_tqdm=False)
-        assert output.prompt_logprobs is not None
-        places = range(len(prompt), len(ids))
-        return [found[ids[place]].logprob for place in places if (found := output.prompt_logprobs[place])]
+        with self._turns:
+            (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=ids)], params, use_tqdm=False)
+        # None stands for the first token alone.
+        found: Any = output.prompt_logprobs
+        return [found[at][ids[at]].logprob for at in range(len(prompt), len(ids))]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """For the block vLLM computes nothing and keeps what it is writing; then it goes on. From `between` only."""
-        self.llm.sleep(level=0, mode="keep")
-        try:
-            yield
-        finally:
-            self.llm.wake_up(tags=["scheduling"])
-
-    def _step_by_step(
-        self, prompts: list[TokensPrompt], params: list[SamplingParams], between: Callable[[list[int]], None]
-    ) -> list[RequestOutput]:
-        """What `LLM.generate` does, with `between` after every step."""
-        from vllm import RequestOutput
-        from vllm.sampling_params import RequestOutputKind
-
-        engine = self.llm.llm_engine
-        latest: dict[str, RequestOutput] = {}
-        for number, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
-            wanted.output_kind = RequestOutputKind.CUMULATIVE
-            engine.add_request(str(number), prompt, wanted)
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                assert isinstance(output, RequestOutput)
-                latest[output.request_id] = output
-            written = (latest.get(str(number)) for number in range(len(prompts)))
-            between([len(output.outputs[0].token_ids) if output else 0 for output in written])
-        return [latest[str(number)] for number in range(len(prompts))]
+        """During the block vLLM computes nothing, and keeps what it is writing with its keys and values."""
+        with self._turns:
+            self.llm.sleep(level=0, mode="keep")
+            try:
+                yield
+            finally:
+                self.llm.wake_up(tags=["scheduling"])
 
     def load_weights(self, folder: str) -> None:
         """Go on with the weights of `folder`, a model of the same architecture, without starting anew."""
@@ -200,39 +231,13 @@ class Engine:
 
         Raises `RaftError` for a model whose experts vLLM has not taken up.
         """
-        self.llm.collective_rpc(repack_heads)
-        if not all(self.llm.collective_rpc(has_packed_experts)):
+        if not all(self.llm.collective_rpc(repack)):
             raise RaftError(
                 f"{self._folder}: vLLM does not take up new weights for the experts of this architecture while it "
                 "runs; it can be trained by methods without rollouts (sft, sdft), and evaluated alone"
             )
-        self._forget_prefixes()
-
-    def _forget_prefixes(self) -> None:
-        """The prefix cache holds keys and values of the old weights. While some are in use, it is not emptied."""
+        # The prefix cache holds keys and values of the old weights. While some are in use, it is not emptied.
         self._stale_prefixes = not self.llm.reset_prefix_cache()
-
-
-def unpack_experts(worker: Any) -> None:
-    """Let a vLLM worker pack its experts for the CPU with the next weights too; elsewhere nothing happens.
-
-    vLLM packs them with the kernel's first weights only; later ones would be read as if they were packed.
-    """
-    from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
-        for module in worker.model_runner.get_model().modules():
-            if isinstance(method := getattr(module, "quant_method", None), FusedMoEMethodBase):
-                method.moe_kernel = None
-
-
-def has_packed_experts(worker: Any) -> bool:
-    """Whether every layer of experts has been packed again since `unpack_experts`."""
-    from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
-
-    methods = [getattr(module, "quant_method", None) for module in worker.model_runner.get_model().modules()]
-    return all(method.moe_kernel is not None for method in methods if isinstance(method, FusedMoEMethodBase))
 
 
 def seed_worker(worker: Any, seed: int) -> None:
@@ -243,14 +248,34 @@ def seed_worker(worker: Any, seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def repack_heads(worker: Any) -> None:
+def unpack_experts(worker: Any) -> None:
+    """Let a vLLM worker pack its experts for the CPU with the next weights too; elsewhere nothing happens.
+
+    vLLM packs them with the kernel's first weights only; later ones would be read as if they were packed.
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        for method in _expert_methods(worker):
+            method.moe_kernel = None
+
+
+def repack(worker: Any) -> bool:
     """Pack a vLLM worker's output head for the CPU anew; elsewhere nothing is packed and nothing happens.
 
     vLLM's reload packs the layers that it loads. A head tied to the embeddings is not loaded by itself, so it would
-    go on computing logits from the packed copy of the old weights.
+    go on computing logits from the packed copy of the old weights. Returns whether all experts have been packed again.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for module in worker.model_runner.get_model().modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
+    return all(method.moe_kernel is not None for method in _expert_methods(worker))
+
+
+def _expert_methods(worker: Any) -> list[Any]:
+    from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+
+    methods = (getattr(module, "quant_method", None) for module in worker.model_runner.get_model().modules())
+    return [method for method in methods if isinstance(method, FusedMoEMethodBase)]

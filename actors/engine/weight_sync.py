@@ -1,134 +1,228 @@
-"""Weights from the learner to the rollout engines, through vLLM's own weight-transfer interface.
-
-`sync.backend` chooses how a version travels; the interface is the same for all:
+"""Weights from the learners to the rollout engines: `Publisher` on one side, `WeightReceiver` on the other.
 
 ```
-learner, all ranks                           rollout actor, between two chunks
-  Publisher.publish(version) -> Update
-    object_store  gather, pack, ray.put ──>  Receiver.load(version, ref, checksum)   pulls, whenever it comes to it
-    nccl, ipc     rendezvous            ══>  Receiver.start, receive ..., finish     pushed to all at the same time
+learner, all ranks                        pipeline                     rollout actor
+  Publisher.publish(v) ─> WeightVersion ─────> keeps the newest ─────> WeightReceiver
+    object_store   gather, ray.put                                       load_weights(weights)     pulls, between two
+                                                                           chunks (or tokens) of its own
+    nccl, ipc      a rendezvous with all actors that are held            join, start_update, receive, finish_update
+                   (`actors.engine.weight_push`)                           called by the learner's rank 0
 ```
 
-This file is what `object_store` puts into Ray's object store: one packed buffer a version, which Ray moves between
-nodes in a tree. It is also the way of a run's first and last weights with every back end. vLLM's layer-wise reload
-takes the tensors in checkpoint names and fuses, shards and re-packs them as it does on loading.
-
-A version v is the weights after v optimizer steps. Nothing here decides when to sync.
+Version v is the weights after v optimizer steps. Every update ends in the same check: what the model was given is what
+the learner sent, by checksum, and every parameter was covered. Nothing here decides when to sync.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+import ray
 
-from actors.engine.weight_checksum import Checksum
-from raft_ray.config import SyncBackend
+from actors.engine.vllm_engine import Engine
+from actors.runtime.cluster import here
+from raft_ray.announce import announce
+from raft_ray.config import Config, SyncBackend, SyncConfig
+from raft_ray.distill.trajectory import Probe
+from raft_ray.errors import RaftError
 
-OBJECT_STORE = "raft_object_store"
-ENGINES = {
-    SyncBackend.object_store: (OBJECT_STORE, "ObjectStoreEngine"),
-    SyncBackend.nccl: ("raft_nccl", "NcclEngine"),
-    SyncBackend.ipc: ("raft_ipc", "IpcEngine"),
-}
-"""Back end -> its name in vLLM's registry, and its class in `actors.engine.weight_sync_engine`."""
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """Where one tensor lies in a packed buffer."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One version of the model, packed: numpy, so that readers on a node share the store's memory."""
+class WeightVersion:
+    """A version of the weights: what a learner publishes, the pipeline carries and an engine takes up."""
 
     version: int
-    specs: list[TensorSpec]
-    buffer: np.ndarray
-    """uint8, all tensors one after the other, each at a multiple of 64 bytes."""
-    checksum: int
-    """Of all tensors in order, see `actors.engine.weight_checksum`."""
-
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """`(checkpoint name, tensor)` in order; views of the buffer, not to be written to."""
-        for spec in self.specs:
-            part = self.buffer[spec.offset : spec.offset + spec.nbytes]
-            # torch warns of read-only memory; nobody writes to it: load_weights copies.
-            flat = torch.frombuffer(part, dtype=torch.uint8) if part.size else torch.empty(0, dtype=torch.uint8)
-            yield spec.name, flat.view(getattr(torch, spec.dtype)).reshape(spec.shape)
+    packed: Any = None
+    """The reference of its `PackedWeights` in Ray's object store; none where they were pushed, or are for nobody."""
+    checksum: int = 0
+    """Of all tensors in order; like `nbytes` known on rank 0 alone."""
+    nbytes: int = 0
+    probe: Probe | None = None
+    """With a run's first weights: what an engine that holds them must find likely."""
 
 
-def pack(version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> Weights:
-    """Copy named tensors into one buffer.
+def pack(version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> WeightVersion:
+    """Put full (gathered) tensors under their names in the model, a tied tensor once, into Ray's object store."""
+    from actors.engine.weights import Checksum, PackedWeights
 
-    Args:
-        tensors: full (gathered) tensors under their names in the model; a tied tensor once.
-    """
-    specs: list[TensorSpec] = []
-    parts: list[tuple[int, np.ndarray]] = []
-    offset = 0
     checksum = Checksum()
-    for name, tensor in tensors:
-        value = tensor.detach().cpu().contiguous()
-        raw = value.reshape(-1).view(torch.uint8).numpy()
-        specs.append(TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(tensor.shape), offset, raw.nbytes))
-        parts.append((offset, raw))
-        checksum.add(name, value)
-        offset += -(-raw.nbytes // 64) * 64
-    buffer = np.zeros(offset, dtype=np.uint8)
-    for start, raw in parts:
-        buffer[start : start + raw.nbytes] = raw
-    return Weights(version, specs, buffer, checksum.value())
+    weights = PackedWeights.of(version, checksum.over(tensors))
+    return WeightVersion(version, ray.put(weights), checksum.value(), weights.nbytes)
 
 
-def full_tensors(
-    model: Any, zero_stage: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """`(name, full tensor)` of a DeepSpeed model's parameters and persistent buffers in a fixed order, a tied tensor
-    once. Names are those in the model.
+class Publisher:
+    """The learners' side, the same for every `sync.backend`. All methods are collective: every rank calls them.
 
     Args:
-        dtype, device: of what is yielded; none leaves it as it is. Buffers, which nothing trains, keep their dtype.
+        model: the causal model, sharded by DeepSpeed under ZeRO-3.
+        hold: called on rank 0 before a push: `hold(version)` brings every rollout actor to a chunk boundary, keeps it
+            there, and returns their handles by name. `object_store` needs none.
 
-    Under ZeRO-3 each step is a collective: all ranks must iterate to the end. What is yielded there is a copy, since
-    ZeRO takes the gathered tensor apart again while the consumer still packs it. Below ZeRO-3 it may be the
-    parameter itself, not to be written to.
+    Example, on each rank:
+        publisher = Publisher(config, model, rank, hold=lambda version: get(pipeline.hold.remote(version)))
+        first = publisher.pack(0)                          # with every back end a run starts from a packed version
+        if rank == 0: get(pipeline.begin.remote(first, table))
+        for step in range(steps):
+            train_step(...)
+            weights = publisher.publish(step + 1)          # nccl, ipc: each held actor has it now, verified
+            if rank == 0: get(pipeline.publish.remote(weights, record))        # frees slots, lets held actors go on
     """
-    for name, parameter in model.named_parameters():
-        if zero_stage < 3:
-            yield name, parameter.detach().to(device=device, dtype=dtype)
-            continue
-        import deepspeed
 
-        with deepspeed.zero.GatheredParameters([parameter]):
-            full = parameter.detach().to(device=device, dtype=dtype, copy=True)
-        yield name, full
-    for name, buffer in persistent_buffers(model):
-        yield name, buffer.detach().to(device=device)
+    def __init__(self, config: Config, model: Any, rank: int, hold: Callable[[int], Mapping[str, Any]]) -> None:
+        import torch
+
+        self._model = model
+        self._zero_stage = config.learner.zero_stage
+        self._dtype = getattr(torch, config.model.dtype.value)
+        self._rank = rank
+        self.push = None
+        if config.sync.backend is not SyncBackend.object_store:
+            # Imports vLLM.
+            from actors.engine.weight_push import WeightPush
+
+            self.push = WeightPush(config, model, rank, hold)
+
+    def publish(self, version: int) -> WeightVersion:
+        """Give the rollout actors the model's weights as `version`. Raises `RaftError` where a push fails."""
+        if self.push is None:
+            return self.pack(version)
+        checksum, nbytes = self.push.send(version)
+        return WeightVersion(version, None, checksum, nbytes)
+
+    def pack(self, version: int) -> WeightVersion:
+        """Put the weights into the object store: a run's first, and its last, which the export reads."""
+        from actors.engine.weights import full_tensors
+
+        tensors = full_tensors(self._model, self._zero_stage, dtype=self._dtype)
+        if self._rank == 0:
+            return pack(version, tensors)
+        for _ in tensors:
+            pass
+        return WeightVersion(version)
 
 
-def persistent_buffers(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Those buffers of a model that a checkpoint holds, such as a router's biases; ZeRO leaves them whole."""
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                yield f"{prefix}.{name}" if prefix else name, buffer
+class WeightReceiver:
+    """An engine that takes up weights; between two chunks, and by `load_weights` also in the middle of one.
 
+    Args:
+        name: of the actor, for errors.
+        engine: built for `sync.backend`.
 
-def register() -> None:
-    """Make our engines known to vLLM in this process; call before the engine is built."""
-    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+    From the first part of an update to its verified end the engine holds no version, and serves nothing.
+    """
 
-    for name, engine in ENGINES.values():
-        if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(name, "actors.engine.weight_sync_engine", engine)
+    def __init__(self, name: str, engine: Engine, sync: SyncConfig) -> None:
+        self.name = name
+        self.version: int | None = None
+        self._engine = engine
+        self._sync = sync
+        self._epoch: int | None = None
+        self._open = False
+
+    def held(self) -> int:
+        """The version of the engine's weights. Raises `RaftError` where it holds none."""
+        if self.version is None:
+            raise RaftError(f"{self._where}: asked to generate before it was given a weight version")
+        return self.version
+
+    def load_weights(self, weights: WeightVersion) -> float:
+        """Take up a packed version, with every back end; returns the seconds it took.
+
+        Raises `RaftError` where other weights arrive than were sent, a parameter was not covered, or the engine
+        computes something else with them than the probe says.
+        """
+        start = time.perf_counter()
+        # Fetched before anything stops: generation goes on meanwhile, and what is lost costs nothing.
+        arrived = ray.get(weights.packed, timeout=self._sync.timeout).version
+        if arrived != weights.version:
+            raise RaftError(
+                f"{self._where}: weights of version {arrived} arrived, version {weights.version} was announced"
+            )
+        with self._engine.paused():
+            announce(self.name, "loading", weights.version)
+            self._begin()
+            self.receive({"packed": weights.packed})
+            self.finish_update(weights.version, weights.checksum)
+        if weights.probe is not None:
+            self.version = None
+            self._compare(weights.probe)
+            self.version = weights.version
+        return time.perf_counter() - start
+
+    # What the learner calls while the pipeline keeps this actor at a chunk boundary (`nccl` and `ipc`).
+
+    def join(self, epoch: int, info: dict[str, Any]) -> None:
+        """Leave the group of before, if any, and enter the learner's group number `epoch`.
+
+        Args:
+            info: vLLM's init info of the back end. For `nccl` the call returns when every member has entered.
+        """
+        self._epoch = None
+        self._engine.llm.shutdown_weight_transfer_engine()
+        self._engine.llm.init_weight_transfer_engine({"init_info": info})
+        self._epoch = epoch
+
+    def start_update(self, version: int, epoch: int) -> None:
+        """Begin an update by the learner's group `epoch`. Raises `RaftError` if this actor is in another."""
+        if self._epoch != epoch:
+            raise RaftError(
+                f"{self._where}: version {version} is sent to weight-sync group {epoch}, "
+                f"this actor is in {'none' if self._epoch is None else f'group {self._epoch}'}"
+            )
+        self._begin()
+
+    def receive(self, info: dict[str, Any]) -> None:
+        """Take in a part of the weights: vLLM's update info of the back end, or `{"packed": reference}`.
+
+        With `nccl` it waits for the learner's broadcast and for every other member of the group.
+        """
+        try:
+            self._engine.llm.update_weights({"update_info": info})
+        except BaseException:
+            # vLLM has ended the update, and our engine has put the model together again.
+            self._open = False
+            raise
+
+    def finish_update(self, version: int, checksum: int) -> None:
+        """End the update and verify it. Raises `RaftError` as `load_weights` does."""
+        self._open = False
+        self._engine.llm.finish_weight_update()
+        self._engine.weights_changed()
+        for arrived, missing in self._engine.llm.collective_rpc("weight_report") if self._sync.checksum else ():
+            if arrived != checksum:
+                raise RaftError(
+                    f"{self._where}: weights of version {version} (checksum {arrived:08x}) arrived, "
+                    f"checksum {checksum:08x} was sent"
+                )
+            if missing:
+                raise RaftError(f"{self._where}: version {version} lacks weights for {', '.join(missing[:5])}")
+        self.version = version
+
+    def _begin(self) -> None:
+        self.version = None
+        if self._open:
+            # A learner died half-way through an update; vLLM begins no new one before the old one's end.
+            self._engine.llm.finish_weight_update()
+        self._engine.weights_change()
+        self._engine.llm.start_weight_update()
+        self._open = True
+
+    def _compare(self, probe: Probe) -> None:
+        """The engine finds likely what the learner does: weights can arrive whole and be left out by a kernel."""
+        error = probe.error(self._engine.logprobs(probe.prompt, probe.answer))
+        if not error <= probe.allowed:
+            raise RaftError(
+                f"{self._where}: with the learner's weights its engine gives other log-probabilities than "
+                f"the learner, by {error:.3g} nats per token where rounding makes at most {probe.allowed:g}; vLLM and "
+                "transformers compute this architecture differently, so it cannot be trained on-policy"
+            )
+
+    @property
+    def _where(self) -> str:
+        return f"{self.name} on {here()}"

@@ -61,9 +61,9 @@ class OnLongReference(StrEnum):
 class Graphs(StrEnum):
     """How λ, which needs the whole batch's losses, meets gradient accumulation (`learner.graphs`)."""
 
-    recompute = "recompute"
+    two_pass = "two_pass"
     """Forward every micro-batch without a graph for its losses, then again with one: least memory."""
-    hold = "hold"
+    keep_graph = "keep_graph"
     """Keep the graphs of all micro-batches until λ is known: fastest, memory grows with the batch."""
 
 
@@ -162,7 +162,7 @@ class LearnerConfig:
     start and on the longest row, to compute the same then; true refuses a model that does not."""
     dropout: bool = False
     """Keep the dropout that the model's own config has. Off, a step's losses are functions of weights and rows."""
-    graphs: Graphs = Graphs.recompute
+    graphs: Graphs = Graphs.two_pass
     gradient_checkpointing: bool = False
     checkpoint_every: NonNegativeInt = 0
     """Steps between checkpoints; 0 keeps the last step's only."""

@@ -1,8 +1,8 @@
 """Which role the others wait for, and so when to add a rollout actor and when to take one away. No Ray.
 
-`bottleneck` gives the advice of `raft-ray status` and the report, and `Elastic` follows it: one more where rollouts are
-the bottleneck, one less where learners are and fewer rollout actors would do. After a change the policy watches
-`patience` steps before the next, since a new engine takes a while to show.
+`bottleneck` gives the advice of `raft-ray status` and the report, and `ElasticPolicy` follows it: one more where
+rollouts are the bottleneck, one less where learners are and fewer rollout actors would do. After a change the policy
+watches `patience` steps before the next, since a new engine takes a while to show.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _spare(role: str, load: Load) -> str:
 
 
 @dataclass
-class Elastic:
+class ElasticPolicy:
     """Keeps the number of rollout actors between two bounds.
 
     Args:

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from raft_ray.config import Balance, DistillConfig
 from raft_ray.models.head import Head
-
-__all__ = ["EmaBalancer", "FixedBalancer", "sft_loss", "token_weights", "topk_kl", "topk_kl_from_hidden"]
 
 
 def token_weights(mask: Tensor, rows: int | None = None) -> Tensor:
@@ -275,3 +274,10 @@ class FixedBalancer:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         del state
+
+
+def make_balancer(config: DistillConfig) -> EmaBalancer | FixedBalancer:
+    """The balance of a run's losses (`distill.balance`)."""
+    if config.balance is Balance.ema:
+        return EmaBalancer(config.ema_beta, max_lambda=config.max_lambda)
+    return FixedBalancer(config.fixed_lambda)

@@ -9,7 +9,7 @@ step that trains on it has published its weights. With `in_flight + ready ≤ (S
 in order: when a row of step t is dispatched at published version v, every row of steps v … t-1 is still counted, so
 `(t - v) · batch` rows plus at least one fit into `(S + 1) · batch`, hence `t - v ≤ S`. An actor that takes up the
 newest published version before it starts a chunk therefore never makes a row that is too old. A row whose actor died
-keeps its place while it waits to be made again, so the same holds for it (`raft_ray.distill.ledger`).
+keeps its slot while it waits to be made again, so the same holds for it (`raft_ray.distill.ledger`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Capacity:
         self.ready += rows
 
     def unready(self, rows: int) -> None:
-        """`rows` that were ready are lost and have to be made again; they keep their places, in flight."""
+        """`rows` that were ready are lost and have to be made again; they keep their slots, in flight."""
         self._take("ready", rows)
         self.in_flight += rows
 
@@ -83,7 +83,7 @@ class Capacity:
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleId:
     """A row's place in the order of training."""
 
     epoch: int
@@ -120,7 +120,7 @@ class RowOrder:
         """What a checkpoint keeps of the order: after `step` steps the rows before `position` are trained."""
         return {"rows": self.rows, "batch": self.batch, "seed": self.seed, "position": self._position(step)}
 
-    def batch_of(self, step: int) -> list[Place]:
+    def batch_of(self, step: int) -> list[SampleId]:
         """The rows of a step, in order. Raises `IndexError` outside the run."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
@@ -130,29 +130,29 @@ class RowOrder:
         """Where a step begins in the order of all epochs; only the last step's end is cut short."""
         return min(step * self.batch, self.rows * self.epochs)
 
-    def _place(self, position: int) -> Place:
+    def _place(self, position: int) -> SampleId:
         epoch, offset = divmod(position, self.rows)
-        return Place(epoch, int(_permutation(self.rows, self.seed, epoch)[offset]))
+        return SampleId(epoch, int(_permutation(self.rows, self.seed, epoch)[offset]))
 
 
-def balanced_shares(tokens: list[int], ranks: int) -> list[list[int]]:
+def balanced_shards(tokens: list[int], ranks: int) -> list[list[int]]:
     """Split rows over ranks so that the heaviest rank has few tokens: longest first, to the lightest rank.
 
     Args:
         tokens: tokens of each row.
-        ranks: how many shares.
+        ranks: how many shards.
 
     Returns:
         Indices into `tokens`, a list for each rank (a rank may have none), ascending within a rank.
     """
-    shares: list[list[int]] = [[] for _ in range(ranks)]
+    shards: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
     for index in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
         # By rows first: no rank gets two more rows than another, so that micro-batches match.
-        rank = min(range(ranks), key=lambda r: (len(shares[r]) >= -(-len(tokens) // ranks), load[r], r))
-        shares[rank].append(index)
+        rank = min(range(ranks), key=lambda r: (len(shards[r]) >= -(-len(tokens) // ranks), load[r], r))
+        shards[rank].append(index)
         load[rank] += tokens[index]
-    return [sorted(share) for share in shares]
+    return [sorted(shard) for shard in shards]
 
 
 @lru_cache(maxsize=4)

@@ -2,10 +2,10 @@
 
 λ of step s needs the whole step's losses before the first gradient that it weighs. So the micro-batches are first
 forwarded for their losses; after one all-reduce of two numbers every rank has the same λ; then the gradients of
-`L_SFT + λ L_KL` are taken, λ a constant. `recompute` forwards without a graph first and again with one (about a third
-more work), from the same random state, so that dropout hides the same; `hold` keeps all graphs; a single micro-batch is
-always held. Without distillation there is no λ, and each
-micro-batch is forwarded once. Either way the gradient is exactly that of the whole batch.
+`L_SFT + λ L_KL` are taken, λ a constant. `two_pass` forwards without a graph first and again with one (about a third
+more work), from the same random state, so that dropout hides the same; `keep_graph` keeps all graphs, as is always done
+with a single micro-batch. Without distillation there is no λ, and each micro-batch is forwarded once. Either way the
+gradient is exactly that of the whole batch.
 
 Knows nothing about Ray or data; the engine is DeepSpeed's, or anything with the same three calls.
 """
@@ -44,6 +44,13 @@ class StepLosses:
     weight: float | None
     """λ."""
 
+    @property
+    def ce_kl_ratio(self) -> float | None:
+        """Cross-entropy over weighted KL (the paper's Fig. 2a): near 1 where λ balances them."""
+        if self.kl is None or self.weight is None or self.kl * self.weight == 0:
+            return None
+        return self.sft / (self.weight * self.kl)
+
 
 def train_step(
     engine: TrainEngine,
@@ -51,7 +58,7 @@ def train_step(
     *,
     balancer: EmaBalancer | FixedBalancer | None,
     ranks: int,
-    hold: bool,
+    keep_graph: bool,
     reduce: Callable[[list[float]], list[float]],
     on_gradients: Callable[[], None] = lambda: None,
 ) -> StepLosses:
@@ -61,7 +68,7 @@ def train_step(
         engine: `engine(batch)` gives `[2]`, the batch's weighted (SFT, KL); gradients are averaged over `ranks`.
         batches: this rank's micro-batches.
         balancer: gives λ; none for methods without distillation.
-        hold: keep the graphs of all micro-batches instead of forwarding twice.
+        keep_graph: keep the graphs of all micro-batches instead of forwarding twice.
         reduce: sums a list of numbers over ranks.
         on_gradients: called between the last backward pass and the optimizer's update.
     """
@@ -84,7 +91,7 @@ def train_step(
         engine.step()
         return StepLosses(sft, sft, None, None)
 
-    with torch.set_grad_enabled(hold or len(batches) == 1):
+    with torch.set_grad_enabled(keep_graph or len(batches) == 1):
         for index, batch in enumerate(batches):
             random.append(_random_state())
             losses = engine(batch)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,15 @@ class Positions:
     """[n] int64, its position there."""
     weight: Tensor
     """[n] float32; over all micro-batches and ranks of a step they make means over tokens, then over rows."""
+
+    @classmethod
+    def of(cls, spots: Sequence[tuple[int, Sequence[int]]], total: int) -> Positions:
+        """Of rows, a `(sequence, columns)` each: a position weighs 1 / (tokens of the row · rows of the step)."""
+        return cls(
+            torch.tensor([sequence for sequence, columns in spots for _ in columns]),
+            torch.tensor([column for _, columns in spots for column in columns]),
+            torch.tensor([1 / (len(columns) * total) for _, columns in spots for _ in columns], dtype=torch.float32),
+        )
 
     def to(self, device: torch.device) -> Positions:
         return Positions(self.sequences.to(device), self.columns.to(device), self.weight.to(device))
@@ -102,7 +111,7 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
-        self.student_mass: list[float] = []
+        self.topk_mass: list[float] = []
         """For each KL micro-batch since the list was emptied, the mean probability of the teacher's top K under the
         student, over at most 64 positions (a vocabulary-wide softmax at every position would cost too much)."""
 
@@ -124,7 +133,7 @@ class Student(nn.Module):
         # One of weight 0 is there for the collectives alone.
         if at.weight.any():
             with torch.no_grad():
-                self.student_mass.append(_student_mass(hidden, head, batch.teacher_ids))
+                self.topk_mass.append(_topk_mass(hidden, head, batch.teacher_ids))
         kl = topk_kl_from_hidden(
             hidden, head.weight, batch.teacher_ids, batch.teacher_logprobs, at.weight, self.temperature, head=head
         )
@@ -152,9 +161,9 @@ def sharing_error(forward: Callable[..., Any], row: EncodedRow, response: Sequen
     Args:
         forward: a `Student`, or the engine around one, in evaluation mode; called twice.
     """
-    apart = forward(_apart([row], [list(response)], 1).to(device), read=True).hidden
+    apart = forward(_pack([row], [list(response)], 1).to(device), read=True).hidden
     try:
-        shared = forward(_shared([row], [list(response)], 1).to(device), read=True).hidden
+        shared = forward(_pack([row], [list(response)], 1, shared=True).to(device), read=True).hidden
     # The model's own code, which may do anything with a mask that it does not expect.
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -166,7 +175,7 @@ def sharing_error(forward: Callable[..., Any], row: EncodedRow, response: Sequen
 @torch.no_grad()
 def answer_logprobs(forward: Callable[..., Any], row: EncodedRow, device: torch.device) -> list[float]:
     """The log-probability of each token of a row's answer, in nats; `forward` as for `sharing_error`, called once."""
-    found: list[float] = forward(_plain([row], 1).to(device), read=True).logprobs.tolist()
+    found: list[float] = forward(_pack([row], None, 1).to(device), read=True).logprobs.tolist()
     return found
 
 
@@ -191,14 +200,12 @@ def make_micro_batches(
         lengths.append(together if share_prompt or not responses else apart)
     batches = []
     for group in micro_batches(lengths, tokens):
-        chosen = [rows[i] for i in group]
-        if samples is None or responses is None:
-            batches.append(_plain(chosen, total))
-            continue
-        batch = (_shared if share_prompt else _apart)(chosen, [responses[i] for i in group], total)
-        # A copy: the object store's memory is read-only.
-        batch.teacher_ids = torch.cat([torch.from_numpy(samples[i].teacher_ids.copy()) for i in group])
-        batch.teacher_logprobs = torch.cat([torch.from_numpy(samples[i].teacher_logprobs.copy()) for i in group])
+        replies = None if responses is None else [responses[i] for i in group]
+        batch = _pack([rows[i] for i in group], replies, total, shared=share_prompt and replies is not None)
+        if samples is not None:
+            # A copy: the object store's memory is read-only.
+            batch.teacher_ids = torch.cat([torch.from_numpy(samples[i].teacher_ids.copy()) for i in group])
+            batch.teacher_logprobs = torch.cat([torch.from_numpy(samples[i].teacher_logprobs.copy()) for i in group])
         batches.append(batch)
     return batches
 
@@ -218,81 +225,40 @@ def empty_micro_batch(top_k: int | None) -> MicroBatch:
     return batch
 
 
-@dataclass
-class _Spots:
-    """Collects `Positions`, a row's part at a time."""
-
-    total: int
-    sequences: list[int] = field(default_factory=list)
-    columns: list[int] = field(default_factory=list)
-    weight: list[float] = field(default_factory=list)
-
-    def add(self, sequence: int, columns: Sequence[int]) -> None:
-        """One row's predicting positions: each weighs 1 / (tokens of the row · rows of the step)."""
-        self.sequences += [sequence] * len(columns)
-        self.columns += columns
-        self.weight += [1 / (len(columns) * self.total)] * len(columns)
-
-    def positions(self) -> Positions:
-        return Positions(
-            torch.tensor(self.sequences), torch.tensor(self.columns), torch.tensor(self.weight, dtype=torch.float32)
-        )
-
-
-def _labels(rows: Sequence[EncodedRow]) -> Tensor:
-    return torch.cat([torch.as_tensor(row.answer, dtype=torch.long) for row in rows])
-
-
-def _plain(rows: Sequence[EncodedRow], total: int) -> MicroBatch:
-    """Prompt and answer, a sequence a row; nothing is predicted from an answer's last token, so it is left out."""
-    answers = _Spots(total)
+def _pack(
+    rows: Sequence[EncodedRow], responses: Sequence[list[int]] | None, total: int, *, shared: bool = False
+) -> MicroBatch:
+    """The rows in either layout. Nothing is predicted from a last token, so it is left out; the prompt's end predicts
+    the first token of answer and response."""
+    answers: list[tuple[int, Sequence[int]]] = []
+    replies: list[tuple[int, Sequence[int]]] = []
+    sequences = [[*row.prompt, *row.answer[:-1]] for row in rows]
     for b, row in enumerate(rows):
-        start = len(row.prompt) - 1
-        answers.add(b, range(start, start + len(row.answer)))
-    return MicroBatch(
-        pad_right([[*row.prompt, *row.answer[:-1]] for row in rows]), answers.positions(), labels=_labels(rows)
-    )
-
-
-def _apart(rows: Sequence[EncodedRow], responses: Sequence[list[int]], total: int) -> MicroBatch:
-    """The answers' sequences, then the responses'."""
-    batch = _plain(rows, total)
-    spots = _Spots(total)
-    for b, (row, response) in enumerate(zip(rows, responses, strict=True)):
-        start = len(row.prompt) - 1
-        spots.add(len(rows) + b, range(start, start + len(response)))
-    batch.input_ids = pad_right(
-        [
-            *([*row.prompt, *row.answer[:-1]] for row in rows),
-            *([*row.prompt, *response[:-1]] for row, response in zip(rows, responses, strict=True)),
-        ]
-    )
-    batch.responses = spots.positions()
+        end = len(row.prompt) - 1
+        answers.append((b, range(end, end + len(row.answer))))
+        if responses is None:
+            continue
+        response = responses[b]
+        if shared:
+            second = len(sequences[b])
+            replies.append((b, [end, *range(second, second + len(response) - 1)]))
+            sequences[b] += response[:-1]
+        else:
+            replies.append((len(rows) + b, range(end, end + len(response))))
+            sequences.append([*row.prompt, *response[:-1]])
+    labels = torch.cat([torch.as_tensor(row.answer, dtype=torch.long) for row in rows])
+    batch = MicroBatch(pad_right(sequences), Positions.of(answers, total), labels)
+    if responses is not None:
+        batch.responses = Positions.of(replies, total)
+    if shared:
+        count, length = batch.input_ids.shape
+        batch.position_ids = torch.arange(length).repeat(count, 1)
+        batch.attention = torch.ones(length, length, dtype=torch.bool).tril().repeat(count, 1, 1, 1)
+        for b, row in enumerate(rows):
+            prompt, second = len(row.prompt), len(row.prompt) + len(row.answer) - 1
+            batch.position_ids[b, second:] -= second - prompt
+            batch.attention[b, 0, second:, prompt:second] = False
     return batch
-
-
-def _shared(rows: Sequence[EncodedRow], responses: Sequence[list[int]], total: int) -> MicroBatch:
-    """Prompt, answer and response in one sequence a row; the prompt's end predicts the response's first token."""
-    answers, spots = _Spots(total), _Spots(total)
-    sequences = [[*row.prompt, *row.answer[:-1], *response[:-1]] for row, response in zip(rows, responses, strict=True)]
-    input_ids = pad_right(sequences)
-    count, length = input_ids.shape
-    position_ids = torch.arange(length).repeat(count, 1)
-    attention = torch.ones(length, length, dtype=torch.bool).tril().repeat(count, 1, 1, 1)
-    for b, (row, response) in enumerate(zip(rows, responses, strict=True)):
-        prompt, second = len(row.prompt), len(row.prompt) + len(row.answer) - 1
-        answers.add(b, range(prompt - 1, second))
-        spots.add(b, [prompt - 1, *range(second, second + len(response) - 1)])
-        position_ids[b, second:] -= second - prompt
-        attention[b, 0, second:, prompt:second] = False
-    return MicroBatch(
-        input_ids,
-        answers.positions(),
-        labels=_labels(rows),
-        position_ids=position_ids,
-        attention=attention,
-        responses=spots.positions(),
-    )
 
 
 def _reading(hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> Reading:
@@ -305,7 +271,7 @@ def _reading(hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> Reading:
     return Reading(torch.cat([answers, *others]).float(), torch.cat(logprobs))
 
 
-def _student_mass(hidden: Tensor, head: Head, teacher_ids: Tensor) -> float:
+def _topk_mass(hidden: Tensor, head: Head, teacher_ids: Tensor) -> float:
     step = -(-hidden.shape[0] // _MASS_POSITIONS)
     logits = head.logits(hidden[::step])
     chosen = logits.gather(-1, teacher_ids[::step].long())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Chunk:
     step: int
     index: int
     """Number of the chunk within its step."""
-    places: tuple[Place, ...]
+    sample_ids: tuple[SampleId, ...]
     failures: int = 0
     """Engines that died on these rows."""
 
@@ -48,7 +48,7 @@ class Probe:
 class Trajectory:
     """What the student wrote for one row (Eq. 6)."""
 
-    place: Place
+    sample_id: SampleId
     version: int
     """Weights that it was sampled with; the oldest of them, where it crossed an update."""
     token_ids: np.ndarray
@@ -81,7 +81,7 @@ class Sample:
 class SampleInfo:
     """What the pipeline knows of a sample; the sample itself stays in the object store."""
 
-    place: Place
+    sample_id: SampleId
     version: int
     length: int
     truncated: bool

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from raft_ray.distill.order import Place, RowOrder
+from raft_ray.distill.order import RowOrder, SampleId
 from raft_ray.distill.trajectory import SampleInfo
 from raft_ray.files import write_whole, writing
 from raft_ray.json_files import append_lines, read_lines
@@ -82,20 +82,20 @@ class RunRecords:
         write_event(self._dir, what, who, node, text)
 
     def add(
-        self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], aside: Collection[Place] = ()
+        self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], quarantined: Collection[SampleId] = ()
     ) -> None:
         """Write a step: `record` is the learner's part, `infos` are the step's samples (none without distillation).
 
         Args:
-            aside: places of the step whose rows were set aside, so that nothing was trained on them.
+            quarantined: samples of the step whose rows were set aside, so that nothing was trained on them.
         """
-        places = [place for place in self._order.batch_of(step) if place not in aside]
+        sample_ids = [sample_id for sample_id in self._order.batch_of(step) if sample_id not in quarantined]
         ages = [step - info.version for info in infos]
         line: dict[str, Any] = {
             "step": step,
-            "epoch": places[0].epoch,
+            "epoch": sample_ids[0].epoch,
             **record,
-            "rows": len(places),
+            "rows": len(sample_ids),
             "response_length": _mean([info.length for info in infos]),
             "truncated": _mean([float(info.truncated) for info in infos]),
             "teacher_mass": _mean([info.teacher_mass for info in infos]),
@@ -108,9 +108,10 @@ class RunRecords:
             "seconds": {phase: round(record["seconds"].get(phase, 0.0), 4) for phase in PHASES},
         }
         append_lines(self._dir / "metrics.jsonl", [line])
-        by_place = {info.place: info for info in infos}
+        by_id = {info.sample_id: info for info in infos}
         append_lines(
-            self._dir / "trace.jsonl", [_trace(step, place, by_place[place] if infos else None) for place in places]
+            self._dir / "trace.jsonl",
+            [_trace(step, sample_id, by_id[sample_id] if infos else None) for sample_id in sample_ids],
         )
         self._write_spans()
         with writing(self._board_dir):
@@ -137,12 +138,12 @@ class RunRecords:
         self._spans.clear()
 
 
-def _trace(step: int, place: Place, info: SampleInfo | None) -> dict[str, Any]:
+def _trace(step: int, sample_id: SampleId, info: SampleInfo | None) -> dict[str, Any]:
     """A trained row's line; nothing but the row where no model sampled for it."""
     line = {
-        "epoch": place.epoch,
+        "epoch": sample_id.epoch,
         "step": step,
-        "row": place.row,
+        "row": sample_id.row,
         "version": info and info.version,
         "response_length": info and info.length,
         "rollout": info and info.rollout,

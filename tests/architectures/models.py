@@ -133,7 +133,7 @@ def make_model(name: str, seed: int = 0) -> Any:
 
 def change(model: Any, size: float) -> Any:
     """Move all weights, and the persistent buffers that are no counters, by random steps; returns the model."""
-    from actors.engine.weight_sync import persistent_buffers
+    from actors.engine.weights import persistent_buffers
 
     with torch.no_grad():
         for tensor in (*model.parameters(), *(buffer for _, buffer in persistent_buffers(model))):

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from huggingface_hub import save_torch_state_dict
 
-from actors.engine import weight_sync
 from actors.engine.vllm_engine import Engine
-from actors.engine.weight_receive import Receiver
+from actors.engine.weight_sync import WeightReceiver, WeightVersion, pack
+from actors.engine.weights import full_tensors
 from raft_ray import models
-from raft_ray.config import Dtype, ModelConfig, RolloutConfig
+from raft_ray.config import Dtype, ModelConfig, RolloutConfig, SyncBackend, SyncConfig
 from raft_ray.errors import RaftError
 
 from .models import CONFIGS, change, write_model
@@ -36,7 +35,6 @@ def make_engine(ray_cluster: None) -> Iterator[Callable[..., Engine]]:
     """Engines of the tests' own process, one at a time."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    weight_sync.register()
     made: list[Engine] = []
 
     def end() -> None:
@@ -60,14 +58,14 @@ class Case:
     folder: Path
     own: torch.Tensor
     """Log-probabilities of `RESPONSE` under the folder's weights."""
-    versions: list[tuple[weight_sync.Weights, torch.Tensor]]
+    versions: list[tuple[WeightVersion, torch.Tensor]]
     """Weights as they are sent, and the log-probabilities under them."""
     exported: Path
     """A folder of the last version."""
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Case:
     folder, exported = (tmp_path_factory.mktemp(f"{kind}-{request.param}") for kind in ("model", "exported"))
     write_model(str(request.param), folder)
     model = models.load_model(str(folder), FLOAT32).eval()
@@ -75,8 +73,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     versions = []
     for version in (0, 1, 2):
         change(model, 0.05 * version)
-        versions.append((weight_sync.pack(version, weight_sync.full_tensors(model, 0)), logprobs(model)))
-    state = dict(weight_sync.full_tensors(model, 0))
+        versions.append((pack(version, full_tensors(model, 0)), logprobs(model)))
+    state = dict(full_tensors(model, 0))
     save_torch_state_dict(models.checkpoint_tensors(str(folder), FLOAT32, state), exported)
     for file in folder.iterdir():
         if file.suffix != ".safetensors":
@@ -98,14 +96,13 @@ def error(engine: Engine, own: torch.Tensor) -> float:
 def test_after_each_sync_an_engine_computes_what_the_learner_does(
     case: Case, make_engine: Callable[..., Engine]
 ) -> None:
-    engine = make_engine(case.folder, weight_sync=weight_sync.OBJECT_STORE)
-    engine.llm.init_weight_transfer_engine({"init_info": {}})
-    receiver = Receiver(engine, True, "engine")
+    engine = make_engine(case.folder, weight_sync=SyncBackend.object_store)
+    receiver = WeightReceiver("engine", engine, SyncConfig())
     # It starts with weights of its own, so that nothing passes for what an update should have brought.
     assert error(engine, case.own) > 0.3
     for weights, own in case.versions:
         with refused(case):
-            receiver.load(weights.version, [ray.put(weights)], weights.checksum)
+            receiver.load_weights(weights)
             assert error(engine, own) < ROUNDING, f"version {weights.version}"
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from actors.engine.weight_sync import full_tensors
+from actors.engine.weights import full_tensors
 from raft_ray import models
 from raft_ray.config import Dtype, ModelConfig
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.student import Student, answer_logprobs, make_micro_batches, sharing_error
 from raft_ray.distill.teacher import score
 from raft_ray.distill.trajectory import Sample, Trajectory
@@ -55,7 +55,7 @@ def samples(model: Any, found: list[EncodedRow], responses: list[np.ndarray], to
     targets = score(model, [row.prompt for row in found], responses, top_k=top_k, tokens=512)
     made = []
     for row, ids, (teacher_ids, values, _) in zip(found, responses, targets, strict=True):
-        made.append(Sample(Trajectory(Place(0, row.row), 0, ids, False, "r"), teacher_ids, values))
+        made.append(Sample(Trajectory(SampleId(0, row.row), 0, ids, False, "r"), teacher_ids, values))
     return made
 
 

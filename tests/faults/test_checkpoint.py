@@ -51,7 +51,7 @@ def fit(train: Callable[..., None], arguments: dict[str, Any], ranks: int, stora
     environment = actor_options(role="learner", num_cpus=1, num_gpus=0, threads=1, keep_memory=True)["runtime_env"]
     TorchTrainer(
         train,
-        train_loop_config=arguments,
+        train_loop_config={**arguments, "storage": storage, "start": storage.recover(keep=2, key=KEY)},
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ScalingConfig(num_workers=ranks, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(
@@ -99,11 +99,11 @@ def life(arguments: dict[str, Any]) -> None:
     import ray.train
 
     from actors.distill.checkpoint import Checkpoints
-    from actors.distill.learner import make_engine
+    from actors.distill.student_engine import make_engine
 
     config, out, stop = arguments["config"], Path(arguments["out"]), arguments["stop"]
     rank, ranks = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    checkpoints = Checkpoints(arguments["storage"], config, ORDER, "digest of the rows", KEY)
+    checkpoints = Checkpoints(arguments["storage"], arguments["start"], config, ORDER, "digest of the rows", KEY)
     engine = make_engine(config, arguments["folder"], universal=checkpoints.universal)
     restored = checkpoints.restore(engine)
     seen: dict[str, Any] = {
@@ -116,14 +116,14 @@ def life(arguments: dict[str, Any]) -> None:
     else:
         seen |= {"step": restored.step, "balancer": restored.balancer, "order": restored.order}
         seen["random"] = (random.random(), np.random.rand(), torch.rand(1).item())
-    seen["folders"] = sorted(path.name for path in Path(str(arguments["storage"])).glob("checkpoint_2*"))
+    seen["folders"] = sorted(path.name for path in Path(str(arguments["storage"])).glob("checkpoint_0*"))
     for step in range(restored.step if restored else 0, stop):
         train_step(
             engine,
             make_micro_batches(rows()[rank::ranks], None, total=4, tokens=200, share_prompt=True),
             balancer=None,
             ranks=ranks,
-            hold=True,
+            keep_graph=True,
             reduce=summed,
         )
         if die := arguments.get("die"):
@@ -154,7 +154,7 @@ def test_another_number_of_ranks_takes_up_the_whole_state_bit_for_bit(
         options["storage_filesystem"] = PyFileSystem(FSSpecHandler(LocalFileSystem()))
     storage = Storage(str(tmp_path), "checkpoints")
     config = make_config(tmp_path / "run", f"learner.zero_stage={stage}", f"model.dtype={dtype}")
-    common = {"config": config, "storage": storage, "folder": resolve(TINY), "out": str(tmp_path)}
+    common = {"config": config, "folder": resolve(TINY), "out": str(tmp_path)}
     for ranks, stop in ((2, 1), (1, 2), (2, 3)):
         fit(life, {**common, "stop": stop}, ranks, storage, **options)
 
@@ -205,13 +205,13 @@ def test_a_rank_killed_in_the_middle_of_a_checkpoint_goes_on_from_the_one_before
         out = tmp_path / getattr(die, "__name__", "lives")
         out.mkdir()
         storage = Storage(str(out), "checkpoints")
-        common = {"config": config, "storage": storage, "folder": resolve(TINY), "out": str(out), "stop": 3}
+        common = {"config": config, "folder": resolve(TINY), "out": str(out), "stop": 3}
         fit(life, {**common, "die": die}, 2, storage)
         seen[die] = [torch.load(out / f"3-{rank}.pt", weights_only=False) for rank in (0, 1)]
         newest = storage.recover(keep=2, key=KEY)
         assert newest is not None
         assert json.loads(storage.read(newest, "state.json", KEY))["step"] == 3
-        assert len(list((out / "checkpoints").glob("checkpoint_2*"))) == 2
+        assert len(list((out / "checkpoints").glob("checkpoint_0*"))) == 2
         if die:
             # The folder in which the killed rank wrote its part is gone, too.
             assert not Path((out / "died").read_text()).exists()

@@ -17,7 +17,7 @@ from actors.distill.rollout import RolloutActor
 from actors.engine import weight_sync
 from actors.runtime.cluster import actor_options
 from raft_ray.config import Config
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.trajectory import Chunk, Trajectory
 from raft_ray.models import TINY, resolve
 from raft_ray.models.prompts import EncodedRow
@@ -53,7 +53,6 @@ def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_ve
 ) -> None:
     models = [changed_model(seed) for seed in (1, 2)]
     packed = [weight_sync.pack(v, model.named_parameters()) for v, model in enumerate(models)]
-    refs = [[ray.put(weights)] for weights in packed]
     prompt = prompt_ids()
     config = make_config(
         tmp_path,
@@ -68,7 +67,7 @@ def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_ve
 
     def knock(said: Said) -> None:
         # The actor waits in front of its first token until this returns.
-        loaded.append(actor.load_weights.remote(1, refs[1], packed[1].checksum))
+        loaded.append(actor.load_weights.remote(packed[1]))
 
     with Listener(tmp_path / "socket", once("rollout-0", "generating"), knock):
         options = actor_options(role="rollout", num_cpus=1, num_gpus=0, threads=1)
@@ -78,8 +77,8 @@ def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_ve
             .options(**options, max_concurrency=2)
             .remote(config, resolve(TINY), table, "rollout-0", str(tmp_path))
         )
-        ray.get(actor.load_weights.remote(0, refs[0], packed[0].checksum), timeout=LIMIT)
-        chunk = Chunk(1, 0, (Place(0, 0), Place(0, 1)))
+        ray.get(actor.load_weights.remote(packed[0]), timeout=LIMIT)
+        chunk = Chunk(1, 0, (SampleId(0, 0), SampleId(0, 1)))
         lengths, made = ray.get(list(actor.generate.options(num_returns=2).remote(chunk)), timeout=LIMIT)
         ray.get(loaded, timeout=LIMIT)
         # What comes after has the new weights alone, and no keys and values of the old ones.

@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from actors.distill.pipeline import PipelineActor
+from actors.engine.weight_sync import WeightVersion
 from raft_ray.config import Config
 from raft_ray.distill.order import RowOrder
 from raft_ray.distill.trajectory import Chunk, Sample, SampleInfo, Trajectory
@@ -46,9 +47,9 @@ class IdleRollout:
     def ready(self) -> str:
         return "here"
 
-    def load_weights(self, version: int, ref: list[Any], checksum: int, probe: Any) -> float:
-        self.diary.append(f"load {version}")
-        self._version = version
+    def load_weights(self, weights: WeightVersion) -> float:
+        self.diary.append(f"load {weights.version}")
+        self._version = weights.version
         return 0.0
 
     def pushed(self, version: int) -> None:
@@ -59,7 +60,7 @@ class IdleRollout:
     def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
         self.diary.append(f"generate {chunk.step}")
         ids = np.zeros(1, dtype=np.int32)
-        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.places]
+        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.sample_ids]
         return [1] * len(made), made
 
     def read(self) -> list[str]:
@@ -73,9 +74,9 @@ class PatientRollout(IdleRollout):
         super().__init__(name)
         self._came = threading.Event()
 
-    def load_weights(self, version: int, ref: list[Any], checksum: int, probe: Any) -> float:
-        seconds = super().load_weights(version, ref, checksum, probe)
-        if version == 1:
+    def load_weights(self, weights: WeightVersion) -> float:
+        seconds = super().load_weights(weights)
+        if weights.version == 1:
             self._came.set()
         return seconds
 
@@ -92,7 +93,7 @@ class IdleTeacher:
     def score(self, trajectories: list[Trajectory]) -> list[object]:
         ids, values = np.zeros((1, 1), dtype=np.int32), np.zeros((1, 1), dtype=np.float16)
         samples = [Sample(t, ids, values) for t in trajectories]
-        infos = [SampleInfo(t.place, t.version, 1, False, t.rollout, 6, 1.0) for t in trajectories]
+        infos = [SampleInfo(t.sample_id, t.version, 1, False, t.rollout, 6, 1.0) for t in trajectories]
         return [(infos, 0.0), *samples]
 
 
@@ -125,7 +126,7 @@ def start(tmp_path: Path, make_config: MakeConfig) -> Iterator[Callable[..., Any
             .remote(config, order, str(tmp_path / "run"), make, teacher, True)
         )
         started.append(pipeline)
-        ray.get(pipeline.begin.remote(0, [], 0, [ray.put(TABLE)]), timeout=LIMIT)
+        ray.get(pipeline.begin.remote(WeightVersion(0, ray.put("weights")), [ray.put(TABLE)]), timeout=LIMIT)
         return pipeline
 
     yield start
@@ -144,9 +145,9 @@ def states(pipeline: Any) -> dict[str, str]:
     return {actor["name"]: actor["state"] for actor in actors if actor["name"].startswith("rollout")}
 
 
-def publish(pipeline: Any, version: int, ref: list[Any] | None) -> None:
+def publish(pipeline: Any, version: int, packed: Any) -> None:
     record = {"tokens": 1, "seconds": {"total": 1.0}}
-    ray.get(pipeline.publish.remote(version, ref, 0, record), timeout=LIMIT)
+    ray.get(pipeline.publish.remote(WeightVersion(version, packed, nbytes=10**6), record), timeout=LIMIT)
 
 
 def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_it(start: Callable[..., Any]) -> None:
@@ -165,6 +166,8 @@ def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_i
         # Nobody has called it since it was held.
         assert ray.get(handle.read.remote(), timeout=LIMIT) == [*before[name], "pushed 1"]
     publish(pipeline, 1, None)
+    # Two versions of the weights count, also where they were pushed.
+    assert ray.get(pipeline.progress.remote(), timeout=LIMIT)["last"]["object_store_peak"] >= 2 * 10**6
     assert len(take(pipeline, 1)) == 4
     assert {info.version for info in take(pipeline, 1)} <= {0, 1}
     ray.get(pipeline.hold.remote(2), timeout=LIMIT)
@@ -180,19 +183,19 @@ def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_i
 def test_an_actor_that_is_busy_is_offered_new_weights_where_they_may_come_in_flight(start: Callable[..., Any]) -> None:
     pipeline = start("sync.max_staleness=1", "sync.in_flight=true", make=patient)
     assert {info.version for info in take(pipeline, 0)} == {0}
-    publish(pipeline, 1, [ray.put("weights")])
+    publish(pipeline, 1, ray.put("weights"))
     # Without the offer its chunk would never end.
     assert {info.version for info in take(pipeline, 1)} == {1}
-    publish(pipeline, 2, [ray.put("weights")])
+    publish(pipeline, 2, ray.put("weights"))
     assert {info.version for info in take(pipeline, 2)} <= {1, 2}
 
 
 def test_samples_that_a_learner_cannot_fetch_are_made_again(start: Callable[..., Any]) -> None:
     pipeline = start()
     before = take(pipeline, 0)
-    ray.get(pipeline.lost.remote(0, [before[1].place.row]), timeout=LIMIT)
+    ray.get(pipeline.lost.remote(0, [before[1].sample_id.row]), timeout=LIMIT)
     after = take(pipeline, 0)
-    assert [info.place for info in after] == [info.place for info in before]
+    assert [info.sample_id for info in after] == [info.sample_id for info in before]
     status = ray.get(pipeline.status.remote(), timeout=LIMIT)
     assert status["queue"] == {"in_flight": 0, "ready": 4, "limit": 4, "came_back": 0, "set_aside": 0}
     (rows,) = [actor["rows"] for actor in status["actors"] if actor["name"] == "rollout-0"]
@@ -206,7 +209,7 @@ def test_a_row_set_aside_before_does_not_keep_its_step_waiting(start: Callable[.
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "set_aside.jsonl").write_text(json.dumps({"row": last.row, "step": 0, "cause": "test"}) + "\n")
     pipeline = start("rollout.chunk_rows=1", "learner.timeout=30")
-    assert [info.place for info in take(pipeline, 0)] == order.batch_of(0)[:-1]
+    assert [info.sample_id for info in take(pipeline, 0)] == order.batch_of(0)[:-1]
 
 
 def test_after_a_new_beginning_an_actor_takes_up_the_version_that_it_held_before(start: Callable[..., Any]) -> None:
@@ -214,7 +217,7 @@ def test_after_a_new_beginning_an_actor_takes_up_the_version_that_it_held_before
     pipeline = start("sync.max_staleness=1")
     take(pipeline, 0)
     (handle,) = ray.get(pipeline.hold.remote(1), timeout=LIMIT).values()
-    ray.get(pipeline.begin.remote(0, [], 0, [ray.put(TABLE)]), timeout=LIMIT)
+    ray.get(pipeline.begin.remote(WeightVersion(0, ray.put("weights")), [ray.put(TABLE)]), timeout=LIMIT)
     take(pipeline, 0)
     diary = ray.get(handle.read.remote(), timeout=LIMIT)
     assert [line for line in diary if line.startswith("load")] == ["load 0", "load 0"]

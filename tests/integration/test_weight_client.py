@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.engine.weight_client import RolloutClient
+from actors.engine.weight_push import RolloutClient
 from raft_ray.errors import RaftError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -19,7 +19,7 @@ from http_status import free_port
 
 from actors.distill.rollout import RolloutActor
 from raft_ray.config import Config, Dtype, SyncBackend
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.trajectory import Chunk
 from raft_ray.models import TINY, resolve
 from raft_ray.models.prompts import EncodedRow
@@ -47,7 +47,7 @@ class Rollout(RolloutActor):
 
     def answer(self) -> tuple[int, list[int]]:
         """The version that sampled, and the greedy tokens."""
-        _, (trajectory,) = self.generate(Chunk(0, 0, (Place(0, 0),)))
+        _, (trajectory,) = self.generate(Chunk(0, 0, (SampleId(0, 0),)))
         return trajectory.version, trajectory.token_ids.tolist()
 
 
@@ -63,9 +63,9 @@ class Learner:
             "MASTER_PORT": str(port),
         }
         torch.set_num_threads(1)
-        from actors.distill.learner import make_engine
+        from actors.distill.student_engine import make_engine
         from actors.engine import weight_push
-        from actors.engine.weight_backends import make_publisher
+        from actors.engine.weight_sync import Publisher
 
         # Many parts for a model of two layers.
         weight_push.PACKED_BYTES = 2**15
@@ -76,7 +76,7 @@ class Learner:
         self.publishers = {}
         for backend in SyncBackend:
             config.sync.backend = backend
-            self.publishers[backend] = make_publisher(config, self.model, rank, self.hold)
+            self.publishers[backend] = Publisher(config, self.model, rank, self.hold)
         fake_gpu.install(f"gpu-{rank}", run_dir)
 
     def hold(self, version: int) -> dict[str, Any]:
@@ -99,14 +99,14 @@ class Learner:
         return self.publishers[SyncBackend.nccl].pack(version)
 
     def epoch(self, backend: SyncBackend) -> int:
-        return self.publishers[backend].epoch
+        return self.publishers[backend].push.epoch
 
     def versions_held(self) -> list[int]:
         return self.held
 
     def source(self) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...]]], list[tuple[str, torch.Tensor]]]:
         """What vLLM's trainers get: the declared and, of two passes at once, the first's tensors."""
-        source = self.publishers[SyncBackend.nccl]._source
+        source = self.publishers[SyncBackend.nccl].push.source
         tensors = list(source)
         list(source)
         return [(m.name, m.dtype, m.shape) for m in source.metadata()], tensors
@@ -180,7 +180,7 @@ def test_the_source_yields_full_tensors_under_zero_3_that_outlive_their_gatherin
 def test_after_a_push_every_engine_answers_as_the_new_weights_do(system: System, names: tuple[str, ...]) -> None:
     for version in (1, 2):
         update = system.publish(version, *names)
-        assert (update.version, update.ref) == (version, None)
+        assert (update.version, update.packed) == (version, None)
         assert update.checksum != 0
         assert update.nbytes == sum(p.nbytes for p in changed_model(version).parameters())
         for name in names:
@@ -209,8 +209,8 @@ def test_the_group_is_built_anew_only_when_its_members_change(system: System) ->
 def test_a_run_of_any_back_end_starts_from_a_packed_version(system: System, name: str) -> None:
     system.all_ranks("set_weights", 8)
     update, other = system.all_ranks("pack", 8)
-    assert (other.ref, other.version) == (None, 8)
-    system.ask(name, "load_weights", 8, update.ref, update.checksum)
+    assert (other.packed, other.version) == (None, 8)
+    system.ask(name, "load_weights", update)
     assert system.ask(name, "answer") == expected(8)
 
 

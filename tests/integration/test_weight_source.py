@@ -16,10 +16,10 @@ from raft_ray.models import TINY, load_model, resolve
 def test_each_pass_yields_the_weights_of_the_moment_as_declared(stage: int, dtype: torch.dtype) -> None:
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
 
-    from actors.engine.weight_source import DeepSpeedSource
+    from actors.engine.weight_push import DeepSpeedSource
 
     model: Any = load_model(resolve(TINY), ModelConfig(dtype=Dtype.float32))
-    source = DeepSpeedSource(model, stage, dtype, torch.device("cpu"), True)
+    source = DeepSpeedSource(model, stage, dtype, verify=True)
     sums = set()
     for _ in range(2):
         # vLLM's own check of the two channels against each other.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import ray
 import torch
 from changed_weights import changed_model, prompt_ids
 
-from raft_ray.config import Dtype, ModelConfig, RolloutConfig
+from actors.engine.weight_sync import WeightVersion, pack
+from actors.engine.weights import PackedWeights
+from raft_ray.config import Dtype, ModelConfig, RolloutConfig, SyncBackend, SyncConfig
 from raft_ray.models import TINY, load_chat, load_tokenizer, resolve
 
 # Workers cannot import test modules: the probe travels as code.
@@ -22,18 +25,15 @@ class Probe:
     """An engine and the means to change its weights, in a process of its own."""
 
     def __init__(self, folder: str) -> None:
-        from actors.engine import weight_sync
         from actors.engine.vllm_engine import Engine
-        from actors.engine.weight_receive import Receiver
+        from actors.engine.weight_sync import WeightReceiver
 
-        weight_sync.register()
         model = ModelConfig(dtype=Dtype.float32)
-        self.engine = Engine(folder, model, RolloutConfig(), context=256, weight_sync=weight_sync.OBJECT_STORE)
-        self.engine.llm.init_weight_transfer_engine({"init_info": {}})
-        self.receiver = Receiver(self.engine, True, "probe")
+        self.engine = Engine(folder, model, RolloutConfig(), context=256, weight_sync=SyncBackend.object_store)
+        self.receiver = WeightReceiver("probe", self.engine, SyncConfig())
 
-    def load(self, version: int, ref: list[ray.ObjectRef], checksum: int) -> None:
-        self.receiver.load(version, ref, checksum)
+    def load(self, weights: WeightVersion) -> None:
+        self.receiver.load_weights(weights)
 
     def generate(self, ids: list[int], temperature: float = 0.0, seed: int = 0) -> list[int]:
         (completion,) = self.engine.generate([ids], max_new_tokens=12, temperature=temperature, seed=seed)
@@ -67,13 +67,11 @@ def greedy(model: Any, ids: list[int]) -> list[int]:
 
 
 def test_after_a_sync_the_engine_answers_as_the_new_weights_do(probe: Any) -> None:
-    from actors.engine import weight_sync
-
     ids = prompt_ids()
     for version in (1, 2):
         model = changed_model(version)
-        weights = weight_sync.pack(version, model.named_parameters())
-        ray.get(probe.load.remote(version, [ray.put(weights)], weights.checksum), timeout=120)
+        weights = pack(version, model.named_parameters())
+        ray.get(probe.load.remote(weights), timeout=120)
         assert ray.get(probe.generate.remote(ids), timeout=120) == greedy(model, ids)
 
 
@@ -87,29 +85,23 @@ def test_a_completion_ends_with_the_first_token_that_is_a_stop(probe: Any) -> No
 
 
 def test_weights_that_are_not_the_learners_are_refused(probe: Any) -> None:
-    from actors.engine import weight_sync
-
-    weights = weight_sync.pack(3, changed_model(3).named_parameters())
-    with pytest.raises(ray.exceptions.RayTaskError, match="probe: weights of version 3"):
-        ray.get(probe.load.remote(3, [ray.put(weights)], weights.checksum + 1), timeout=120)
+    weights = pack(3, changed_model(3).named_parameters())
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"probe on .*: weights of version 3"):
+        ray.get(probe.load.remote(replace(weights, checksum=weights.checksum + 1)), timeout=120)
     with pytest.raises(ray.exceptions.RayTaskError, match="version 4"):
-        ray.get(probe.load.remote(4, [ray.put(weights)], weights.checksum), timeout=120)
+        ray.get(probe.load.remote(replace(weights, version=4)), timeout=120)
 
 
 def test_a_version_that_lacks_a_parameter_is_refused(probe: Any) -> None:
-    from actors.engine import weight_sync
-
     tensors = [(n, p) for n, p in changed_model(5).named_parameters() if "layers.1.mlp.down_proj" not in n]
-    weights = weight_sync.pack(5, tensors)
+    weights = pack(5, tensors)
     with pytest.raises(ray.exceptions.RayTaskError, match=r"lacks weights for .*down_proj"):
-        ray.get(probe.load.remote(5, [ray.put(weights)], weights.checksum), timeout=120)
+        ray.get(probe.load.remote(weights), timeout=120)
 
 
 def test_the_same_seed_samples_the_same_tokens(probe: Any) -> None:
-    from actors.engine import weight_sync
-
-    weights = weight_sync.pack(6, changed_model(6).named_parameters())
-    ray.get(probe.load.remote(6, [ray.put(weights)], weights.checksum), timeout=120)
+    weights = pack(6, changed_model(6).named_parameters())
+    ray.get(probe.load.remote(weights), timeout=120)
     ids = prompt_ids()
     first, again, other = (ray.get(probe.generate.remote(ids, 1.0, seed), timeout=120) for seed in (1, 1, 2))
     assert first == again
@@ -117,10 +109,8 @@ def test_the_same_seed_samples_the_same_tokens(probe: Any) -> None:
 
 
 def test_packing_keeps_every_tensor_bit_for_bit() -> None:
-    from actors.engine import weight_sync
-
     model = changed_model(7)
-    weights = weight_sync.pack(0, model.named_parameters())
+    weights = PackedWeights.of(0, model.named_parameters())
     assert [name for name, _ in weights.tensors()] == [name for name, _ in model.named_parameters()]
     for (_, packed), (_, original) in zip(weights.tensors(), model.named_parameters(), strict=True):
         assert torch.equal(packed, original)

@@ -1,17 +1,13 @@
-"""Which checkpoints count after a process died at the wrong moment, by Ray Train's own book-keeping; no Ray started."""
+"""Which checkpoints count after a process died at the wrong moment; no Ray started."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ray.train import Checkpoint, CheckpointConfig
-from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
+from ray.train import CheckpointConfig
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
-from ray.train.v2._internal.execution.training_report import _TrainingReport
 
 from actors.distill.seal import Part, make_key, read_key, seal
 from actors.distill.storage import Storage, locate
@@ -19,7 +15,6 @@ from raft_ray.config import settings
 from raft_ray.errors import RaftError
 
 KEY = bytes(32)
-SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def part(folder: Path, step: int, rank: int = 0, ranks: int = 1) -> None:
@@ -37,36 +32,20 @@ def part(folder: Path, step: int, rank: int = 0, ranks: int = 1) -> None:
 
 
 def checkpoint(root: Path, step: int, ranks: int = 2) -> Path:
-    """An uploaded checkpoint, named as Ray Train names it, by time."""
-    folder = root / f"checkpoint_2026-01-01_00-00-{step:02d}.000000"
+    """An uploaded checkpoint."""
+    folder = root / Storage.name_of(step)
     for rank in range(ranks):
         part(folder, step, rank, ranks)
     return folder
 
 
-def manager(root: Path) -> CheckpointManager:
-    """Ray Train's controller opens the storage like this."""
-    return CheckpointManager(CheckpointConfig(num_to_keep=2), StorageContext(str(root.parent), root.name))
-
-
 def register(root: Path, *steps: int) -> list[Path]:
-    """Checkpoints that Ray Train has registered."""
-    folders = [checkpoint(root, step) for step in steps]
-
-    async def report() -> None:
-        books = manager(root)
-        for folder in folders:
-            found = Checkpoint(str(folder), filesystem=books._storage_context.storage_filesystem)
-            books.register_checkpoint(_TrainingReport(found, {"step": 0}, False))
-
-    asyncio.run(report())
-    return folders
-
-
-def latest(root: Path) -> str | None:
-    """The name of the checkpoint from which Ray Train would go on."""
-    result = manager(root).latest_checkpoint_result
-    return Path(result.checkpoint.path).name if result else None
+    """Checkpoints that the learners have registered, `learner.keep=2`."""
+    found = []
+    for step in steps:
+        found.append(checkpoint(root, step))
+        Storage(str(root.parent), root.name).register(found[-1].name, keep=2)
+    return found
 
 
 @pytest.fixture
@@ -84,54 +63,54 @@ def folders(root: Path) -> list[str]:
     return sorted(path.name for path in root.glob("checkpoint_*") if path.is_dir())
 
 
-def test_ray_train_keeps_the_last_and_our_books_agree(root: Path, storage: Storage) -> None:
+def test_the_last_are_kept(root: Path, storage: Storage) -> None:
     _, second, third = register(root, 1, 2, 3)
 
-    assert storage.recover(keep=2, key=KEY) == latest(root) == third.name
+    assert folders(root) == [second.name, third.name]
+    assert storage.recover(keep=2, key=KEY) == third.name
+    assert storage.recover(keep=1, key=KEY) == third.name
+    assert folders(root) == [third.name]
+
+
+@pytest.mark.parametrize("parts", [0, 1])
+def test_what_is_not_whole_does_not_count_and_is_deleted(root: Path, storage: Storage, parts: int) -> None:
+    """Death during rank 0's upload, or between the ranks' uploads; then a driver or the learners start again."""
+    kept, last = register(root, 1, 2)
+    for again in (lambda: storage.recover(keep=2, key=KEY), lambda: storage.register(last.name, keep=2)):
+        cut_off = checkpoint(root, 3, ranks=2)
+        for rank in range(parts, 2):
+            (cut_off / f"part-{rank}.json").unlink()
+            (cut_off / "state" / f"shard-{rank}").write_text("weig")
+        assert storage.newest(KEY, "state/shard-0") == last.name
+        again()
+        assert folders(root) == [kept.name, last.name]
+
+
+def test_what_is_whole_counts_though_nobody_lived_to_register_it(root: Path, storage: Storage) -> None:
+    _, second = register(root, 1, 2)
+    third = checkpoint(root, 3)
+
+    assert storage.recover(keep=2, key=KEY) == third.name
     assert folders(root) == [second.name, third.name]
 
 
-@pytest.mark.parametrize("parts", [0, 1, 2])
-def test_what_was_not_registered_does_not_count_and_is_deleted(root: Path, storage: Storage, parts: int) -> None:
-    """Death during rank 0's upload, between the ranks' uploads, or before the controller has seen the last one."""
-    kept, last = register(root, 1, 2)
-    cut_off = checkpoint(root, 3, ranks=2)
-    for rank in range(parts, 2):
-        (cut_off / f"part-{rank}.json").unlink()
-        (cut_off / "state" / f"shard-{rank}").write_text("weig")
+@pytest.mark.parametrize("text", ['{"ray_ver', ""])
+def test_ray_trains_own_list_is_left_to_nobody(root: Path, storage: Storage, text: str) -> None:
+    """It would refuse to start on half of one, and knows only what its own driver has written."""
+    (only,) = register(root, 1)
+    (root / "checkpoint_manager_snapshot.json").write_text(text)
 
-    assert latest(root) == last.name
-    assert storage.recover(keep=2, key=KEY) == last.name
-    assert folders(root) == [kept.name, last.name]
-
-
-@pytest.mark.parametrize("tear", [lambda text: text[: len(text) // 2], lambda text: ""])
-def test_a_torn_list_is_written_anew_from_the_whole_checkpoints(
-    root: Path, storage: Storage, tear: Callable[[str], str]
-) -> None:
-    register(root, 1, 2, 3)
-    cut_off = checkpoint(root, 4)
-    (cut_off / "state" / "shard-1").write_text("weig")
-    (root / SNAPSHOT).write_text(tear((root / SNAPSHOT).read_text()))
-    with pytest.raises(CheckpointManagerInitializationError):
-        manager(root)
-
-    found = storage.recover(keep=2, key=KEY)
-
-    assert found == latest(root)
-    assert found is not None
-    assert storage.read(found, "state/shard-0", KEY) == b"weights of step 3"
-    assert len(folders(root)) == 2
-    register(root, 5)
-    assert len(folders(root)) == 2
+    assert storage.recover(keep=2, key=KEY) == only.name
+    books = CheckpointManager(CheckpointConfig(num_to_keep=2), StorageContext(str(root.parent), root.name))
+    assert books.latest_checkpoint_result is None
+    found = storage.read(only.name, "state/shard-0", KEY)
+    assert found == b"weights of step 1"
 
 
-def test_a_torn_list_without_a_whole_checkpoint_starts_from_nothing(root: Path, storage: Storage) -> None:
-    (root / SNAPSHOT).write_text('{"ray_ver')
+def test_a_first_checkpoint_that_is_not_whole_starts_from_nothing(root: Path, storage: Storage) -> None:
     (checkpoint(root, 1) / "part-1.json").unlink()
 
     assert storage.recover(keep=2, key=KEY) is None
-    assert latest(root) is None
     assert folders(root) == []
 
 
@@ -139,7 +118,7 @@ def test_a_registered_checkpoint_that_has_lost_a_file_gives_way_to_the_one_befor
     before, last = register(root, 1, 2)
     (last / "state" / "shard-1").unlink()
 
-    assert storage.recover(keep=2, key=KEY) == latest(root) == before.name
+    assert storage.recover(keep=2, key=KEY) == before.name
     assert folders(root) == [before.name]
 
 
@@ -156,9 +135,9 @@ def test_a_checkpoint_of_which_any_byte_was_changed_gives_way_to_the_one_before(
     with pytest.raises(RaftError, match=r"not what was written"):
         storage.fetch(last.name, KEY, tmp_path / "copy")
 
-    assert storage.recover(keep=2, key=KEY) == latest(root) == before.name
+    assert storage.recover(keep=2, key=KEY) == before.name
     assert folders(root) == [before.name]
-    assert "its list of checkpoints is written anew" in caplog.text
+    assert "is not what was written; the checkpoint is left out" in caplog.text
     storage.fetch(before.name, KEY, tmp_path / "copy")
     assert (tmp_path / "copy/state/shard-1").read_bytes() == b"weights of step 1"
 

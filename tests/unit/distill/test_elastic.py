@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raft_ray.distill.elastic import SCARCE, Elastic, Load, bottleneck
+from raft_ray.distill.elastic import SCARCE, ElasticPolicy, Load, bottleneck
 
 
 def roles(actors: int, learner_wait: float, rollout_busy: float, teacher_busy: float = 0.1) -> dict[str, Load]:
@@ -21,7 +21,7 @@ def roles(actors: int, learner_wait: float, rollout_busy: float, teacher_busy: f
     }
 
 
-def steps(elastic: Elastic, actors: int, *, work: float, learner: float, count: int) -> list[int]:
+def steps(elastic: ElasticPolicy, actors: int, *, work: float, learner: float, count: int) -> list[int]:
     """Actors after each of `count` steps in which rollouts (`work` actor-seconds) and learners overlap fully."""
     found = []
     for _ in range(count):
@@ -42,7 +42,7 @@ def steps(elastic: Elastic, actors: int, *, work: float, learner: float, count: 
 def test_it_settles_where_learners_no_longer_starve_and_stays_there(
     work: float, learner: float, first: int, least: int, most: int
 ) -> None:
-    elastic = Elastic(least, most)
+    elastic = ElasticPolicy(least, most)
     found = steps(elastic, first, work=work, learner=learner, count=90)
     assert all(least <= actors <= most for actors in found)
     assert all(abs(b - a) <= 1 for a, b in pairwise(found))
@@ -52,22 +52,22 @@ def test_it_settles_where_learners_no_longer_starve_and_stays_there(
 
 
 def test_it_grows_while_learners_wait_and_shrinks_while_rollouts_wait() -> None:
-    assert steps(Elastic(1, 8, patience=1), 1, work=4, learner=1, count=6)[-1] == 4
+    assert steps(ElasticPolicy(1, 8, patience=1), 1, work=4, learner=1, count=6)[-1] == 4
     # At three each works two thirds of the time: two would be full.
-    assert steps(Elastic(1, 8, patience=1), 8, work=2, learner=1, count=8)[-1] == 3
+    assert steps(ElasticPolicy(1, 8, patience=1), 8, work=2, learner=1, count=8)[-1] == 3
 
 
 def test_it_watches_some_steps_between_two_changes() -> None:
-    assert steps(Elastic(1, 8, patience=3), 1, work=8, learner=1, count=7) == [1, 1, 2, 2, 2, 3, 3]
+    assert steps(ElasticPolicy(1, 8, patience=3), 1, work=8, learner=1, count=7) == [1, 1, 2, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("first", [1, 9])
 def test_bounds_hold_at_once(first: int) -> None:
-    assert Elastic(2, 4).target(first, roles(first, 0.0, 1.0)) == (2 if first == 1 else 4)
+    assert ElasticPolicy(2, 4).target(first, roles(first, 0.0, 1.0)) == (2 if first == 1 else 4)
 
 
 def test_equal_bounds_never_change_the_number() -> None:
-    assert steps(Elastic(2, 2, patience=1), 2, work=40, learner=1, count=5) == [2] * 5
+    assert steps(ElasticPolicy(2, 2, patience=1), 2, work=40, learner=1, count=5) == [2] * 5
 
 
 @given(
@@ -82,6 +82,6 @@ def test_it_does_what_the_advice_says(
     loads = roles(actors, learner_wait, rollout_busy, teacher_busy)
     found = bottleneck(loads)
     assert found is not None
-    change = Elastic(1, 10, patience=1).target(actors, loads) - actors
+    change = ElasticPolicy(1, 10, patience=1).target(actors, loads) - actors
     assert (change > 0) == (found.role == "rollout")
     assert (change < 0) == (found.role == "learner" and "rollouts wait" in found.advice)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from actors.distill import export
-from actors.engine import weight_sync
+from actors.engine.weight_sync import WeightVersion
+from actors.engine.weights import PackedWeights, full_tensors
 from raft_ray.config import Dtype, ModelConfig
 from raft_ray.errors import RaftError
 from raft_ray.models import load_model
@@ -48,10 +49,10 @@ def original(tmp_path: Path, tiny_model: Path) -> Path:
 
 def exported(original: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, only: str = "") -> Path:
     """The folder of the model, or of its tensors whose names have `only` in them."""
-    tensors = weight_sync.full_tensors(load_model(str(original), MODEL), 0)
-    weights = weight_sync.pack(3, [(name, tensor) for name, tensor in tensors if only in name])
-    monkeypatch.setattr(export.ray, "get", lambda _, timeout: [weights])
-    return Path(export.export_model._function(MODEL, str(original), [], str(folder), OF))
+    tensors = full_tensors(load_model(str(original), MODEL), 0)
+    weights = PackedWeights.of(3, [(name, tensor) for name, tensor in tensors if only in name])
+    monkeypatch.setattr(export.ray, "get", lambda _, timeout: weights)
+    return Path(export.export_model._function(MODEL, str(original), WeightVersion(3), str(folder), OF))
 
 
 def test_the_folder_says_what_it_is_and_has_the_originals_generation_config(

@@ -11,10 +11,9 @@ import pytest
 from flow_fakes import Actor, Running
 
 from actors.distill import flow
-from actors.distill.crew import START_TRIES
-from actors.distill.flow import Published
-from actors.distill.growth import Growth
-from actors.distill.room import PLENTY, fitting
+from actors.distill.actor_group import MAX_FAILED_STARTS, State
+from actors.distill.slots import PLENTY, Growth, free_slots
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime.loops import Loops
 from actors.runtime.remote import ActorLost, DataLost
 from raft_ray.config import Config, settings
@@ -34,7 +33,7 @@ def test_every_row_is_trained_once_however_many_actors_there_are(monkeypatch: py
     async def work() -> None:
         running = Running(config("rollout.actors=5", "learner.global_batch_size=8"), 40, monkeypatch)
         trained = [info for step in range(5) for info in await running.train(step)]
-        assert sorted(info.place.row for info in trained) == list(range(40))
+        assert sorted(info.sample_id.row for info in trained) == list(range(40))
         assert all(0 <= index // 8 - info.version <= 1 for index, info in enumerate(trained))
 
     run(work())
@@ -53,10 +52,10 @@ def test_an_actor_that_dies_at_every_start_is_given_up_with_the_cause_of_its_fir
     async def work() -> None:
         running = Running(config("learner.global_batch_size=4", "rollout.max_restarts=50"), 8, monkeypatch, ready=ready)
         with pytest.raises(RaftError, match=r"cause 1 \(so it began; it died 3 times in a row while it started\)"):
-            await running.share(0)
+            await running.shard(0)
 
     run(work())
-    assert deaths == START_TRIES
+    assert deaths == MAX_FAILED_STARTS
 
 
 def test_an_actor_that_is_given_up_is_no_longer_wanted_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +67,8 @@ def test_an_actor_that_is_given_up_is_no_longer_wanted_while_others_go_on(monkey
     async def work() -> None:
         keys = ("rollout.actors=2", "rollout.max_restarts=0", "learner.global_batch_size=8")
         running = Running(config(*keys), 16, monkeypatch, generate=generate)
-        assert len(await running.share(0)) == 8
-        assert (running.flow.growth.wanted, running.flow.growth.waits) == (1, None)
+        assert len(await running.shard(0)) == 8
+        assert (running.rollouts.wanted, running.flow.growth.waits) == (1, None)
         assert [what for what, _ in running.events] == ["lost", "given up"]
 
     run(work())
@@ -79,7 +78,7 @@ def test_deaths_after_a_start_do_not_add_up_to_a_start_that_fails(monkeypatch: p
     died = []
 
     async def generate(actor: Actor, chunk: Chunk) -> Any:
-        if len(died) < START_TRIES + 2:
+        if len(died) < MAX_FAILED_STARTS + 2:
             died.append(chunk)
             raise ActorLost("died while generating")
         return await actor._generate(chunk)
@@ -87,16 +86,16 @@ def test_deaths_after_a_start_do_not_add_up_to_a_start_that_fails(monkeypatch: p
     async def work() -> None:
         keys = ("learner.global_batch_size=1", "rollout.chunk_rows=1", "rollout.tries=9")
         running = Running(config(*keys), 4, monkeypatch, generate=generate)
-        assert len(await running.share(0)) == 1
+        assert len(await running.shard(0)) == 1
 
     run(work())
-    assert len(died) == START_TRIES + 2
+    assert len(died) == MAX_FAILED_STARTS + 2
 
 
 def test_actors_that_are_dismissed_while_actors_are_held_leave_after_the_push(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         running = Running(config("rollout.actors=4", "learner.global_batch_size=4"), 16, monkeypatch)
-        await running.share(0)
+        await running.shard(0)
         held = await running.flow.hold(1)
         assert len(held) == 4
         await running.flow.resize(2)
@@ -105,7 +104,7 @@ def test_actors_that_are_dismissed_while_actors_are_held_leave_after_the_push(mo
         await running.train(0, pushed=True)
         await running.settled()
         assert [actor.name for actor in running.made if actor.killed] == ["rollout-2", "rollout-3"]
-        assert len(await running.share(1)) == 4
+        assert len(await running.shard(1)) == 4
 
     run(work())
 
@@ -120,27 +119,27 @@ def test_an_actor_that_starts_does_not_keep_a_push_waiting(monkeypatch: pytest.M
 
     async def work() -> None:
         running = Running(config("rollout.actors=2", "learner.global_batch_size=4"), 8, monkeypatch, ready=ready)
-        await running.share(0)
+        await running.shard(0)
         assert list(await running.flow.hold(1)) == ["rollout-0"]
 
     run(work())
 
 
 def test_an_actor_whose_version_was_lost_does_not_keep_a_push_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def load_weights(actor: Actor, version: int, ref: Any, checksum: int, probe: Any) -> float:
+    async def load_weights(actor: Actor, weights: WeightVersion) -> float:
         raise DataLost("the owner of the weights died")
 
     async def work() -> None:
         running = Running(config("learner.global_batch_size=4"), 8, monkeypatch, load_weights=load_weights)
         await running.settled()
         (member,) = running.rollouts
-        assert member.state == "waits for a version after 0"
+        assert member.state is State.WEIGHTLESS
         assert list(await running.flow.hold(1)) == ["rollout-0"]
         running.made[0].version = 1
-        running.flow.publish(Published(1, None, 0))
+        running.flow.publish(WeightVersion(1))
         await running.settled()
         assert member.version == 1
-        assert [info.version for info in await running.share(0)] == [1] * 4
+        assert [info.version for info in await running.shard(0)] == [1] * 4
 
     run(work())
 
@@ -182,12 +181,12 @@ def test_a_step_is_cut_for_the_actors_that_are_there_not_for_those_that_are_want
         )
         await running.flow.resize(50)
         await running.settled()
-        assert (len(running.rollouts), running.flow.growth.wanted) == (3, 50)
+        assert (len(running.rollouts), running.rollouts.wanted) == (3, 50)
         assert running.flow.growth.waits == "47 of 50 wait for room, each takes 1 CPUs"
         chunks.clear()
         await running.train(0)
         await running.train(1)
-        assert {len(chunk.places) for chunk in chunks if chunk.step == 1} == {4}
+        assert {len(chunk.sample_ids) for chunk in chunks if chunk.step == 1} == {4}
         running.room = 4
         while len(running.rollouts) < 4:
             await asyncio.sleep(0.01)
@@ -203,7 +202,7 @@ def work_of_a_step(actors: int, monkeypatch: pytest.MonkeyPatch) -> int:
     files = (
         "actors/distill/flow.py",
         "actors/runtime/loops.py",
-        "actors/distill/crew.py",
+        "actors/distill/actor_group.py",
         "raft_ray/distill/ledger.py",
         "raft_ray/distill/order.py",
     )
@@ -281,6 +280,8 @@ def test_two_looks_for_room_at_once_start_no_more_than_fits() -> None:
         started: list[Any] = []
 
         class Started:
+            wanted = 0
+
             def __len__(self) -> int:
                 return len(started)
 
@@ -314,7 +315,7 @@ def test_two_looks_for_room_at_once_start_no_more_than_fits() -> None:
 def test_room_is_what_is_free_without_what_the_other_roles_need(
     total: dict[str, float], available: dict[str, float], each: dict[str, float], have: int, room: int
 ) -> None:
-    assert fitting(total, available, {"CPU": 3, "GPU": 0}, each, have) == room
+    assert free_slots(total, available, {"CPU": 3, "GPU": 0}, each, have) == room
 
 
 @pytest.mark.parametrize("role", ["rollout", "teacher"])
@@ -339,7 +340,7 @@ def test_an_actor_that_dies_while_it_waits_for_work_is_replaced_before_there_is_
         await running.settled()
         assert ("lost", f"{role}-0 died while waiting for work") in running.events
         trained = [info for step in range(6) for info in await running.train(step)]
-        assert sorted(info.place.row for info in trained) == list(range(24))
+        assert sorted(info.sample_id.row for info in trained) == list(range(24))
 
     run(work())
 
@@ -360,7 +361,7 @@ def test_a_chunk_that_comes_while_its_actor_is_found_dead_goes_to_another(monkey
         await running.train(0)
         dies.set()
         trained = [info for step in range(1, 6) for info in await running.train(step)]
-        assert sorted({info.place.row for info in trained}) == sorted(info.place.row for info in trained)
+        assert sorted({info.sample_id.row for info in trained}) == sorted(info.sample_id.row for info in trained)
         assert len(trained) == 20
 
     run(work())

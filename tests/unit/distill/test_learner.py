@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors.distill import learner
+from actors.distill import learner, probes
 from raft_ray.config import settings
 from raft_ray.errors import ModelError
 from raft_ray.models.prompts import EncodedRow
@@ -92,22 +92,18 @@ def test_a_defect_is_left_to_ray_trains_restarts(monkeypatch: pytest.MonkeyPatch
 def test_rows_share_their_prompts_only_where_that_was_measured_to_be_right(
     error: float, keys: list[str], message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    notices: list[str] = []
-    rank: Any = object.__new__(learner.Rank)
-    rank.config = settings.load("smoke", ["data.train=train.jsonl", *keys])
-    rank.task = SimpleNamespace(
-        distils=True, pipeline=SimpleNamespace(notice=SimpleNamespace(remote=lambda text: notices.append(text)))
-    )
-    rank.table = {0: EncodedRow(0, [1, 2], [3], [])}
-    rank.engine = SimpleNamespace(eval=lambda: None, train=lambda: None)
-    rank.student = SimpleNamespace(model=None)
-    rank.device, rank.ranks, rank.rank, rank.half = None, 1, 0, False
-    monkeypatch.setattr(rank, "_sum", lambda values: values)
-    monkeypatch.setattr(rank, "_call", lambda answer: answer)
-    monkeypatch.setattr(learner, "sharing_error", lambda *_: error)
+    config = settings.load("smoke", ["data.train=train.jsonl", *keys])
+    engine = SimpleNamespace(eval=lambda: None, train=lambda: None, module=SimpleNamespace(model=None))
+    monkeypatch.setattr(probes, "sharing_error", lambda *_: error)
+    table = {0: EncodedRow(0, [1, 2], [3], [])}
+
+    def decide() -> tuple[bool, str | None]:
+        return probes.may_share_prompts(engine, config, table, None, lambda found: found)
+
     if message is not None:
         with pytest.raises(ModelError, match=message):
-            rank._may_share()
+            decide()
     else:
-        assert rank._may_share() is False
-        assert len(notices) == 1
+        may, notice = decide()
+        assert may is False
+        assert (notice or "").startswith("prompts are not shared: ")

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raft_ray.distill.ledger import Ledger
-from raft_ray.distill.order import Place, RowOrder
+from raft_ray.distill.order import RowOrder, SampleId
 from raft_ray.distill.trajectory import Chunk, SampleInfo
 from raft_ray.errors import RaftError
 
 
-def info(place: Place, version: int, length: int = 3) -> SampleInfo:
+def info(sample_id: SampleId, version: int, length: int = 3) -> SampleInfo:
     return SampleInfo(
-        place=place,
+        sample_id=sample_id,
         version=version,
         length=length,
         truncated=False,
@@ -28,8 +28,8 @@ def info(place: Place, version: int, length: int = 3) -> SampleInfo:
 
 
 def score(ledger: Ledger, chunk: Chunk, version: int = 0, length: int = 3) -> None:
-    ledger.generated(chunk, [length] * len(chunk.places))
-    ledger.scored(chunk, [(info(place, version, length), f"ref-{place.row}") for place in chunk.places])
+    ledger.generated(chunk, [length] * len(chunk.sample_ids))
+    ledger.scored(chunk, [(info(sample_id, version, length), f"ref-{sample_id.row}") for sample_id in chunk.sample_ids])
 
 
 @settings(max_examples=300, deadline=None)
@@ -47,11 +47,11 @@ def test_no_schedule_loses_or_repeats_a_row_or_makes_one_too_stale(
     """Invariants 1 and 2. Engines die on every chunk with a poisoned row, and now and then on others."""
     random = Random(seed)
     order = RowOrder(rows=13, batch=batch, epochs=2, seed=0)
-    ledger = Ledger(order, staleness, tries=tries)
+    ledger = Ledger(order, staleness, max_failures=tries)
     published = 0
     flying: list[tuple[Chunk, int]] = []
     generated: list[tuple[Chunk, int]] = []
-    trained: list[Place] = []
+    trained: list[SampleId] = []
     deaths = 0
     while published < order.steps:
         moves = ["take", "take"]
@@ -59,32 +59,32 @@ def test_no_schedule_loses_or_repeats_a_row_or_makes_one_too_stale(
         moves += ["score", "unlucky"] if generated else []
         moves += ["lose", "resume"]
         try:
-            shares = [ledger.share(published, rank, ranks) for rank in range(ranks)]
+            shards = [ledger.shard(published, rank, ranks) for rank in range(ranks)]
         except RaftError:
             # Every row of the step is poisoned: the run stops, and says so.
-            assert {place.row for place in order.batch_of(published)} <= poison
+            assert {sample_id.row for sample_id in order.batch_of(published)} <= poison
             return
-        if all(share is not None for share in shares):
+        if all(shard is not None for shard in shards):
             moves += ["publish"] * 4
         move = random.choice(moves)
         if move == "take":
             chunk = ledger.take(random.randint(1, 4))
             if chunk is not None:
-                assert not {place.row for place in chunk.places} & ledger.aside
+                assert not {sample_id.row for sample_id in chunk.sample_ids} & ledger.quarantined
                 flying.append((chunk, published))
         elif move == "generate":
             chunk, version = flying.pop(random.randrange(len(flying)))
-            if poison & {place.row for place in chunk.places}:
+            if poison & {sample_id.row for sample_id in chunk.sample_ids}:
                 ledger.failed(chunk)
             else:
-                ledger.generated(chunk, [random.randint(1, 9) for _ in chunk.places])
+                ledger.generated(chunk, [random.randint(1, 9) for _ in chunk.sample_ids])
                 generated.append((chunk, version))
         elif move == "return":
             chunk, _ = flying.pop(random.randrange(len(flying)))
             ledger.returned(chunk)
         elif move == "score":
             chunk, version = generated.pop(random.randrange(len(generated)))
-            ledger.scored(chunk, [(info(place, version), None) for place in chunk.places])
+            ledger.scored(chunk, [(info(sample_id, version), None) for sample_id in chunk.sample_ids])
         elif move == "unlucky" and deaths < 3 and tries > 1:
             # A teacher died by chance; often enough on one row, that would set it aside, as it says it does.
             chunk, _ = generated.pop(random.randrange(len(generated)))
@@ -94,71 +94,73 @@ def test_no_schedule_loses_or_repeats_a_row_or_makes_one_too_stale(
             else:
                 ledger.returned(chunk)
         elif move == "lose":
-            places = order.batch_of(published)
-            if any(share for share in shares):
-                ledger.regenerate(published, {random.choice(places).row for _ in range(random.randint(1, 3))})
+            sample_ids = order.batch_of(published)
+            if any(shard for shard in shards):
+                ledger.regenerate(published, {random.choice(sample_ids).row for _ in range(random.randint(1, 3))})
         elif move == "resume" and random.random() < 0.1:
             # Everything on the way dies with the pipeline; what was set aside stays so.
-            ledger = Ledger(order, staleness, step=published, tries=tries, aside=ledger.aside)
+            ledger = Ledger(order, staleness, step=published, max_failures=tries, quarantined=ledger.quarantined)
             flying, generated = [], []
         elif move == "publish":
-            for share in shares:
-                for sample, _ in share or []:
+            for shard in shards:
+                for sample, _ in shard or []:
                     assert 0 <= published - sample.version <= staleness
-                    trained.append(sample.place)
+                    trained.append(sample.sample_id)
             ledger.done(published)
             published += 1
         capacity = ledger.capacity
         assert 0 <= capacity.in_flight + capacity.ready <= (staleness + 1) * batch
-    assert ledger.aside <= poison
-    expected = Counter(Place(epoch, row) for epoch in range(2) for row in range(13) if row not in poison)
+    assert ledger.quarantined <= poison
+    expected = Counter(SampleId(epoch, row) for epoch in range(2) for row in range(13) if row not in poison)
     assert Counter(trained) == expected
 
 
 def test_a_chunk_that_kills_engines_is_tried_whole_then_row_by_row_and_the_row_at_fault_set_aside() -> None:
-    ledger = Ledger(RowOrder(rows=4, batch=4, epochs=1, seed=0), 0, tries=2)
+    ledger = Ledger(RowOrder(rows=4, batch=4, epochs=1, seed=0), 0, max_failures=2)
     chunk = ledger.take(1)
     assert chunk is not None
     assert ledger.failed(chunk) == []
     again = ledger.take(1)
     assert again is not None
-    assert again.places == chunk.places
+    assert again.sample_ids == chunk.sample_ids
     assert ledger.failed(again) == []
-    bad = again.places[2]
+    bad = again.sample_ids[2]
     seeds = set()
-    for place in again.places:
+    for sample_id in again.sample_ids:
         single = ledger.take(1)
         assert single is not None
-        assert single.places == (place,)
+        assert single.sample_ids == (sample_id,)
         seeds.add(single.seed(0))
-        if place == bad:
+        if sample_id == bad:
             assert ledger.failed(single) == [bad.row]
         else:
             score(ledger, single)
     assert len(seeds) == 4
     assert ledger.take(1) is None
-    assert ledger.aside == {bad.row}
-    assert ledger.aside_of(0) == [bad]
-    share = ledger.share(0, 0, 1)
-    assert share is not None
-    assert [sample.place for sample, _ in share] == [place for place in again.places if place != bad]
+    assert ledger.quarantined == {bad.row}
+    assert ledger.quarantined_of(0) == [bad]
+    shard = ledger.shard(0, 0, 1)
+    assert shard is not None
+    assert [sample.sample_id for sample, _ in shard] == [
+        sample_id for sample_id in again.sample_ids if sample_id != bad
+    ]
     assert len(ledger.done(0)) == 3
     assert ledger.capacity.in_flight == ledger.capacity.ready == 0
 
 
 def test_a_row_that_was_set_aside_is_not_dispatched_in_a_later_epoch() -> None:
-    ledger = Ledger(RowOrder(rows=2, batch=2, epochs=1, seed=0), 0, aside=[1])
+    ledger = Ledger(RowOrder(rows=2, batch=2, epochs=1, seed=0), 0, quarantined=[1])
     chunk = ledger.take(1)
     assert chunk is not None
-    assert [place.row for place in chunk.places] == [0]
+    assert [sample_id.row for sample_id in chunk.sample_ids] == [0]
     assert ledger.take(1) is None
 
 
 def test_a_step_whose_rows_are_all_set_aside_stops_the_run() -> None:
-    ledger = Ledger(RowOrder(rows=2, batch=2, epochs=1, seed=0), 0, aside=[0, 1])
+    ledger = Ledger(RowOrder(rows=2, batch=2, epochs=1, seed=0), 0, quarantined=[0, 1])
     assert ledger.take(1) is None
     with pytest.raises(RaftError, match="engines died on each of its 2 rows"):
-        ledger.share(0, 0, 1)
+        ledger.shard(0, 0, 1)
 
 
 def test_a_chunk_that_comes_back_goes_first_and_keeps_its_places() -> None:
@@ -179,14 +181,14 @@ def test_a_rank_gets_its_share_before_the_others_are_scored() -> None:
     assert first is not None
     assert second is not None
     ledger.generated(first, [9, 1])
-    assert ledger.share(0, 0, 2) is None
+    assert ledger.shard(0, 0, 2) is None
     ledger.generated(second, [9, 1])
-    ledger.scored(first, [(info(place, 0), None) for place in first.places])
+    ledger.scored(first, [(info(sample_id, 0), None) for sample_id in first.sample_ids])
     # By length, the first rank has the first chunk's rows.
-    assert [sample.place for sample, _ in ledger.share(0, 0, 2) or []] == list(first.places)
-    assert ledger.share(0, 1, 2) is None
-    ledger.scored(second, [(info(place, 0), None) for place in second.places])
-    assert [sample.place for sample, _ in ledger.share(0, 1, 2) or []] == list(second.places)
+    assert [sample.sample_id for sample, _ in ledger.shard(0, 0, 2) or []] == list(first.sample_ids)
+    assert ledger.shard(0, 1, 2) is None
+    ledger.scored(second, [(info(sample_id, 0), None) for sample_id in second.sample_ids])
+    assert [sample.sample_id for sample, _ in ledger.shard(0, 1, 2) or []] == list(second.sample_ids)
 
 
 def test_lost_samples_are_made_again_and_stay_with_their_rank() -> None:
@@ -194,47 +196,47 @@ def test_lost_samples_are_made_again_and_stay_with_their_rank() -> None:
     chunk = ledger.take(1)
     assert chunk is not None
     score(ledger, chunk)
-    before = [ledger.share(0, rank, 2) for rank in range(2)]
-    gone = before[1][0][0].place  # type: ignore[index]
+    before = [ledger.shard(0, rank, 2) for rank in range(2)]
+    gone = before[1][0][0].sample_id  # type: ignore[index]
     ledger.regenerate(0, [gone.row])
-    assert ledger.share(0, 0, 2) == before[0]
-    assert ledger.share(0, 1, 2) is None
+    assert ledger.shard(0, 0, 2) == before[0]
+    assert ledger.shard(0, 1, 2) is None
     again = ledger.take(1)
     assert again is not None
     score(ledger, again, length=7)
-    after = ledger.share(0, 1, 2)
+    after = ledger.shard(0, 1, 2)
     assert after is not None
-    assert [sample.place for sample, _ in after] == [sample.place for sample, _ in before[1] or []]
+    assert [sample.sample_id for sample, _ in after] == [sample.sample_id for sample, _ in before[1] or []]
     # What was not lost stays as it was: the learner may have it already.
-    assert [sample.length for sample, _ in after] == [7 if sample.place == gone else 3 for sample, _ in after]
-    assert ledger.share(0, 0, 2) == before[0]
+    assert [sample.length for sample, _ in after] == [7 if sample.sample_id == gone else 3 for sample, _ in after]
+    assert ledger.shard(0, 0, 2) == before[0]
 
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_lost_sample_is_made_again_with_the_seed_and_the_rows_that_made_it(alone: bool) -> None:
     """A row's tokens depend on the seed of its chunk and on all rows in it."""
-    ledger = Ledger(RowOrder(rows=8, batch=8, epochs=1, seed=0), 0, tries=1)
+    ledger = Ledger(RowOrder(rows=8, batch=8, epochs=1, seed=0), 0, max_failures=1)
     made: list[Chunk] = []
     while (chunk := ledger.take(2)) is not None:
-        if alone and len(chunk.places) > 1:
+        if alone and len(chunk.sample_ids) > 1:
             ledger.failed(chunk)
             continue
         made.append(chunk)
         score(ledger, chunk)
     for lost in made:
-        for places in [lost.places[:1], lost.places]:
+        for sample_ids in [lost.sample_ids[:1], lost.sample_ids]:
             # Two ranks may each have lost rows of one chunk, also while it is on its way.
-            ledger.regenerate(0, [places[0].row])
-            early = ledger.take(2) if len(places) > 1 else None
-            ledger.regenerate(0, [place.row for place in places[1:]])
+            ledger.regenerate(0, [sample_ids[0].row])
+            early = ledger.take(2) if len(sample_ids) > 1 else None
+            ledger.regenerate(0, [sample_id.row for sample_id in sample_ids[1:]])
             again = early or ledger.take(2)
             assert again is not None
-            assert (again.places, again.seed(5)) == (lost.places, lost.seed(5))
-            assert ledger.capacity.in_flight == len(places)
+            assert (again.sample_ids, again.seed(5)) == (lost.sample_ids, lost.seed(5))
+            assert ledger.capacity.in_flight == len(sample_ids)
             assert ledger.take(2) is None
             score(ledger, again)
             assert (ledger.capacity.in_flight, ledger.capacity.ready) == (0, 8)
-    assert ledger.share(0, 0, 1) is not None
+    assert ledger.shard(0, 0, 1) is not None
     ledger.done(0)
     assert ledger.capacity.free == 8
 
@@ -244,20 +246,20 @@ def test_a_lost_sample_of_a_row_that_was_set_aside_elsewhere_is_not_waited_for()
     chunk = ledger.take(1)
     assert chunk is not None
     score(ledger, chunk)
-    bad, lost = chunk.places[0], chunk.places[1]
-    ledger.aside.add(bad.row)
+    bad, lost = chunk.sample_ids[0], chunk.sample_ids[1]
+    ledger.quarantined.add(bad.row)
     ledger.regenerate(0, [lost.row])
     again = ledger.take(1)
     assert again is not None
-    assert bad not in again.places
+    assert bad not in again.sample_ids
     ledger.regenerate(0, [bad.row])
     score(ledger, again)
-    assert [sample.place for sample, _ in ledger.share(0, 0, 1) or []] == list(chunk.places[1:])
+    assert [sample.sample_id for sample, _ in ledger.shard(0, 0, 1) or []] == list(chunk.sample_ids[1:])
     assert ledger.capacity.in_flight == 0
 
 
 def test_a_chunk_that_comes_back_after_its_step_is_done_changes_nothing() -> None:
-    ledger = Ledger(RowOrder(rows=4, batch=4, epochs=1, seed=0), 0, tries=1)
+    ledger = Ledger(RowOrder(rows=4, batch=4, epochs=1, seed=0), 0, max_failures=1)
     chunk = ledger.take(1)
     assert chunk is not None
     score(ledger, chunk)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft_ray.distill.order import Capacity, Place, RowOrder, balanced_shares
+from raft_ray.distill.order import Capacity, RowOrder, SampleId, balanced_shards
 
 
 @settings(max_examples=200, deadline=None)
@@ -30,10 +30,10 @@ def test_no_schedule_makes_a_row_staler_than_allowed_or_trains_it_twice(
         for step in range(order.steps)
         for start in range(0, len(order.batch_of(step)), size)
     ]
-    flying: list[tuple[int, tuple[Place, ...], int]] = []
-    ready: dict[int, list[tuple[Place, int]]] = {}
+    flying: list[tuple[int, tuple[SampleId, ...], int]] = []
+    ready: dict[int, list[tuple[SampleId, int]]] = {}
     published = 0
-    trained: list[Place] = []
+    trained: list[SampleId] = []
     while published < order.steps:
         moves = []
         if waiting and len(waiting[0][1]) <= capacity.free:
@@ -63,7 +63,7 @@ def test_no_schedule_makes_a_row_staler_than_allowed_or_trains_it_twice(
             capacity.release(len(order.batch_of(published)))
             published += 1
         assert capacity.in_flight + capacity.ready <= (staleness + 1) * batch
-    assert Counter(trained) == Counter(Place(epoch, row) for epoch in range(2) for row in range(13))
+    assert Counter(trained) == Counter(SampleId(epoch, row) for epoch in range(2) for row in range(13))
 
 
 def test_strictly_on_policy_admits_nothing_before_the_last_step_is_published() -> None:
@@ -92,7 +92,7 @@ def test_more_rows_than_there_are_cannot_leave(call: str) -> None:
 def test_every_row_comes_once_an_epoch_and_in_the_seeds_order(rows: int, batch: int, epochs: int, seed: int) -> None:
     order = RowOrder(rows, batch, epochs, seed)
     places = [place for step in range(order.steps) for place in order.batch_of(step)]
-    assert Counter(places) == Counter(Place(epoch, row) for epoch in range(epochs) for row in range(rows))
+    assert Counter(places) == Counter(SampleId(epoch, row) for epoch in range(epochs) for row in range(rows))
     assert places == [p for s in range(order.steps) for p in RowOrder(rows, batch, epochs, seed).batch_of(s)]
 
 
@@ -105,11 +105,11 @@ def test_max_steps_ends_the_run_early() -> None:
 
 @given(st.lists(st.integers(1, 100), max_size=20), st.integers(1, 5))
 def test_shares_hold_every_row_once_and_differ_by_one_row_at_most(tokens: list[int], ranks: int) -> None:
-    shares = balanced_shares(tokens, ranks)
-    assert sorted(i for share in shares for i in share) == list(range(len(tokens)))
-    assert max(map(len, shares)) <= -(-len(tokens) // ranks)
+    shards = balanced_shards(tokens, ranks)
+    assert sorted(i for shard in shards for i in shard) == list(range(len(tokens)))
+    assert max(map(len, shards)) <= -(-len(tokens) // ranks)
 
 
 def test_shares_balance_tokens() -> None:
-    shares = balanced_shares([100, 1, 1, 100], 2)
-    assert sorted(sum([100, 1, 1, 100][i] for i in share) for share in shares) == [101, 101]
+    shards = balanced_shards([100, 1, 1, 100], 2)
+    assert sorted(sum([100, 1, 1, 100][i] for i in shard) for shard in shards) == [101, 101]

@@ -10,6 +10,7 @@ import pytest
 
 from actors.distill import pipeline as module
 from actors.distill.pipeline import NotBegunError, PipelineActor
+from actors.engine.weight_sync import WeightVersion
 from raft_ray.config import settings
 from raft_ray.distill.order import RowOrder
 from raft_ray.errors import RaftError
@@ -31,7 +32,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PipelineActor:
 async def begun(pipeline: PipelineActor) -> None:
     table: asyncio.Future[dict[int, EncodedRow]] = asyncio.get_running_loop().create_future()
     table.set_result({row: EncodedRow(row, [1], [2], [3]) for row in range(8)})
-    await pipeline.begin(0, None, 0, [table])  # type: ignore[list-item]
+    await pipeline.begin(WeightVersion(0), [table])  # type: ignore[list-item]
 
 
 def test_a_learner_that_does_not_come_back_takes_the_place_of_the_advice(pipeline: PipelineActor) -> None:
@@ -45,6 +46,17 @@ def test_a_learner_that_does_not_come_back_takes_the_place_of_the_advice(pipelin
         assert pipeline.status()["advice"].startswith("learner-0 trains step 0 and has not been heard of for ")
         await pipeline.next_batch(1, 0, 1)
         assert pipeline.status()["advice"] is None
+        pipeline.finish()
+
+    asyncio.run(work())
+
+
+def test_a_method_that_does_not_distil_is_not_charged_for_the_weights_of_its_export(pipeline: PipelineActor) -> None:
+    async def work() -> None:
+        await begun(pipeline)
+        await pipeline.publish(WeightVersion(1, "packed", 7, 100), {"tokens": 1, "seconds": {}})
+        progress = pipeline.progress()
+        assert (progress["step"], progress["last"]["object_store_peak"]) == (1, 0)
         pipeline.finish()
 
     asyncio.run(work())

@@ -11,7 +11,7 @@ from step_fixture import TEMPERATURE, rows_and_samples, tiny_model
 from torch import Tensor
 
 from raft_ray.distill.losses import EmaBalancer, FixedBalancer, token_weights, topk_kl
-from raft_ray.distill.order import Place
+from raft_ray.distill.order import SampleId
 from raft_ray.distill.step import StepLosses, train_step
 from raft_ray.distill.student import MicroBatch, Student, empty_micro_batch, make_micro_batches
 from raft_ray.distill.teacher import score
@@ -41,7 +41,7 @@ def gradients(
     rows: Sequence[EncodedRow],
     samples: Sequence[Sample],
     tokens: int,
-    hold: bool,
+    keep_graph: bool,
     extra: Sequence[MicroBatch] = (),
     share_prompt: bool = True,
 ) -> tuple[StepLosses, list[Tensor]]:
@@ -53,7 +53,7 @@ def gradients(
         [*batches, *extra],
         balancer=EmaBalancer(),
         ranks=1,
-        hold=hold,
+        keep_graph=keep_graph,
         reduce=lambda values: values,
     )
     assert engine.updates == 1
@@ -63,7 +63,7 @@ def gradients(
 @pytest.mark.parametrize("share_prompt", [True, False])
 def test_the_step_equals_a_direct_computation_of_the_whole_batch(share_prompt: bool) -> None:
     rows, samples = rows_and_samples(6)
-    losses, found = gradients(rows, samples, tokens=1000, hold=True, share_prompt=share_prompt)
+    losses, found = gradients(rows, samples, tokens=1000, keep_graph=True, share_prompt=share_prompt)
 
     model = tiny_model(0)
     sft_terms, kl_terms = [], []
@@ -94,12 +94,14 @@ def test_the_step_equals_a_direct_computation_of_the_whole_batch(share_prompt: b
 
 
 @pytest.mark.parametrize("share_prompt", [True, False])
-@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("keep_graph", [True, False])
 @pytest.mark.parametrize("tokens", [1, 25, 50])
-def test_accumulation_gives_the_single_batchs_losses_and_gradients(hold: bool, tokens: int, share_prompt: bool) -> None:
+def test_accumulation_gives_the_single_batchs_losses_and_gradients(
+    keep_graph: bool, tokens: int, share_prompt: bool
+) -> None:
     rows, samples = rows_and_samples(6)
-    whole, want = gradients(rows, samples, tokens=1000, hold=True)
-    parts, found = gradients(rows, samples, tokens=tokens, hold=hold, share_prompt=share_prompt)
+    whole, want = gradients(rows, samples, tokens=1000, keep_graph=True)
+    parts, found = gradients(rows, samples, tokens=tokens, keep_graph=keep_graph, share_prompt=share_prompt)
     assert parts.weight == pytest.approx(whole.weight, rel=1e-5)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     for a, b in zip(want, found, strict=True):
@@ -108,7 +110,7 @@ def test_accumulation_gives_the_single_batchs_losses_and_gradients(hold: bool, t
 
 def test_two_ranks_get_the_same_lambda_and_the_single_ranks_gradient() -> None:
     rows, samples = rows_and_samples(6)
-    whole, want = gradients(rows, samples, tokens=1000, hold=True)
+    whole, want = gradients(rows, samples, tokens=1000, keep_graph=True)
     sums: list[list[float]] = []
 
     def losses_of(part: slice) -> list[float]:
@@ -129,7 +131,7 @@ def test_two_ranks_get_the_same_lambda_and_the_single_ranks_gradient() -> None:
             make_micro_batches(rows[part], samples[part], total=6, tokens=1000, share_prompt=True),
             balancer=EmaBalancer(),
             ranks=2,
-            hold=True,
+            keep_graph=True,
             reduce=lambda values: [sum(column) for column in zip(*sums, strict=True)],
         )
         weights.append(losses.weight)
@@ -144,8 +146,8 @@ def test_two_ranks_get_the_same_lambda_and_the_single_ranks_gradient() -> None:
 
 def test_an_empty_micro_batch_changes_nothing() -> None:
     rows, samples = rows_and_samples(4)
-    whole, want = gradients(rows, samples, tokens=1000, hold=True)
-    padded, found = gradients(rows, samples, tokens=1000, hold=False, extra=[empty_micro_batch(12)])
+    whole, want = gradients(rows, samples, tokens=1000, keep_graph=True)
+    padded, found = gradients(rows, samples, tokens=1000, keep_graph=False, extra=[empty_micro_batch(12)])
     assert padded.weight == pytest.approx(whole.weight, rel=1e-6)
     for a, b in zip(want, found, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
@@ -158,7 +160,7 @@ def test_a_teacher_with_the_students_weights_and_prompt_gives_no_kl() -> None:
     # float16 targets: the KL is 0 to their rounding.
     scored = score(model.eval(), [r.prompt for r in rows], responses, top_k=40, tokens=1000)
     samples = [
-        Sample(Trajectory(Place(0, i), 0, responses[i], False, ""), ids, values)
+        Sample(Trajectory(SampleId(0, i), 0, responses[i], False, ""), ids, values)
         for i, (ids, values, _) in enumerate(scored)
     ]
     student = Student(model, TEMPERATURE)
@@ -174,7 +176,7 @@ def test_a_step_without_distillation_is_plain_cross_entropy() -> None:
         [*make_micro_batches(rows, None, total=4, tokens=1000, share_prompt=True), empty_micro_batch(None)],
         balancer=None,
         ranks=1,
-        hold=False,
+        keep_graph=False,
         reduce=lambda values: values,
     )
     assert losses.kl is None
@@ -209,7 +211,7 @@ def test_student_mass_is_measured_for_each_kl_batch() -> None:
     student = Student(tiny_model(0), TEMPERATURE)
     (batch,) = make_micro_batches(rows, samples, total=4, tokens=1000, share_prompt=True)
     student(batch)
-    assert student.student_mass == [pytest.approx(1.0, abs=1e-5)]
+    assert student.topk_mass == [pytest.approx(1.0, abs=1e-5)]
 
 
 def test_sharing_the_prompt_reads_it_once() -> None:
@@ -255,7 +257,7 @@ def test_dropout_hides_the_same_in_both_passes_of_a_step() -> None:
         batches,
         balancer=EmaBalancer(),
         ranks=1,
-        hold=False,
+        keep_graph=False,
         reduce=lambda values: values,
     )
     first, second = taken[: len(batches)], taken[len(batches) :]
@@ -268,7 +270,7 @@ def test_micro_batches_of_weight_0_do_not_count_in_the_students_mass() -> None:
     (batch,) = make_micro_batches(rows, samples, total=3, tokens=1000, share_prompt=True)
     student(batch)
     student(empty_micro_batch(12))
-    assert len(student.student_mass) == 1
+    assert len(student.topk_mass) == 1
 
 
 def test_weights_of_tokens_average_over_tokens_then_rows() -> None:
@@ -285,5 +287,5 @@ def test_a_loss_that_is_no_number_makes_no_update(balancer: FixedBalancer | EmaB
     engine = PlainEngine(Student(model, TEMPERATURE))
     batches = make_micro_batches(rows, samples if balancer else None, total=2, tokens=1000, share_prompt=True)
     with pytest.raises(ValueError, match="losses must be finite"):
-        train_step(engine, batches, balancer=balancer, ranks=1, hold=True, reduce=lambda values: values)
+        train_step(engine, batches, balancer=balancer, ranks=1, keep_graph=True, reduce=lambda values: values)
     assert engine.updates == 0

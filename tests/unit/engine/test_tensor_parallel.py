@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors.engine.vllm_engine import Engine, seed_worker
+from actors.engine.vllm_engine import Engine, FairLock, seed_worker
 from actors.evaluate.evaluation import answering_options
 from raft_ray.config import Config
 
@@ -33,7 +33,7 @@ def test_a_call_of_an_engine_seeds_its_workers(monkeypatch: pytest.MonkeyPatch) 
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[1], finish_reason="stop")])]
 
     engine = Engine.__new__(Engine)
-    engine._stale_prefixes = False
+    engine._turns, engine._stale_prefixes = FairLock(), False
     engine._stop_ids = [2]
     fake: Any = SimpleNamespace(collective_rpc=lambda function, args: calls.append((function, args)), generate=generate)
     engine.llm = fake

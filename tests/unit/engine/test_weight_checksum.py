@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.engine.weight_checksum import Checksum
+from actors.engine.weights import Checksum
 
 Weights = list[tuple[str, Tensor]]
 

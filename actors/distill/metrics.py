@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from actors.distill.crew import Member
+from actors.distill.actor_group import ActorState, State
+from actors.runtime.limits import Limits
 from raft_ray.distill.elastic import Load, bottleneck
 from raft_ray.runs.records import RunRecords
 from raft_ray.runs.spans import Span, loads
@@ -21,7 +22,7 @@ RECENT = 20
 _LEARNER = ("checkpoint", "wait", "forward_backward", "optimizer", "sync")
 
 
-class Diary:
+class Metrics:
     """Times of one process, in seconds since it began.
 
     Args:
@@ -29,6 +30,8 @@ class Diary:
     """
 
     def __init__(self, records: RunRecords) -> None:
+        self.limits = Limits()
+        """How long calls may take, by how long they have taken."""
         self._records = records
         self._zero = time.perf_counter()
         self._spans: deque[Span] = deque(maxlen=20_000)
@@ -40,12 +43,12 @@ class Diary:
         return time.perf_counter() - self._zero
 
     @contextmanager
-    def doing(self, member: Member, what: str, step: int) -> Iterator[Callable[[], float]]:
-        """A member's state and span while the block runs. Yields a clock: seconds since it began."""
-        member.now(what)
+    def doing(self, actor: ActorState, what: State, step: int) -> Iterator[Callable[[], float]]:
+        """An actor's state and span while the block runs. Yields a clock: seconds since it began."""
+        actor.now(what)
         start = self.now()
         yield lambda: self.now() - start
-        self._note(Span(member.name, what, step, start, self.now()))
+        self._note(Span(actor.name, what.value, step, start, self.now()))
 
     def learned(self, step: int, seconds: dict[str, float]) -> None:
         """The learners' phases of a step, which end now."""

@@ -1,0 +1,174 @@
+"""What a rank does step by step, among stand-ins for Ray, DeepSpeed and the pipeline: in which order, and with what."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from actors.distill import learner
+from actors.engine.weight_sync import WeightVersion
+from raft_ray.config import settings
+from raft_ray.distill.order import RowOrder, SampleId
+from raft_ray.distill.step import StepLosses
+from raft_ray.distill.trajectory import Sample, Trajectory
+from raft_ray.models.prompts import EncodedRow
+
+TABLE = {row: EncodedRow(row, [1, 2], [3, 4], [5]) for row in range(6)}
+TEACHER = np.zeros((2, 4), np.int32), np.zeros((2, 4), np.float16)
+SAMPLE = Sample(Trajectory(SampleId(0, 0), 0, np.array([6, 7], np.int32), False, "rollout-0"), *TEACHER)
+
+
+class Run:
+    """A rank on its own, from the checkpoint of step `start` if there is one; `said` is what it did."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str, start: int, *keys: str) -> None:
+        self.said: list[Any] = []
+        self.weights: list[WeightVersion] = []
+        self.published: list[dict[str, Any]] = []
+        self.lost = method == "raft"
+        distilling = method == "raft"
+        order = RowOrder(rows=6, batch=2, epochs=1, seed=0)
+        parameter = torch.zeros(1)
+        student = SimpleNamespace(model=None, topk_mass=[], parameters=lambda: iter([parameter]))
+        engine = SimpleNamespace(
+            module=student, optimizer=SimpleNamespace(param_groups=[{}]), get_global_grad_norm=lambda: 2.0
+        )
+        restored = SimpleNamespace(step=start, balancer={"steps": start, "sft": 1.0, "kl": 1.0}) if start else None
+        self.publisher = SimpleNamespace(
+            pack=lambda version: self.say("pack", version), publish=lambda version: self.say("push", version)
+        )
+        pipeline = {
+            name: SimpleNamespace(remote=getattr(self, f"_{name}"))
+            for name in ("begin", "next_batch", "publish", "regenerated")
+        }
+        pipeline["lost"] = pipeline.pop("regenerated")
+        pipeline["checkpoint_key"] = SimpleNamespace(remote=lambda: bytes(32))
+        checkpoints = SimpleNamespace(
+            universal=False,
+            restore=lambda _: restored,
+            save=lambda _, step, balancer: self.say("save", step),
+        )
+        ready = {
+            "Checkpoints": lambda *_: checkpoints,
+            "make_engine": lambda *_, **__: engine,
+            "Publisher": lambda *_: self.publisher,
+            "may_share_prompts": lambda *_: (True, None),
+            "make_probe": lambda *_: "probe",
+            "train_step": self._train_step,
+            "export_model": SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._export)),
+            "on_node": lambda *_: {},
+        }
+        for name, stand_in in ready.items():
+            monkeypatch.setattr(learner, name, stand_in)
+        monkeypatch.setattr("raft_ray.models.vocabulary_size", lambda *_: 4)
+        for name in ("all_reduce", "barrier"):
+            monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+        monkeypatch.setattr(ray, "get", self._get)
+        config = settings.load("smoke", ["data.train=train.jsonl", f"distill.method={method}", *keys])
+        task: Any = SimpleNamespace(
+            config=config,
+            folder="model",
+            table=[TABLE],
+            pipeline=SimpleNamespace(**pipeline),
+            order=order,
+            digest="",
+            uses_distillation=distilling,
+            run_dir="run",
+            node="node",
+            storage=None,
+            start=None,
+            trained=None,
+        )
+        learner.Rank(task, 0, 1).run()
+
+    def say(self, what: str, number: int) -> WeightVersion:
+        self.said.append((what, number))
+        return WeightVersion(number, f"weights {number}", 7, 100)
+
+    def _get(self, value: Any, timeout: float) -> Any:
+        if value == "gone":
+            raise ray.exceptions.ObjectLostError("", "", "")
+        return value
+
+    def _begin(self, weights: WeightVersion, table: Any) -> None:
+        self.said.append(("begin", weights))
+
+    def _next_batch(self, step: int, rank: int, ranks: int) -> list[Any]:
+        samples = [["gone"] if self.lost else [SAMPLE], [SAMPLE]]
+        return [(None, samples[index], 2 * step + index) for index in range(2)]
+
+    def _regenerated(self, step: int, rows: list[int]) -> None:
+        self.lost = False
+        self.said.append(("lost", step, rows))
+
+    def _publish(self, weights: WeightVersion, metrics: dict[str, Any]) -> None:
+        self.said.append(("publish", weights.version))
+        self.weights.append(weights)
+        self.published.append(metrics)
+
+    def _train_step(self, engine: Any, batches: Any, *, balancer: Any, reduce: Any, on_gradients: Any, **_: Any) -> Any:
+        assert reduce([1.0, 2.0]) == [1.0, 2.0]
+        on_gradients()
+        engine.module.topk_mass.append(0.5)
+        return StepLosses(3.0, 1.0, 2.0, 1.0) if balancer else StepLosses(1.0, 1.0, None, None)
+
+    def _export(self, config: Any, folder: str, weights: WeightVersion, target: str, trained: Any) -> None:
+        self.said.append(("export", weights.packed))
+
+
+def test_each_step_is_published_before_it_is_checkpointed_and_the_last_one_is_exported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(monkeypatch, "raft", 0, "learner.checkpoint_every=2")
+    assert run.said == [
+        ("pack", 0),
+        ("begin", WeightVersion(0, "weights 0", 7, 100, "probe")),
+        ("lost", 0, [0]),
+        ("push", 1),
+        ("publish", 1),
+        ("push", 2),
+        ("publish", 2),
+        ("save", 2),
+        ("pack", 3),
+        ("publish", 3),
+        ("save", 3),
+        ("export", "weights 3"),
+    ]
+    metrics = run.published[0]
+    assert {key: metrics[key] for key in ("loss", "lambda", "ce_kl_ratio", "student_mass", "grad_norm")} == {
+        "loss": 3.0,
+        "lambda": 1.0,
+        "ce_kl_ratio": 0.5,
+        "student_mass": 0.5,
+        "grad_norm": 2.0,
+    }
+    # Answer and response of two rows.
+    assert metrics["tokens"] == 8
+    assert run.weights[0] == WeightVersion(1, "weights 1", 7, 100)
+    assert list(metrics["seconds"]) == ["checkpoint", "wait", "forward_backward", "optimizer", "sync", "total"]
+
+
+def test_a_rank_goes_on_from_its_checkpoint_and_a_method_without_rollouts_packs_the_last_weights_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(monkeypatch, "sft", 2)
+    assert run.said == [
+        ("begin", WeightVersion(2)),
+        ("pack", 3),
+        ("publish", 3),
+        ("save", 3),
+        ("export", "weights 3"),
+    ]
+    assert run.published[0]["temperature"] is None
+
+
+@pytest.mark.parametrize("method", ["raft", "sft"])
+def test_a_run_that_was_killed_before_its_export_only_exports(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, method, 3)
+    assert run.said[-2:] == [("pack", 3), ("export", "weights 3")]
+    assert not run.published
