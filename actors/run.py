@@ -31,7 +31,7 @@ from actors.distill.room import Room
 from actors.distill.seal import KEY_FILE, make_key, read_key
 from actors.distill.storage import locate
 from actors.distill.teacher import TeacherActor
-from actors.evaluate.evaluation import evaluate as evaluate_models
+from actors.evaluate.evaluation import evaluate_models
 from actors.refine.flow import check_resources
 from actors.refine.flow import refine as refine_rows
 from actors.refine.gap import measure_gap
@@ -104,7 +104,7 @@ def train(config: Config) -> Path:
     return Path(folder)
 
 
-def evaluate(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
+def evaluate_model(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
     """Evaluate one model, beside the base that it came from where there is one.
 
     Args:

@@ -179,9 +179,9 @@ def evaluate(
         folder = models.resolve(measured)
         models.check_weights(folder, loaded.model)
         models.load_chat(folder, loaded.model)
-    from actors.run import evaluate as measure
+    from actors.run import evaluate_model
 
-    measure(loaded, measured, base=loaded.model.path if found.has_base else None)
+    evaluate_model(loaded, measured, base=loaded.model.path if found.has_base else None)
     say("results", Path(loaded.run.dir) / "eval.json")
 
 

