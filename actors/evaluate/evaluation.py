@@ -44,6 +44,7 @@ from raft_ray.config.references import shown
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError
 from raft_ray.evaluate import domain
+from raft_ray.evaluate.drift import weight_distance
 from raft_ray.evaluate.judged import Opinion, domain_part, load_judge_prompts, open_part, open_verdicts
 from raft_ray.evaluate.reading import subset
 from raft_ray.files import write_whole
@@ -243,8 +244,6 @@ def answering_options(config: Config) -> dict[str, Any]:
 
 def _distance(base: str, tuned: str, allow_pickle: bool) -> dict[str, Any] | None:
     """The weight distance; none for pickled weights, which are allowed but cannot be read tensor by tensor."""
-    from raft_ray.evaluate.drift import weight_distance
-
     folders = [weights_folder(name) for name in (base, tuned)]
     if allow_pickle and not all(any(Path(folder).glob("*.safetensors")) for folder in folders):
         return None

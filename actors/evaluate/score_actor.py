@@ -12,13 +12,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from actors.evaluate.eval_actor import Questions
 from actors.evaluate.process import Actor
 from actors.runtime.cluster import log_to_file
 from raft_ray import models as sources
 from raft_ray.config import Config
 from raft_ray.errors import ModelError
+from raft_ray.evaluate.drift import Reference
 from raft_ray.evaluate.mmlu import LETTERS, lettered, scores
+from raft_ray.models.hidden import Pair
+from raft_ray.models.likelihood import Choices, Chosen, choose, encode_pair
 
 CHUNK_SIZE = 128
 """Multiple-choice questions a call: few enough to show progress and to stay within `teacher.timeout`."""
@@ -54,18 +59,14 @@ class ScoreActor(Actor):
 
     def load(self, folder: str) -> None:
         """Go on as the model in `folder`."""
-        import torch
-
         # Before the next is loaded: two models need not fit at a time.
         self.model: Any = None
         model: Any = sources.load_model(sources.resolve(folder), self.config.model).eval()
         self.model = model.to("cuda") if torch.cuda.is_available() else model
-        self.chosen: dict[str, list[Any]] = {name: [] for name in self.parts}
+        self.chosen: dict[str, list[Chosen]] = {name: [] for name in self.parts}
 
-    def refer(self, pairs: list[tuple[list[int], list[int]]]) -> dict[str, float | int]:
+    def refer(self, pairs: list[Pair]) -> dict[str, float | int]:
         """Read the base's answers with the loaded model, the base. Returns its drift from itself."""
-        from raft_ray.evaluate.drift import Reference
-
         self.reference = Reference(self.model, pairs, tokens=self.config.teacher.tokens)
         return asdict(self.reference.unchanged())
 
@@ -75,47 +76,38 @@ class ScoreActor(Actor):
 
     def choose(self, chunk: int) -> None:
         """Let the loaded model choose in one chunk of the questions."""
-        from raft_ray.models.likelihood import choose
-
         name, questions = self.chunks[chunk]
         self.chosen[name] += choose(self.model, questions, limit=self.limit, tokens=self.config.teacher.tokens)
 
     def measure(self) -> dict[str, Any]:
         """What the loaded model chose: `domain`, a verdict on each question by measure, and `mmlu`, by shots."""
-        verdicts = {
-            measure: [
-                getattr(one, by) == question.right
-                for one, question in zip(self.chosen[part], self.parts[part], strict=True)
-            ]
-            for measure, part, by in (
-                ("choice", "choice", "by_sum"),
-                ("choice_norm", "choice", "by_length"),
-                ("letter", "letter", "by_sum"),
-            )
-            if part in self.parts
-        }
+
+        def right(part: str, by: str = "by_sum") -> list[bool]:
+            pairs = zip(self.chosen[part], self.parts[part], strict=True)
+            return [getattr(one, by) == question.right for one, question in pairs]
+
+        verdicts: dict[str, list[bool]] = {}
+        if "choice" in self.parts:
+            verdicts |= {"choice": right("choice"), "choice_norm": right("choice", "by_length")}
+        if "letter" in self.parts:
+            verdicts["letter"] = right("letter")
         if self.asked.mmlu is None:
             return {"domain": verdicts, "mmlu": None}
-        mmlu = {
-            part: {
-                **scores(self.asked.mmlu.test, [one.by_sum for one in self.chosen[part]]),
-                "shortened": sum(
-                    len(question.context) + len(question.continuations[0]) > self.limit + 1
-                    for question in self.parts[part]
-                ),
-            }
-            for part in self.parts
-            if part.endswith("-shot")
-        }
+        mmlu = {}
+        for shots in self.config.eval.mmlu_shots:
+            part = f"{shots}-shot"
+            mmlu[part] = scores(self.asked.mmlu.test, [one.by_sum for one in self.chosen[part]])
+            mmlu[part]["shortened"] = sum(
+                len(question.context) + len(question.continuations[0]) > self.limit + 1 for question in self.parts[part]
+            )
         return {"domain": verdicts, "mmlu": mmlu}
 
-    def _domain(self) -> dict[str, list[Any]]:
+    def _domain(self) -> dict[str, list[Choices]]:
         """The domain's questions with their choices as answers, and, where there are letters for all of them, with
         lettered choices and letters as answers."""
-        from raft_ray.models.likelihood import Choices
-
-        lettered_too = all(len(row.choices or []) <= len(LETTERS) for row in self.asked.domain)
-        parts: dict[str, list[Choices]] = {"choice": [], **({"letter": []} if lettered_too else {})}
+        parts: dict[str, list[Choices]] = {"choice": [], "letter": []}
+        if any(len(row.choices or []) > len(LETTERS) for row in self.asked.domain):
+            del parts["letter"]
         for row in self.asked.domain:
             assert row.choices is not None
             asked = f"{lettered(row.prompt, row.choices)}\n{_BY_LETTER}"
@@ -123,15 +115,13 @@ class ScoreActor(Actor):
                 "choice": (row.messages, row.choices),
                 "letter": ([*row.messages[:-1], {"role": "user", "content": asked}], LETTERS[: len(row.choices)]),
             }
-            for name, questions in parts.items():
-                messages, texts = read[name]
+            for part, questions in parts.items():
+                messages, texts = read[part]
                 ids, lengths = [self.chat.content(text) for text in texts], [len(text) for text in texts]
                 questions.append(Choices(self.chat.prompt(messages), ids, lengths, row.choices.index(row.answer)))
         return parts
 
-    def _mmlu(self, shots: int) -> list[Any]:
-        from raft_ray.models.likelihood import Choices, encode_pair
-
+    def _mmlu(self, shots: int) -> list[Choices]:
         assert self.asked.mmlu is not None
         questions = []
         for question in self.asked.mmlu.test:
