@@ -30,13 +30,15 @@ from raft_ray.evaluate.reading import subset
 CHUNK_SIZE = 64
 """About how many prompts a call of the engine gets: enough to fill a CPU's batch, few enough to show progress."""
 
+KINDS = ("ifeval", "general", "domain", "open")
+"""Of what is answered in writing: fields of `Questions`, and of `eval.KIND_max_new_tokens`."""
+
 
 @dataclass(frozen=True)
 class Turn:
     """One thing to answer in writing."""
 
     kind: str
-    """`ifeval`, `general`, `domain` or `open`."""
     index: int
     """Within the kind."""
     limit: int
@@ -72,17 +74,15 @@ class Questions:
     @property
     def generated(self) -> bool:
         """Some of it is answered in writing."""
-        return bool(self.domain or self.ifeval or self.general or self.open)
+        return any(getattr(self, kind) for kind in KINDS)
 
     def turns(self, limits: EvalConfig) -> list[Turn]:
         """First turns, then second ones, which need the answers; long answers first, so that chunks are alike."""
-        turns = [Turn("ifeval", index, limits.ifeval_max_new_tokens) for index in range(len(self.ifeval))]
-        turns += [Turn("general", index, limits.general_max_new_tokens) for index in range(len(self.general))]
-        turns += [Turn("domain", index, limits.domain_max_new_tokens) for index in range(len(self.domain))]
-        turns += [
-            Turn("open", index, limits.open_max_new_tokens, number)
-            for index, question in enumerate(self.open)
-            for number in range(len(question.turns))
+        turns = [
+            Turn(kind, index, getattr(limits, f"{kind}_max_new_tokens"), number)
+            for kind in KINDS
+            for index, question in enumerate(getattr(self, kind))
+            for number in range(len(question.turns) if kind == "open" else 1)
         ]
         return sorted(turns, key=lambda turn: (turn.number, -turn.limit))
 
@@ -201,10 +201,7 @@ class EvalActor(Actor):
             }
             for question, texts in self._shown(list(zip(asked.open, self._open_texts(), strict=True)))
         ]
-        result["too_long"] = {
-            kind: sum(turn not in self.answers for turn in self._of(kind))
-            for kind in ("domain", "ifeval", "general", "open")
-        }
+        result["too_long"] = {kind: sum(turn not in self.answers for turn in self._of(kind)) for kind in KINDS}
         result["seconds"] = {"score": time.perf_counter() - start}
         return result
 
