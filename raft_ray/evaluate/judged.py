@@ -1,7 +1,6 @@
 """What language models as judges say of answers: which of the domain's are right, how good those to open questions are.
 
 A judge's score of one answer is in [0, 1], or none where it failed or answered nonsense; nobody guesses in its place.
-Knows nothing about who the judges are, where they run or what they were asked.
 """
 
 from __future__ import annotations
@@ -110,11 +109,7 @@ def domain_cases(rows: Sequence[Row], answers: Sequence[str]) -> list[Case]:
 
 
 def open_cases(questions: Sequence[OpenQuestion], answers: Sequence[Sequence[str]]) -> list[Case]:
-    """What judges read of the answers to open questions, a case a turn, with the chat before it.
-
-    Args:
-        answers: of each question, one a turn.
-    """
+    """What judges read of the answers to open questions (one per turn): a case per turn, with the chat before it."""
     return [
         Case(conversation(chat_of(question, given[:turn])), question.references[turn] or NO_REFERENCE, given[turn])
         for question, given in zip(questions, answers, strict=True)

@@ -58,8 +58,8 @@ class Mmlu:
 def load_mmlu(folder: str, rows: int | None, seed: int, shots: Sequence[int]) -> Mmlu:
     """The questions under `folder`: all, or a subset of `rows` drawn with `seed`, in the files' order.
 
-    Raises `ConfigError` for a folder without test files, for more rows than there are and for a subject with fewer
-    examples than `shots` asks for, `DataError`, naming file and line, for a row that is no question.
+    Raises `ConfigError` where there are fewer files, questions or examples than the keys ask for, `DataError`, naming
+    file and line, for a row that is no question.
     """
     root = home(folder)
     where = f"eval.mmlu={folder}"

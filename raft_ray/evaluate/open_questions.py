@@ -36,8 +36,7 @@ class OpenQuestion:
 def load_open_questions(path: str) -> list[OpenQuestion]:
     """The questions of the file `path` (`eval.open`), in its order.
 
-    Raises `DataError`, naming file and line, for a file that cannot be read, holds no question, or has a line that is
-    none.
+    Raises `DataError`, naming file and line, for a file that is unreadable or empty, or has a line that is no question.
     """
     where = f"eval.open={path}"
     file = home(path)
