@@ -1,9 +1,10 @@
-"""Intervals and paired tests over the same questions, with one or several seeds a method.
+"""Intervals and paired tests over the same questions, with one or several seeds per method.
 
 A method's answers are a list of verdicts (0 or 1, or any score) for each seed, on the same questions in the same order.
 The bootstrap draws questions, and, where there are several, seeds: questions differ in difficulty and training runs in
 luck, and an interval that ignores either is too narrow. (Of two or three seeds little can be drawn: their part of the
-interval is a lower bound.) Everything is seeded: the same numbers give the same interval.
+interval is a lower bound.) Everything is seeded: the same numbers give the same interval. scipy draws one way only, so
+the bootstrap over both is our own; stage 1's over a stream of rows is `raft_ray.refine.interval`, which lies below.
 
 Shapes: S seeds, Q questions, R bootstrap draws.
 """
