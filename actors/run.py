@@ -107,10 +107,7 @@ def train(config: Config) -> Path:
 
 
 def evaluate_model(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
-    """Evaluate one model, beside the base that it came from where there is one.
-
-    Args:
-        base: what drift, weight distance and retention are measured against; none leaves them out.
+    """Evaluate one model, beside the base that drift, weight distance and retention are measured against, if any.
 
     Writes `eval.json` in the run folder and returns its content.
     """

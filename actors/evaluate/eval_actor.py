@@ -1,8 +1,6 @@
 """The evaluation's engine: one vLLM engine that answers the same questions as one model after the other.
 
-Knows the questions, their chunks and how answers are scored; what is read off probabilities instead is
-`actors.evaluate.score_actor`'s; which models are evaluated, and what is done with the scores, is
-`actors.evaluate.evaluation`'s.
+What is read off probabilities instead is `actors.evaluate.score_actor`'s.
 """
 
 from __future__ import annotations

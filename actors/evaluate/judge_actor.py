@@ -4,8 +4,7 @@
                                       │
                                       └── CacheActor: verdicts that are known are not asked for again
 
-Knows the prompts that it fills; whose answers they are, and what follows from several judges' scores, is
-`actors.evaluate.evaluation`'s and `raft_ray.evaluate.judged`'s.
+What follows from several judges' scores is `raft_ray.evaluate.judged`'s.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from raft_ray.refine.llm_judge import LlmJudge, Verdict
 from raft_ray.refine.roles import is_local
 
 CHUNK_SIZE = 64
-"""Answers a call at most: enough to fill an engine's batch, few enough to show progress."""
+"""Answers per call at most: enough to fill an engine's batch, few enough to show progress."""
 LONGEST_PAUSE = 120.0
 """Seconds that an endpoint may ask to be left alone before a further try."""
 

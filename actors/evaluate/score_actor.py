@@ -26,7 +26,7 @@ from raft_ray.models.hidden import Pair
 from raft_ray.models.likelihood import Choices, Chosen, choose, encode_pair
 
 CHUNK_SIZE = 128
-"""Multiple-choice questions a call: few enough to show progress and to stay within `teacher.timeout`."""
+"""Multiple-choice questions per call: few enough to show progress and to stay within `teacher.timeout`."""
 
 _BY_LETTER = "Answer with the letter of the right choice."
 

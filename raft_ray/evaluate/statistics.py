@@ -59,7 +59,7 @@ def estimate(verdicts: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Estima
 
 
 def estimate_of(values: Sequence[float], *, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """The mean of one number a seed, such as a drift, with its interval over seeds; one seed has no interval."""
+    """The mean of one number per seed, such as a drift, with its interval over seeds; one seed has no interval."""
     if len(values) == 1:
         return Estimate(float(values[0]), None, None)
     drawn = bootstrap(
@@ -69,7 +69,7 @@ def estimate_of(values: Sequence[float], *, draws: int = DRAWS, seed: int = 0) -
 
 
 def average(estimates: Sequence[Estimate], *, independent: bool = True) -> Estimate:
-    """The mean of several estimates, such as one a domain, with its interval; none where one of them has none.
+    """The mean of several estimates, such as one per domain, with its interval; none where one of them has none.
 
     Args:
         independent: each side's width is `sqrt(Σ wᵢ²) / n`. Estimates over the same questions are not: their errors may
