@@ -23,7 +23,7 @@ from typing import Any
 import ray
 
 from actors.distill.storage import locate
-from actors.evaluate.evaluation import evaluate, weights_folder
+from actors.evaluate.evaluation import evaluate_models, weights_folder
 from actors.run import console, refined_rows, running, trained
 from actors.runtime.cluster import actor_options
 from actors.runtime.progress import Bars
@@ -193,7 +193,7 @@ class _Work:
         answers = self._run_dir / "base_answers.json"
         if not asked:
             answers.unlink(missing_ok=True)
-        return evaluate(
+        return evaluate_models(
             {BASE: self._folders[BASE], **models},
             self._config,
             self._prepared.test,

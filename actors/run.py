@@ -1,4 +1,4 @@
-"""The joining of all: refine, train, evaluate, report. What the command line calls; runs in the driver.
+"""Runs refinement, training, evaluation and the report in order. What the command line calls; runs in the driver.
 
 The driver holds rows, settings and progress; models, trajectories, targets and weights never come here. Each stage
 leaves its result in the run folder, and a resumed run takes up a finished stage's result instead of doing it again.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from actors.distill.slots import Slots
 from actors.distill.storage import locate
 from actors.distill.student_engine import try_model
 from actors.distill.teacher import TeacherActor
-from actors.evaluate.evaluation import evaluate as evaluate_models
+from actors.evaluate.evaluation import evaluate_models
 from actors.refine.flow import check_resources
 from actors.refine.flow import refine as refine_rows
 from actors.refine.gap import measure_gap
@@ -47,6 +47,7 @@ from raft_ray.distill.order import RowOrder
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.table import summary_table
 from raft_ray.files import write_whole, writing
+from raft_ray.models import resolve
 from raft_ray.models.memory import check_memory
 from raft_ray.models.prompts import rows_digest
 from raft_ray.preflight import Prepared, check_targets, encode, preflight, write_bad
@@ -62,25 +63,27 @@ console = Console(stderr=False)
 
 
 def run(config: Config) -> Path:
-    """Refine, train the method and its baselines, evaluate all, report. Returns the path of `report.html`."""
+    """Refine, train the baselines and the method, evaluate all, report. Returns the path of `report.html`."""
     baselines = {name: settings.for_method(config, name) for name in config.run.baselines}
     prepared = preflight(config, as_they_are=not config.refine.enabled, others=baselines.values())
     if config.refine.enabled and prepared.refined:
         raise ConfigError(
             f"data.train={config.data.train}: its rows are refined already; set refine.enabled=false to train on them"
         )
-    trainings = [(baseline, Path("methods", name)) for name, baseline in baselines.items()]
-    with running(config, prepared, trainings=[*trainings, (config, Path())], refines=True) as (bars, run_dir):
+    methods = {name: (baseline, Path("methods", name)) for name, baseline in baselines.items()}
+    methods[config.distill.method.value] = (config, Path())
+    with running(config, prepared, trainings=methods.values(), refines=True) as (bars, run_dir):
         rows = refined_rows(config, prepared, bars, run_dir)
-        main = config.distill.method.value
         folders = {"base": prepared.folder}
-        for name, baseline in baselines.items():
-            folders[name] = trained(baseline, prepared, rows, bars, run_dir / "methods" / name)
-        folders[main] = trained(config, prepared, rows, bars, run_dir)
+        for name, (method, place) in methods.items():
+            folders[name] = trained(method, prepared, rows, bars, run_dir / place)
         if config.eval.enabled:
             _evaluated(config, prepared, folders, bars, run_dir)
     report = write_report(run_dir)
-    _print_result(run_dir, report)
+    if (run_dir / "eval.json").exists():
+        console.print(summary_table(read_evaluation(run_dir / "eval.json")))
+    console.print(f"Report: {plain(report)}", highlight=False, soft_wrap=True)
+    console.print(f"Model:  {plain(run_dir / 'model')}", highlight=False, soft_wrap=True)
     return report
 
 
@@ -88,8 +91,7 @@ def refine(config: Config) -> Path:
     """Stage 1 alone. Returns the folder of refined rows."""
     prepared = preflight(config, as_they_are=False)
     with running(config, prepared, refines=True) as (bars, run_dir):
-        refine_rows(prepared.train, config, run_dir / "refined", bars.track("Stage 1: refine"))
-        _measure(config, bars, run_dir / "refined")
+        _refine(config, prepared, bars, run_dir / "refined")
     if config.refine.enabled:
         console.print(f"Report: {plain(write_refine_report(run_dir))}", highlight=False, soft_wrap=True)
     return run_dir / "refined"
@@ -104,16 +106,11 @@ def train(config: Config) -> Path:
     return Path(folder)
 
 
-def evaluate(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
-    """Evaluate one model, beside the base that it came from where there is one.
-
-    Args:
-        base: what drift, weight distance and retention are measured against; none leaves them out.
+def evaluate_model(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
+    """Evaluate one model, beside the base that drift, weight distance and retention are measured against, if any.
 
     Writes `eval.json` in the run folder and returns its content.
     """
-    from raft_ray.models import resolve
-
     prepared = preflight(config, trains=False)
     named = {"base": base, "model": model}
     folders = {name: resolve(path) for name, path in named.items() if path is not None}
@@ -143,7 +140,8 @@ def running(
         refines: stage 1 runs, so that Ray must have room for its engines.
     """
     run_dir = Path(config.run.dir).absolute()
-    training = f"[bold]{config.distill.method.value}[/] on {len(prepared.train)} rows of {plain(config.data.train)}"
+    rows = f"{len(prepared.train)} rows of {plain(config.data.train)}"
+    what = what or f"[bold]{config.distill.method.value}[/] on {rows}"
     model = f"model {plain(config.model.path)} in {config.model.dtype.value}"
     others = list(others)
     if prepared.parameters and prepared.train and address_of(config) is None:
@@ -154,7 +152,7 @@ def running(
         check_run_dir(config)
         for one, place in trainings if config.run.resume else ():
             _check_kept(one, run_dir / place)
-        console.print(f"{what or training}, {model}, run folder {plain(run_dir)}", highlight=False)
+        console.print(f"{what}, {model}, run folder {plain(run_dir)}", highlight=False)
         for note in prepared.notes:
             console.print(f"[yellow]{plain(note)}[/]", highlight=False, soft_wrap=True)
         with Bars(console) as bars:
@@ -191,16 +189,15 @@ def refined_rows(config: Config, prepared: Prepared, bars: Bars, run_dir: Path, 
     if not config.refine.enabled:
         return prepared.train
     try_model(config, prepared.folder)
-    out = run_dir / name
-    refine_rows(prepared.train, config, out, bars.track(f"Stage 1: {name.replace('refined', 'refine')}"))
-    _measure(config, bars, out)
-    return data.read_table(str(out), config.data, split="train")
+    _refine(config, prepared, bars, run_dir / name, name.replace("refined", "refine"))
+    return data.read_table(str(run_dir / name), config.data, split="train")
 
 
-def _measure(config: Config, bars: Bars, refined: Path) -> None:
-    """The compatibility gap of the refined rows, for the report."""
+def _refine(config: Config, prepared: Prepared, bars: Bars, out: Path, phase: str = "refine") -> None:
+    """Refine all rows into the folder `out`, and measure their compatibility gap for the report."""
+    refine_rows(prepared.train, config, out, bars.track(f"Stage 1: {phase}"))
     if config.refine.enabled and config.refine.gap:
-        measure_gap(config, refined, bars.track("Stage 1: compatibility gap"))
+        measure_gap(config, out, bars.track("Stage 1: compatibility gap"))
 
 
 def trained(
@@ -230,31 +227,15 @@ def trained(
     key = read_key(run_dir)
     table = [ray.put(encoded)]
     del encoded
-    overlapped = config.sync.max_staleness > 0
-    roles = {
-        role: actor_options(
-            role=role,
-            num_cpus=section.num_cpus,
-            num_gpus=section.num_gpus,
-            threads=section.threads,
-            overlapped=overlapped,
-            keep_memory=keep_memory,
-        )
-        for role, section, keep_memory in (("rollout", config.rollout, False), ("teacher", config.teacher, True))
-    }
-    if config.sync.in_flight:
-        roles["rollout"]["max_concurrency"] = 2  # weights come in while a chunk is being written
     pipeline = _start_pipeline(
+        config,
         run_dir,
-        learner.max_restarts,
-        (
-            config,
-            order,
-            str(run_dir),
-            partial(spawn, RolloutActor, roles["rollout"], config, prepared.folder, str(run_dir)),
-            partial(spawn, TeacherActor, roles["teacher"], config, prepared.teacher, str(run_dir)),
-            distils,
-        ),
+        config,
+        order,
+        str(run_dir),
+        partial(spawn, RolloutActor, _options(config, "rollout"), config, prepared.folder, str(run_dir)),
+        partial(spawn, TeacherActor, _options(config, "teacher"), config, prepared.teacher, str(run_dir)),
+        distils,
     )
     phase = f"Stage 2: {name or config.distill.method.value}"
     watch = Watch(pipeline, bars, phase, learner.timeout, here())
@@ -291,7 +272,9 @@ def trained(
         if not goal.is_finished(folder):
             raise RaftError(f"{phase}: no model of step {order.steps} in {folder}; see {run_dir / 'logs'}")
     except (ActorLost, ray.exceptions.RayError, TrainingFailedError) as error:
-        cause = _stopped(pipeline) or str(understood(error) or last_line(root_cause(error)))
+        cause = str(understood(error) or last_line(root_cause(error)))
+        with suppress(ray.exceptions.RayError):  # A learner may have said why it ended the run.
+            cause = ray.get(pipeline.stopped.remote(), timeout=30) or cause
         raise RaftError(f"{phase}: {'; '.join([*watch.trouble, cause])}; see {run_dir / 'logs'}") from error
     finally:
         # Rollout and teacher actors belong to the pipeline actor and end with it.
@@ -302,24 +285,30 @@ def trained(
     return str(folder)
 
 
-def _stopped(pipeline: Any) -> str | None:
-    """Why a learner has ended the run, as far as it could say."""
-    try:
-        reason: str | None = ray.get(pipeline.stopped.remote(), timeout=30)
-    except ray.exceptions.RayError:
-        return None
-    return reason
+def _options(config: Config, role: str) -> dict[str, Any]:
+    """Resources and process environment of a role's actors."""
+    section = config.rollout if role == "rollout" else config.teacher
+    options = actor_options(
+        role=role,
+        num_cpus=section.num_cpus,
+        num_gpus=section.num_gpus,
+        threads=section.threads,
+        overlapped=config.sync.max_staleness > 0,
+        keep_memory=role == "teacher",
+    )
+    if role == "rollout" and config.sync.in_flight:
+        options["max_concurrency"] = 2  # weights come in while a chunk is being written
+    return options
 
 
-def _start_pipeline(run_dir: Path, restarts: int, arguments: tuple[Any, ...]) -> Any:
+def _start_pipeline(config: Config, run_dir: Path, *arguments: Any) -> Any:
     """The pipeline actor, under its run folder's name. Raises `RaftError` while another run trains in the folder."""
-    *_, distils = arguments
     actor = ray.remote(PipelineActor).options(
-        **actor_options(role="pipeline", num_cpus=1 if distils else 0, num_gpus=0, threads=1),
+        **actor_options(role="pipeline", num_cpus=int(config.uses_distillation), num_gpus=0, threads=1),
         **on_node(),
         name=attach.actor_name(run_dir),
         namespace=attach.NAMESPACE,
-        max_restarts=restarts,
+        max_restarts=config.learner.max_restarts,
     )
     # A driver that was killed leaves its actor for a moment; the name is free when Ray has ended it.
     taken = retry(
@@ -355,11 +344,3 @@ def _evaluated(
     }
     write_whole(path, json.dumps(result, indent=1, ensure_ascii=False), errors="replace")
     return result
-
-
-def _print_result(run_dir: Path, report: Path) -> None:
-    path = run_dir / "eval.json"
-    if path.exists():
-        console.print(summary_table(read_evaluation(path)))
-    console.print(f"Report: {plain(report)}", highlight=False, soft_wrap=True)
-    console.print(f"Model:  {plain(run_dir / 'model')}", highlight=False, soft_wrap=True)

@@ -1,28 +1,21 @@
 """The evaluation's engine: one vLLM engine that answers the same questions as one model after the other.
 
-The second turns of open questions come last, since the chat before them holds the model's own first answers.
-
-Knows the questions, their chunks and how answers are scored; what is read off probabilities instead is
-`actors.evaluate.score_actor`'s; which models are evaluated, and what is done with the scores, is
-`actors.evaluate.evaluation`'s.
+What is read off probabilities instead is `actors.evaluate.score_actor`'s.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from actors.runtime.cluster import here, log_to_file
+from actors.evaluate.process import Actor
+from actors.runtime.cluster import log_to_file
 from raft_ray import models as sources
 from raft_ray.announce import announce
-from raft_ray.config import Config
+from raft_ray.config import Config, EvalConfig
 from raft_ray.data import Row
 from raft_ray.data.general import general_prompts
 from raft_ray.evaluate import domain, ifeval
@@ -30,13 +23,35 @@ from raft_ray.evaluate.judged import Answered, chat_of, domain_cases, open_cases
 from raft_ray.evaluate.length import length
 from raft_ray.evaluate.mmlu import Mmlu, load_mmlu
 from raft_ray.evaluate.open_questions import OpenQuestion, load_open_questions
+from raft_ray.evaluate.subset import subset
 
-CHUNK = 64
+CHUNK_SIZE = 64
 """About how many prompts a call of the engine gets: enough to fill a CPU's batch, few enough to show progress."""
 
+KINDS = ("ifeval", "general", "domain", "open")
+"""Of what is answered in writing: fields of `Questions`, and of `eval.KIND_max_new_tokens`."""
 
-_Answer = tuple[str, list[int], bool]
-"""Text, its token ids, and whether the limit cut it off."""
+
+@dataclass(frozen=True)
+class Turn:
+    """One thing to answer in writing."""
+
+    kind: str
+    index: int
+    """Within the kind."""
+    limit: int
+    """Tokens."""
+    number: int = 0
+    """1 for the second turn of an open question."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote. A prompt without room in the context stays unanswered, which counts as wrong and cut off."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    truncated: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,47 +72,45 @@ class Questions:
     @property
     def generated(self) -> bool:
         """Some of it is answered in writing."""
-        return bool(self.domain or self.ifeval or self.general or self.open)
+        return any(getattr(self, kind) for kind in KINDS)
 
-    def chats(self, config: Config) -> list[tuple[str, int, list[dict[str, str]], int]]:
-        """`(kind, place within the kind, messages, token limit)`, long answers first so that chunks are alike.
+    def turns(self, limits: EvalConfig) -> list[Turn]:
+        """First turns, then second ones, which need the answers; long answers first, so that chunks are alike."""
+        turns = [
+            Turn(kind, index, getattr(limits, f"{kind}_max_new_tokens"), number)
+            for kind in KINDS
+            for index, question in enumerate(getattr(self, kind))
+            for number in range(len(question.turns) if kind == "open" else 1)
+        ]
+        return sorted(turns, key=lambda turn: (turn.number, -turn.limit))
 
-        Of open questions the first turns.
-        """
-        limits = config.eval
-        chats = [("ifeval", i, _chat(p.prompt), limits.ifeval_max_new_tokens) for i, p in enumerate(self.ifeval)]
-        chats += [("general", i, _chat(text), limits.general_max_new_tokens) for i, text in enumerate(self.general)]
-        chats += [("domain", i, row.messages, limits.domain_max_new_tokens) for i, row in enumerate(self.domain)]
-        chats += [("open", i, chat_of(one, []), limits.open_max_new_tokens) for i, one in enumerate(self.open)]
-        return sorted(chats, key=lambda chat: -chat[3])
+    def chat(self, turn: Turn, before: list[str]) -> list[dict[str, str]]:
+        """The messages up to a turn that comes after the answers `before`."""
+        if turn.kind == "domain":
+            return self.domain[turn.index].messages
+        if turn.kind == "open":
+            return chat_of(self.open[turn.index], before)
+        text = self.general[turn.index] if turn.kind == "general" else self.ifeval[turn.index].prompt
+        return [{"role": "user", "content": text}]
 
 
 def questions(config: Config, test_rows: list[Row] | None) -> Questions:
     """The seeded subsets that `eval.*` asks for. Raises `ConfigError` or `DataError` before anything starts."""
-    rows = subset(test_rows or [], config.eval.domain_rows, config.run.seed)
-    general = subset(general_prompts(config.eval.general), config.eval.general_rows, config.run.seed)
-    mmlu = None
-    if config.eval.mmlu is not None:
-        mmlu = load_mmlu(config.eval.mmlu, config.eval.mmlu_rows, config.run.seed, config.eval.mmlu_shots)
-    asked = load_open_questions(config.eval.open) if config.eval.open is not None else []
+    asked, seed = config.eval, config.run.seed
     return Questions(
-        rows,
-        ifeval.load_prompts(config.eval.ifeval_rows, config.run.seed),
-        general,
-        mmlu,
-        subset(asked, config.eval.open_rows, config.run.seed),
+        subset(test_rows or [], asked.domain_rows, seed),
+        ifeval.load_prompts(asked.ifeval_rows, seed),
+        subset(general_prompts(asked.general), asked.general_rows, seed),
+        load_mmlu(asked.mmlu, asked.mmlu_rows, seed, asked.mmlu_shots) if asked.mmlu is not None else None,
+        subset(load_open_questions(asked.open), asked.open_rows, seed) if asked.open is not None else [],
     )
 
 
-class EvalActor:
+class EvalActor(Actor):
     """One engine that answers `questions` for one model after the other, and scores the answers."""
 
     def __init__(self, folder: str, config: Config, asked: Questions) -> None:
         self.folder, self.config, self.asked = folder, config, asked
-
-    def where(self) -> str:
-        """This process, for messages."""
-        return f"EvalActor on node {here()} (pid {os.getpid()})"
 
     def start(self) -> list[int]:
         """Tokenise the questions and start the engine. Returns how many questions each chunk has."""
@@ -109,101 +122,74 @@ class EvalActor:
         folder = sources.resolve(self.folder)
         model = self.config.model
         self.chat = sources.load_chat(folder, model)
-        self.chats = self.asked.chats(self.config)
-        limit = sources.model_context(folder, model)
-        self.prompts = [self.chat.prompt(messages) for _, _, messages, _ in self.chats]
-        self.second = [place for place, question in enumerate(self.asked.open) if len(question.turns) > 1]
-        # No longer than needed: the KV cache must hold one whole context.
-        needed = [len(ids) + chat[3] for ids, chat in zip(self.prompts, self.chats, strict=True)]
-        for place in self.second:
-            chat = chat_of(self.asked.open[place], [""])
-            # The first answer, decoded and read again, may have more tokens than it was written in: twice as much room.
-            needed.append(len(self.chat.prompt(chat)) + 3 * self.config.eval.open_max_new_tokens)
-        self.context = context = min(limit, max(needed))
-        self.limits = [min(chat[3], context - len(ids)) for ids, chat in zip(self.prompts, self.chats, strict=True)]
-        self.engine = Engine(folder, model, self.config.rollout, context=context)
+        self.turns = self.asked.turns(self.config.eval)
+        self.prompts = {turn: self.chat.prompt(self.asked.chat(turn, [""] * turn.number)) for turn in self.turns}
+        # No longer than needed: the KV cache must hold one whole context. A first answer, decoded and read again, may
+        # have more tokens than it was written in: twice as much room.
+        needed = max(len(ids) + turn.limit * (3 if turn.number else 1) for turn, ids in self.prompts.items())
+        self.context = min(sources.model_context(folder, model), needed)
+        self.engine = Engine(folder, model, self.config.rollout, context=self.context)
         self.loaded = self.folder
-        self.chunks = _equal_parts([place for place, room in enumerate(self.limits) if room > 0])
-        self.second_chunks = _equal_parts(self.second)
-        return [len(chunk) for chunk in (*self.chunks, *self.second_chunks)]
+        first = [turn for turn in self.turns if turn.number == 0 and len(self.prompts[turn]) < self.context]
+        self.chunks = _equal_parts(first) + _equal_parts([turn for turn in self.turns if turn.number])
+        return [len(chunk) for chunk in self.chunks]
 
     def load(self, folder: str) -> None:
         """Go on as the model in `folder`."""
         if folder != self.loaded:
             self.engine.load_weights(sources.resolve(folder))
             self.loaded = folder
-        # A prompt that leaves no room in the context stays unanswered, which counts as wrong and cut off.
-        self.answers: list[_Answer] = [("", [], True)] * len(self.chats)
-        self.second_answers: dict[int, _Answer] = dict.fromkeys(self.second, ("", [], True))
-        self.second_without_room = 0
+        self.answers: dict[Turn, Answer] = {}
 
     def answer(self, chunk: int) -> None:
-        """Answer one chunk of the questions. Chunks are in order: those of second turns need the first answers."""
+        """Answer one chunk of the questions; chunks are in order."""
         announce("evaluate", "answering", chunk)
-        if chunk >= len(self.chunks):
-            self._answer_second(self.second_chunks[chunk - len(self.chunks)])
-            return
-        places = self.chunks[chunk]
-        answers = self._generate([self.prompts[place] for place in places], [self.limits[place] for place in places])
-        for place, answer in zip(places, answers, strict=True):
-            self.answers[place] = answer
-
-    def _answer_second(self, places: list[int]) -> None:
-        first = self._places("open")
-        prompts: dict[int, list[int]] = {}
-        for place in places:
-            chat = chat_of(self.asked.open[place], [self.answers[first[place]][0]])
-            ids = self.chat.prompt(chat)
-            if len(ids) < self.context:
-                prompts[place] = ids
-            else:
-                self.second_without_room += 1
+        prompts = {turn: self._prompt(turn) for turn in self.chunks[chunk]}
+        prompts = {turn: ids for turn, ids in prompts.items() if len(ids) < self.context}
         if not prompts:
             return
-        wanted = self.config.eval.open_max_new_tokens
-        limits = [min(wanted, self.context - len(ids)) for ids in prompts.values()]
-        self.second_answers.update(zip(prompts, self._generate(list(prompts.values()), limits), strict=True))
-
-    def _generate(self, prompts: list[list[int]], limits: list[int]) -> list[_Answer]:
         completions = self.engine.generate(
-            prompts, max_new_tokens=limits, temperature=self.config.eval.temperature, seed=self.config.run.seed
+            list(prompts.values()),
+            max_new_tokens=[min(turn.limit, self.context - len(ids)) for turn, ids in prompts.items()],
+            temperature=self.config.eval.temperature,
+            seed=self.config.run.seed,
         )
-        texts = [self.chat.text(one.token_ids) for one in completions]
-        return [(text, one.token_ids, one.truncated) for text, one in zip(texts, completions, strict=True)]
+        for turn, one in zip(prompts, completions, strict=True):
+            self.answers[turn] = Answer(self.chat.text(one.token_ids), one.token_ids, one.truncated)
+
+    def _prompt(self, turn: Turn) -> list[int]:
+        if turn.number == 0:
+            return self.prompts[turn]
+        before = [self._answer(replace(turn, number=number)).text for number in range(turn.number)]
+        return self.chat.prompt(self.asked.chat(turn, before))
 
     def measure(self) -> dict[str, Any]:
-        """The model's part of `eval.json` that its answers tell; `domain` holds a verdict on each question, by
-        measure."""
+        """The model's part of `eval.json` that its answers tell; `domain` holds a verdict on each question, by measure,
+        and `open_answers` lacks what judges say of them, who come later."""
         start = time.perf_counter()
         asked = self.asked
-        domain_texts, ifeval_texts, general_texts = (
-            [self.answers[place][0] for place in self._places(kind)] for kind in ("domain", "ifeval", "general")
-        )
-        result: dict[str, Any] = {"domain": None, "ifeval": None, "length": None}
-        result |= {"answers": [], "general_answers": [], "open_answers": []}
+        result: dict[str, Any] = {"domain": None, "ifeval": None, "length": None, "answers": [], "general_answers": []}
         if asked.domain:
-            _, correct = domain.accuracy(domain_texts, [row.answers for row in asked.domain])
-            pairs = zip(domain_texts, asked.domain, strict=True)
-            result["domain"] = {
-                "contains": correct,
-                "exact": [domain.exact(text, row.answers) for text, row in pairs],
+            pairs = list(zip(self._texts("domain"), asked.domain, strict=True))
+            verdicts = {
+                name: [right(text, row.answers) for text, row in pairs]
+                for name, right in (("contains", domain.contains), ("exact", domain.exact))
             }
+            result["domain"] = verdicts
             result["answers"] = [
                 {"prompt": row.prompt, "gold": row.answer, "answer": text, "correct": right}
-                for row, text, right in self._shown(list(zip(asked.domain, domain_texts, correct, strict=True)))
+                for (text, row), right in self._shown(list(zip(pairs, verdicts["contains"], strict=True)))
             ]
         if asked.ifeval:
-            result["ifeval"] = ifeval.score(asked.ifeval, ifeval_texts)
+            result["ifeval"] = ifeval.score(asked.ifeval, self._texts("ifeval"))
         if asked.general:
-            general = [self.answers[place] for place in self._places("general")]
-            result["length"] = length(
-                general_texts, [len(ids) for _, ids, _ in general], [cut for _, _, cut in general]
-            )
+            given = [self._answer(turn) for turn in self._of("general")]
+            texts = [one.text for one in given]
+            result["length"] = length(texts, [len(one.token_ids) for one in given], [one.truncated for one in given])
             result["general_answers"] = [
                 {"prompt": prompt, "answer": text}
-                for prompt, text in self._shown(list(zip(asked.general, general_texts, strict=True)))
+                for prompt, text in self._shown(list(zip(asked.general, texts, strict=True)))
             ]
-        # Without what judges say of them, who come later.
         result["open_answers"] = [
             {
                 "turns": [
@@ -213,57 +199,45 @@ class EvalActor:
             }
             for question, texts in self._shown(list(zip(asked.open, self._open_texts(), strict=True)))
         ]
-        result["too_long"] = {
-            kind: sum(self.limits[place] <= 0 for place in self._places(kind))
-            for kind in ("domain", "ifeval", "general", "open")
-        }
-        result["too_long"]["open"] += self.second_without_room
+        result["too_long"] = {kind: sum(turn not in self.answers for turn in self._of(kind)) for kind in KINDS}
         result["seconds"] = {"score": time.perf_counter() - start}
         return result
 
     def general_pairs(self) -> list[tuple[list[int], list[int]]]:
         """Prompt ids and response ids of the general prompts, as sampled."""
-        return [(self.prompts[place], self.answers[place][1]) for place in self._places("general")]
+        return [(self.prompts[turn], self._answer(turn).token_ids) for turn in self._of("general")]
 
     def answered(self) -> Answered:
         """The answers that judges read."""
-        domain_texts = [self.answers[place][0] for place in self._places("domain")]
-        return Answered(domain_cases(self.asked.domain, domain_texts), open_cases(self.asked.open, self._open_texts()))
+        return {
+            "domain": domain_cases(self.asked.domain, self._texts("domain")),
+            "open": open_cases(self.asked.open, self._open_texts()),
+        }
 
     def _open_texts(self) -> list[list[str]]:
-        """The answers to each open question, one a turn."""
-        first = [self.answers[place][0] for place in self._places("open")]
-        return [
-            [text, self.second_answers[place][0]] if place in self.second_answers else [text]
-            for place, text in enumerate(first)
-        ]
+        """The answers to each open question, one per turn."""
+        texts: list[list[str]] = [[] for _ in self.asked.open]
+        for turn in self._of("open"):
+            texts[turn.index].append(self._answer(turn).text)
+        return texts
 
-    def stop(self) -> None:
-        """End this process, and the engine with it."""
-        ray.actor.exit_actor()
+    def _texts(self, kind: str) -> list[str]:
+        return [self._answer(turn).text for turn in self._of(kind)]
+
+    def _answer(self, turn: Turn) -> Answer:
+        return self.answers.get(turn, Answer())
+
+    def _of(self, kind: str) -> list[Turn]:
+        """A kind's turns, in the kind's own order."""
+        turns = (turn for turn in self.turns if turn.kind == kind)
+        return sorted(turns, key=lambda turn: (turn.index, turn.number))
 
     def _shown(self, answers: list[Any]) -> list[Any]:
         """Those that the report shows: the same questions for every model."""
         return subset(answers, self.config.eval.samples, self.config.run.seed)
 
-    def _places(self, kind: str) -> list[int]:
-        """Where a kind's questions lie among `chats`, in the kind's own order."""
-        places = {chat[1]: place for place, chat in enumerate(self.chats) if chat[0] == kind}
-        return [places[index] for index in sorted(places)]
 
-
-def subset(items: list[Any], count: int | None, seed: int) -> list[Any]:
-    """At most `count` items, drawn with `seed`, in their own order."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[index] for index in sorted(random.Random(seed).sample(range(len(items)), count))]
-
-
-def _equal_parts(places: list[int]) -> list[list[int]]:
-    """Chunks: a small last one would run at a fraction of the speed."""
-    size = math.ceil(len(places) / max(1, round(len(places) / CHUNK)))
-    return [places[start : start + size] for start in range(0, len(places), size)] if places else []
-
-
-def _chat(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+def _equal_parts(turns: list[Turn]) -> list[list[Turn]]:
+    """Chunks of about the same size: a small last one would run at a fraction of the speed."""
+    size = math.ceil(len(turns) / max(1, round(len(turns) / CHUNK_SIZE)))
+    return [turns[start : start + size] for start in range(0, len(turns), size)] if turns else []

@@ -4,30 +4,27 @@
                                       │
                                       └── CacheActor: verdicts that are known are not asked for again
 
-Knows the prompts that it fills; whose answers they are, and what follows from several judges' scores, is
-`actors.evaluate.evaluation`'s and `raft_ray.evaluate.judged`'s.
+What follows from several judges' scores is `raft_ray.evaluate.judged`'s.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
-import ray
-
+from actors.evaluate.process import Actor
 from actors.refine.engines import RefineEngine, engine_options, identity, plan_pool
-from actors.runtime.cluster import actor_options, here, log_to_file
+from actors.runtime.cluster import actor_options, log_to_file
 from raft_ray.config import Config, RefineModelConfig
 from raft_ray.evaluate.judged import Answered, JudgePrompts, JudgeResult, Metered
 from raft_ray.refine.cache import CachedGenerate, Store
 from raft_ray.refine.endpoint import Endpoint
-from raft_ray.refine.judges import Case, LlmJudge, Verdict
+from raft_ray.refine.judges import LlmJudge, Verdict
 from raft_ray.refine.roles import is_local
 
-CHUNK = 64
-"""Answers a call at most: enough to fill an engine's batch, few enough to show progress."""
+CHUNK_SIZE = 64
+"""Answers per call at most: enough to fill an engine's batch, few enough to show progress."""
 LONGEST_PAUSE = 120.0
 """Seconds that an endpoint may ask to be left alone before a further try."""
 
@@ -44,20 +41,15 @@ def judge_timeout(config: Config, name: str) -> float:
     if is_local(config.refine, name):
         return config.rollout.timeout
     model = config.refine.models[name]
-    rounds = math.ceil(CHUNK / model.concurrency)
+    rounds = math.ceil(CHUNK_SIZE / model.concurrency)
     return config.rollout.timeout + rounds * (model.retries + 1) * (model.timeout + LONGEST_PAUSE)
 
 
-class JudgeActor:
+class JudgeActor(Actor):
     """One judge, `self` or a name in `refine.models`; `store` keeps what it says."""
 
     def __init__(self, name: str, config: Config, prompts: JudgePrompts, store: Store) -> None:
-        self.name, self.config, self.store = name, config, store
-        self.templates = {"domain": prompts.domain, "open": prompts.open}
-
-    def where(self) -> str:
-        """This process, for messages."""
-        return f"JudgeActor {self.name} on node {here()} (pid {os.getpid()})"
+        self.name, self.config, self.prompts, self.store = name, config, prompts, store
 
     def start(self) -> None:
         """Start the engine, or check the endpoint's settings where its key must be. Raises `ConfigError`."""
@@ -76,24 +68,23 @@ class JudgeActor:
         Verdicts are kept by model, so that a chunk is known or asked for as a whole: an endpoint that fails now and
         then would seem to fail altogether where little of a chunk is left to ask.
         """
-        self.cases: dict[str, list[Case]] = {"domain": answers.domain, "open": answers.open}
         price = self.config.refine.models.get(self.name, RefineModelConfig())
-        self.meters = {kind: Metered(self.identity, self.model, price) for kind in self.cases}
-        self.judges = {
-            kind: LlmJudge(
+        self.meters: dict[str, Metered] = {}
+        self.judges: dict[str, LlmJudge] = {}
+        self.verdicts: dict[str, list[Verdict | None]] = {}
+        self.chunks = []
+        for kind, cases in answers.items():
+            self.meters[kind] = Metered(self.identity, self.model, price)
+            self.judges[kind] = LlmJudge(
                 self.name,
                 CachedGenerate(self.meters[kind], self.store, f"judge {self.name}", scope=whose),
-                template,
+                self.prompts[kind],
                 max_new_tokens=self.config.eval.judge_max_new_tokens,
                 seed=self.config.run.seed,
             )
-            for kind, template in self.templates.items()
-        }
-        self.verdicts: dict[str, list[Verdict | None]] = {kind: [] for kind in self.cases}
-        self.chunks = []
-        for kind, cases in self.cases.items():
+            self.verdicts[kind] = []
             # Equal parts, for the same reason: no last chunk of one.
-            size = math.ceil(len(cases) / math.ceil(len(cases) / CHUNK)) if cases else 1
+            size = math.ceil(len(cases) / math.ceil(len(cases) / CHUNK_SIZE)) if cases else 1
             self.chunks += [(kind, cases[start : start + size]) for start in range(0, len(cases), size)]
         return [len(cases) for _, cases in self.chunks]
 
@@ -116,7 +107,3 @@ class JudgeActor:
             )
             for kind, verdicts in self.verdicts.items()
         }
-
-    def stop(self) -> None:
-        """End this process, and the model with it."""
-        ray.actor.exit_actor()

@@ -8,38 +8,34 @@ forward is exact and, on the CPU, three times as fast as vLLM's `prompt_logprobs
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import ray
+import torch
 
 from actors.evaluate.eval_actor import Questions
-from actors.runtime.cluster import here, log_to_file
+from actors.evaluate.process import Actor
+from actors.runtime.cluster import log_to_file
 from raft_ray import models as sources
 from raft_ray.config import Config
 from raft_ray.errors import ModelError
+from raft_ray.evaluate.drift import Reference
 from raft_ray.evaluate.mmlu import LETTERS, lettered, scores
+from raft_ray.models.head import Pair
+from raft_ray.models.likelihood import Choices, Chosen, choose, encode_pair
 
-if TYPE_CHECKING:
-    from raft_ray.models.likelihood import Choices, Chosen
-
-CHUNK = 128
-"""Multiple-choice questions a call: few enough to show progress and to stay within `teacher.timeout`."""
+CHUNK_SIZE = 128
+"""Multiple-choice questions per call: few enough to show progress and to stay within `teacher.timeout`."""
 
 _BY_LETTER = "Answer with the letter of the right choice."
 
 
-class ScoreActor:
+class ScoreActor(Actor):
     """Forwards one model after the other over the base's answers and the questions that have choices."""
 
     def __init__(self, folder: str, config: Config, asked: Questions) -> None:
         self.folder, self.config, self.asked = folder, config, asked
-
-    def where(self) -> str:
-        """This process, for messages."""
-        return f"ScoreActor on node {here()} (pid {os.getpid()})"
 
     def start(self) -> list[int]:
         """Tokenise the questions. Returns how many questions each chunk has."""
@@ -50,38 +46,29 @@ class ScoreActor:
         self.limit = sources.model_context(folder, model)
         with contextlib.suppress(ModelError):  # Not every model states one.
             self.limit = max(self.limit, sources.model_context(folder, replace(model, context=None)))
-        self.parts: dict[str, list[Choices]] = {}
-        if self.asked.choices:
-            self.parts.update(self._domain())
+        self.parts = self._domain() if self.asked.choices else {}
         if self.asked.mmlu is not None:
-            for shots in self.config.eval.mmlu_shots:
-                self.parts[f"mmlu {shots}"] = self._mmlu(shots)
+            self.parts |= {f"{shots}-shot": self._mmlu(shots) for shots in self.config.eval.mmlu_shots}
         # Equal work in chunks: those of few-shot prompts are longer, but of the same kind.
         self.chunks = [
-            (name, start, min(start + CHUNK, len(part)))
+            (name, part[start : start + CHUNK_SIZE])
             for name, part in self.parts.items()
-            for start in range(0, len(part), CHUNK)
+            for start in range(0, len(part), CHUNK_SIZE)
         ]
-        return [stop - start for _, start, stop in self.chunks]
+        return [len(questions) for _, questions in self.chunks]
 
     def load(self, folder: str) -> None:
         """Go on as the model in `folder`."""
-        import torch
-
         # Before the next is loaded: two models need not fit at a time.
         self.model: Any = None
         model: Any = sources.load_model(sources.resolve(folder), self.config.model).eval()
         self.model = model.to("cuda") if torch.cuda.is_available() else model
         self.chosen: dict[str, list[Chosen]] = {name: [] for name in self.parts}
 
-    def refer(self, pairs: list[tuple[list[int], list[int]]]) -> dict[str, float | int]:
-        """Read the base's answers with the loaded model, the base. Returns its drift from itself: 0 over so many tokens
-        and rows."""
-        from raft_ray.evaluate.drift import Drift, Reference
-
+    def refer(self, pairs: list[Pair]) -> dict[str, float | int]:
+        """Read the base's answers with the loaded model, the base. Returns its drift from itself."""
         self.reference = Reference(self.model, pairs, tokens=self.config.teacher.tokens)
-        tokens, rows = len(self.reference.hidden_nD), len(self.reference.sequences)
-        return asdict(Drift(kl=0.0, kl_first=0.0, top1_agreement=1.0, tokens=tokens, rows=rows))
+        return asdict(self.reference.unchanged())
 
     def drift(self) -> dict[str, float | int]:
         """The drift of the loaded model."""
@@ -89,73 +76,56 @@ class ScoreActor:
 
     def choose(self, chunk: int) -> None:
         """Let the loaded model choose in one chunk of the questions."""
-        from raft_ray.models.likelihood import choose
-
-        name, start, stop = self.chunks[chunk]
-        self.chosen[name] += choose(
-            self.model, self.parts[name][start:stop], limit=self.limit, tokens=self.config.teacher.tokens
-        )
+        name, questions = self.chunks[chunk]
+        self.chosen[name] += choose(self.model, questions, limit=self.limit, tokens=self.config.teacher.tokens)
 
     def measure(self) -> dict[str, Any]:
         """What the loaded model chose: `domain`, a verdict on each question by measure, and `mmlu`, by shots."""
-        result: dict[str, Any] = {"domain": {}, "mmlu": None}
-        for name, measures in (("choice", ("choice", "choice_norm")), ("letter", ("letter",))):
-            if name in self.parts:
-                for measure in measures:
-                    by_length = measure == "choice_norm"
-                    result["domain"][measure] = [
-                        (one.by_length if by_length else one.by_sum) == question.right
-                        for one, question in zip(self.chosen[name], self.parts[name], strict=True)
-                    ]
-        if self.asked.mmlu is not None:
-            result["mmlu"] = {}
-            for shots in self.config.eval.mmlu_shots:
-                part = f"mmlu {shots}"
-                result["mmlu"][f"{shots}-shot"] = {
-                    **scores(self.asked.mmlu.test, [one.by_sum for one in self.chosen[part]]),
-                    "shortened": sum(
-                        len(question.context) + len(question.continuations[0]) > self.limit + 1
-                        for question in self.parts[part]
-                    ),
-                }
-        return result
 
-    def stop(self) -> None:
-        """End this process, and the models with it."""
-        ray.actor.exit_actor()
+        def right(part: str, by: str = "by_sum") -> list[bool]:
+            pairs = zip(self.chosen[part], self.parts[part], strict=True)
+            return [getattr(one, by) == question.right for one, question in pairs]
+
+        verdicts: dict[str, list[bool]] = {}
+        if "choice" in self.parts:
+            verdicts |= {"choice": right("choice"), "choice_norm": right("choice", "by_length")}
+        if "letter" in self.parts:
+            verdicts["letter"] = right("letter")
+        if self.asked.mmlu is None:
+            return {"domain": verdicts, "mmlu": None}
+        mmlu = {}
+        for shots in self.config.eval.mmlu_shots:
+            part = f"{shots}-shot"
+            mmlu[part] = scores(self.asked.mmlu.test, [one.by_sum for one in self.chosen[part]])
+            mmlu[part]["shortened"] = sum(
+                len(question.context) + len(question.continuations[0]) > self.limit + 1 for question in self.parts[part]
+            )
+        return {"domain": verdicts, "mmlu": mmlu}
 
     def _domain(self) -> dict[str, list[Choices]]:
         """The domain's questions with their choices as answers, and, where there are letters for all of them, with
         lettered choices and letters as answers."""
-        from raft_ray.models.likelihood import Choices
-
-        lettered_too = all(len(row.choices or []) <= len(LETTERS) for row in self.asked.domain)
-        parts: dict[str, list[Choices]] = {"choice": [], **({"letter": []} if lettered_too else {})}
+        parts: dict[str, list[Choices]] = {"choice": [], "letter": []}
+        if any(len(row.choices or []) > len(LETTERS) for row in self.asked.domain):
+            del parts["letter"]
         for row in self.asked.domain:
             assert row.choices is not None
-            right = row.choices.index(row.answer)
-            letters = list(LETTERS[: len(row.choices)])
             asked = f"{lettered(row.prompt, row.choices)}\n{_BY_LETTER}"
-            chats = {
+            read = {
                 "choice": (row.messages, row.choices),
-                "letter": ([*row.messages[:-1], {"role": "user", "content": asked}], letters),
+                "letter": ([*row.messages[:-1], {"role": "user", "content": asked}], LETTERS[: len(row.choices)]),
             }
-            for name in parts:
-                messages, texts = chats[name]
-                ids = [self.chat.content(text) for text in texts]
-                parts[name].append(Choices(self.chat.prompt(messages), ids, [len(text) for text in texts], right))
+            for part, questions in parts.items():
+                messages, texts = read[part]
+                ids, lengths = [self.chat.content(text) for text in texts], [len(text) for text in texts]
+                questions.append(Choices(self.chat.prompt(messages), ids, lengths, row.choices.index(row.answer)))
         return parts
 
     def _mmlu(self, shots: int) -> list[Choices]:
-        from raft_ray.models.likelihood import Choices, encode_pair
-
         assert self.asked.mmlu is not None
         questions = []
         for question in self.asked.mmlu.test:
-            prompt = self.asked.mmlu.prompt(question, shots)
-            pairs = [
-                encode_pair(self.chat.tokenizer, prompt, f" {letter}") for letter in LETTERS[: len(question.choices)]
-            ]
-            ids = [continuation for _, continuation in pairs]
-            questions.append(Choices(pairs[0][0], ids, [1] * len(ids), question.right))
+            prompt, letters = self.asked.mmlu.prompt(question, shots), LETTERS[: len(question.choices)]
+            pairs = [encode_pair(self.chat.tokenizer, prompt, f" {letter}") for letter in letters]
+            questions.append(Choices(pairs[0][0], [ids for _, ids in pairs], [1] * len(pairs), question.right))
         return questions

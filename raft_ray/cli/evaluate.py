@@ -55,9 +55,9 @@ def evaluate(
         folder = models.resolve(measured)
         models.check_weights(folder, config.model)
         models.load_chat(folder, config.model)
-    from actors.run import evaluate as measure
+    from actors.run import evaluate_model
 
-    measure(config, measured, base=origin)
+    evaluate_model(config, measured, base=origin)
     say("results", Path(config.run.dir) / "eval.json")
 
 

@@ -1,5 +1,4 @@
-"""What a model is measured by: domain accuracy, IFEval, drift, response length, weight distance.
+"""What a model is measured by, each on plain data (texts, token ids, models, folders).
 
-Each module measures one thing on plain data (texts, token ids, models, folders) and knows nothing about
-Ray or vLLM; `actors.evaluate.evaluation` generates the answers and joins the measurements.
+`actors.evaluate.evaluation` generates the answers and joins the measurements.
 """

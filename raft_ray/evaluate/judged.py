@@ -1,16 +1,15 @@
 """What language models as judges say of answers: which of the domain's are right, how good those to open questions are.
 
 A judge's score of one answer is in [0, 1], or none where it failed or answered nonsense; nobody guesses in its place.
-Knows nothing about who the judges are, where they run or what they were asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from raft_ray.config import Config, DomainMetric, EvalConfig, RefineModelConfig
 from raft_ray.data import Row
@@ -26,16 +25,10 @@ RIGHT = 0.5
 NO_REFERENCE = "(none)"
 """Stands where a judge reads an open question's reference and there is none."""
 
-Scores = Sequence[float | None]
-"""Of each answer, in order."""
-
-
-@dataclass(frozen=True)
-class JudgePrompts:
-    """Texts of the prompt files, fields unfilled."""
-
-    domain: str
-    open: str
+Answered = dict[str, list[Case]]
+"""A model's answers as judges read them: under `domain` one per question, under `open` one per turn."""
+JudgePrompts = dict[str, str]
+"""Texts of the prompt files of `domain` and `open`, fields unfilled."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +45,12 @@ class JudgeResult:
     endpoint's price."""
 
 
-@dataclass(frozen=True)
-class Answered:
-    """A model's answers as judges read them."""
-
-    domain: list[Case]
-    """One a question."""
-    open: list[Case]
-    """One a turn, question by question."""
-
-
-class _Asked(Protocol):
-    """A model: see `raft_ray.refine.generation.Generate`."""
-
-    def __call__(self, requests: Sequence[Request], **options: Any) -> list[Completion]: ...
-
-
 class Metered:
     """A `Generate` that counts what it is asked, its tokens and, at the price of `model`, what they cost."""
 
-    def __init__(self, identity: str, generate: _Asked, model: RefineModelConfig) -> None:
+    def __init__(self, identity: str, generate: Callable[..., list[Completion]], model: RefineModelConfig) -> None:
         self.identity = identity
-        self._generate = generate
-        self._model = model
+        self._generate, self._model = generate, model
         self._asks = self._input = self._output = 0
 
     def __call__(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
@@ -86,19 +62,18 @@ class Metered:
 
     def usage(self) -> dict[str, float]:
         """`{"asks", "input_tokens", "output_tokens", "cost"}` since the start."""
-        cost = (self._input * self._model.input_cost + self._output * self._model.output_cost) / 1e6
-        tokens = {"input_tokens": self._input, "output_tokens": self._output}
-        return {"asks": self._asks, **tokens, "cost": round(cost, 6)}
+        cost = round((self._input * self._model.input_cost + self._output * self._model.output_cost) / 1e6, 6)
+        return {"asks": self._asks, "input_tokens": self._input, "output_tokens": self._output, "cost": cost}
 
 
 def check_judges(config: Config) -> None:
     """Refuse judges that cannot judge, and measures that lack them, before anything starts. Raises `ConfigError`."""
-    asked = config.eval
+    asked, nobody = config.eval, "eval.judges names nobody; name a model that"
     if not asked.judges:
         if asked.domain_metric is DomainMetric.judged:
-            raise ConfigError("eval.domain_metric=judged: eval.judges names nobody; name a model that judges there")
+            raise ConfigError(f"eval.domain_metric=judged: {nobody} judges there")
         if asked.open is not None:
-            raise ConfigError(f"eval.open={asked.open}: eval.judges names nobody; name a model that scores it there")
+            raise ConfigError(f"eval.open={asked.open}: {nobody} scores it there")
         return
     check_model_judges("eval.judges", asked.judges, config.refine)
     if config.data.test is None and asked.open is None:
@@ -106,28 +81,22 @@ def check_judges(config: Config) -> None:
             f"eval.judges={asked.judges}: there is nothing to judge; set data.test or eval.open, or leave the key out"
         )
     for name in asked.judges:
-        _check_room(config, name)
+        context = model_config(config, name).context if is_local(config.refine, name) else None
+        if context is not None and asked.judge_max_new_tokens >= context:
+            key = "model.context" if name == SELF else f"refine.models.{name}.context"
+            raise ConfigError(
+                f"eval.judge_max_new_tokens={asked.judge_max_new_tokens}: leaves no room for an answer in "
+                f"{key}={context}; lower it"
+            )
     load_judge_prompts(asked)
-
-
-def _check_room(config: Config, name: str) -> None:
-    """Refuse a judge on engines here whose context a verdict alone would fill."""
-    if not is_local(config.refine, name):
-        return
-    tokens, context = config.eval.judge_max_new_tokens, model_config(config, name).context
-    if context is not None and tokens >= context:
-        key = "model.context" if name == SELF else f"refine.models.{name}.context"
-        raise ConfigError(
-            f"eval.judge_max_new_tokens={tokens}: leaves no room for an answer in {key}={context}; lower it"
-        )
 
 
 def load_judge_prompts(asked: EvalConfig) -> JudgePrompts:
     """The prompt files of the judges. Raises `ConfigError` naming the key of one that is amiss."""
-    return JudgePrompts(
-        load_prompt(asked.judge_prompt, JUDGE_FIELDS, "eval.judge_prompt"),
-        load_prompt(asked.open_prompt, JUDGE_FIELDS, "eval.open_prompt"),
-    )
+    return {
+        "domain": load_prompt(asked.judge_prompt, JUDGE_FIELDS, "eval.judge_prompt"),
+        "open": load_prompt(asked.open_prompt, JUDGE_FIELDS, "eval.open_prompt"),
+    }
 
 
 def domain_cases(rows: Sequence[Row], answers: Sequence[str]) -> list[Case]:
@@ -139,11 +108,7 @@ def domain_cases(rows: Sequence[Row], answers: Sequence[str]) -> list[Case]:
 
 
 def open_cases(questions: Sequence[OpenQuestion], answers: Sequence[Sequence[str]]) -> list[Case]:
-    """What judges read of the answers to open questions, a case a turn, with the chat before it.
-
-    Args:
-        answers: of each question, one a turn.
-    """
+    """What judges read of the answers to open questions (one per turn): a case per turn, with the chat before it."""
     return [
         Case(conversation(chat_of(question, given[:turn])), question.references[turn] or NO_REFERENCE, given[turn])
         for question, given in zip(questions, answers, strict=True)
@@ -166,7 +131,7 @@ def conversation(messages: Sequence[Message]) -> str:
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
 
 
-def majority(scores: Mapping[str, Scores]) -> tuple[list[bool], int]:
+def majority(scores: Mapping[str, Sequence[float | None]]) -> tuple[list[bool], int]:
     """Whether more than half of the judges that answered count each answer as right, and of how many answers none did.
 
     Args:
@@ -180,41 +145,33 @@ def majority(scores: Mapping[str, Scores]) -> tuple[list[bool], int]:
 def domain_part(
     opinions: Mapping[str, JudgeResult], prompt_file: str, prompt: str
 ) -> tuple[list[bool], dict[str, Any]]:
-    """The verdict on each of the domain's questions, and the `judged` part of a `domain` block.
+    """The verdict on each of the domain's questions, and the `judged` part of a `domain` block (`docs/design.md`).
 
-    Returns that part as `{"unjudged", "prompt": {"file", "hash"}, "judges": {name: {"right", "answered", "failures",
-    "usage"}}}`, with `right` the share of votes for right among the answers that this judge judged, none if it judged
-    none.
+    There a judge's `right` is the share of votes for right among the answers that it judged, none if it judged none.
     """
     correct, unjudged = majority({name: opinion.scores for name, opinion in opinions.items()})
-    judges = {
-        name: {"right": _mean([score >= RIGHT for score in given]), **_trail(opinion, len(given))}
-        for name, opinion in opinions.items()
-        for given in [_given(opinion.scores)]
-    }
+    judges = _judges(opinions, "right", lambda score: score >= RIGHT)
     return correct, {"unjudged": unjudged, "prompt": _recorded(prompt_file, prompt), "judges": judges}
 
 
 def open_part(
     questions: Sequence[OpenQuestion], opinions: Mapping[str, JudgeResult], prompt_file: str, prompt: str
 ) -> dict[str, Any]:
-    """The `open` part of a model's block.
+    """The `open` part of a model's block (`docs/design.md`).
 
     A question's score is the mean over all judges' scores of all its turns; a question of which no turn was judged
     scores 0 and is `unjudged`.
 
     Args:
-        opinions: by judge, with a score a turn, question by question.
+        opinions: by judge, with a score per turn, question by question.
 
-    Returns `{"score": mean of `scores`, "n", "scores": [in [0, 1]], "by_category": {name: mean}, "unjudged", "prompt":
-    {"file", "hash"}, "judges": {name: {"score", "answered", "failures", "usage"}}}`, with `answered` in turns. Raises
-    `ValueError` where the scores are not one a turn, or nothing was asked.
+    Raises `ValueError` where the scores are not one per turn, or nothing was asked.
     """
     turns = [len(question.turns) for question in questions]
     if not turns or any(len(opinion.scores) != sum(turns) for opinion in opinions.values()):
         raise ValueError(f"open questions with {sum(turns)} turns and other numbers of scores")
     columns = [iter(opinion.scores) for opinion in opinions.values()]
-    given = [_given([score for column in columns for score in islice(column, count)]) for count in turns]
+    given = [[score for column in columns for score in islice(column, count) if score is not None] for count in turns]
     scores = [fmean(one) if one else 0.0 for one in given]
     categories: dict[str, list[float]] = {}
     for question, score in zip(questions, scores, strict=True):
@@ -227,22 +184,14 @@ def open_part(
         "by_category": {name: fmean(some) for name, some in categories.items()},
         "unjudged": sum(not one for one in given),
         "prompt": _recorded(prompt_file, prompt),
-        "judges": {
-            name: {"score": _mean(own), **_trail(opinion, len(own))}
-            for name, opinion in opinions.items()
-            for own in [_given(opinion.scores)]
-        },
+        "judges": _judges(opinions, "score", float),
     }
 
 
 def open_verdicts(
     questions: Sequence[OpenQuestion], opinions: Mapping[str, JudgeResult]
 ) -> list[list[dict[str, dict[str, Any]]]]:
-    """What all judges say, by question and turn: `{judge: {"score": in [0, 1] or none, "reason"}}`.
-
-    Args:
-        opinions: by judge, of every turn, question by question.
-    """
+    """What all judges say, by question and turn: `{judge: {"score": in [0, 1] or none, "reason"}}`."""
     said = iter(
         {name: {"score": score, "reason": reason} for name, (score, reason) in zip(opinions, given, strict=True)}
         for given in zip(*(zip(one.scores, one.reasons, strict=True) for one in opinions.values()), strict=True)
@@ -250,16 +199,16 @@ def open_verdicts(
     return [list(islice(said, len(question.turns))) for question in questions]
 
 
-def _given(scores: Scores) -> list[float]:
-    return [score for score in scores if score is not None]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
-
-
-def _trail(opinion: JudgeResult, answered: int) -> dict[str, Any]:
-    return {"answered": answered, "failures": opinion.failures, "usage": opinion.usage}
+def _judges(
+    opinions: Mapping[str, JudgeResult], key: str, value: Callable[[float], float]
+) -> dict[str, dict[str, Any]]:
+    """Of each judge the mean `value` of its scores, under `key`, and how many there are; none of none."""
+    judges = {}
+    for name, opinion in opinions.items():
+        values = [value(score) for score in opinion.scores if score is not None]
+        trail = {"answered": len(values), "failures": opinion.failures, "usage": opinion.usage}
+        judges[name] = {key: fmean(values) if values else None, **trail}
+    return judges
 
 
 def _recorded(file: str, text: str) -> dict[str, str]:

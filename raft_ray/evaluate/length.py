@@ -1,21 +1,13 @@
-"""How long a model's answers are: a model that fine-tuning has damaged often answers everything in three words.
-
-Knows nothing about models: texts and token counts only.
-"""
+"""How long a model's answers are: a model that fine-tuning has damaged often answers everything in three words."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
+from statistics import fmean, median
 
 
 def length(answers: Sequence[str], tokens: Sequence[int], truncated: Sequence[bool]) -> dict[str, float | int]:
-    """Words (split at white space), tokens, and the share that the token limit cut off, over all `answers`.
-
-    Args:
-        answers: the texts.
-        tokens: their token counts, the end-of-turn token included.
-        truncated: whether the token limit ended the answer.
+    """Words (split at white space), tokens (end-of-turn token included), and the share that the token limit cut off.
 
     Raises `ValueError` where the lengths differ or there is no answer.
     """
@@ -23,9 +15,9 @@ def length(answers: Sequence[str], tokens: Sequence[int], truncated: Sequence[bo
         raise ValueError(f"{len(answers)} answers with {len(tokens)} token counts and {len(truncated)} ends")
     words = [len(answer.split()) for answer in answers]
     return {
-        "words_mean": statistics.fmean(words),
-        "words_median": float(statistics.median(words)),
-        "tokens_mean": statistics.fmean(tokens),
-        "truncated": sum(truncated) / len(truncated),
+        "words_mean": fmean(words),
+        "words_median": float(median(words)),
+        "tokens_mean": fmean(tokens),
+        "truncated": fmean(truncated),
         "n": len(answers),
     }

@@ -5,21 +5,24 @@ whose names begin with `test` (the questions) and `dev` (the examples of a few-s
 that lm-eval reads (`question`, `choices`, `answer` as an index, `subject`, or one folder a subject), or with `answer`
 as a letter or as the text of the right choice, beside which a `label` with its letter may stand.
 
-Knows nothing about models: prompts out, as text.
+Prompts and scores are lm-eval's (`tests/comparison/test_lm_eval.py`), not its task: that reads files with `datasets`,
+takes `answer` as an index alone and names no line.
 """
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from raft_ray.data.files import read_all
 from raft_ray.data.messages import writable
 from raft_ray.errors import ConfigError
+from raft_ray.evaluate.subset import subset
 from raft_ray.files import home
 from raft_ray.json_files import Unusable
 
@@ -56,29 +59,27 @@ class Mmlu:
 def load_mmlu(folder: str, rows: int | None, seed: int, shots: Sequence[int]) -> Mmlu:
     """The questions under `folder`: all, or a subset of `rows` drawn with `seed`, in the files' order.
 
-    Raises `ConfigError` for a folder without test files, for more rows than there are and for a subject with fewer
-    examples than `shots` asks for, `DataError`, naming file and line, for a row that is no question.
+    Raises `ConfigError` where there are fewer files, questions or examples than the keys ask for, `DataError`, naming
+    file and line, for a row that is no question.
     """
     root = home(folder)
     where = f"eval.mmlu={folder}"
     if not root.is_dir():
         what = "a file, not a folder" if root.exists() else "no such folder"
         raise ConfigError(f"{where}: {what}; name one with test*.jsonl or test*.parquet files")
-    found: dict[str, list[MmluQuestion]] = {}
-    for split in ("test", "dev"):
-        files = sorted(path for kind in ("jsonl", "parquet") for path in root.rglob(f"{split}*.{kind}"))
-        found[split] = [question for file in files for question in _questions(file, root)]
-    test = found["test"]
+    test, dev = (
+        [
+            question
+            for file in sorted(path for kind in ("jsonl", "parquet") for path in root.rglob(f"{split}*.{kind}"))
+            for question in _questions(file, root)
+        ]
+        for split in ("test", "dev")
+    )
     if not test:
         raise ConfigError(f"{where}: no questions in test*.jsonl or test*.parquet files there")
-    if rows is not None:
-        if rows > len(test):
-            raise ConfigError(
-                f"eval.mmlu_rows={rows}: {folder} has {len(test)} questions; leave the key out for all of them"
-            )
-        test = [test[place] for place in sorted(random.Random(seed).sample(range(len(test)), rows))]
+    test = subset(test, rows, seed, f"eval.mmlu_rows={rows}: {folder} has {len(test)} questions")
     examples: defaultdict[str, list[MmluQuestion]] = defaultdict(list)
-    for question in found["dev"]:
+    for question in dev:
         examples[question.subject].append(question)
     for subject in dict.fromkeys(question.subject for question in test):
         if len(examples[subject]) < max(shots, default=0):
@@ -102,10 +103,10 @@ def scores(questions: Sequence[MmluQuestion], chosen: Sequence[int]) -> dict[str
     for question, right in zip(questions, correct, strict=True):
         subjects[question.subject].append(right)
     return {
-        "accuracy": sum(correct) / len(correct),
+        "accuracy": fmean(correct),
         "n": len(correct),
         "correct": correct,
-        "subjects": {name: sum(rights) / len(rights) for name, rights in sorted(subjects.items())},
+        "subjects": {name: fmean(rights) for name, rights in sorted(subjects.items())},
     }
 
 
@@ -120,17 +121,18 @@ def _asked(question: MmluQuestion) -> str:
 
 def _questions(file: Path, root: Path) -> Iterator[MmluQuestion]:
     needs = "a row needs question, choices (2 to 10 texts), answer, and subject unless its folder names it"
-    return read_all(file, f"eval.mmlu: {file}", lambda record: _question(record, file, root), needs)
+    subject = file.parent.name if file.parent != root else None
+    return read_all(file, f"eval.mmlu: {file}", partial(_question, folder=subject), needs)
 
 
-def _question(record: dict[str, Any], file: Path, root: Path) -> MmluQuestion:
+def _question(record: dict[str, Any], folder: str | None) -> MmluQuestion:
     for key in ("question", "choices", "answer"):
         if record.get(key) is None:
             raise Unusable(f"{key} is missing")
     choices = record["choices"]
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
         raise Unusable("choices is no list of 2 to 10 texts")
-    subject = record.get("subject") or (file.parent.name if file.parent != root else None)
+    subject = record.get("subject") or folder
     if subject is None:
         raise Unusable("subject is missing")
     return MmluQuestion(
@@ -144,17 +146,13 @@ def _question(record: dict[str, Any], file: Path, root: Path) -> MmluQuestion:
 def _right(record: dict[str, Any]) -> int:
     """The index of the right choice."""
     label, answer, choices = record.get("label"), record["answer"], record["choices"]
-    if label is not None:
-        place = _letter(label)
-    elif isinstance(answer, int) and not isinstance(answer, bool):
+    if label is None and isinstance(answer, int) and not isinstance(answer, bool):
         place = answer
+    elif label is None and answer in choices:
+        place = choices.index(answer)
     else:
-        place = choices.index(answer) if answer in choices else _letter(answer)
+        letter = answer if label is None else label
+        place = LETTERS.find(letter) if isinstance(letter, str) and len(letter) == 1 else -1
     if not 0 <= place < len(choices):
         raise Unusable(f"answer {answer!r} is neither an index, a letter nor one of the choices")
     return place
-
-
-def _letter(text: Any) -> int:
-    """The index that a letter names, or -1."""
-    return LETTERS.find(text) if isinstance(text, str) and len(text) == 1 else -1

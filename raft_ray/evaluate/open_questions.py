@@ -36,8 +36,7 @@ class OpenQuestion:
 def load_open_questions(path: str) -> list[OpenQuestion]:
     """The questions of the file `path` (`eval.open`), in its order.
 
-    Raises `DataError`, naming file and line, for a file that cannot be read, holds no question, or has a line that is
-    none.
+    Raises `DataError`, naming file and line, for a file that is unreadable or empty, or has a line that is no question.
     """
     where = f"eval.open={path}"
     file = home(path)
@@ -54,34 +53,27 @@ def _question(record: dict[str, Any]) -> OpenQuestion:
     if ("prompt" in record) == ("turns" in record):
         both = "both `prompt` and `turns`" if "prompt" in record else "neither `prompt` nor `turns`"
         raise Unusable(f"it has {both}")
-    category = record.get("category")
+    category, reference = record.get("category"), record.get("reference")
     if not isinstance(category, str | None):
         raise Unusable("its `category` is no text")
-    if category is not None:
-        writable(category, "its `category`")
-    reference = record.get("reference")
     if "prompt" in record:
         if not isinstance(reference, str | None):
             raise Unusable("its `reference` is no text")
-        return OpenQuestion((_text(record["prompt"], "prompt"),), (_reference(reference),), category)
-    turns = record["turns"]
+        key, turns, references = "prompt", [record["prompt"]], [reference]
+    else:
+        key, turns, references = "turns", record["turns"], [] if reference is None else reference
     if not isinstance(turns, list) or not 1 <= len(turns) <= MOST_TURNS:
         raise Unusable(f"its `turns` is no list of 1 to {MOST_TURNS} texts")
-    references = [] if reference is None else reference
     if not isinstance(references, list) or len(references) > len(turns):
         raise Unusable("its `reference` is no list of at most one text a turn")
     if not all(isinstance(one, str | None) for one in references):
         raise Unusable("its `reference` holds something that is no text")
-    padded = [*references, *[None] * (len(turns) - len(references))]
-    return OpenQuestion(tuple(_text(turn, "turns") for turn in turns), tuple(map(_reference, padded)), category)
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise Unusable(f"its `{key}` must hold text")
-    return writable(value, f"its `{key}`")
-
-
-def _reference(text: str | None) -> str | None:
-    """A blank one says nothing."""
-    return writable(text, "its `reference`") if text is not None and text.strip() else None
+    for turn in turns:
+        if not isinstance(turn, str) or not turn.strip():
+            raise Unusable(f"its `{key}` must hold text")
+    for name, texts in ((key, turns), ("reference", references), ("category", [category])):
+        for text in texts:
+            writable(text or "", f"its `{name}`")
+    # A blank reference says nothing.
+    told = [one if one and one.strip() else None for one in references] + [None] * (len(turns) - len(references))
+    return OpenQuestion(tuple(turns), tuple(told), category)

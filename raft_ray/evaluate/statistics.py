@@ -1,9 +1,10 @@
-"""Intervals and paired tests over the same questions, with one or several seeds a method.
+"""Intervals and paired tests over the same questions, with one or several seeds per method.
 
 A method's answers are a list of verdicts (0 or 1, or any score) for each seed, on the same questions in the same order.
 The bootstrap draws questions, and, where there are several, seeds: questions differ in difficulty and training runs in
 luck, and an interval that ignores either is too narrow. (Of two or three seeds little can be drawn: their part of the
-interval is a lower bound.) Everything is seeded: the same numbers give the same interval.
+interval is a lower bound.) Everything is seeded: the same numbers give the same interval. scipy draws one way only, so
+the bootstrap over both is our own; stage 1's over a stream of rows is `raft_ray.refine.interval`, which lies below.
 
 Shapes: S seeds, Q questions, R bootstrap draws.
 """
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, hypot, sqrt
+from math import hypot
 from statistics import fmean
 
 import numpy as np
+from scipy.stats import binomtest, bootstrap
 
 DRAWS = 4_000
 CONFIDENCE = 0.95
@@ -47,24 +49,27 @@ class Paired:
     only_b: int
 
 
-def estimate(verdicts: Verdicts, *, draws: int = DRAWS, confidence: float = CONFIDENCE, seed: int = 0) -> Estimate:
+def estimate(verdicts: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
     """The mean over seeds and questions, and its percentile bootstrap interval.
 
     Raises `ValueError` where seeds have different numbers of questions or there is nothing.
     """
     table_SQ = _table(verdicts)
-    return _estimate(float(table_SQ.mean()), _means(table_SQ, draws, seed), confidence)
+    return _estimate(float(table_SQ.mean()), _means(table_SQ, draws, seed))
 
 
 def estimate_of(values: Sequence[float], *, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """The mean of one number a seed, such as a drift, with its interval over seeds; one seed has no interval."""
+    """The mean of one number per seed, such as a drift, with its interval over seeds; one seed has no interval."""
     if len(values) == 1:
         return Estimate(float(values[0]), None, None)
-    return estimate([[value] for value in values], draws=draws, seed=seed)
+    drawn = bootstrap(
+        (values,), np.mean, n_resamples=draws, confidence_level=CONFIDENCE, method="percentile", rng=seed
+    ).confidence_interval
+    return Estimate(fmean(values), float(drawn.low), float(drawn.high))
 
 
 def average(estimates: Sequence[Estimate], *, independent: bool = True) -> Estimate:
-    """The mean of several estimates, such as one a domain, with its interval; none where one of them has none.
+    """The mean of several estimates, such as one per domain, with its interval; none where one of them has none.
 
     Args:
         independent: each side's width is `sqrt(Σ wᵢ²) / n`. Estimates over the same questions are not: their errors may
@@ -83,7 +88,7 @@ def average(estimates: Sequence[Estimate], *, independent: bool = True) -> Estim
     return Estimate(mean, mean - low, mean + high)
 
 
-def paired(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, confidence: float = CONFIDENCE, seed: int = 0) -> Paired:
+def paired(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Paired:
     """Whether a is better than b on the same questions.
 
     Seeds are matched in their order where both have the same number; otherwise each side's are averaged first, and
@@ -102,27 +107,20 @@ def paired(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, confidence: float = 
     single = len(first_SQ) == len(second_SQ) == 1
     binary = all(np.isin(table, (0.0, 1.0)).all() for table in (first_SQ, second_SQ))
     p = mcnemar(only_a, only_b) if single and binary else _bootstrap_p(means_R)
-    return Paired(_estimate(float(difference_SQ.mean()), means_R, confidence), p, only_a, only_b)
+    return Paired(_estimate(float(difference_SQ.mean()), means_R), p, only_a, only_b)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """McNemar's exact two-sided p: could a fair coin have decided the questions that only one side got right?
-
-    `2 · P(X ≤ min(only_a, only_b))` with X binomial over both at 1/2, at most 1.
-    """
-    count = only_a + only_b
-    tail = sum(comb(count, k) for k in range(min(only_a, only_b) + 1))
-    # Integers throughout: a float cannot hold 2 ** count for many questions.
-    return min(1.0, 2 * tail / 2**count)
+    """McNemar's exact two-sided p: could a fair coin have decided the questions that only one side got right?"""
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a share that was found among `n`."""
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share that was found among `n`; of no width where that is nothing."""
     if n <= 0:
         return share, share
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    low, high = binomtest(round(share * n), n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(low), float(high)
 
 
 def _table(verdicts: Verdicts) -> np.ndarray:
@@ -146,8 +144,8 @@ def _means(table_SQ: np.ndarray, draws: int, seed: int) -> np.ndarray:
     return means
 
 
-def _estimate(mean: float, means_R: np.ndarray, confidence: float) -> Estimate:
-    low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _estimate(mean: float, means_R: np.ndarray) -> Estimate:
+    low, high = np.quantile(means_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(mean, float(low), float(high))
 
 

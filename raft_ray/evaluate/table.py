@@ -1,10 +1,8 @@
-"""The evaluation as a table for the terminal: a row a method.
-
-Knows nothing about how the numbers were made: it reads the `methods` part of `eval.json`.
-"""
+"""The evaluation as a table for the terminal, a row per method, read off the `methods` part of `eval.json`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -12,80 +10,61 @@ from rich.text import Text
 
 from raft_ray.printable import printable
 
-_NONE = "-"
+Block = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    paths: tuple[str, ...]
+    """Keys of the numbers in a cell; where the first is missing, the cell is `-`."""
+    form: str
+    scale: float = 1.0
+    retained: bool = False
+    """Its share of the base's stands behind it in brackets."""
+
+    def cell(self, method: Block, base: Block | None) -> str:
+        """`base` is none for the base itself."""
+        values = [_value(method, path) for path in self.paths]
+        if values[0] is None:
+            return "-"
+        own = _value(base, self.paths[0]) if base is not None and self.retained else None
+        retention = f" ({values[0] / own:.0%})" if own else ""
+        return " / ".join("-" if one is None else format(self.scale * one, self.form) for one in values) + retention
 
 
 def summary_table(evaluation: dict[str, Any]) -> Table:
     """`Method | domain accuracy | drift | IFEval strict/loose | MMLU | open questions | words | weight distance`.
 
     Args:
-        evaluation: the content of `eval.json`, or its `methods` part. IFEval's strict score, MMLU, open questions and
-            the words carry their share of the base's in brackets (retention). The run's main method is bold; what was
-            not measured is `-`, and MMLU and open questions have no column if no method has them.
+        evaluation: the content of `eval.json`, or its `methods` part. The run's main method is bold; MMLU and open
+            questions have no column if no method has them.
     """
-    methods: dict[str, dict[str, Any]] = evaluation.get("methods", evaluation)
-    base = methods.get("base", {})
-    table = Table()
-    table.add_column("Method")
-    # One column a number of examples in the prompt.
+    methods: dict[str, Block] = evaluation.get("methods", evaluation)
+    # One column per number of examples in the prompt.
     shots = list(dict.fromkeys(name for method in methods.values() for name in method.get("mmlu") or {}))
-    columns = ["Domain accuracy", "Drift (KL)", "IFEval strict / loose", *(f"MMLU {name}" for name in shots)]
     opened = any(method.get("open") for method in methods.values())
-    if opened:
-        columns.append("Open (judged)")
-    for name in (*columns, "Words (general)", "Weight distance"):
-        table.add_column(name, justify="right")
+    columns = [
+        _Column("Domain accuracy", ("domain.accuracy",), ".1f", 100),
+        _Column("Drift (KL)", ("drift.kl",), ".4f"),
+        _Column("IFEval strict / loose", ("ifeval.prompt_strict", "ifeval.prompt_loose"), ".1f", 100, retained=True),
+        *(_Column(f"MMLU {name}", (f"mmlu.{name}.accuracy",), ".1f", 100, retained=True) for name in shots),
+        *([_Column("Open (judged)", ("open.score",), ".1f", 100, retained=True)] if opened else []),
+        _Column("Words (general)", ("length.words_mean",), ".0f", retained=True),
+        _Column("Weight distance", ("weight_distance.total",), ".4f"),
+    ]
+    table = Table("Method")
+    for column in columns:
+        table.add_column(column.title, justify="right")
     for name, method in methods.items():
-        is_base = name == "base"
-        table.add_row(
-            Text(printable(name), style="bold" if name == evaluation.get("main") else ""),
-            _percent(_value(method, "domain", "accuracy")),
-            _number(_value(method, "drift", "kl"), ".4f"),
-            _ifeval(method, None if is_base else base),
-            *(_mmlu(method, None if is_base else base, name) for name in shots),
-            *([_open(method, None if is_base else base)] if opened else []),
-            _words(method, None if is_base else base),
-            _number(_value(method, "weight_distance", "total"), ".4f"),
-        )
+        base = methods.get("base") if name != "base" else None
+        style = "bold" if name == evaluation.get("main") else ""
+        table.add_row(Text(printable(name), style=style), *(column.cell(method, base) for column in columns))
     return table
 
 
-def _ifeval(method: dict[str, Any], base: dict[str, Any] | None) -> str:
-    strict = _value(method, "ifeval", "prompt_strict")
-    if strict is None:
-        return _NONE
-    return f"{_percent(strict)} / {_percent(_value(method, 'ifeval', 'prompt_loose'))}" + _retention(
-        strict, _value(base, "ifeval", "prompt_strict")
-    )
-
-
-def _mmlu(method: dict[str, Any], base: dict[str, Any] | None, shots: str) -> str:
-    accuracy, own = (_value((one or {}).get("mmlu"), shots, "accuracy") for one in (method, base))
-    return _percent(accuracy) + _retention(accuracy, own)
-
-
-def _open(method: dict[str, Any], base: dict[str, Any] | None) -> str:
-    score = _value(method, "open", "score")
-    return _percent(score) + _retention(score, _value(base, "open", "score"))
-
-
-def _words(method: dict[str, Any], base: dict[str, Any] | None) -> str:
-    words = _value(method, "length", "words_mean")
-    return _number(words, ".0f") + _retention(words, _value(base, "length", "words_mean"))
-
-
-def _retention(value: float | None, base: float | None) -> str:
-    """The share of the base's value, where there is one."""
-    return f" ({value / base:.0%})" if value is not None and base else ""
-
-
-def _value(method: dict[str, Any] | None, part: str, name: str) -> float | None:
-    return ((method or {}).get(part) or {}).get(name)
-
-
-def _percent(value: float | None) -> str:
-    return _number(None if value is None else 100 * value, ".1f")
-
-
-def _number(value: float | None, form: str) -> str:
-    return _NONE if value is None else format(value, form)
+def _value(method: Block, path: str) -> float | None:
+    found: Any = method
+    for key in path.split("."):
+        found = (found or {}).get(key)
+    return found

@@ -6,12 +6,11 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from actors.evaluate.evaluation import evaluate
+from actors.evaluate.evaluation import evaluate_models
 from actors.runtime import cluster
 from raft_ray import models
 from raft_ray.config import Config, Dtype
@@ -79,7 +78,7 @@ def test_every_model_is_measured_against_the_base(tmp_path: Path) -> None:
     # "again" comes last: it only equals the base if swapping weights leaves nothing of the model before it.
     folders = {"tuned": tuned, "again": base + "/", "base": base}
     rows, answers = _rows(["x"] * QUESTIONS), tmp_path / "base_answers.json"
-    result = evaluate(folders, config, rows, lambda *step: seen.append(step), answers)
+    result = evaluate_models(folders, config, rows, lambda *step: seen.append(step), answers)
 
     assert list(result) == ["base", "tuned", "again"]
     for name, block in result.items():
@@ -125,7 +124,7 @@ def test_every_model_is_measured_against_the_base(tmp_path: Path) -> None:
         assert len({total for _, total in steps}) == 1
 
     seen.clear()
-    later = evaluate({"base": base, "tuned": tuned}, config, rows, lambda *step: seen.append(step), answers)
+    later = evaluate_models({"base": base, "tuned": tuned}, config, rows, lambda *step: seen.append(step), answers)
     assert list(later) == ["tuned"]
     assert {stage for stage, _, _ in seen} == {"weight distance", "engine", "answers of tuned", "drift"}
     for key in result["tuned"].keys() - {"seconds"}:
@@ -143,7 +142,7 @@ def test_choices_and_mmlu_are_measured_by_likelihood(tmp_path: Path) -> None:
     config.eval.ifeval_rows = 0
     config.eval.general_rows = 2
     seen: list[str] = []
-    result = evaluate({"tuned": tuned, "base": base}, config, rows, lambda stage, *_: seen.append(stage))
+    result = evaluate_models({"tuned": tuned, "base": base}, config, rows, lambda stage, *_: seen.append(stage))
 
     for name, folder in (("base", base), ("tuned", tuned)):
         domain = result[name]["domain"]
@@ -169,7 +168,7 @@ def test_mmlu_alone_needs_no_engine(tmp_path: Path) -> None:
     config.eval.mmlu_shots = [1]
     config.eval.ifeval_rows = config.eval.general_rows = 0
     seen: list[str] = []
-    result = evaluate({"tuned": models.resolve(models.TINY)}, config, None, lambda stage, *_: seen.append(stage))
+    result = evaluate_models({"tuned": models.resolve(models.TINY)}, config, None, lambda stage, *_: seen.append(stage))
     assert result["tuned"]["mmlu"]["1-shot"]["n"] == 6
     assert result["tuned"]["domain"] is None
     assert set(seen) == {"choices of tuned"}
@@ -218,7 +217,9 @@ def test_a_model_of_another_shape_is_refused_before_the_engine_starts(tmp_path: 
     models.load_tokenizer(base, config.model).save_pretrained(tmp_path / "small")
     stages: list[str] = []
     with pytest.raises(ModelError, match=r"model\.layers\.1\."):
-        evaluate({"base": base, "small": str(tmp_path / "small")}, config, None, lambda stage, *_: stages.append(stage))
+        evaluate_models(
+            {"base": base, "small": str(tmp_path / "small")}, config, None, lambda stage, *_: stages.append(stage)
+        )
     assert "engine" not in stages
 
 
@@ -227,26 +228,24 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:
     config.eval.ifeval_rows = 0
     config.eval.general_rows = 0
     with pytest.raises(ConfigError, match="nothing to evaluate"):
-        evaluate({"base": models.resolve(models.TINY)}, config, None)
+        evaluate_models({"base": models.resolve(models.TINY)}, config, None)
 
 
 def test_a_dead_engine_is_reported_with_actor_and_node(tmp_path: Path) -> None:
-    import ray
-
     from actors.evaluate.eval_actor import EvalActor, questions
-    from actors.evaluate.evaluation import _where
-    from actors.runtime.remote import get
+    from actors.evaluate.process import process
 
     class Dying(EvalActor):
         def start(self) -> list[int]:
             os._exit(1)
 
     config = _config(tmp_path)
-    options = {"num_cpus": 1.0, "num_gpus": 0.0}
-    actor: Any = ray.remote(Dying).options(**options).remote("folder", config, questions(config, None))
-    who = _where(actor, "EvalActor", 60.0, options)
-    with pytest.raises(RaftError, match=rf"EvalActor on node {cluster.here()} \(pid \d+\): the process died"):
-        get(actor.start.remote(), 60.0, who)
+    arguments, options = ("folder", config, questions(config, None)), {"num_cpus": 1.0, "num_gpus": 0.0}
+    with (
+        pytest.raises(RaftError, match=rf"EvalActor on node {cluster.here()} \(pid \d+\): the process died"),
+        process("EvalActor", Dying, arguments, options, 60.0) as actor,
+    ):
+        actor.call("start")
 
 
 def test_an_actor_that_finds_no_place_is_reported_with_what_it_needs(tmp_path: Path) -> None:
@@ -254,4 +253,4 @@ def test_an_actor_that_finds_no_place_is_reported_with_what_it_needs(tmp_path: P
     config.rollout.num_cpus = 1000.0
     config.rollout.timeout = 3.0
     with pytest.raises(RaftError, match=r"EvalActor .*1000 CPUs.*no answer within 3 s"):
-        evaluate({"tuned": models.resolve(models.TINY)}, config, None)
+        evaluate_models({"tuned": models.resolve(models.TINY)}, config, None)

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from faulty_server import FaultyServer, Reply, fails, faulty_server, says
 
-from actors.evaluate.evaluation import evaluate
+from actors.evaluate.evaluation import evaluate_models
 from actors.evaluate.judge_actor import JudgeActor, judge_options
+from actors.evaluate.process import process
 from actors.refine.cache import RemoteStore, cache_actor
-from actors.runtime.remote import get
 from raft_ray import models
 from raft_ray.config import Config, DomainMetric, Dtype, RefineModelConfig
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, RaftError
-from raft_ray.evaluate.judged import Answered, JudgePrompts
 from raft_ray.refine.judges import Case
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -98,7 +96,7 @@ def test_every_models_answers_are_judged_by_an_endpoint_and_by_the_original_mode
     config = _config(tmp_path, server.url)
     base = models.resolve(models.TINY)
     seen: list[tuple[str, int, int]] = []
-    result = evaluate({"base": base, "again": base + "/"}, config, _rows(), lambda *step: seen.append(step))
+    result = evaluate_models({"base": base, "again": base + "/"}, config, _rows(), lambda *step: seen.append(step))
 
     for block in result.values():
         domain, opened = block["domain"], block["open"]
@@ -147,7 +145,7 @@ def test_every_models_answers_are_judged_by_an_endpoint_and_by_the_original_mode
     # The endpoint is asked from an actor's process.
     assert (tmp_path / "run/logs/judge-remote.log").exists()
 
-    again = evaluate({"base": base}, config, _rows())["base"]
+    again = evaluate_models({"base": base}, config, _rows())["base"]
     assert len(server.requests) == 14, "an evaluation that was made again asked for verdicts that it had"
     for part, keys in (("domain", ("right", "answered", "failures")), ("open", ("score", "answered", "failures"))):
         before, now = ((b[part].get("judged") or b[part])["judges"] for b in (result["base"], again))
@@ -185,10 +183,10 @@ def test_a_judge_that_answers_nothing_ends_the_evaluation_with_its_name(
         options = judge_options(config, "remote")
         cases = [Case("q", "a", candidate) for candidate in ("c", "d")]
         with cache_actor(tmp_path / "run", "judge") as cache:
-            arguments = ("remote", config, JudgePrompts(TEMPLATE, TEMPLATE), RemoteStore(cache))
-            actor: Any = ray.remote(JudgeActor).options(**options).remote(*arguments)
-            get(actor.start.remote(), 120.0, "judge")
-            assert get(actor.take.remote("base", Answered(cases, [])), 60.0, "judge") == [2]
-            with pytest.raises(kind, match=words):
-                get(actor.judge.remote(0), 60.0, "judge")
-            ray.kill(actor)
+            prompts = {"domain": TEMPLATE, "open": TEMPLATE}
+            arguments = ("remote", config, prompts, RemoteStore(cache))
+            with process("JudgeActor remote", JudgeActor, arguments, options, 120.0) as judge:
+                judge.call("start")
+                assert judge.call("take", "base", {"domain": cases, "open": []}) == [2]
+                with pytest.raises(kind, match=words):
+                    judge.call("judge", 0)

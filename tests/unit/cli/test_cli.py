@@ -426,7 +426,7 @@ def test_eval_measures_the_model_of_the_run_folder_it_is_given_and_writes_beside
 ) -> None:
     measured = []
     monkeypatch.setattr(
-        "actors.run.evaluate", lambda config, model, base: measured.append((config.run.dir, model, base))
+        "actors.run.evaluate_model", lambda config, model, base: measured.append((config.run.dir, model, base))
     )
     shutil.copytree(tiny_model, "run/model")
     settings.save(settings.load("smoke", ["run.dir=elsewhere"]), "run/config.yaml")
@@ -446,7 +446,7 @@ def test_eval_measures_a_model_alone_or_beside_its_base(
 ) -> None:
     measured = []
     monkeypatch.setattr(
-        "actors.run.evaluate",
+        "actors.run.evaluate_model",
         lambda config, model, base: measured.append((config.run.dir, model, base, config.model.path)),
     )
     shutil.copytree(tiny_model, "tuned")

@@ -36,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             raise ModelError("bad: its parameters are not those of b")
         return {name: {"model": models[name], "call": len(calls)} for name in asked}
 
-    monkeypatch.setattr(module, "evaluate", evaluate)
+    monkeypatch.setattr(module, "evaluate_models", evaluate)
     return calls
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from raft_ray.errors import ModelError
-from raft_ray.evaluate.distance import weight_distance
+from raft_ray.evaluate.drift import weight_distance
 
 State = dict[str, torch.Tensor]
 

@@ -6,7 +6,7 @@ import pytest
 
 from raft_ray.config import DomainMetric
 from raft_ray.errors import DataError
-from raft_ray.evaluate.domain import accuracy, contains, exact, summary
+from raft_ray.evaluate.domain import contains, exact, summary
 
 
 @pytest.mark.parametrize(
@@ -119,22 +119,9 @@ def test_any_of_several_answers_counts() -> None:
     assert not contains("Discovered by Lavoisier", ["Carl Scheele", "Priestley"])
 
 
-def test_accuracy_is_the_share_of_right_responses() -> None:
-    share, correct = accuracy(["Au", "silver", "Fe or iron"], [["Au"], ["Ag"], ["Iron"]])
-    assert correct == [True, False, True]
-    assert share == pytest.approx(2 / 3)
-
-
 def test_a_blank_answer_is_an_error_and_not_always_right() -> None:
     with pytest.raises(DataError, match="blank"):
         contains("anything", [" "])
-
-
-def test_responses_and_questions_must_be_as_many() -> None:
-    with pytest.raises(ValueError, match="1 responses for 2"):
-        accuracy(["a"], [["a"], ["b"]])
-    with pytest.raises(ValueError, match="0 responses"):
-        accuracy([], [])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from raft_ray.errors import ModelError
-from raft_ray.evaluate.drift import Reference, drift
+from raft_ray.evaluate.drift import Drift, Reference
 from raft_ray.models.head import Head, Pair
 
 
@@ -67,6 +67,12 @@ def _perturbed(model: PreTrainedModel, size: float = 0.05) -> PreTrainedModel:
     return tuned
 
 
+def drift(
+    base: PreTrainedModel, tuned: PreTrainedModel, pairs: list[Pair], chunk: int = 256, tokens: int = 4096
+) -> Drift:
+    return Reference(base, pairs, tokens=tokens).compare(tuned, chunk=chunk)
+
+
 def _by_definition(base: PreTrainedModel, tuned: PreTrainedModel, pairs: list[Pair]) -> tuple[float, float, float, int]:
     """One sequence and one position at a time, softmax and KL in float64."""
     divergences, agreements, first = [], [], []
@@ -105,6 +111,7 @@ def test_an_unchanged_model_has_drift_0() -> None:
     result = drift(base, copy.deepcopy(base), _pairs())
     assert result.kl == result.kl_first == 0.0
     assert result.top1_agreement == 1.0
+    assert Reference(base, _pairs()).unchanged() == result
 
 
 def test_drift_grows_with_the_change_and_has_a_direction() -> None:

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from actors.evaluate import eval_actor
-from actors.evaluate import evaluation as evaluate
+from actors.evaluate import evaluation as module
 from actors.evaluate.eval_actor import EvalActor, Questions
-from actors.evaluate.judge_actor import CHUNK, JudgeActor, judge_options, judge_timeout
+from actors.evaluate.evaluation import Evaluation
+from actors.evaluate.judge_actor import CHUNK_SIZE, JudgeActor, judge_options, judge_timeout
 from raft_ray import models
 from raft_ray.config import Config, RefineModelConfig
 from raft_ray.data import Row
-from raft_ray.evaluate.judged import Answered, JudgePrompts, JudgeResult
+from raft_ray.evaluate.judged import Answered, JudgeResult
 from raft_ray.evaluate.open_questions import OpenQuestion
 from raft_ray.refine.cache import CompletionStore
 from raft_ray.refine.generation import Completion, Request
@@ -37,7 +38,11 @@ def _config() -> Config:
     return config
 
 
-FILLED = JudgePrompts("D {prompt}{answer}{candidate}", "O {prompt}{answer}{candidate}")
+FILLED = {"domain": "D {prompt}{answer}{candidate}", "open": "O {prompt}{answer}{candidate}"}
+
+
+def _answered(domain: list[Case], opened: list[Case]) -> Answered:
+    return {"domain": domain, "open": opened}
 
 
 class _Judge(JudgeActor):
@@ -71,8 +76,8 @@ def test_a_judge_reads_domain_and_open_answers_with_their_own_prompts_and_starts
     tmp_path: Path,
 ) -> None:
     actor = _Judge(_config(), tmp_path / "cache.sqlite", _verdict)
-    domain = [Case("q", "a", "bad" if number == 0 else f"good {number}") for number in range(CHUNK + 2)]
-    sizes = actor.take("sft", Answered(domain, [Case("q", "a", "c")]))
+    domain = [Case("q", "a", "bad" if number == 0 else f"good {number}") for number in range(CHUNK_SIZE + 2)]
+    sizes = actor.take("sft", _answered(domain, [Case("q", "a", "c")]))
     # No chunk of two: an endpoint that fails at both would seem to fail altogether.
     assert sizes == [33, 33, 1]
     for chunk in range(len(sizes)):
@@ -85,7 +90,7 @@ def test_a_judge_reads_domain_and_open_answers_with_their_own_prompts_and_starts
     assert (found["domain"].failures, found["domain"].usage["cost"]) == ({"not_json": 1}, 66.0)
     assert (found["open"].scores, found["open"].failures, found["open"].usage["cost"]) == ([0.7], {}, 1.0)
 
-    again = actor.whole("raft", Answered([Case("q", "a", "good")], []))
+    again = actor.whole("raft", _answered([Case("q", "a", "good")], []))
     assert (again["domain"].scores, again["domain"].failures, again["domain"].usage["cost"]) == ([0.7], {}, 1.0)
     assert again["open"].scores == []
 
@@ -97,7 +102,7 @@ def test_a_verdict_has_the_tokens_that_the_config_gives_it_and_one_that_is_cut_o
     actor = _Judge(
         config, tmp_path / "cache.sqlite", lambda text: Completion(whole[: 12 if "long" in text else None], True)
     )
-    found = actor.whole("sft", Answered([Case("q", "a", "long"), Case("q", "a", "short")], []))["domain"]
+    found = actor.whole("sft", _answered([Case("q", "a", "long"), Case("q", "a", "short")], []))["domain"]
     assert actor.limits == [12]
     # The short one came to its end with its last token.
     assert (found.scores, found.failures) == ([None, 0.7], {"truncated": 1})
@@ -105,7 +110,7 @@ def test_a_verdict_has_the_tokens_that_the_config_gives_it_and_one_that_is_cut_o
 
 def test_what_a_judge_said_of_an_answer_is_not_asked_for_again(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
-    answers = Answered([Case("q", "a", "good"), Case("q", "a", "bad")], [Case("q", "a", "good")])
+    answers = _answered([Case("q", "a", "good"), Case("q", "a", "bad")], [Case("q", "a", "good")])
 
     def read(
         config: Config | None = None, whose: str = "sft", identity: str = "m"
@@ -129,14 +134,14 @@ def test_what_a_judge_said_of_an_answer_is_not_asked_for_again(tmp_path: Path) -
     seeded.run.seed += 1
     for other in ({"config": longer}, {"config": seeded}, {"whose": "raft"}, {"identity": "n"}):
         assert read(**other)[0] == 3, other  # type: ignore[arg-type]
-    answers = Answered([Case("q", "a", "good"), Case("q", "a", "better")], [])
+    answers = _answered([Case("q", "a", "good"), Case("q", "a", "better")], [])
     assert read()[0] == 1
 
 
 def test_an_answer_of_which_a_judge_said_nothing_is_asked_about_again(tmp_path: Path) -> None:
     replies = {"D qab": Completion("", failed="HTTP 500"), "D qac": _verdict("")}
     actor = _Judge(_config(), tmp_path / "cache.sqlite", lambda text: replies[text])
-    answers = Answered([Case("q", "a", "b"), Case("q", "a", "c")], [])
+    answers = _answered([Case("q", "a", "b"), Case("q", "a", "c")], [])
     assert actor.whole("sft", answers)["domain"].failures == {"failed": 1}
     replies["D qab"] = _verdict("")
     found = actor.whole("sft", answers)["domain"]
@@ -195,7 +200,7 @@ def test_second_turns_follow_the_own_first_answer_without_its_thinking_and_one_w
     actor.load(folder)
     actor.answer(0)
     actor.answer(1)
-    assert [(case.question, case.candidate) for case in actor.answered().open] == [
+    assert [(case.question, case.candidate) for case in actor.answered()["open"]] == [
         ("One turn?", "Hello."),
         ("Say hi.", "Hello."),
         ("User: Say hi.\n\nAssistant: Hello.\n\nUser: Again.", "Hello."),
@@ -228,7 +233,7 @@ def test_the_answers_that_are_shown_get_the_verdicts_on_their_own_questions() ->
         "open": {"scores": [i / 20 for i in range(20)]},
         "open_answers": [{"turns": [{"prompt": prompt} for prompt in questions[i].turns]} for i in shown],
     }
-    assert evaluate._judged_samples(block, asked, opinions, config) == [
+    assert module._judged_samples(block, asked, opinions, config) == [
         {
             "score": i / 20,
             "turns": [
@@ -253,8 +258,7 @@ def test_every_model_gets_what_every_judge_says_of_its_own_answers(monkeypatch: 
     asked = Questions([row], [], [], open=[OpenQuestion(("Sing.",), (None,))])
     scores = {("big", "base"): (0.0, 0.4), ("small", "base"): (0.2, 0.6), ("big", "raft"): (0.8, 0.8)}
 
-    def opinions(arguments: tuple[str, Any], answered: dict[str, Any], *_: Any) -> dict[str, dict[str, JudgeResult]]:
-        judge = arguments[0]
+    def opinions(_: Any, judge: str, arguments: Any, answered: dict[str, Any]) -> dict[str, dict[str, JudgeResult]]:
         return {
             name: {
                 kind: JudgeResult([score], [f"{judge} on {name}"], {}, {})
@@ -263,12 +267,13 @@ def test_every_model_gets_what_every_judge_says_of_its_own_answers(monkeypatch: 
             for name in answered
         }
 
-    monkeypatch.setattr(evaluate, "cache_actor", lambda *_: nullcontext())
-    monkeypatch.setattr(evaluate, "_opinions", opinions)
+    monkeypatch.setattr(module, "cache_actor", lambda *_: nullcontext())
+    monkeypatch.setattr(Evaluation, "opinions", opinions)
     measured: dict[str, dict[str, Any]] = {
         name: {"domain": {}, "open_answers": [{"turns": [{"prompt": "Sing."}]}]} for name in ("base", "raft")
     }
-    evaluate._judged(dict.fromkeys(measured), config, asked, measured, lambda *_: None)  # type: ignore[arg-type]
+    evaluation = Evaluation(dict.fromkeys(measured, "folder"), config, asked, measured, lambda *_: None)
+    evaluation.judge(dict.fromkeys(measured))  # type: ignore[arg-type]
     assert [measured[name]["domain"]["judged"] for name in measured] == [[False], [True]]
     assert [measured[name]["open"]["score"] for name in measured] == [0.5, 0.9]
     assert measured["raft"]["judged"]["judges"]["big"]["right"] == 1.0

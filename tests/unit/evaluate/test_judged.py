@@ -165,8 +165,8 @@ def test_tokens_are_counted_and_priced_by_the_million() -> None:
 
 def test_the_shipped_prompts_have_their_fields_and_ask_for_what_is_read() -> None:
     prompts = load_judge_prompts(EvalConfig())
-    assert prompts.domain != prompts.open
-    for text in (prompts.domain, prompts.open):
+    assert prompts["domain"] != prompts["open"]
+    for text in prompts.values():
         assert all(f'"{name}"' in text for name in VERDICT_SCHEMA["required"])
 
 
