@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -86,25 +86,27 @@ def _ask(run: Path, address: str | None, call: Callable[[Any], Any]) -> dict[str
 
     ours = not ray.is_initialized()
     where = address or record["address"]
-    try:
-        if ours:
-            check_address(where, "--address" if address else str(found))
-            with loopback() if where.startswith("127.0.0.1:") else nullcontext():
-                ray.init(address=where, log_to_driver=False, configure_logging=False)
-        pipeline = ray.get_actor(record["pipeline"], namespace=record["namespace"])
-        answer: dict[str, Any] = ray.get(call(pipeline), timeout=_TIMEOUT)
-        return answer
-    except ray.exceptions.RayTaskError as error:
-        raise root_cause(error) from error
-    except ray.exceptions.GetTimeoutError as error:
-        raise RaftError(
-            f"{run}: its pipeline actor has not answered for {_TIMEOUT:g} s; if it hangs, the run's driver "
-            "kills it, and Ray starts it again"
-        ) from error
-    except (ConnectionError, ValueError, ray.exceptions.RayActorError) as error:
-        raise RaftError(
-            f"{run}: its Ray cluster at {where} does not answer, or the run has ended; see {found}"
-        ) from error
-    finally:
-        if ours:
-            ray.shutdown()
+    # Ray prints a cluster's warnings to stdout, where the answer belongs.
+    with redirect_stdout(sys.stderr):
+        try:
+            if ours:
+                check_address(where, "--address" if address else str(found))
+                with loopback() if where.startswith("127.0.0.1:") else nullcontext():
+                    ray.init(address=where, log_to_driver=False, configure_logging=False)
+            pipeline = ray.get_actor(record["pipeline"], namespace=record["namespace"])
+            answer: dict[str, Any] = ray.get(call(pipeline), timeout=_TIMEOUT)
+            return answer
+        except ray.exceptions.RayTaskError as error:
+            raise root_cause(error) from error
+        except ray.exceptions.GetTimeoutError as error:
+            raise RaftError(
+                f"{run}: its pipeline actor has not answered for {_TIMEOUT:g} s; if it hangs, the run's driver "
+                "kills it, and Ray starts it again"
+            ) from error
+        except (ConnectionError, ValueError, ray.exceptions.RayActorError) as error:
+            raise RaftError(
+                f"{run}: its Ray cluster at {where} does not answer, or the run has ended; see {found}"
+            ) from error
+        finally:
+            if ours:
+                ray.shutdown()
