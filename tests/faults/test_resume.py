@@ -60,7 +60,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
         run(other)
     spans = parts / "spans.jsonl"
     spans.write_text("{no span\n" + spans.read_text())
-    with pytest.raises(RaftError, match=r"spans\.jsonl line 1: not JSON .*; repair or delete it"):
+    with pytest.raises(RaftError, match=r"spans\.jsonl line 1: not JSON: .*; repair or delete it"):
         run(resumed)
     assert not (parts / "model").exists()
     spans.unlink()
