@@ -95,10 +95,12 @@ def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda contr
     from actors.runtime.loopback import INTERFACE, LoopbackConfig, is_local
 
     learner = task.config.learner
+    controllers = []
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             """Ctrl-C stays with the command line: Ray Train's handler outlives the training and swallows it."""
+            controllers.append(controller)
             controlled_by(controller)
 
     # Ray's own annotations name the classes of Train v1; at run time these are v2's, which know the runtime_env.
@@ -139,6 +141,10 @@ def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda contr
         except ray.exceptions.RayActorError as error:
             # What happens to learners comes as an error of Ray Train's own.
             raise ActorLost(f"Ray Train's controller died ({one_line(error)}); go on with --resume") from error
+        finally:
+            # It would live as long as its trainer, which is in a cycle of references: a process for each training.
+            for controller in controllers:
+                ray.kill(controller)
 
 
 @contextmanager

@@ -27,8 +27,8 @@ def full_cluster(forks: None) -> Iterator[Any]:
 
 def kill(actor: str) -> None:
     """End the one process of an actor class, which Ray names so."""
-    processes = psutil.Process().children(recursive=True)
-    (process,) = [one for one in processes if " ".join(one.cmdline()).startswith(f"ray::{actor}")]
+    processes = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+    (process,) = [one for one in processes if one.name().startswith(f"ray::{actor}")]
     process.kill()
 
 
