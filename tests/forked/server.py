@@ -109,6 +109,8 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     """In the forked process: the worker, to its end."""
     code = 1
     try:
+        # Raylet kills the process group of a worker that ends.
+        os.setpgid(0, 0)
         for target, file in enumerate(files):
             os.dup2(file, target)
             os.close(file)
