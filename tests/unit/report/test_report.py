@@ -329,7 +329,7 @@ def test_a_long_run_is_drawn_with_a_bounded_number_of_points(run: Path) -> None:
         ("metrics.jsonl", '{"step": 0}\n{"step": 1, "loss"\n', r"metrics\.jsonl line 2: not JSON"),
         ("metrics.jsonl", '{"step": 0, "kl_loss": "low"}\n', r"metrics\.jsonl line 1: `kl_loss` must be a number"),
         ("metrics.jsonl", '{"loss": 1.0}\n', r"metrics\.jsonl line 1: `step` must be a whole number"),
-        ("metrics.jsonl", "[]\n", r"metrics\.jsonl line 1: expected a JSON object"),
+        ("metrics.jsonl", "[]\n", r"metrics\.jsonl line 1: not a JSON object"),
         ("metrics.jsonl", '{"step": 0, "seconds": 3}\n', r"metrics\.jsonl line 1: `seconds` must be an object"),
         ("methods/sft/metrics.jsonl", "x\n", r"methods/sft/metrics\.jsonl line 1: not JSON"),
         ("trace.jsonl", '{"epoch": 0, "step": 0, "row": null}\n', r"trace\.jsonl line 1: `row` must be"),

@@ -146,7 +146,7 @@ def test_learners_alone_are_their_own_bottleneck_and_without_them_there_is_none(
     ("bad", "message"),
     [
         ("{\n", "not JSON"),
-        ("[]\n", "expected a JSON object"),
+        ("[]\n", "not a JSON object"),
         (line(who="eval-0"), "`who` must be one of rollout-N, teacher-N, learner-N, found 'eval-0'"),
         (line(what=None), "`what` must say"),
         (line(step=-1), "`step` must be a whole number"),

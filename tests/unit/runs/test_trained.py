@@ -13,7 +13,7 @@ from raft_ray.config.resume import deciding
 from raft_ray.errors import ConfigError
 from raft_ray.runs.trained import FILE, Trained, read_trained
 
-LIKE_BEFORE = ["data.train=private/train.jsonl"]
+LIKE_BEFORE = ["data.train=private/train.jsonl", "model.date=2026-01-31"]
 
 
 def goal(*overrides: str, steps: int = 6, rows: str = "same") -> Trained:
