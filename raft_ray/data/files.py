@@ -215,7 +215,7 @@ def _table(delimiter: str) -> Callable[[io.BufferedReader], Records]:
 def _parquet(path: Path) -> Iterator[Any]:
     # Without the buffering of all columns of a row group, batches are all that is in memory.
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
-        yield from file.iter_batches(batch_size=BATCH)
+        yield from file.iter_batches(batch_size=BATCH, use_threads=False)
 
 
 def _arrow(path: Path) -> Iterator[Any]:
