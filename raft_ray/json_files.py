@@ -85,7 +85,8 @@ def read_lines(path: Path, numbers: Sequence[str] = ()) -> list[tuple[str, dict[
     for number, value in read_objects(io.BytesIO(content)):
         where = f"{path} line {number}"
         if isinstance(value, Unusable):
-            if number > content.count(b"\n"):  # Without a line's end, so its writing was cut short.
+            last = content.rpartition(b"\n")[2]
+            if number > content.count(b"\n") and not _is_json(last):  # Its writing was cut short.
                 break
             raise RaftError(f"{where}: {value}; repair or delete it")
         for key in numbers:

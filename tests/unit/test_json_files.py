@@ -70,6 +70,13 @@ def test_a_last_line_that_only_lacks_its_end_stays(tmp_path: Path) -> None:
     assert [(where, line["step"]) for where, line in read_lines(path)] == [(f"{path} line 1", 0), (f"{path} line 2", 1)]
 
 
+def test_a_whole_last_line_that_is_no_object_is_named_and_not_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(WHOLE + "[1]")
+    with pytest.raises(RaftError, match=r"events\.jsonl line 2: not a JSON object; repair or delete it"):
+        read_lines(path)
+
+
 def test_a_torn_line_is_no_step_and_a_deleted_record_is_found(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 2}\n{"st')
     assert steps_done(tmp_path) == 2
