@@ -28,7 +28,7 @@ from typing import Any
 
 from actors.distill.seal import Part, broken, part_name
 from raft_ray.config import Config
-from raft_ray.errors import RaftError
+from raft_ray.errors import RaftError, first_line
 from raft_ray.files import write_whole
 from raft_ray.json_files import read_json
 from raft_ray.runs.folders import local_storage
@@ -137,7 +137,7 @@ class Storage:
             filesystem, path = FileSystem.from_uri(self.path)
         except (OSError, ValueError) as error:
             raise RaftError(
-                f"run.storage={self.path}: cannot be opened ({_first_line(error)}); check the URI and its credentials"
+                f"run.storage={self.path}: cannot be opened ({first_line(error)}); check the URI and its credentials"
             ) from error
         return filesystem, PurePosixPath(path, self.name)
 
@@ -148,7 +148,7 @@ class Storage:
             yield
         except OSError as error:
             what = f"checkpoints in {self}" if name is None else f"checkpoint {self}/{name}"
-            raise RaftError(f"{what}: {_first_line(error)}; check run.storage") from error
+            raise RaftError(f"{what}: {first_line(error)}; check run.storage") from error
 
     def _changed(self, name: str, key: bytes, to: Path | None = None) -> str | None:
         """A file of a checkpoint that is missing or not what was sealed, found by reading all; none where it is whole.
@@ -244,7 +244,3 @@ def locate(config: Config, run_dir: Path) -> Storage:
     storage = Storage(str(local.absolute()) if local else config.run.storage, name)
     write_whole(file, json.dumps(asdict(storage), indent=1) + "\n")
     return storage
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

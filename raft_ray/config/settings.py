@@ -24,7 +24,7 @@ from raft_ray.config.keys import is_section, keys, nearest, type_at
 from raft_ray.config.precision import settle
 from raft_ray.config.references import check_no_credentials, keep_references, shown
 from raft_ray.config.refusals import number_for_boolean, refusal, wrong
-from raft_ray.errors import ConfigError
+from raft_ray.errors import ConfigError, first_line
 from raft_ray.files import write_whole
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def make(below: Config, layers: list[_Layer]) -> Config:
         resolved = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
-        raise ConfigError(f"{where(tuple(key.split('.')))}{key}: {_first_line(error)}") from error
+        raise ConfigError(f"{where(tuple(key.split('.')))}{key}: {first_line(error)}") from error
     check_no_credentials(resolved)
     if path := number_for_boolean(resolved):
         raise ConfigError(f"{where(path)}{wrong(path, raw)}")
@@ -207,7 +207,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
+        raise ConfigError(f"{path}: {first_line(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply; a config has sections with keys in them") from error
     if not isinstance(content, dict):
@@ -238,7 +238,7 @@ def _parse(override: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{override}: the value is not valid YAML: {_yaml_problem(error, where=False)}") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{override}: {_first_line(error)}") from error
+        raise ConfigError(f"{override}: {first_line(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{override[:40]}...: nested too deeply") from error
     assert isinstance(parsed, dict)
@@ -247,9 +247,5 @@ def _parse(override: str) -> dict[str, Any]:
 
 def _yaml_problem(error: yaml.YAMLError, where: bool = True) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    what = getattr(error, "problem", None) or _first_line(error)
+    what = getattr(error, "problem", None) or first_line(error)
     return f"{what} in line {mark.line + 1}, column {mark.column + 1}" if mark and where else str(what)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

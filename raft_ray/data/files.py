@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raft_ray.errors import DataError
+from raft_ray.errors import DataError, first_line
 from raft_ray.json_files import Unusable, parse_object, read_objects
 
 BATCH = 1024
@@ -95,11 +95,6 @@ def read_all(path: Path, where: str, make: Callable[[dict[str, Any]], T], needs:
             yield make(record)
         except Unusable as error:
             raise DataError(f"{where}, {place}: {error}; {needs}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _json(stream: io.BufferedReader) -> Records:

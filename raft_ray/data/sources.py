@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from raft_ray.config import DataConfig
 from raft_ray.data.domains import load
-from raft_ray.data.files import Place, Records, ending, first_line, is_known, read_file
-from raft_ray.errors import DataError
+from raft_ray.data.files import Place, Records, ending, is_known, read_file
+from raft_ray.errors import DataError, first_line
 from raft_ray.files import home
 
 Split = Literal["train", "test"]
