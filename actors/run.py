@@ -205,7 +205,7 @@ def trained(
 ) -> str:
     """Train one method in `run_dir`; returns the folder of its model. `name` tells it from others of its method."""
     folder = run_dir / "model"
-    learner, distils = config.learner, config.uses_distillation
+    learner, uses_distillation = config.learner, config.uses_distillation
     order = RowOrder(len(rows), learner.global_batch_size, learner.epochs, config.run.seed, learner.max_steps)
     encoded, unfit = encode(config, prepared.folder, rows)
     digest = rows_digest(encoded)
@@ -235,7 +235,7 @@ def trained(
         str(run_dir),
         partial(spawn, RolloutActor, _options(config, "rollout"), config, prepared.folder, str(run_dir)),
         partial(spawn, TeacherActor, _options(config, "teacher"), config, prepared.teacher, str(run_dir)),
-        distils,
+        uses_distillation,
     )
     phase = f"Stage 2: {name or config.distill.method.value}"
     watch = Watch(pipeline, bars, phase, learner.timeout, here())
@@ -257,7 +257,7 @@ def trained(
             pipeline=pipeline,
             order=order,
             digest=digest,
-            uses_distillation=distils,
+            uses_distillation=uses_distillation,
             run_dir=str(run_dir),
             node=ray.get_runtime_context().get_node_id(),
             storage=storage,
@@ -279,7 +279,7 @@ def trained(
     finally:
         # Rollout and teacher actors belong to the pipeline actor and end with it.
         ray.kill(pipeline)
-        if distils and address_of(config) is not None:
+        if uses_distillation and address_of(config) is not None:
             # Nobody waits for room any more: the autoscaler need not either.
             Slots(config).ask(0)
     return str(folder)
@@ -297,7 +297,7 @@ def _options(config: Config, role: str) -> dict[str, Any]:
         keep_memory=role == "teacher",
     )
     if role == "rollout" and config.sync.in_flight:
-        options["max_concurrency"] = 2  # weights come in while a chunk is being written
+        options["max_concurrency"] = 2  # weights come in while a rollout batch is being written
     return options
 
 

@@ -1,4 +1,4 @@
-"""Seconds a step by phase, synchronous against asynchronous, with a real model, in one run, in turn.
+"""Seconds per step by phase, synchronous against asynchronous, with a real model, in one run, in turn.
 
     python benchmarks/asynchrony.py [--steps 12] [--rounds 2] [--out docs] [KEY=VALUE ...]
 
@@ -68,7 +68,7 @@ def main() -> None:
         for name, way in WAYS.items():
             found[name] += seconds(way, WARM_UP + arguments.steps, arguments.overrides)
     medians = {name: {p: statistics.median(step[p] for step in steps) for p in PHASES} for name, steps in found.items()}
-    table = Table("seconds a step", *PHASES, "ratio")
+    table = Table("seconds per step", *PHASES, "ratio")
     first = medians["synchronous"]["total"]
     for name, phases in medians.items():
         table.add_row(name, *(f"{phases[p]:.2f}" for p in PHASES), f"{phases['total'] / first:.2f}")

@@ -3,7 +3,7 @@
     make chaos SEED=0 ARGS="--kills 50 --out docs"
 
 Any role may be hit at any state that it announces: rollout actors, teachers, learner ranks, the pipeline actor. Ends
-with an error unless every row was trained exactly once an epoch and the result equals, bit for bit, that of the same
+with an error unless every row was trained exactly once per epoch and the result equals, bit for bit, that of the same
 run without deaths. The seed decides who dies when; it is printed and written with the result.
 """
 
@@ -67,12 +67,12 @@ def run(folder: Path, steps: int, kills: int) -> dict[str, Any]:
             f"rollout.max_restarts={kills + 1}",
             f"teacher.max_restarts={kills + 1}",
             # A row that is hit by chance again and again must not pass for a poisoned one.
-            f"rollout.tries={kills + 1}",
+            f"rollout.max_failures={kills + 1}",
         ],
     )
     train(config)
     found = outcome(folder)
-    # Of two actors whoever is free takes the next chunk, and the chunk, not the actor, decides the sample.
+    # Of two actors whoever is free takes the next rollout batch, and the batch, not the actor, decides the sample.
     found["trace"] = [{key: value for key, value in line.items() if key != "rollout"} for line in found["trace"]]
     return found
 

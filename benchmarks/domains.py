@@ -27,7 +27,7 @@ COLUMNS = (
     "domain accuracy",
     "of SFT's",
     "points on SFT",
-    "drift, nats a token",
+    "drift, nats per token",
     "of SFT's",
     "IFEval",
     "of the base's",
@@ -125,7 +125,7 @@ def chart(domains: dict[str, Comparison], path: Path) -> None:
                 every[f"{name}/{point}"] = place
         front = [every[key] for key in pareto_front(every)]
         panel.plot([place.loss for place in front], [place.gain for place in front], "--", color="gray", linewidth=1)
-        panel.set(title=domain, xlabel="drift, nats a token", ylim=(0, 1))
+        panel.set(title=domain, xlabel="drift, nats per token", ylim=(0, 1))
         panel.grid(alpha=0.3)
         if panel.get_subplotspec().is_first_col():
             panel.set_ylabel("domain accuracy")

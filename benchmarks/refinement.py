@@ -64,7 +64,7 @@ def measure(name: str, file: Path, rows: int, work: Path, overrides: list[str]) 
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The table; log-likelihoods are nats a token under the original model, intervals 95%."""
+    """The table; log-likelihoods are nats per token under the original model, intervals 95%."""
     lines = [
         "| domain | rows | accepted | gold | fused | rise, all rows | gold, accepted | fused, accepted | "
         "rise, accepted | time by stage (rows/s) | in all |",
@@ -98,7 +98,7 @@ def _rise(interval: dict[str, Any]) -> str:
 
 
 def _stages(summary: dict[str, Any], gap: dict[str, Any]) -> str:
-    """Seconds and rows a second of each stage on record, and of the measurement of the gap."""
+    """Seconds and rows per second of each stage on record, and of the measurement of the gap."""
     stages = dict(summary.get("stages") or {})
     stages["gap"] = {"seconds": gap["seconds"], "rows_per_second": gap["rows"] / max(gap["seconds"], 1e-9)}
     return ", ".join(f"{name} {s['seconds']:.0f} s ({s['rows_per_second']:.2g})" for name, s in stages.items())

@@ -36,7 +36,7 @@ from actors.engine.weight_sync import WeightVersion
 from actors.runtime import cluster
 from raft_ray.config import Config, settings
 from raft_ray.distill.order import RowOrder
-from raft_ray.distill.trajectory import Chunk, Sample, SampleInfo, Trajectory
+from raft_ray.distill.trajectory import RolloutBatch, Sample, SampleInfo, Trajectory
 from raft_ray.models.prompts import EncodedRow
 
 TOKENS, KEPT = 16, 64
@@ -66,10 +66,10 @@ class WaitingRollout:
         self._version = weights.version
         return self._times.load
 
-    def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
-        time.sleep(self._times.rollout * len(chunk.sample_ids))
+    def generate(self, rollout_batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
+        time.sleep(self._times.rollout * len(rollout_batch.sample_ids))
         ids = np.zeros(TOKENS, dtype=np.int32)
-        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.sample_ids]
+        made = [Trajectory(place, self._version, ids, False, self._name) for place in rollout_batch.sample_ids]
         return [TOKENS] * len(made), made
 
 
@@ -88,10 +88,10 @@ class WaitingRollouts:
         self._versions[name] = weights.version
         return self._times.load
 
-    async def generate(self, name: str, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
-        await asyncio.sleep(self._times.rollout * len(chunk.sample_ids))
+    async def generate(self, name: str, rollout_batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
+        await asyncio.sleep(self._times.rollout * len(rollout_batch.sample_ids))
         ids = np.zeros(TOKENS, dtype=np.int32)
-        made = [Trajectory(place, self._versions[name], ids, False, name) for place in chunk.sample_ids]
+        made = [Trajectory(place, self._versions[name], ids, False, name) for place in rollout_batch.sample_ids]
         return [TOKENS] * len(made), made
 
 
@@ -220,12 +220,12 @@ def configured(rollouts: int, batch: int, staleness: int, **keys: Any) -> Config
 
 
 def scaling(counts: list[int], row_seconds: float, steps: int, console: Console) -> dict[str, Any]:
-    """As many rows a step for each actor: perfect scaling keeps the step time."""
+    """As many rows per step for each actor: perfect scaling keeps the step time."""
     rows, times, teachers = 4, Times(rollout=row_seconds, teacher=0.0, learner=0.0), 2
     processes = [
         ray.remote(WaitingRollouts).options(num_cpus=0, max_concurrency=2 * max(counts)).remote(times) for _ in range(2)
     ]
-    table = Table("rollout actors", "rows/s", "of ideal", "dispatch, share of a step", "pipeline's CPU, ms a chunk")
+    table = Table("rollout actors", "rows/s", "of ideal", "dispatch, share of a step", "pipeline's CPU, ms per batch")
     found: list[dict[str, float]] = []
     for count in counts:
         seconds, metrics, _ = simulate(
@@ -264,7 +264,7 @@ def scaling(counts: list[int], row_seconds: float, steps: int, console: Console)
 
 
 def overlap(console: Console) -> dict[str, Any]:
-    """Two rollout actors, one teacher, a batch of 16 in chunks of one row: seconds a step by role."""
+    """Two rollout actors, one teacher, 16 rows per step in rollout batches of one row: seconds per step by role."""
     cases = [(2.0, 1.0, 1.0), (1.0, 2.0, 1.0), (1.0, 1.0, 2.0), (2.0, 0.5, 2.0), (2.0, 2.0, 0.5), (1.0, 1.0, 1.0)]
     table = Table("rollout, s", "teacher, s", "learner, s", "staleness", "step, s", "bound, s", "step / bound")
     found = []
@@ -273,7 +273,7 @@ def overlap(console: Console) -> dict[str, Any]:
         times = Times(rollout=2 * rollout / 16, teacher=teacher / 16, learner=learner, load=0.02)
         for staleness in (0, 1):
             seconds, _, _ = simulate(
-                times, rollouts=2, batch=16, staleness=staleness, steps=11, warm=3, **{"rollout.chunk_rows": 1}
+                times, rollouts=2, batch=16, staleness=staleness, steps=11, warm=3, **{"rollout.batch_rows": 1}
             )
             step, bound = statistics.mean(seconds), max(rollout, teacher, learner)
             found.append(
@@ -302,7 +302,7 @@ def overlap(console: Console) -> dict[str, Any]:
 def elastic(console: Console) -> dict[str, Any]:
     """Rollouts of 4 s a step for one actor against a learner of 1 s: the policy should find about four actors."""
     times = Times(rollout=4.0 / 16, teacher=0.0, learner=1.0, load=0.02)
-    keys = {"rollout.min_actors": 1, "rollout.max_actors": 8, "rollout.chunk_rows": 1}
+    keys = {"rollout.min_actors": 1, "rollout.max_actors": 8, "rollout.batch_rows": 1}
     seconds, _, scaled = simulate(times, rollouts=1, batch=16, staleness=1, steps=30, warm=0, **keys)
     table = Table("step", "seconds")
     for step, value in enumerate(seconds, start=1):
@@ -325,7 +325,7 @@ def draw(what: str, result: dict[str, Any], path: Path) -> None:
         axes.loglog(counts, rates, "o-", color="#0b6e99", label="measured")
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.set_xlabel("rollout actors")
-        axes.set_ylabel("rows a second")
+        axes.set_ylabel("rows per second")
     elif what == "overlap":
         points = result["points"]
         names = [f"{p['rollout']:g} / {p['teacher']:g} / {p['learner']:g}" for p in points[::2]]
@@ -334,13 +334,13 @@ def draw(what: str, result: dict[str, Any], path: Path) -> None:
         axes.bar(at + 0.2, [p["step"] for p in points[1::2]], 0.4, color="#0b6e99", label="max_staleness=1")
         axes.hlines([p["bound"] for p in points[::2]], at - 0.45, at + 0.45, color="#d1495b", label="slowest role")
         axes.set_xticks(at, names)
-        axes.set_xlabel("seconds a step of rollouts / teacher / learner")
-        axes.set_ylabel("seconds a step")
+        axes.set_xlabel("seconds per step of rollouts / teacher / learner")
+        axes.set_ylabel("seconds per step")
     else:
         axes.plot(range(1, len(result["seconds"]) + 1), result["seconds"], "o-", color="#0b6e99", label="measured")
         axes.axhline(1.0, linestyle="--", color="#999999", label="the learner alone")
         axes.set_xlabel("step")
-        axes.set_ylabel("seconds a step")
+        axes.set_ylabel("seconds per step")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

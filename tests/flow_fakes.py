@@ -15,7 +15,7 @@ from actors.engine.weight_sync import WeightVersion
 from actors.runtime.loops import Loops
 from raft_ray.config import Config
 from raft_ray.distill.order import RowOrder
-from raft_ray.distill.trajectory import Chunk, SampleInfo
+from raft_ray.distill.trajectory import RolloutBatch, SampleInfo
 
 PACKED: Any = "weights"
 """Stands for a reference in the object store."""
@@ -63,8 +63,8 @@ class Actor:
         self.version = weights.version
         return 0.0
 
-    async def _generate(self, chunk: Chunk) -> Any:
-        infos = [SampleInfo(place, self.version, 1, False, self.name, 6, 1.0) for place in chunk.sample_ids]
+    async def _generate(self, batch: RolloutBatch) -> Any:
+        infos = [SampleInfo(place, self.version, 1, False, self.name, 6, 1.0) for place in batch.sample_ids]
         return [1] * len(infos), infos
 
     async def _score(self, infos: Any) -> Any:
@@ -93,9 +93,9 @@ class Running:
         monkeypatch.setattr("actors.distill.slots.Slots.ask", lambda *_: None)
         order = RowOrder(rows, config.learner.global_batch_size, 1, 0)
         records: Any = SimpleNamespace(
-            set_aside=list,
+            quarantined=list,
             event=lambda what, who, node, text: self.events.append((what, text)),
-            put_aside=lambda *_: None,
+            quarantine=lambda *_: None,
             span=lambda _: None,
         )
         self.loops = Loops()

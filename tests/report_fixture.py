@@ -180,7 +180,7 @@ def _trace() -> list[dict[str, Any]]:
 
 
 def spans(rollouts: int = 2, generating: float = 6.0, steps: int = STEPS) -> list[dict[str, Any]]:
-    """The spans of a pipeline that may be one version stale: `generating` is the seconds of a rollout's chunk."""
+    """The spans of a pipeline that may be one version stale: `generating` is the seconds of a rollout batch."""
     noise = random.Random(f"spans{rollouts}")
     found: list[dict[str, Any]] = []
 

@@ -25,7 +25,7 @@ import ray
 
 from actors.runtime.remote import ActorLost
 from raft_ray.config import Config
-from raft_ray.distill.trajectory import Chunk
+from raft_ray.distill.trajectory import RolloutBatch
 from raft_ray.errors import RaftError
 
 MAX_FAILED_STARTS = 3
@@ -36,7 +36,7 @@ class State(StrEnum):
     """What an actor does, in the words of `raft-ray status` and, of work, of `spans.jsonl`."""
 
     STARTING = "start"
-    WAITING = "waits for places"
+    WAITING = "waits for slots"
     LOADING = "load"
     GENERATING = "generate"
     WEIGHTLESS = "waits for newer weights"
@@ -61,17 +61,17 @@ class ActorState:
     """Its process serves."""
     version: int | None = None
     """Weights that it holds, for rollout actors."""
-    chunk: Chunk | None = None
+    batch: RolloutBatch | None = None
     """What it works on."""
     engaged: bool = False
-    """Its engine has begun with the chunk: if it dies now, the chunk's rows may be why."""
+    """Its engine has begun with the rollout batch: if it dies now, the batch's rows may be why."""
     restarts: int = 0
     failed_starts: int = 0
     """Deaths in a row before it was ready."""
     first_death: str = ""
     """What the first of these was."""
     leaving: bool = False
-    """Ends after the chunk that it is on."""
+    """Ends after the rollout batch that it is on."""
     rows: int = 0
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while it takes up weights, so that no older version comes after a newer one."""
@@ -190,7 +190,7 @@ class ActorGroup:
         self._placed.discard(actor.name)
 
     def dismiss(self, count: int) -> None:
-        """Ask `count` actors to leave after their chunk, the youngest first."""
+        """Ask `count` actors to leave after their rollout batch, the youngest first."""
         staying = [actor for actor in self._actors.values() if not actor.leaving]
         staying.sort(key=lambda actor: int(actor.name.rsplit("-", 1)[1]), reverse=True)
         for actor in staying[: max(0, count)]:

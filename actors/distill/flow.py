@@ -2,17 +2,17 @@
 
 ```
             serve, one per rollout actor                  teach, one per teacher
-  Ledger ──> chunk ── Capacity.admit ──> RolloutActor ──ref──> TeacherActor ──refs──> Ledger
+  Ledger ──> rollout batch ── Capacity.admit ──> RolloutActor ──ref──> TeacherActor ──refs──> Ledger
                           ▲  waits for free slots                                       │
                           └───────────────── Ledger.done <── a step is published <───────┘
 ```
 
-Who waits for whom: an idle rollout actor waits for a chunk, for which slots must be free (`publish` frees them), and
-takes up the newest version before it begins; a generated chunk waits for an idle teacher. Each event looks only at
-what it concerns, so that the work of a step grows with its chunks, not with chunks times actors.
+Who waits for whom: an idle rollout actor waits for a batch, for which slots must be free (`publish` frees them), and
+takes up the newest version before it begins; a generated batch waits for an idle teacher. Each event looks only at
+what it concerns, so that the work of a step grows with its batches, not with batches times actors.
 
-A death brings the chunk back to the ledger and a new actor in the dead one's place, within its budget; what no restart
-can mend ends all loops. Chunks are handed out in the order of the steps, so the oldest step never starves.
+A death brings the batch back to the ledger and a new actor in the dead one's place, within its budget; what no restart
+can mend ends all loops. Batches are handed out in the order of the steps, so the oldest step never starves.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from actors.runtime.remote import ActorLost, DataLost, within
 from raft_ray.config import Config
 from raft_ray.distill.ledger import Ledger
 from raft_ray.distill.order import RowOrder
-from raft_ray.distill.trajectory import Chunk
+from raft_ray.distill.trajectory import RolloutBatch
 from raft_ray.errors import RaftError
 from raft_ray.runs.records import RunRecords
 
@@ -66,14 +66,14 @@ class Flow:
             order,
             config.sync.max_staleness,
             step=published.version,
-            max_failures=config.rollout.tries,
-            quarantined=records.set_aside(),
+            max_failures=config.rollout.max_failures,
+            quarantined=records.quarantined(),
         )
         self.published = published
         self.peak_bytes = 0
         """Most bytes of scored samples held since this was last reset."""
         self.last_loss = ""
-        """Why a chunk was last given back by an engine that it may have killed."""
+        """Why a rollout batch was last given back by an engine that it may have killed."""
         self._config = config
         self._order = order
         self._records = records
@@ -82,12 +82,12 @@ class Flow:
         self._rollouts = rollouts
         self._teachers = teachers
         self._limits = metrics.limits
-        self._generated: asyncio.Queue[tuple[Chunk, ray.ObjectRef]] = asyncio.Queue()
-        """Chunks that wait for a teacher."""
-        self._idle: dict[str, tuple[ActorState, asyncio.Future[Chunk | None]]] = {}
-        """Rollout actors that wait for a chunk, in the order in which they came."""
+        self._generated: asyncio.Queue[tuple[RolloutBatch, ray.ObjectRef]] = asyncio.Queue()
+        """Rollout batches that wait for a teacher."""
+        self._idle: dict[str, tuple[ActorState, asyncio.Future[RolloutBatch | None]]] = {}
+        """Rollout actors that wait for a rollout batch, in the order in which they came."""
         self._working: set[str] = set()
-        """Rollout actors that have a chunk."""
+        """Rollout actors that have a rollout batch."""
         self._holding = False
         self._held: list[ActorState] = []
         self.growth = Growth(Slots(config), loops, rollouts, self._begin_rollout)
@@ -103,7 +103,7 @@ class Flow:
         self.growth.go_on()
 
     async def resize(self, wanted: int) -> None:
-        """Have so many rollout actors: new ones start as there is room, superfluous ones leave after their chunk."""
+        """Have so many rollout actors: new ones start as there is room, superfluous ones leave after their batch."""
         have = self._rollouts.wanted
         if wanted == have:
             return
@@ -156,9 +156,9 @@ class Flow:
     async def _live(
         self, group: ActorGroup, actor: ActorState, work: Callable[[ActorState], Coroutine[Any, Any, None]]
     ) -> None:
-        """One actor's life: it starts, then works chunk after chunk, until it leaves; after a death, again."""
+        """One actor's life: it starts, then works batch after batch, until it leaves; after a death, again."""
         while True:
-            actor.chunk, actor.engaged = None, False
+            actor.batch, actor.engaged = None, False
             try:
                 with self._metrics.doing(actor, State.STARTING, self.published.version):
                     ready = actor.handle.ready.remote()
@@ -185,69 +185,69 @@ class Flow:
 
     async def _serve(self, actor: ActorState) -> None:
         """A rollout actor's work; returns when it is to leave."""
-        while (chunk := await self._next_chunk(actor)) is not None:
-            actor.chunk = chunk
+        while (batch := await self._next_rollout_batch(actor)) is not None:
+            actor.batch = batch
             begun = self._metrics.now()
             async with actor.loading:
-                begun += await self._load(actor, chunk)
+                begun += await self._load(actor, batch)
             actor.engaged = True
-            lengths_ref, trajectories = actor.call("generate", 2).remote(chunk)
-            self._metrics.add(chunk.step, "dispatch", self._metrics.now() - begun)
-            rows = len(chunk.sample_ids)
-            with self._metrics.doing(actor, State.GENERATING, chunk.step) as clock:
+            lengths_ref, trajectories = actor.call("generate", 2).remote(batch)
+            self._metrics.add(batch.step, "dispatch", self._metrics.now() - begun)
+            rows = len(batch.sample_ids)
+            with self._metrics.doing(actor, State.GENERATING, batch.step) as clock:
                 limit = self._limits.of("generate", self._rollouts.timeout, rows)
-                doing = f"generating chunk {chunk.index} of step {chunk.step}"
+                doing = f"generating rollout batch {batch.index} of step {batch.step}"
                 lengths = await within(lengths_ref, limit, actor.who, doing)
-                self._metrics.longest(chunk.step, "rollout", clock())
+                self._metrics.longest(batch.step, "rollout", clock())
                 # As if its longest answer had all the tokens that one may have: a later one may.
                 whole = self._config.rollout.max_new_tokens / max(1, *lengths)
                 self._limits.took("generate", clock() * whole, rows)
             actor.rows += rows
-            self.ledger.generated(chunk, lengths)
-            self._generated.put_nowait((chunk, trajectories))
-            actor.chunk, actor.engaged = None, False
-            if self.ledger.generated_whole(chunk.step):
+            self.ledger.generated(batch, lengths)
+            self._generated.put_nowait((batch, trajectories))
+            actor.batch, actor.engaged = None, False
+            if self.ledger.generated_whole(batch.step):
                 self._loops.notify()
 
     async def _teach(self, actor: ActorState) -> None:
-        """A teacher's work, which has no end: it scores the chunk that has waited longest."""
+        """A teacher's work, which has no end: it scores the rollout batch that has waited longest."""
         while True:
             actor.now(State.IDLE)
-            chunk, trajectories = await self._next_generated(actor)
-            actor.chunk, actor.engaged = chunk, True
+            batch, trajectories = await self._next_generated(actor)
+            actor.batch, actor.engaged = batch, True
             begun = self._metrics.now()
-            head, *samples = actor.call("score", 1 + len(chunk.sample_ids)).remote(trajectories)
-            self._metrics.add(chunk.step, "dispatch", self._metrics.now() - begun)
-            rows = len(chunk.sample_ids)
-            with self._metrics.doing(actor, State.SCORING, chunk.step) as clock:
+            head, *samples = actor.call("score", 1 + len(batch.sample_ids)).remote(trajectories)
+            self._metrics.add(batch.step, "dispatch", self._metrics.now() - begun)
+            rows = len(batch.sample_ids)
+            with self._metrics.doing(actor, State.SCORING, batch.step) as clock:
                 limit = self._limits.of("score", self._teachers.timeout, rows)
-                doing = f"scoring chunk {chunk.index} of step {chunk.step}"
+                doing = f"scoring rollout batch {batch.index} of step {batch.step}"
                 infos, seconds = await within(head, limit, actor.who, doing)
                 self._limits.took("score", clock(), rows)
             actor.rows += rows
-            self._metrics.add(chunk.step, "teacher", seconds)
-            self.ledger.scored(chunk, list(zip(infos, samples, strict=True)))
-            actor.chunk, actor.engaged = None, False
+            self._metrics.add(batch.step, "teacher", seconds)
+            self.ledger.scored(batch, list(zip(infos, samples, strict=True)))
+            actor.batch, actor.engaged = None, False
             self.peak_bytes = max(self.peak_bytes, self.ledger.nbytes)
-            if self.ledger.generated_whole(chunk.step):
+            if self.ledger.generated_whole(batch.step):
                 self._loops.notify()
 
-    async def _load(self, actor: ActorState, chunk: Chunk) -> float:
+    async def _load(self, actor: ActorState, batch: RolloutBatch) -> float:
         """Bring an actor to the newest version; returns the seconds it took."""
         newest = self.published
-        oldest = self.ledger.capacity.oldest_version(chunk.step)
+        oldest = self.ledger.capacity.oldest_version(batch.step)
         if newest.version < oldest:
-            raise RaftError(f"{actor.who}: step {chunk.step} needs version {oldest}, {newest.version} is the newest")
+            raise RaftError(f"{actor.who}: step {batch.step} needs version {oldest}, {newest.version} is the newest")
         if actor.version == newest.version:
             return 0.0
-        with self._metrics.doing(actor, State.LOADING, chunk.step) as clock:
+        with self._metrics.doing(actor, State.LOADING, batch.step) as clock:
             await self._send(actor, newest)
             took = clock()
-        self._metrics.longest(chunk.step, "load", took)
+        self._metrics.longest(batch.step, "load", took)
         return took
 
     async def _offer(self, actor: ActorState, published: WeightVersion) -> None:
-        """Weights for an actor that is in the middle of a chunk (`sync.in_flight`)."""
+        """Weights for an actor that is in the middle of a rollout batch (`sync.in_flight`)."""
         async with actor.loading:
             if published is not self.published:
                 return  # newer ones have come; they are offered too
@@ -281,9 +281,9 @@ class Flow:
             "learner.timeout",
         )
 
-    async def _next_chunk(self, actor: ActorState) -> Chunk | None:
-        """The next chunk in order once there are slots for it; none when the actor is to leave."""
-        future: asyncio.Future[Chunk | None] = asyncio.get_running_loop().create_future()
+    async def _next_rollout_batch(self, actor: ActorState) -> RolloutBatch | None:
+        """The next rollout batch in order once there are slots for it; none when the actor is to leave."""
+        future: asyncio.Future[RolloutBatch | None] = asyncio.get_running_loop().create_future()
         self._idle[actor.name] = actor, future
         self._rests(actor, State.WAITING)
         if actor.leaving:
@@ -296,13 +296,13 @@ class Flow:
             return await future
         except ActorLost:
             if future.done():
-                actor.chunk = await future
+                actor.batch = await future
             raise
         finally:
             self._idle.pop(actor.name, None)
 
-    async def _next_generated(self, actor: ActorState) -> tuple[Chunk, ray.ObjectRef]:
-        """The chunk that has waited longest for a teacher, and its trajectories."""
+    async def _next_generated(self, actor: ActorState) -> tuple[RolloutBatch, ray.ObjectRef]:
+        """The rollout batch that has waited longest for a teacher, and its trajectories."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PING):
@@ -314,7 +314,7 @@ class Flow:
         await within(actor.handle.ready.remote(), group.timeout, actor.who, "waiting for work")
 
     def _dispatch(self) -> None:
-        """Hand chunks to idle rollout actors, as long as there are both. Not while actors are held, nor to one without
+        """Hand batches to idle rollout actors, as long as there are both. Not while actors are held, nor to one without
         a version that was pushed: it comes while held, in no other way."""
         if self._holding:
             return
@@ -324,11 +324,11 @@ class Flow:
         for actor, future in self._idle.values():
             if actor.leaving or future.done() or (pushed and actor.version != self.published.version):
                 continue
-            chunk = self.ledger.take(self._parts())
-            if chunk is None:
+            batch = self.ledger.take(self._parts())
+            if batch is None:
                 break
             self._working.add(actor.name)
-            future.set_result(chunk)
+            future.set_result(batch)
             served.append(actor.name)
         for name in served:
             del self._idle[name]
@@ -343,28 +343,28 @@ class Flow:
                 future.set_result(None)
 
     def _parts(self) -> int:
-        """Into how many chunks a step is cut."""
-        rows = self._config.rollout.chunk_rows
+        """Into how many rollout batches a step is cut."""
+        rows = self._config.rollout.batch_rows
         return -(-self._order.batch // rows) if rows else max(1, self._rollouts.placed)
 
     def _rests(self, actor: ActorState, state: State) -> None:
-        """An actor does nothing with a chunk from now on."""
+        """An actor does nothing with a rollout batch from now on."""
         actor.now(state)
         self._working.discard(actor.name)
         if self._holding and not self._working:
             self._loops.notify()
 
     def _give_back(self, actor: ActorState, error: RaftError) -> None:
-        """An actor's chunk goes back to the ledger; if its engine was engaged, it may have died of the chunk's rows."""
-        if (chunk := actor.chunk) is None:
+        """An actor's rollout batch goes back to the ledger; if its engine was engaged, its rows may be why it died."""
+        if (batch := actor.batch) is None:
             return
         if actor.engaged:
             self.last_loss = str(error)
-            for row in self.ledger.failed(chunk):
+            for row in self.ledger.failed(batch):
                 logging.error("row %d is quarantined: %s", row, error)
-                self._records.put_aside(row, chunk.step, str(error))
+                self._records.quarantine(row, batch.step, str(error))
         else:
-            self.ledger.returned(chunk)
+            self.ledger.returned(batch)
         self._dispatch()
         self._loops.notify()
 

@@ -249,7 +249,7 @@ class PipelineActor:
                 "ready": capacity.ready,
                 "limit": capacity.limit,
                 "came_back": self._flow.ledger.waiting,
-                "set_aside": len(self._flow.ledger.quarantined),
+                "quarantined": len(self._flow.ledger.quarantined),
             },
             "rates": self._metrics.rates(),
             "advice": self._overdue() or self._metrics.advice(),
@@ -267,7 +267,7 @@ class PipelineActor:
         return None
 
     async def scale(self, rollouts: int) -> dict[str, Any]:
-        """Have so many rollout actors from now on: new ones start, superfluous ones leave after their chunk.
+        """Have so many rollout actors from now on: new ones start, superfluous ones leave after their rollout batch.
 
         Switches the `rollout.min_actors`/`max_actors` policy off. Returns how many were wanted `before`, how many there
         are `now`, and what the others wait for (`waits`; none if all fit). Those start when there is room.

@@ -1,7 +1,7 @@
 """The rollout actor: a vLLM engine that samples the student's trajectories with a known weight version.
 
 Its only state is that version. It serves nothing before it has loaded one, also after a restart, and the
-pipeline decides when it takes up a new one: between two chunks, or with `sync.in_flight` between two tokens of one.
+pipeline decides when it takes up a new one: between two batches, or with `sync.in_flight` between two tokens of one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from actors.runtime.cluster import here, log_to_file
 from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Config
-from raft_ray.distill.trajectory import Chunk, Trajectory, with_tokens
+from raft_ray.distill.trajectory import RolloutBatch, Trajectory, with_tokens
 from raft_ray.models.prompts import EncodedRow
 
 
@@ -38,7 +38,7 @@ class RolloutActor(WeightReceiver):
         self._config = config
         self._table: dict[int, EncodedRow] = ray.get(table[0], timeout=config.rollout.timeout)
         self._one = threading.Lock()
-        """A chunk that nobody waits for any more, after learners began anew, ends before the next."""
+        """A rollout batch that nobody waits for any more, after learners began anew, ends before the next."""
         context = models.model_context(folder, config.model)
         engine = Engine(folder, config.model, config.rollout, context=context, weight_sync=config.sync.backend)
         super().__init__(name, engine, config.sync)
@@ -48,18 +48,18 @@ class RolloutActor(WeightReceiver):
         with self._one:
             return here()
 
-    def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
-        """Trajectories for a chunk's rows, as two return values: their lengths, and the trajectories.
+    def generate(self, batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
+        """Trajectories for a rollout batch's rows, as two return values: their lengths, and the trajectories.
 
         Raises `RaftError` when the actor holds no known version.
         """
         updates: list[tuple[int, list[int]]] = []
-        """Each version that the chunk is written with, and the tokens that its rows had before."""
+        """Each version that the rollout batch is written with, and the tokens that its rows had before."""
 
         def note_version(written: list[int]) -> None:
             version = self.held()
             if not updates:
-                announce(self.name, "generating", chunk.step, rows=[sample_id.row for sample_id in chunk.sample_ids])
+                announce(self.name, "generating", batch.step, rows=[sample_id.row for sample_id in batch.sample_ids])
             if not updates or updates[-1][0] != version:
                 updates.append((version, written))
 
@@ -67,17 +67,17 @@ class RolloutActor(WeightReceiver):
             self.held()  # refused before vLLM has requests
             rollout, in_flight = self._config.rollout, self._config.sync.in_flight
             if not in_flight:
-                note_version([0] * len(chunk.sample_ids))
+                note_version([0] * len(batch.sample_ids))
             completions = self._engine.generate(
-                [self._table[sample_id.row].prompt for sample_id in chunk.sample_ids],
+                [self._table[sample_id.row].prompt for sample_id in batch.sample_ids],
                 max_new_tokens=rollout.max_new_tokens,
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
-                seed=chunk.seed(self._config.run.seed),
+                seed=batch.seed(self._config.run.seed),
                 before_step=note_version if in_flight else None,
             )
         trajectories = []
-        for index, (sample_id, completion) in enumerate(zip(chunk.sample_ids, completions, strict=True)):
+        for index, (sample_id, completion) in enumerate(zip(batch.sample_ids, completions, strict=True)):
             spans = [(version, written[index]) for version, written in updates]
             spans = with_tokens(spans, len(completion.token_ids))
             trajectories.append(

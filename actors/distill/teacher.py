@@ -48,7 +48,7 @@ class TeacherActor:
         return here()
 
     def score(self, trajectories: list[Trajectory]) -> list[object]:
-        """Targets for the trajectories of a chunk: `[(infos, seconds), sample, sample, ...]`, one return value each.
+        """Targets for a rollout batch's trajectories: `[(infos, seconds), sample, sample, ...]`, one return value each.
 
         Called with `num_returns = 1 + len(trajectories)`.
         """

@@ -12,9 +12,9 @@ learner ranks                pipeline                              rollout actor
 ```
 
 From `hold` to `publish` the pipeline calls none of these actors. One that `hold` did not name, having just started,
-gets no chunk of that version. If the learners start anew meanwhile, `begin` lets the actors go.
+gets no rollout batch of that version. If the learners start anew meanwhile, `begin` lets the actors go.
 
-Who waits for whom: `hold` for the longest running chunk; the learner for the slowest actor, at most `sync.timeout` per
+Who waits for whom: `hold` for the longest running batch; the learner for the slowest actor, at most `sync.timeout` per
 call; actors never for the pipeline, so there is no circle. A failure is a `RaftError` naming the actor; it ends the
 learner, and Ray Train starts the group of learners again.
 """

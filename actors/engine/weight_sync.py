@@ -4,7 +4,7 @@
 learner, all ranks                        pipeline                     rollout actor
   Publisher.publish(v) ─> WeightVersion ─────> keeps the newest ─────> WeightReceiver
     object_store   gather, ray.put                                       load_weights(weights)     pulls, between two
-                                                                           chunks (or tokens) of its own
+                                                                           batches (or tokens) of its own
     nccl, ipc      a rendezvous with all actors that are held            join, start_update, receive, finish_update
                    (`actors.engine.weight_push`)                           called by the learner's rank 0
 ```
@@ -61,7 +61,7 @@ class Publisher:
 
     Args:
         model: the causal model, sharded by DeepSpeed under ZeRO-3.
-        hold: called on rank 0 before a push: `hold(version)` brings every rollout actor to a chunk boundary, keeps it
+        hold: called on rank 0 before a push: `hold(version)` brings every rollout actor to a batch's boundary, keeps it
             there, and returns their handles by name. `object_store` needs none.
 
     Example, on each rank:
@@ -108,7 +108,7 @@ class Publisher:
 
 
 class WeightReceiver:
-    """An engine that takes up weights; between two chunks, and by `load_weights` also in the middle of one.
+    """An engine that takes up weights; between two rollout batches, and by `load_weights` also in the middle of one.
 
     Args:
         name: of the actor, for errors.
@@ -155,7 +155,7 @@ class WeightReceiver:
             self.version = weights.version
         return time.perf_counter() - start
 
-    # What the learner calls while the pipeline keeps this actor at a chunk boundary (`nccl` and `ipc`).
+    # What the learner calls while the pipeline keeps this actor at a batch's boundary (`nccl` and `ipc`).
 
     def join(self, epoch: int, info: dict[str, Any]) -> None:
         """Leave the group of before, if any, and enter the learner's group number `epoch`.

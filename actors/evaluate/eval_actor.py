@@ -75,7 +75,7 @@ class Questions:
         return any(getattr(self, kind) for kind in KINDS)
 
     def turns(self, limits: EvalConfig) -> list[Turn]:
-        """First turns, then second ones, which need the answers; long answers first, so that chunks are alike."""
+        """First turns, then second ones, which need the answers; long answers first, so that batches are alike."""
         turns = [
             Turn(kind, index, getattr(limits, f"{kind}_max_new_tokens"), number)
             for kind in KINDS
@@ -113,7 +113,7 @@ class EvalActor(Actor):
         self.folder, self.config, self.asked = folder, config, asked
 
     def start(self) -> list[int]:
-        """Tokenise the questions and start the engine. Returns how many questions each chunk has."""
+        """Tokenise the questions and start the engine. Returns how many questions each batch has."""
         from actors.engine.vllm_engine import Engine
 
         log_to_file(Path(self.config.run.dir), "evaluate")
@@ -131,8 +131,8 @@ class EvalActor(Actor):
         self.engine = Engine(folder, model, self.config.rollout, context=self.context)
         self.loaded = self.folder
         first = [turn for turn in self.turns if turn.number == 0 and len(self.prompts[turn]) < self.context]
-        self.chunks = _equal_parts(first) + _equal_parts([turn for turn in self.turns if turn.number])
-        return [len(chunk) for chunk in self.chunks]
+        self.batches = _equal_parts(first) + _equal_parts([turn for turn in self.turns if turn.number])
+        return [len(batch) for batch in self.batches]
 
     def load(self, folder: str) -> None:
         """Go on as the model in `folder`."""
@@ -141,10 +141,10 @@ class EvalActor(Actor):
             self.loaded = folder
         self.answers: dict[Turn, Answer] = {}
 
-    def answer(self, chunk: int) -> None:
-        """Answer one chunk of the questions; chunks are in order."""
-        announce("evaluate", "answering", chunk)
-        prompts = {turn: self._prompt(turn) for turn in self.chunks[chunk]}
+    def answer(self, batch: int) -> None:
+        """Answer one batch of the questions; batches are in order."""
+        announce("evaluate", "answering", batch)
+        prompts = {turn: self._prompt(turn) for turn in self.batches[batch]}
         prompts = {turn: ids for turn, ids in prompts.items() if len(ids) < self.context}
         if not prompts:
             return
@@ -238,6 +238,6 @@ class EvalActor(Actor):
 
 
 def _equal_parts(turns: list[Turn]) -> list[list[Turn]]:
-    """Chunks of about the same size: a small last one would run at a fraction of the speed."""
+    """Batches of about the same size: a small last one would run at a fraction of the speed."""
     size = math.ceil(len(turns) / max(1, round(len(turns) / CHUNK_SIZE)))
     return [turns[start : start + size] for start in range(0, len(turns), size)] if turns else []

@@ -3,7 +3,7 @@
 ```
 driver                EvalActor (one vLLM engine, weights swapped per model)      ScoreActor (transformers)
   weight distances ─> (Ray tasks, first: they tell a folder that does not fit)
-  per model: load ──> chunks of prompts ──> scores, texts
+  per model: load ──> batches of prompts ──> scores, texts
                       base only: general answers' token ids ───────ref─────────> base's hidden states, once
                               (a known base: from its file)
                       per model: answers to judge ──ref──┐                        per tuned model: KL

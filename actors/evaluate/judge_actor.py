@@ -1,6 +1,6 @@
 """A judge of the evaluation: a language model that reads all models' answers, on an engine here or at an endpoint.
 
-    take(answers of a model) ──> judge(chunk) × n ──> opinions()      and again with the next model's
+    take(answers of a model) ──> judge(batch) × n ──> opinions()      and again with the next model's
                                       │
                                       └── CacheActor: verdicts that are known are not asked for again
 
@@ -37,7 +37,7 @@ def judge_options(config: Config, name: str) -> dict[str, Any]:
 
 
 def judge_timeout(config: Config, name: str) -> float:
-    """Longest wait, in seconds, for the judge's start or one chunk."""
+    """Longest wait, in seconds, for the judge's start or one batch."""
     if is_local(config.refine, name):
         return config.rollout.timeout
     model = config.refine.models[name]
@@ -63,16 +63,16 @@ class JudgeActor(Actor):
             self.model = Endpoint(self.name, self.config.refine.models[self.name])
 
     def take(self, whose: str, answers: Answered) -> list[int]:
-        """Go on with the answers of the model `whose`. Returns how many each chunk has.
+        """Go on with the answers of the model `whose`. Returns how many each batch has.
 
-        Verdicts are kept by model, so that a chunk is known or asked for as a whole: an endpoint that fails now and
-        then would seem to fail altogether where little of a chunk is left to ask.
+        Verdicts are kept by model, so that a batch is known or asked for as a whole: an endpoint that fails now and
+        then would seem to fail altogether where little of a batch is left to ask.
         """
         price = self.config.refine.models.get(self.name, RefineModelConfig())
         self.meters: dict[str, Metered] = {}
         self.judges: dict[str, LlmJudge] = {}
         self.verdicts: dict[str, list[Verdict | None]] = {}
-        self.chunks = []
+        self.batches = []
         for kind, cases in answers.items():
             self.meters[kind] = Metered(self.identity, self.model, price)
             self.judges[kind] = LlmJudge(
@@ -83,17 +83,17 @@ class JudgeActor(Actor):
                 seed=self.config.run.seed,
             )
             self.verdicts[kind] = []
-            # Equal parts, for the same reason: no last chunk of one.
+            # Equal parts, for the same reason: no last batch of one.
             size = math.ceil(len(cases) / math.ceil(len(cases) / CHUNK_SIZE)) if cases else 1
-            self.chunks += [(kind, cases[start : start + size]) for start in range(0, len(cases), size)]
-        return [len(cases) for _, cases in self.chunks]
+            self.batches += [(kind, cases[start : start + size]) for start in range(0, len(cases), size)]
+        return [len(cases) for _, cases in self.batches]
 
-    def judge(self, chunk: int) -> None:
-        """Judge one chunk of the answers; chunks are in order.
+    def judge(self, batch: int) -> None:
+        """Judge one batch of the answers; batches are in order.
 
         Raises what the model raises: `RaftError` where an endpoint answered nothing, `ConfigError` where it refuses.
         """
-        kind, cases = self.chunks[chunk]
+        kind, cases = self.batches[batch]
         self.verdicts[kind] += self.judges[kind].verdicts(cases)
 
     def opinions(self) -> dict[str, JudgeResult]:

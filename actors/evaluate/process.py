@@ -56,16 +56,16 @@ class Process:
         timeout: float | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """Let a method work through chunks of these sizes, in order, and report how much of them is done.
+        """Let a method work through batches of these sizes, in order, and report how much of them is done.
 
         Args:
             timeout: of each call, where it is another than the process's.
-            limits: what calls for the same chunks have taken so far, where all models take about as long.
+            limits: what calls for the same batches have taken so far, where all models take about as long.
         """
-        for chunk in range(len(sizes)):
-            report(sum(sizes[:chunk]), sum(sizes))
-            ref = getattr(self.actor, method).remote(chunk)
-            paced(limits or Limits(), f"{method} {chunk}", ref, timeout or self.timeout, self.who)
+        for batch in range(len(sizes)):
+            report(sum(sizes[:batch]), sum(sizes))
+            ref = getattr(self.actor, method).remote(batch)
+            paced(limits or Limits(), f"{method} {batch}", ref, timeout or self.timeout, self.who)
         if sizes:
             report(sum(sizes), sum(sizes))
 

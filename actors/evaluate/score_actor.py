@@ -38,7 +38,7 @@ class ScoreActor(Actor):
         self.folder, self.config, self.asked = folder, config, asked
 
     def start(self) -> list[int]:
-        """Tokenise the questions. Returns how many questions each chunk has."""
+        """Tokenise the questions. Returns how many questions each batch has."""
         log_to_file(Path(self.config.run.dir), "evaluate")
         folder, model = sources.resolve(self.folder), self.config.model
         self.chat = sources.load_chat(folder, model)
@@ -49,13 +49,13 @@ class ScoreActor(Actor):
         self.parts = self._domain() if self.asked.choices else {}
         if self.asked.mmlu is not None:
             self.parts |= {f"{shots}-shot": self._mmlu(shots) for shots in self.config.eval.mmlu_shots}
-        # Equal work in chunks: those of few-shot prompts are longer, but of the same kind.
-        self.chunks = [
+        # Equal work in batches: those of few-shot prompts are longer, but of the same kind.
+        self.batches = [
             (name, part[start : start + CHUNK_SIZE])
             for name, part in self.parts.items()
             for start in range(0, len(part), CHUNK_SIZE)
         ]
-        return [len(questions) for _, questions in self.chunks]
+        return [len(questions) for _, questions in self.batches]
 
     def load(self, folder: str) -> None:
         """Go on as the model in `folder`."""
@@ -74,9 +74,9 @@ class ScoreActor(Actor):
         """The drift of the loaded model."""
         return asdict(self.reference.compare(self.model))
 
-    def choose(self, chunk: int) -> None:
-        """Let the loaded model choose in one chunk of the questions."""
-        name, questions = self.chunks[chunk]
+    def choose(self, batch: int) -> None:
+        """Let the loaded model choose in one batch of the questions."""
+        name, questions = self.batches[batch]
         self.chosen[name] += choose(self.model, questions, limit=self.limit, tokens=self.config.teacher.tokens)
 
     def measure(self) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class EnginePool:
                 break
             except Hung as hung:
                 ray.kill(engine.handle, no_restart=False)
-                if attempt == own.tries:
+                if attempt == own.max_failures:
                     raise RaftError(f"{hung}; it was killed and started again {attempt} times") from None
                 limit = own.timeout  # now it starts anew first
         self._limits.took("generate", time.monotonic() - begun, len(requests))
@@ -185,7 +185,7 @@ class EnginePool:
     async def _start(self, number: int) -> None:
         own = self._plan.resources
         name = f"refine-{self._plan.name}-{number}"
-        options = {"max_restarts": own.max_restarts, "max_task_retries": own.tries, **self._options}
+        options = {"max_restarts": own.max_restarts, "max_task_retries": own.max_failures, **self._options}
         actor: Any = ray.remote(RefineEngine)
         arguments = (self._plan, name, self._run_dir)
         try:

@@ -53,7 +53,7 @@ def scale(
 
     Its learners do not pause. New actors start where the cluster has room,
     at once or when it gets some (nodes that join); teachers and learners keep
-    theirs. Superfluous ones leave after the chunk that they are on. The policy
+    theirs. Superfluous ones leave after the rollout batch that they are on. The policy
     of rollout.min_actors and rollout.max_actors is switched off by it.
 
     [bold]Example[/bold]

@@ -33,7 +33,7 @@ def gain_figures(comparison: dict[str, Any]) -> list[Figure]:
     figures = []
     for key in ["drift", *(score for score in scores if score != "domain")]:
         drift = key == "drift"
-        x_label = "drift, nats a token" if drift else score_label(key)
+        x_label = "drift, nats per token" if drift else score_label(key)
         form = format_number if drift else format_percent
         points = []
         for name, result in [*methods.items(), *((None, one) for one in grid if not one["chosen"])]:
@@ -58,7 +58,7 @@ def gain_figures(comparison: dict[str, Any]) -> list[Figure]:
 
 
 def course_figures(traces: Traces) -> list[Figure]:
-    """Losses and balance over the steps, and the weight distance by layer, a line a method."""
+    """Losses and balance over the steps, and the weight distance by layer, a line per method."""
     metrics = traces.run.metrics
     ordered = replace(traces.run, metrics={name: metrics[name] for name in in_order(metrics)})
     figures = [figure for figure in training_figures(ordered) if figure.title in CURVES]

@@ -17,7 +17,7 @@ from raft_ray.evaluate.statistics import estimate, estimate_of, paired
 BASE = "base"
 
 NUMBERS = {
-    "drift": ("drift", "kl", "Drift (nats a token)"),
+    "drift": ("drift", "kl", "Drift (nats per token)"),
     "drift_first": ("drift", "kl_first", "Drift (first tokens)"),
     "agreement": ("drift", "top1_agreement", "Top-1 agreement"),
     "words": ("length", "words_mean", "Words (general)"),

@@ -115,7 +115,7 @@ def _number_cell(number: dict[str, Any] | None, form: Callable[[float], str] = f
 
 
 def _csv(comparison: dict[str, Any]) -> str:
-    """A line a method and measure, then one a point and measure: the same columns whatever was measured."""
+    """A line per method and measure, then one per point and measure: the same columns whatever was measured."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", "point", "seeds", "measure", "mean", "low", "high", "retention", "difference", "p"])

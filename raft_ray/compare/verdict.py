@@ -16,7 +16,7 @@ OPD = "opd"
 
 
 def verdict(comparison: dict[str, Any], failed: dict[str, str] | None = None) -> list[str]:
-    """Sentences: the summary, the grid's points, a line a method, what failed (`{method: reason}`)."""
+    """Sentences: the summary, the grid's points, a line per method, what failed (`{method: reason}`)."""
     lines = [summary(comparison), *frontier(comparison)]
     lines += [_line(name, comparison) for name in comparison["methods"] if name != BASE]
     lines += [f"{method_label(name)} failed: {reason}" for name, reason in (failed or {}).items()]

@@ -161,9 +161,9 @@ def _training(config: Config) -> Iterator[str]:
             f"set rollout.num_gpus={rollout.tensor_parallel}"
         )
     yield from _elastic(rollout)
-    if rollout.chunk_rows is not None and rollout.chunk_rows > rows:
+    if rollout.batch_rows is not None and rollout.batch_rows > rows:
         yield (
-            f"rollout.chunk_rows={rollout.chunk_rows}: a step has no more than learner.global_batch_size={rows} rows; "
+            f"rollout.batch_rows={rollout.batch_rows}: a step has no more than learner.global_batch_size={rows} rows; "
             "lower it"
         )
     yield from _sync(config)

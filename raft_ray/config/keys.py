@@ -88,11 +88,17 @@ def nearest(word: str, possible: Iterable[str]) -> str:
     return f"; did you mean {match[0]}?" if match else ""
 
 
+RENAMED = {"rollout.tries": "rollout.max_failures"}
+"""Former names that nothing else would lead to the new one."""
+
+
 def nearest_key(key: str) -> str:
     """A hint for an unknown key: a key below whose name it begins with (`data.prompt_field` for `data.columns.prompt`),
     else one much like it, else a longer name of its section (`distil.temp` is short for
     `distill.temperature`), else keys of that name in other sections, else the nearest."""
     section, _, name = key.rpartition(".")
+    if key in RENAMED:
+        return f"; did you mean {RENAMED[key]}?"
     deeper = [known for known in keys() if known.startswith(f"{section}.") and known.count(".") > key.count(".")]
     if begins := [known for known in deeper if name.startswith(known.rpartition(".")[2])]:
         return f"; did you mean {max(begins, key=len)}?"

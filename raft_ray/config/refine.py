@@ -147,4 +147,4 @@ class RefineConfig:
     max_workers: PositiveInt | None = None
     """Ray Data adds workers up to so many to a stage that batches wait for; none keeps `refine.workers`."""
     batch: PositiveInt = 64
-    """Rows a call of an engine. Part of what decides the texts: a call is sampled as a whole."""
+    """Rows per call of an engine. Part of what decides the texts: a call is sampled as a whole."""

@@ -19,14 +19,14 @@ _CHECKPOINT = {
     *("run.seed", "run.storage", "model.path", "model.dtype", "model.thinking", "model.date", "data.train"),
     *("data.limit", "learner.global_batch_size", "distill.method", "distill.target"),
 }
-_RESOURCES = {"actors", "num_cpus", "num_gpus", "threads", "tokens", "timeout", "max_restarts", "tries"}
+_RESOURCES = {"actors", "num_cpus", "num_gpus", "threads", "tokens", "timeout", "max_restarts", "max_failures"}
 # By section; all others of its keys decide what model comes out.
 _WITHOUT_EFFECT = {
     "data": {"streaming"},
     "model": {"context", "trust_remote_code", "allow_pickle"},
     "refine": {"models", "gap", "workers", "max_workers", "batch"},
     "rollout": {
-        *("min_actors", "max_actors", "chunk_rows", "tensor_parallel", "kv_cache_gib", "gpu_memory_utilization"),
+        *("min_actors", "max_actors", "batch_rows", "tensor_parallel", "kv_cache_gib", "gpu_memory_utilization"),
     },
     "learner": {
         *("num_workers", "max_tokens_per_microbatch", "zero_stage", "share_prompt", "graphs"),

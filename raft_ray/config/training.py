@@ -93,8 +93,8 @@ class RolloutConfig:
     min_actors: PositiveInt | None = None
     """With `max_actors`: actors come while learners wait and go while rollouts wait; none keeps `actors`."""
     max_actors: PositiveInt | None = None
-    chunk_rows: PositiveInt | None = None
-    """Rows a call of an engine; none cuts a step's rows evenly over the actors. A fixed number makes the samples
+    batch_rows: PositiveInt | None = None
+    """Rows per call of an engine; none cuts a step's rows evenly over the actors. A fixed number makes the samples
     independent of the number of actors."""
     max_new_tokens: PositiveInt = 128
     temperature: NonNegativeFloat = 1.0
@@ -108,12 +108,12 @@ class RolloutConfig:
     """KV cache of a CPU engine."""
     gpu_memory_utilization: PositiveFraction = 0.85
     timeout: PositiveFloat = 600.0
-    """Longest wait for one chunk of rollouts, and for an engine's start."""
+    """Longest wait for one rollout batch, and for an engine's start."""
     max_restarts: NonNegativeInt = 10
     """Restarts of each actor; one that has used them up is given up, and the run with the last of them."""
-    tries: PositiveInt = 2
-    """Engines that may die on a chunk before its rows go on one by one; the next death on such a row sets it aside
-    (`set_aside.jsonl`) and the run goes on without it."""
+    max_failures: PositiveInt = 2
+    """Engines that may die on a rollout batch before its rows go on one by one; the next death on such a row
+    quarantines it (`quarantined.jsonl`), and the run goes on without it."""
 
 
 @dataclass
@@ -130,7 +130,7 @@ class TeacherConfig:
     num_gpus: ResourceUnits = 0.0
     threads: PositiveInt | None = None
     timeout: PositiveFloat = 600.0
-    """Longest wait for the scoring of one chunk, and for the model's start."""
+    """Longest wait for the scoring of one rollout batch, and for the model's start."""
     max_restarts: NonNegativeInt = 10
     """Restarts of each actor."""
 
@@ -143,7 +143,7 @@ class LearnerConfig:
     """DeepSpeed ZeRO stage 0-3; a resumed run keeps it, but may change `learner.num_workers`. Stage 0 would add
     gradients up in half precision, so it takes `model.dtype=float32`."""
     global_batch_size: PositiveInt = 16
-    """Rows a step, over all ranks."""
+    """Rows per step, over all ranks."""
     lr: PositiveFloat = 5e-6
     epochs: PositiveInt = 3
     max_steps: PositiveInt | None = None
@@ -156,7 +156,7 @@ class LearnerConfig:
     warmup_steps: NonNegativeInt = 0
     schedule: Schedule = Schedule.constant
     max_tokens_per_microbatch: PositiveInt = 4096
-    """Tokens a micro-batch (padded)."""
+    """Tokens per micro-batch (padded)."""
     share_prompt: bool | None = None
     """Answer and response of a row share one pass over the prompt: less work. None: where the model is shown, at the
     start and on the longest row, to compute the same then; true refuses a model that does not."""
@@ -201,6 +201,6 @@ class SyncConfig:
     checksum: bool = True
     """Compare the engine's weights with the learner's after every update."""
     in_flight: bool = False
-    """Rollout actors take up new weights in the middle of a chunk: vLLM pauses, keeps what it is writing, goes on.
+    """Rollout actors take up new weights in the middle of a batch: vLLM pauses, keeps what it is writing, goes on.
     Fresher samples for `max_staleness` of 1 and more; each trajectory records which tokens came from which version."""
     timeout: PositiveFloat = 300.0

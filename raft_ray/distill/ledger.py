@@ -1,7 +1,7 @@
 """The record of stage 2: which rows are dispatched, generated, scored, trained or quarantined. No Ray, no tensors.
 
 ```
- order ─cut─> Chunk ──take──> dispatched ──generated──> lengths known ──scored──> ready ──done(step)──> released
+ order ─cut─> RolloutBatch ──take──> dispatched ──generated──> lengths known ──scored──> ready ──done(step)──> released
                 ▲                  │                         │                      │
                 ├── returned ──────┤  (its actor went away before it touched the rows)
                 ├── failed ────────┴─────────────────────────┘  (an engine died on it; alone after some deaths,
@@ -9,12 +9,12 @@
                 └── regenerate ─────────────────────────────────────────────────────┘  (a node took it along)
 ```
 
-Sampling is seeded by chunk, and a row's tokens depend on the whole chunk that it is in. A sample that is lost is
-therefore made again with the chunk that made it, and of the result only what is missing is taken: with the same
+Sampling is seeded by rollout batch, and a row's tokens depend on the whole batch that it is in. A sample that is lost
+is therefore made again with the batch that made it, and of the result only what is missing is taken: with the same
 weights (`max_staleness=0`) it is the same sample, bit for bit. Rows that go on alone after deaths of engines have seeds
 of their own, so their samples are others.
 
-A chunk that comes back keeps its slots in `Capacity`: they are given up only by `done`. So the order in which
+A rollout batch that comes back keeps its slots in `Capacity`: they are given up only by `done`. So the order in which
 steps are admitted, and with it the staleness bound (see `raft_ray.distill.order`), survives every death, and a row can
 neither be lost nor trained twice. A row quarantined keeps its slot too, until its step is done.
 """
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raft_ray.distill.order import Capacity, RowOrder, SampleId, balanced_shards
-from raft_ray.distill.trajectory import Chunk, SampleInfo
+from raft_ray.distill.trajectory import RolloutBatch, SampleInfo
 from raft_ray.errors import RaftError
 
 
@@ -41,8 +41,8 @@ class StepRecord:
     """Response tokens, once generated; kept when a sample has to be made again, so that shards stay."""
     samples: dict[SampleId, tuple[SampleInfo, Any]] = field(default_factory=dict)
     """Scored rows, with whatever stands for the sample (a reference)."""
-    made_by: dict[SampleId, Chunk] = field(default_factory=dict)
-    """The chunk that made each scored sample."""
+    made_by: dict[SampleId, RolloutBatch] = field(default_factory=dict)
+    """The rollout batch that made each scored sample."""
     quarantined: set[SampleId] = field(default_factory=set)
     shards: list[list[SampleId]] | None = None
     unknown: int = 0
@@ -101,7 +101,7 @@ class Ledger:
         order: which rows each step trains on.
         max_staleness: S of the capacity rule.
         step: the first step that is not done yet.
-        max_failures: deaths of engines after which a chunk's rows go on alone, one row per chunk; the next death of
+        max_failures: deaths of engines after which a batch's rows go on alone, one row per batch; the next death of
             an engine on such a row quarantines it.
         quarantined: rows that were quarantined before; no step dispatches them.
     """
@@ -123,80 +123,80 @@ class Ledger:
         """Of the scored samples that are held."""
         self._max_failures = max_failures
         self._next_step = step
-        self._cut: deque[Chunk] = deque()
-        self._back: deque[Chunk] = deque()
+        self._cut: deque[RolloutBatch] = deque()
+        self._back: deque[RolloutBatch] = deque()
         self._remaking: set[tuple[int, int]] = set()
-        """Step and number of the chunks that are made again and not yet scored."""
+        """Step and number of the rollout batches that are made again and not yet scored."""
         self._records: dict[int, StepRecord] = {}
 
-    def take(self, parts: int) -> Chunk | None:
-        """The next chunk to generate: one that came back, else the oldest undispatched rows if there are slots.
+    def take(self, parts: int) -> RolloutBatch | None:
+        """The next rollout batch to generate: one that came back, else the oldest undispatched rows if there are slots.
 
         Args:
-            parts: into how many chunks a step is cut when its first chunk is taken.
+            parts: into how many rollout batches a step is cut when its first one is taken.
         """
-        while (chunk := self._upcoming(parts)) is not None:
-            if chunk.step not in self._records:
-                continue  # Its rows came by another chunk, and the step is done.
-            # Rows quarantined since the chunk was cut.
-            self._quarantine(chunk.step, [each for each in chunk.sample_ids if each.row in self.quarantined])
-            rest = tuple(each for each in chunk.sample_ids if each.row not in self.quarantined)
-            if self._records[chunk.step].missing(rest):
-                return chunk if rest == chunk.sample_ids else replace(chunk, sample_ids=rest)
-            self._remaking.discard((chunk.step, chunk.index))
+        while (batch := self._upcoming(parts)) is not None:
+            if batch.step not in self._records:
+                continue  # Its rows came by another rollout batch, and the step is done.
+            # Rows quarantined since the rollout batch was cut.
+            self._quarantine(batch.step, [each for each in batch.sample_ids if each.row in self.quarantined])
+            rest = tuple(each for each in batch.sample_ids if each.row not in self.quarantined)
+            if self._records[batch.step].missing(rest):
+                return batch if rest == batch.sample_ids else replace(batch, sample_ids=rest)
+            self._remaking.discard((batch.step, batch.index))
         return None
 
-    def returned(self, chunk: Chunk) -> None:
-        """Nobody works on `chunk` any more, through no fault of its rows; it will be taken first."""
-        self._back.appendleft(chunk)
+    def returned(self, batch: RolloutBatch) -> None:
+        """Nobody works on `batch` any more, through no fault of its rows; it will be taken first."""
+        self._back.appendleft(batch)
 
-    def failed(self, chunk: Chunk) -> list[int]:
-        """An engine died on `chunk`: it will be taken again, as a whole or row by row.
+    def failed(self, batch: RolloutBatch) -> list[int]:
+        """An engine died on `batch`: it will be taken again, as a whole or row by row.
 
         Returns the rows that are now quarantined: a single one that an engine has died on alone, else none.
         """
-        if chunk.step not in self._records:
+        if batch.step not in self._records:
             return []
-        failures = chunk.failures + 1
+        failures = batch.failures + 1
         if failures < self._max_failures:
-            self._back.appendleft(replace(chunk, failures=failures))
+            self._back.appendleft(replace(batch, failures=failures))
             return []
-        self._remaking.discard((chunk.step, chunk.index))
-        if len(chunk.sample_ids) > 1 or failures == self._max_failures:
-            record = self._records[chunk.step]
-            for each in reversed(record.missing(chunk.sample_ids)):
-                # A number that no chunk cut from the batch has: it seeds the row's sampling.
+        self._remaking.discard((batch.step, batch.index))
+        if len(batch.sample_ids) > 1 or failures == self._max_failures:
+            record = self._records[batch.step]
+            for each in reversed(record.missing(batch.sample_ids)):
+                # A number that no rollout batch cut from the step has: it seeds the row's sampling.
                 number = len(record.sample_ids) + record.sample_ids.index(each)
-                self._back.appendleft(Chunk(chunk.step, number, (each,), failures))
+                self._back.appendleft(RolloutBatch(batch.step, number, (each,), failures))
             return []
-        self._quarantine(chunk.step, chunk.sample_ids)
-        self.quarantined.update(each.row for each in chunk.sample_ids)
-        return [each.row for each in chunk.sample_ids]
+        self._quarantine(batch.step, batch.sample_ids)
+        self.quarantined.update(each.row for each in batch.sample_ids)
+        return [each.row for each in batch.sample_ids]
 
-    def generated(self, chunk: Chunk, lengths: Iterable[int]) -> None:
-        """The chunk's responses have these lengths; they go to a teacher now."""
-        record = self._records.get(chunk.step)
+    def generated(self, batch: RolloutBatch, lengths: Iterable[int]) -> None:
+        """The rollout batch's responses have these lengths; they go to a teacher now."""
+        record = self._records.get(batch.step)
         if record is None:
             return
-        for sample_id, length in zip(chunk.sample_ids, lengths, strict=True):
+        for sample_id, length in zip(batch.sample_ids, lengths, strict=True):
             record.generated(sample_id, length)
 
-    def scored(self, chunk: Chunk, samples: Iterable[tuple[SampleInfo, Any]]) -> None:
-        """The chunk's samples are ready for the learners; of a chunk made again, those that were missing."""
-        record = self._records.get(chunk.step)
+    def scored(self, batch: RolloutBatch, samples: Iterable[tuple[SampleInfo, Any]]) -> None:
+        """The batch's samples are ready for the learners; of a batch made again, those that were missing."""
+        record = self._records.get(batch.step)
         if record is None:
             return
-        missing = record.missing(chunk.sample_ids)
+        missing = record.missing(batch.sample_ids)
         for info, sample in samples:
             if info.sample_id in missing:
                 record.scored(info, sample)
-                record.made_by[info.sample_id] = chunk
+                record.made_by[info.sample_id] = batch
                 self.nbytes += _nbytes(info)
         self.capacity.scored(len(missing))
-        self._remaking.discard((chunk.step, chunk.index))
+        self._remaking.discard((batch.step, batch.index))
 
     def regenerate(self, step: int, rows: Iterable[int]) -> None:
-        """Samples of `rows` are lost (their node is gone): make the chunks that made them again. Ignores those that
+        """Samples of `rows` are lost (their node is gone): make the batches that made them again. Ignores those that
         are on their way."""
         record = self._records[step]
         gone = set(rows)
@@ -204,13 +204,13 @@ class Ledger:
             info, _ = record.lost(sample_id)
             self.nbytes -= _nbytes(info)
             self.capacity.unready(1)
-            chunk = record.made_by.pop(sample_id)
+            batch = record.made_by.pop(sample_id)
             if sample_id.row in self.quarantined:
                 self._quarantine(step, [sample_id])
                 continue
-            if (step, chunk.index) not in self._remaking:
-                self._remaking.add((step, chunk.index))
-                self._back.append(replace(chunk, failures=0))
+            if (step, batch.index) not in self._remaking:
+                self._remaking.add((step, batch.index))
+                self._back.append(replace(batch, failures=0))
 
     def shard(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo, Any]] | None:
         """The samples that `rank` trains on at `step`, in the order of the batch; none while any is missing.
@@ -223,7 +223,7 @@ class Ledger:
             return None
         if len(record.quarantined) == len(record.sample_ids):
             raise RaftError(
-                f"step {step}: engines died on each of its {len(record.sample_ids)} rows; see set_aside.jsonl"
+                f"step {step}: engines died on each of its {len(record.sample_ids)} rows; see quarantined.jsonl"
             )
         if record.shards is None or len(record.shards) != ranks:
             record.cut(ranks)
@@ -251,10 +251,10 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """Rows that came back and wait for an actor."""
-        open_ = [chunk for chunk in self._back if chunk.step in self._records]
-        return sum(len(self._records[chunk.step].missing(chunk.sample_ids)) for chunk in open_)
+        open_ = [batch for batch in self._back if batch.step in self._records]
+        return sum(len(self._records[batch.step].missing(batch.sample_ids)) for batch in open_)
 
-    def _upcoming(self, parts: int) -> Chunk | None:
+    def _upcoming(self, parts: int) -> RolloutBatch | None:
         """What comes next, its slots counted as in flight."""
         if self._back:
             return self._back.popleft()
@@ -270,7 +270,7 @@ class Ledger:
         self._records[step] = StepRecord(sample_ids)
         size = -(-len(sample_ids) // max(1, parts))
         self._cut.extend(
-            Chunk(step, index, tuple(sample_ids[start : start + size]))
+            RolloutBatch(step, index, tuple(sample_ids[start : start + size]))
             for index, start in enumerate(range(0, len(sample_ids), size))
         )
 

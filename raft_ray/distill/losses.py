@@ -72,13 +72,13 @@ def topk_kl_from_hidden(
     teacher_logprobs: Tensor,
     token_weight: Tensor,
     temperature: float,
-    chunk: int = 32,
+    chunk_size: int = 32,
     head: Head | None = None,
 ) -> Tensor:
     """`topk_kl` from hidden states, with the same value and gradients, never holding an [n, V] tensor.
 
-    Only the K rows of the head that the teacher chose are multiplied, `chunk` positions at a time, which is all
-    that the renormalised loss depends on. Memory above the inputs: [n, K] floats and `chunk · K · D`.
+    Only the K rows of the head that the teacher chose are multiplied, `chunk_size` positions at a time, which is all
+    that the renormalised loss depends on. Memory above the inputs: [n, K] floats and `chunk_size · K · D`.
 
     Args:
         hidden: [n, D] the student's last hidden states at the positions that predict response tokens.
@@ -94,7 +94,7 @@ def topk_kl_from_hidden(
     """
     head = head or Head(head_weight)
     return _TopKKL.apply(
-        hidden, head_weight, head.bias, teacher_ids, teacher_logprobs, token_weight, temperature, chunk, head
+        hidden, head_weight, head.bias, teacher_ids, teacher_logprobs, token_weight, temperature, chunk_size, head
     )
 
 
@@ -111,15 +111,15 @@ class _TopKKL(torch.autograd.Function):
         teacher_logprobs: Tensor,
         token_weight: Tensor,
         temperature: float,
-        chunk: int,
+        chunk_size: int,
         head: Head,
     ) -> Tensor:
         head = replace(head, weight=head_weight, bias=bias)
         n = hidden.shape[0]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         slope = torch.empty(teacher_ids.shape, dtype=torch.float32, device=hidden.device)
-        for start in range(0, n, chunk):
-            part = slice(start, start + chunk)
+        for start in range(0, n, chunk_size):
+            part = slice(start, start + chunk_size)
             ids = teacher_ids[part].long()
             chosen = head.chosen(hidden[part], ids)
             keep = (token_weight[part] != 0).unsqueeze(-1)
@@ -131,7 +131,7 @@ class _TopKKL(torch.autograd.Function):
             slope[part] = (student - teacher) * (weight * temperature).unsqueeze(-1) * head.slope(logits)
         ctx.save_for_backward(hidden, head_weight, teacher_ids, slope)
         ctx.bias = None if bias is None else bias.dtype
-        ctx.chunk = chunk
+        ctx.chunk_size = chunk_size
         return loss
 
     @staticmethod
@@ -147,8 +147,8 @@ class _TopKKL(torch.autograd.Function):
         )
         rows = head_weight.shape[0]
         grad_bias = torch.zeros(rows, dtype=torch.float32, device=head_weight.device) if ctx.bias else None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            part = slice(start, start + ctx.chunk)
+        for start in range(0, hidden.shape[0], ctx.chunk_size):
+            part = slice(start, start + ctx.chunk_size)
             ids = teacher_ids[part].long()
             scaled = slope[part] * grad_loss
             if grad_hidden is not None:
@@ -182,12 +182,12 @@ def sft_loss(
     head_weight: Tensor,
     labels: Tensor,
     token_weight: Tensor,
-    chunk: int = 256,
+    chunk_size: int = 256,
     head: Head | None = None,
 ) -> Tensor:
-    """Cross-entropy of the answer's tokens, Eq. 5, from hidden states, `chunk` positions at a time.
+    """Cross-entropy of the answer's tokens, Eq. 5, from hidden states, `chunk_size` positions at a time.
 
-    Each chunk's [chunk, V] logits are made again in the backward pass instead of being kept.
+    Each chunk's [chunk_size, V] logits are made again in the backward pass instead of being kept.
 
     Args:
         hidden: [n, D] hidden states at the positions that predict answer tokens.
@@ -201,8 +201,8 @@ def sft_loss(
     """
     head = head or Head(head_weight)
     loss = hidden.new_zeros((), dtype=torch.float32)
-    for start in range(0, hidden.shape[0], chunk):
-        part = slice(start, start + chunk)
+    for start in range(0, hidden.shape[0], chunk_size):
+        part = slice(start, start + chunk_size)
         loss = loss + checkpoint(
             _weighted_cross_entropy, hidden[part], head, labels[part], token_weight[part], use_reentrant=False
         )

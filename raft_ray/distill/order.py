@@ -8,8 +8,8 @@ A row trained at step s and sampled with version v has staleness `s - v`.
 step that trains on it has published its weights. With `in_flight + ready ≤ (S + 1) · batch`, and batches dispatched
 in order: when a row of step t is dispatched at published version v, every row of steps v … t-1 is still counted, so
 `(t - v) · batch` rows plus at least one fit into `(S + 1) · batch`, hence `t - v ≤ S`. An actor that takes up the
-newest published version before it starts a chunk therefore never makes a row that is too old. A row whose actor died
-keeps its slot while it waits to be made again, so the same holds for it (`raft_ray.distill.ledger`).
+newest published version before it starts a rollout batch therefore never makes a row that is too old. A row whose actor
+died keeps its slot while it waits to be made again, so the same holds for it (`raft_ray.distill.ledger`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Capacity:
     """Admission of rows: `in_flight + ready ≤ (max_staleness + 1) · batch`.
 
     Args:
-        batch: rows a step.
+        batch: rows per step.
         max_staleness: S ≥ 0.
     """
 
@@ -98,7 +98,7 @@ class RowOrder:
 
     Args:
         rows: rows of the training set.
-        batch: rows a step.
+        batch: rows per step.
         epochs: passes over the set.
         seed: of the permutations.
         max_steps: stop after so many steps; none trains all epochs.

@@ -3,7 +3,7 @@
 ```
 shared (learner.share_prompt):   prompt | answer ŷ | response z      one sequence a row: z does not see ŷ, and its
                                  0 .. P-1 | P ..    | P ..           positions go on from the prompt's end
-apart:                           prompt | answer ŷ                   two sequences a row, plain causal attention
+apart:                           prompt | answer ŷ                   two sequences per row, plain causal attention
                                  prompt | response z
 ```
 
@@ -188,7 +188,7 @@ def make_micro_batches(
         rows: this rank's rows.
         samples: their trajectories and targets, in the same order; none for methods without distillation.
         total: rows of the whole step, over all ranks.
-        tokens: padded tokens a micro-batch (a longer row stands alone).
+        tokens: padded tokens per micro-batch (a longer row stands alone).
         share_prompt: the layout, see above.
     """
     responses = [s.trajectory.token_ids.tolist() for s in samples] if samples is not None else None

@@ -1,6 +1,6 @@
 """Answer-conditioned scoring: the frozen model's top-K log-probabilities of every response position (Eqs. 7-9).
 
-Knows nothing about Ray or sampling: token ids in, targets out. Only `chunk` positions at a time have logits over
+Knows nothing about Ray or sampling: token ids in, targets out. Only `chunk_size` positions at a time have logits over
 the whole vocabulary.
 
 Shapes: n positions of all responses in one list, D hidden, V vocabulary, K kept.
@@ -27,7 +27,7 @@ def score(
     *,
     top_k: int,
     tokens: int,
-    chunk: int = 128,
+    chunk_size: int = 128,
 ) -> list[tuple[np.ndarray, np.ndarray, float]]:
     """The teacher's targets for each response, given its own prompt and the response's ids verbatim.
 
@@ -37,7 +37,7 @@ def score(
         responses: [L] int32 each, L ≥ 1.
         top_k: K; more than V gives all V.
         tokens: padded tokens a forward pass.
-        chunk: positions that have logits at once.
+        chunk_size: positions that have logits at once.
 
     Returns:
         For each response `(ids [L, K] int32, log-probabilities at temperature 1 [L, K] float16, mean top-K mass)`.
@@ -52,7 +52,7 @@ def score(
         hidden_BLD = decoder(input_ids=ids, use_cache=False).last_hidden_state
         # The position before a token predicts it.
         spans = [hidden_BLD[b, len(prompts[i]) - 1 : lengths[i] - 1] for b, i in enumerate(group)]
-        top_ids, top_values = _top_k(torch.cat(spans), head, kept, chunk)
+        top_ids, top_values = _top_k(torch.cat(spans), head, kept, chunk_size)
         start = 0
         for i in group:
             part = slice(start, start + len(responses[i]))
@@ -63,9 +63,9 @@ def score(
     return [results[i] for i in range(len(responses))]
 
 
-def _top_k(hidden_nD: Tensor, head: Head, kept: int, chunk: int) -> tuple[Tensor, Tensor]:
+def _top_k(hidden_nD: Tensor, head: Head, kept: int, chunk_size: int) -> tuple[Tensor, Tensor]:
     ids, values = [], []
-    for part in hidden_nD.split(chunk):
+    for part in hidden_nD.split(chunk_size):
         logits = head.logits(part)
         top = logits.topk(kept, dim=-1)
         ids.append(top.indices.to(torch.int32).cpu())

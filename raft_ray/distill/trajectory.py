@@ -13,18 +13,18 @@ from raft_ray.distill.order import SampleId
 
 
 @dataclass(frozen=True)
-class Chunk:
+class RolloutBatch:
     """The unit of work of a rollout actor: some rows of one step."""
 
     step: int
     index: int
-    """Number of the chunk within its step."""
+    """Number of the rollout batch within its step."""
     sample_ids: tuple[SampleId, ...]
     failures: int = 0
     """Engines that died on these rows."""
 
     def seed(self, run_seed: int) -> int:
-        """Seed of the chunk's sampling: the same wherever and whenever it is generated."""
+        """Seed of the rollout batch's sampling: the same wherever and whenever it is generated."""
         return int(np.random.SeedSequence([run_seed, self.step, self.index]).generate_state(1)[0])
 
 

@@ -75,8 +75,8 @@ class Reference:
         return Drift(0.0, 0.0, 1.0, len(self.hidden_nD), len(self.sequences))
 
     @torch.inference_mode()
-    def compare(self, tuned_model: PreTrainedModel, *, chunk: int = 256) -> Drift:
-        """The drift of `tuned_model`, with the logits of `chunk` positions at one time.
+    def compare(self, tuned_model: PreTrainedModel, *, chunk_size: int = 256) -> Drift:
+        """The drift of `tuned_model`, with the logits of `chunk_size` positions at one time.
 
         Raises `ModelError` when its vocabulary is another.
         """
@@ -86,7 +86,7 @@ class Reference:
         tuned_nD = response_hidden(tuned_model, self.sequences, tokens=self.tokens)
         divergences: list[torch.Tensor] = []
         agreed = 0
-        for base_CD, tuned_CD in zip(self.hidden_nD.split(chunk), tuned_nD.split(chunk), strict=True):
+        for base_CD, tuned_CD in zip(self.hidden_nD.split(chunk_size), tuned_nD.split(chunk_size), strict=True):
             p_CV = self.head.logits(base_CD).log_softmax(-1)
             q_CV = head.logits(tuned_CD).log_softmax(-1)
             agreed += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())

@@ -65,7 +65,7 @@ def _question(record: dict[str, Any]) -> OpenQuestion:
     if not isinstance(turns, list) or not 1 <= len(turns) <= MOST_TURNS:
         raise Unusable(f"its `turns` is no list of 1 to {MOST_TURNS} texts")
     if not isinstance(references, list) or len(references) > len(turns):
-        raise Unusable("its `reference` is no list of at most one text a turn")
+        raise Unusable("its `reference` is no list of at most one text per turn")
     if not all(isinstance(one, str | None) for one in references):
         raise Unusable("its `reference` holds something that is no text")
     for turn in turns:

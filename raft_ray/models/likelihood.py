@@ -69,13 +69,18 @@ def choose(model: PreTrainedModel, questions: Sequence[Choices], *, limit: int, 
 
 @torch.inference_mode()
 def log_likelihoods(
-    model: PreTrainedModel, pairs: Sequence[Pair], *, tokens: int = 4096, chunk: int = 256, head: Head | None = None
+    model: PreTrainedModel,
+    pairs: Sequence[Pair],
+    *,
+    tokens: int = 4096,
+    chunk_size: int = 256,
+    head: Head | None = None,
 ) -> list[float]:
     """log p(continuation | context) of each pair of token ids, nats; both have at least one token.
 
     Args:
         tokens: tokens per forward pass (padded).
-        chunk: positions whose logits exist at one time.
+        chunk_size: positions whose logits exist at one time.
         head: the model's, where it was made before.
     """
     if not pairs:
@@ -100,8 +105,8 @@ def log_likelihoods(
     device = hidden_nD.device
     totals = torch.zeros(len(pairs), dtype=torch.float64)
     # Positions of a group lie side by side, so one that several pairs share is rarely computed twice.
-    for part in range(0, len(positions), chunk):
-        here = slice(part, part + chunk)
+    for part in range(0, len(positions), chunk_size):
+        here = slice(part, part + chunk_size)
         distinct, inverse = torch.tensor(positions[here]).unique(return_inverse=True)
         logprobs_CV = head.logits(hidden_nD[distinct.to(device)]).log_softmax(-1)
         values = logprobs_CV[inverse.to(device), torch.tensor(targets[here], device=device)]
@@ -110,13 +115,20 @@ def log_likelihoods(
 
 
 def mean_log_likelihoods(
-    model: PreTrainedModel, pairs: Sequence[Pair], *, tokens: int = 4096, chunk: int = 256, head: Head | None = None
+    model: PreTrainedModel,
+    pairs: Sequence[Pair],
+    *,
+    tokens: int = 4096,
+    chunk_size: int = 256,
+    head: Head | None = None,
 ) -> list[float]:
     """As `log_likelihoods`, per token of the continuation; hidden states of `tokens` tokens exist at one time."""
     head = head or Head.of(model).in_float32()
     found = [0.0] * len(pairs)
     for places in micro_batches([len(context) + len(continuation) for context, continuation in pairs], tokens):
-        totals = log_likelihoods(model, [pairs[place] for place in places], tokens=tokens, chunk=chunk, head=head)
+        totals = log_likelihoods(
+            model, [pairs[place] for place in places], tokens=tokens, chunk_size=chunk_size, head=head
+        )
         for place, total in zip(places, totals, strict=True):
             found[place] = total / len(pairs[place][1])
     return found

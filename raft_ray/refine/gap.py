@@ -189,7 +189,7 @@ def describe(gap: dict[str, Any]) -> str:
         return "The compatibility gap is as it was: no rewrite was accepted, so training uses the gold answers."
     if rise["low"] is None:
         return "The compatibility gap rests on a single row, which shows nothing."
-    amount = f"{rise['mean']:+.3f} nats a token (95% interval {rise['low']:+.3f} to {rise['high']:+.3f})"
+    amount = f"{rise['mean']:+.3f} nats per token (95% interval {rise['low']:+.3f} to {rise['high']:+.3f})"
     change = f"fused answers against gold ones over the same {rise['n']:,} rows: {amount}"
     if rise["low"] > 0:
         return f"The compatibility gap shrank; {change}."

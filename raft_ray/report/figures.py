@@ -40,7 +40,7 @@ def _share(value: float) -> str:
 
 
 CURVES: dict[str, tuple[str | Callable[[Record], float | None], str, dict[str, Any]]] = {
-    "SFT loss": ("sft_loss", "Cross-entropy on the answers trained on, nats a token.", {"smooth": True}),
+    "SFT loss": ("sft_loss", "Cross-entropy on the answers trained on, nats per token.", {"smooth": True}),
     "KL loss": ("kl_loss", "Teacher to student on the student's own responses, with T².", {"smooth": True}),
     "CE/KL ratio": (
         balance,
@@ -61,7 +61,7 @@ CURVES: dict[str, tuple[str | Callable[[Record], float | None], str, dict[str, A
 
 
 def training_figures(run: Run) -> list[Figure]:
-    """Losses, balance, responses and the teacher's mass over the steps, a line a method."""
+    """Losses, balance, responses and the teacher's mass over the steps, a line per method."""
     figures = {title: _curves(run, title) for title in CURVES}
     if not any(row.get("staleness") for rows in run.metrics.values() for row in rows):
         figures["Staleness"] = None  # Every rollout was on-policy: a flat line at zero says nothing.
@@ -112,7 +112,7 @@ TRADEOFFS: list[tuple[str, str, str, tuple[str, str], Format]] = [
     (
         "drift",
         "Up and to the left is better: the domain learned, little else changed.",
-        "drift, nats a token",
+        "drift, nats per token",
         ("drift", "kl"),
         format_number,
     ),
@@ -136,7 +136,7 @@ TRADEOFFS: list[tuple[str, str, str, tuple[str, str], Format]] = [
 
 
 def tradeoff_figures(methods: dict[str, Record]) -> list[Figure]:
-    """Domain accuracy against drift, instruction following, open questions and answer length, a point a method."""
+    """Domain accuracy against drift, instruction following, open questions and answer length, a point per method."""
     figures = []
     for against, note, x_label, (part, key), form in TRADEOFFS:
         points = []
@@ -157,7 +157,7 @@ def tradeoff_figures(methods: dict[str, Record]) -> list[Figure]:
 
 
 def distance_figure(methods: dict[str, Record]) -> Figure | None:
-    """Relative l2 distance to the base by layer, a line a method; names that are no numbers are left to the note."""
+    """Relative l2 distance to the base by layer, a line per method; names that are no numbers are left to the note."""
     lines, rest = [], []
     for name, m in methods.items():
         layers = (m.get("weight_distance") or {}).get("layers") or {}

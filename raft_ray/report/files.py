@@ -134,7 +134,7 @@ def _is_number(value: Any) -> bool:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """A row a step in the order of steps; none without a file. Of a step that a resumed run repeats the last counts."""
+    """A row per step, in order; none without a file. Of a step that a resumed run repeats the last counts."""
     steps: dict[int, Record] = {}
     for where, row in read_lines(path, ["step"]):
         for key in NUMBERS:
@@ -180,7 +180,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     value = read_json(path, _ANEW)
     methods = value.get("methods") if isinstance(value, dict) else None
     if not isinstance(methods, dict) or not methods:
-        raise RaftError(f"{path} line 1: `methods` must be an object with an entry a method; {_ANEW}")
+        raise RaftError(f"{path} line 1: `methods` must be an object with an entry per method; {_ANEW}")
     main = value.get("main")
     _require(isinstance(main, str), f"{path} line 1: `main`", f"the name of the main method, found {main!r}; {_ANEW}")
     for name, result in methods.items():

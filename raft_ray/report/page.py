@@ -123,11 +123,11 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _tiles(methods: dict[str, Record]) -> list[dict[str, Any]]:
-    """The figures at a glance: a title, how to read it, and a bar a method."""
+    """The figures at a glance: a title, how to read it, and a bar per method."""
     base = ((methods.get("base") or {}).get("length") or {}).get("words_mean")
     tiles: list[tuple[str, str, str, str, Callable[[float], str], float]] = [
         ("Domain accuracy", "higher is better", "domain", "accuracy", format_percent, 1),
-        ("Drift", "nats a token; lower is better", "drift", "kl", lambda value: format_number(value, 2), 1),
+        ("Drift", "nats per token; lower is better", "drift", "kl", lambda value: format_number(value, 2), 1),
         ("General answers", "length, of the base's", "length", "words_mean", format_percent, base)
         if base
         else ("General answers", "words, mean", "length", "words_mean", format_number, 1),
@@ -153,7 +153,7 @@ def _exact(value: float | None) -> str:
 
 COLUMNS: list[tuple[str, str, str, Callable[[Any], str], int]] = [
     ("accuracy", "domain", "accuracy", _exact, 1),
-    ("nats a token", "drift", "kl", format_number, -1),
+    ("nats per token", "drift", "kl", format_number, -1),
     ("first token", "drift", "kl_first", format_number, -1),
     ("top-1 agreement", "drift", "top1_agreement", _exact, 1),
     ("prompt strict", "ifeval", "prompt_strict", _exact, 1),

@@ -32,7 +32,7 @@ SIMILARITY_BINS = 100
 SCORE_BINS = 20
 LIKELIHOOD_BINS = 100
 LEAST_LIKELIHOOD = -20.0
-"""Nats a token; what is less likely counts as this."""
+"""Nats per token; what is less likely counts as this."""
 
 
 class Facts:

@@ -156,7 +156,7 @@ def _judges(run: Run, facts: Facts) -> dict[str, Any]:
 
 
 def _likelihood(facts: Facts) -> Figure | None:
-    """How likely the original model finds each kind of answer: a line a kind, as shares of its own rows."""
+    """How likely the original model finds each kind of answer: a line per kind, as shares of its own rows."""
     drawn = {kind: counts for kind, counts in facts.likelihood.items() if counts.total}
     used_bins = used_range(list(drawn.values())) if drawn else slice(0, 0)
     # An empty bin on either side, so that the lines come down.
@@ -170,7 +170,7 @@ def _likelihood(facts: Facts) -> Figure | None:
         "Log-likelihood of the answers",
         f"Share of rows by likelihood under the original model, in steps of {width:g}; right is likelier.",
         lines,
-        x_label="mean log-likelihood a token, nats",
+        x_label="mean log-likelihood per token, nats",
         zero=True,
         form=lambda value: format_percent(value, 0),
     )
@@ -197,8 +197,8 @@ def _gap(run: Run, facts: Facts) -> dict[str, Any]:
         "figure": _likelihood(facts),
         "parts": parts,
         "notes": [
-            "Mean log-likelihood a token (end of turn included) given the question, under the original model, in nats; "
-            "higher is likelier. Intervals: 95%, bootstrap over rows; the rises over gold are paired. Rewrites "
+            "Mean log-likelihood per token (end of turn included) given the question, under the original model, in "
+            "nats; higher is likelier. Intervals: 95%, bootstrap over rows; the rises over gold are paired. Rewrites "
             "are all that were written, the refused ones too. Shown: the teacher reads the fused answer in its prompt "
             "(teacher.template) before it."
         ],
@@ -216,7 +216,7 @@ def _style(facts: Facts) -> dict[str, Any]:
             lines.append({"name": NAMES[kind], "css": KIND_CSS[kind], "cells": cells})
     if not lines:
         return {"absent": "Left out: refined/*.parquet holds no rows."}
-    words = ["Words, mean", "Words, median", "Sentences", "Words a sentence"]
+    words = ["Words, mean", "Words, median", "Sentences", "Words per sentence"]
     return {
         "columns": ["Texts", *words, "Variety", "End mid-sentence"],
         "lines": lines,
@@ -233,7 +233,7 @@ def _whole(value: float | None) -> str:
 
 TABLES: dict[str, tuple[tuple[str, ...], dict[str, Callable[[float | None], str]], str]] = {
     "stages": (
-        ("Stage", "Time", "Rows a second"),
+        ("Stage", "Time", "Rows per second"),
         {"seconds": format_duration, "rows_per_second": format_number},
         "Time by stage",
     ),

@@ -82,7 +82,7 @@ def time_figure(run: Run) -> Figure | None:
 
 
 def totals(run: Run) -> list[Record]:
-    """A row a method that has times: `method`, `wall` and `recorded` by phase, `seconds` (wall), `steps`, `tokens`.
+    """A row per method that has times: `method`, `wall` and `recorded` by phase, `seconds` (wall), `steps`, `tokens`.
 
     `hidden` is the share of the work beside the learner that it did not wait for, None without such work.
     """

@@ -54,8 +54,8 @@ def drift_sign(first: float | None, second: float | None) -> int | None:
 
 
 def describe_drift(drift: float, other: float | None, name: str) -> str:
-    """`drift 0.061 nats a token, 7.3 times less than SFT`: beside the drift of another method, where there is one."""
-    text, moved = f"drift {format_number(drift, 2)} nats a token", drift_sign(drift, other)
+    """`drift 0.061 nats per token, 7.3 times less than SFT`: beside the drift of another method, where there is one."""
+    text, moved = f"drift {format_number(drift, 2)} nats per token", drift_sign(drift, other)
     if other is None or moved is None:
         return text
     if moved == 0:

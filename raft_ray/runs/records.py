@@ -69,13 +69,13 @@ class RunRecords:
         """
         self._spans.append(span)
 
-    def set_aside(self) -> list[int]:
+    def quarantined(self) -> list[int]:
         """Rows that engines died on again and again, also in what the run did before it was resumed."""
-        return [line["row"] for _, line in read_lines(self._dir / "set_aside.jsonl", ["row"])]
+        return [line["row"] for _, line in read_lines(self._dir / "quarantined.jsonl", ["row"])]
 
-    def put_aside(self, row: int, step: int, cause: str) -> None:
+    def quarantine(self, row: int, step: int, cause: str) -> None:
         """Record a row that the run goes on without."""
-        append_lines(self._dir / "set_aside.jsonl", [{"row": row, "step": step, "cause": cause}])
+        append_lines(self._dir / "quarantined.jsonl", [{"row": row, "step": step, "cause": cause}])
 
     def event(self, what: str, who: str, node: str, text: str) -> None:
         """Record what happened to the run's actors: `lost`, `given up`, `scale`."""
@@ -87,7 +87,7 @@ class RunRecords:
         """Write a step: `record` is the learner's part, `infos` are the step's samples (none without distillation).
 
         Args:
-            quarantined: samples of the step whose rows were set aside, so that nothing was trained on them.
+            quarantined: samples of the step whose rows were quarantined, so that nothing was trained on them.
         """
         sample_ids = [sample_id for sample_id in self._order.batch_of(step) if sample_id not in quarantined]
         ages = [step - info.version for info in infos]

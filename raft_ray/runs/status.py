@@ -63,6 +63,6 @@ def _queue(queue: dict[str, int]) -> Text:
     text = f"rows: {queue['in_flight']} in flight, {queue['ready']} ready, {used} of {queue['limit']} places taken"
     if queue["came_back"]:
         text += f", {queue['came_back']} came back from a lost actor"
-    if queue["set_aside"]:
-        text += f", {queue['set_aside']} set aside for good (set_aside.jsonl)"
+    if queue["quarantined"]:
+        text += f", {queue['quarantined']} quarantined (quarantined.jsonl)"
     return Text(text)

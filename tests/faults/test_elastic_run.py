@@ -73,6 +73,6 @@ def test_samples_do_not_depend_on_the_number_of_actors_when_chunks_are_fixed(
     weights = []
     for actors in (1, 2):
         folder = tmp_path / f"run-{actors}"
-        train(make_config(folder, "learner.max_steps=2", "rollout.chunk_rows=2", f"rollout.actors={actors}"))
+        train(make_config(folder, "learner.max_steps=2", "rollout.batch_rows=2", f"rollout.actors={actors}"))
         weights.append((folder / "model" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]

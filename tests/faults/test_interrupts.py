@@ -16,7 +16,7 @@ from run_files import outcome
 from raft_ray.config import Config, settings
 
 MakeConfig = Callable[..., Config]
-KEYS = ("learner.max_steps=3", "learner.checkpoint_every=1", "rollout.chunk_rows=2")
+KEYS = ("learner.max_steps=3", "learner.checkpoint_every=1", "rollout.batch_rows=2")
 STAGES: list[tuple[str, str, int | None, int]] = [
     ("rollout-0", "loading", 0, signal.SIGINT),
     ("learner-0", "backward", 2, signal.SIGTERM),

@@ -100,7 +100,7 @@ def test_a_learner_and_a_pipeline_that_hang_are_noticed_replaced_and_change_noth
     assert re.search(r"the pipeline actor on \S+ has not answered since .*: killed, so that Ray starts it again", said)
 
 
-def test_a_row_that_kills_every_engine_is_set_aside_and_the_run_goes_on(
+def test_a_row_that_kills_every_engine_is_quarantined_and_the_run_goes_on(
     undisturbed: dict[str, Any],
     make_config: MakeConfig,
     tmp_path: Path,
@@ -114,9 +114,9 @@ def test_a_row_that_kills_every_engine_is_set_aside_and_the_run_goes_on(
 
     with Listener(socket_path, rule) as listener:
         folder = train(make_config(tmp_path / "run", *KEYS))
-    # Twice with its chunk, once alone.
+    # Twice with its rollout batch, once alone.
     assert [len(said["rows"]) for said in listener.killed] == [4, 4, 1]
-    (aside,) = lines(folder / "set_aside.jsonl")
+    (aside,) = lines(folder / "quarantined.jsonl")
     assert aside["row"] == poisoned
     assert "rollout-0" in aside["cause"]
     assert len(lines(folder / "metrics.jsonl")) == 4

@@ -1,4 +1,4 @@
-"""New weights in the middle of a chunk: vLLM pauses, keeps what it is writing, and goes on with the new weights."""
+"""New weights in the middle of a rollout batch: vLLM pauses, keeps what it is writing, goes on with the new ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from actors.engine import weight_sync
 from actors.runtime.cluster import actor_options
 from raft_ray.config import Config
 from raft_ray.distill.order import SampleId
-from raft_ray.distill.trajectory import Chunk, Trajectory
+from raft_ray.distill.trajectory import RolloutBatch, Trajectory
 from raft_ray.models import TINY, resolve
 from raft_ray.models.prompts import EncodedRow
 
@@ -78,11 +78,11 @@ def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_ve
             .remote(config, resolve(TINY), table, "rollout-0", str(tmp_path))
         )
         ray.get(actor.load_weights.remote(packed[0]), timeout=LIMIT)
-        chunk = Chunk(1, 0, (SampleId(0, 0), SampleId(0, 1)))
-        lengths, made = ray.get(list(actor.generate.options(num_returns=2).remote(chunk)), timeout=LIMIT)
+        batch = RolloutBatch(1, 0, (SampleId(0, 0), SampleId(0, 1)))
+        lengths, made = ray.get(list(actor.generate.options(num_returns=2).remote(batch)), timeout=LIMIT)
         ray.get(loaded, timeout=LIMIT)
         # What comes after has the new weights alone, and no keys and values of the old ones.
-        _, later = ray.get(list(actor.generate.options(num_returns=2).remote(chunk)), timeout=LIMIT)
+        _, later = ray.get(list(actor.generate.options(num_returns=2).remote(batch)), timeout=LIMIT)
         ray.kill(actor)
     check(made, lengths, models, prompt)
     assert [(t.version, t.versions) for t in later] == [(1, ())] * 2

@@ -18,7 +18,7 @@ from actors.distill.pipeline import PipelineActor
 from actors.engine.weight_sync import WeightVersion
 from raft_ray.config import Config
 from raft_ray.distill.order import RowOrder
-from raft_ray.distill.trajectory import Chunk, Sample, SampleInfo, Trajectory
+from raft_ray.distill.trajectory import RolloutBatch, Sample, SampleInfo, Trajectory
 from raft_ray.models.prompts import EncodedRow
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -57,10 +57,10 @@ class IdleRollout:
         self.diary.append(f"pushed {version}")
         self._version = version
 
-    def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
-        self.diary.append(f"generate {chunk.step}")
+    def generate(self, batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
+        self.diary.append(f"generate {batch.step}")
         ids = np.zeros(1, dtype=np.int32)
-        made = [Trajectory(place, self._version, ids, False, self._name) for place in chunk.sample_ids]
+        made = [Trajectory(place, self._version, ids, False, self._name) for place in batch.sample_ids]
         return [1] * len(made), made
 
     def read(self) -> list[str]:
@@ -68,7 +68,7 @@ class IdleRollout:
 
 
 class PatientRollout(IdleRollout):
-    """Is not done with a chunk of step 1 before it has been given version 1."""
+    """Is not done with a rollout batch of step 1 before it has been given version 1."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -80,10 +80,10 @@ class PatientRollout(IdleRollout):
             self._came.set()
         return seconds
 
-    def generate(self, chunk: Chunk) -> tuple[list[int], list[Trajectory]]:
-        if chunk.step == 1:
+    def generate(self, batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
+        if batch.step == 1:
             assert self._came.wait(LIMIT)
-        return super().generate(chunk)
+        return super().generate(batch)
 
 
 class IdleTeacher:
@@ -114,7 +114,7 @@ def teacher(table: list[Any], name: str) -> Any:
 
 @pytest.fixture
 def start(tmp_path: Path, make_config: MakeConfig) -> Iterator[Callable[..., Any]]:
-    """`start(*overrides)`: a pipeline actor that has begun at step 0; four rows a step, three steps."""
+    """`start(*overrides)`: a pipeline actor that has begun at step 0; four rows per step, three steps."""
     started = []
 
     def start(*overrides: str, make: Callable[..., Any] = rollout) -> Any:
@@ -155,12 +155,12 @@ def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_i
     assert len(take(pipeline, 0)) == 4
     # One that still starts is left out of a push.
     give_up = time.monotonic() + LIMIT
-    while set(states(pipeline).values()) != {"waits for places"} and time.monotonic() < give_up:
+    while set(states(pipeline).values()) != {"waits for slots"} and time.monotonic() < give_up:
         time.sleep(0.1)
     handles = ray.get(pipeline.hold.remote(1), timeout=LIMIT)
     assert set(handles) == {"rollout-0", "rollout-1"}
     before = {name: ray.get(handle.read.remote(), timeout=LIMIT) for name, handle in handles.items()}
-    assert states(pipeline) == {"rollout-0": "waits for places", "rollout-1": "waits for places"}
+    assert states(pipeline) == {"rollout-0": "waits for slots", "rollout-1": "waits for slots"}
     for name, handle in handles.items():
         ray.get(handle.pushed.remote(1), timeout=LIMIT)
         # Nobody has called it since it was held.
@@ -175,7 +175,7 @@ def test_held_actors_rest_until_the_pushed_version_is_published_and_then_serve_i
     versions = {info.version for info in take(pipeline, 2)}
     assert versions <= {1, 2}
     for handle in handles.values():
-        # An actor that got no chunk of step 0 was pushed version 1 before it had loaded any.
+        # An actor that got no rollout batch of step 0 was pushed version 1 before it had loaded any.
         diary = ray.get(handle.read.remote(), timeout=LIMIT)
         assert {line for line in diary if line.startswith("load")} <= {"load 0"}
 
@@ -184,7 +184,7 @@ def test_an_actor_that_is_busy_is_offered_new_weights_where_they_may_come_in_fli
     pipeline = start("sync.max_staleness=1", "sync.in_flight=true", make=patient)
     assert {info.version for info in take(pipeline, 0)} == {0}
     publish(pipeline, 1, ray.put("weights"))
-    # Without the offer its chunk would never end.
+    # Without the offer its rollout batch would never end.
     assert {info.version for info in take(pipeline, 1)} == {1}
     publish(pipeline, 2, ray.put("weights"))
     assert {info.version for info in take(pipeline, 2)} <= {1, 2}
@@ -197,18 +197,20 @@ def test_samples_that_a_learner_cannot_fetch_are_made_again(start: Callable[...,
     after = take(pipeline, 0)
     assert [info.sample_id for info in after] == [info.sample_id for info in before]
     status = ray.get(pipeline.status.remote(), timeout=LIMIT)
-    assert status["queue"] == {"in_flight": 0, "ready": 4, "limit": 4, "came_back": 0, "set_aside": 0}
+    assert status["queue"] == {"in_flight": 0, "ready": 4, "limit": 4, "came_back": 0, "quarantined": 0}
     (rows,) = [actor["rows"] for actor in status["actors"] if actor["name"] == "rollout-0"]
-    # With all of its chunk, since they depend on each other.
+    # With all of its rollout batch, since they depend on each other.
     assert rows == 8
 
 
-def test_a_row_set_aside_before_does_not_keep_its_step_waiting(start: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_row_quarantined_before_does_not_keep_its_step_waiting(start: Callable[..., Any], tmp_path: Path) -> None:
     order = RowOrder(rows=12, batch=4, epochs=1, seed=0)
     last = order.batch_of(0)[-1]
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "set_aside.jsonl").write_text(json.dumps({"row": last.row, "step": 0, "cause": "test"}) + "\n")
-    pipeline = start("rollout.chunk_rows=1", "learner.timeout=30")
+    (tmp_path / "run" / "quarantined.jsonl").write_text(
+        json.dumps({"row": last.row, "step": 0, "cause": "test"}) + "\n"
+    )
+    pipeline = start("rollout.batch_rows=1", "learner.timeout=30")
     assert [info.sample_id for info in take(pipeline, 0)] == order.batch_of(0)[:-1]
 
 

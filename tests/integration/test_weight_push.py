@@ -20,7 +20,7 @@ from http_status import free_port
 from actors.distill.rollout import RolloutActor
 from raft_ray.config import Config, Dtype, SyncBackend
 from raft_ray.distill.order import SampleId
-from raft_ray.distill.trajectory import Chunk
+from raft_ray.distill.trajectory import RolloutBatch
 from raft_ray.models import TINY, resolve
 from raft_ray.models.prompts import EncodedRow
 
@@ -47,7 +47,7 @@ class Rollout(RolloutActor):
 
     def answer(self) -> tuple[int, list[int]]:
         """The version that sampled, and the greedy tokens."""
-        _, (trajectory,) = self.generate(Chunk(0, 0, (SampleId(0, 0),)))
+        _, (trajectory,) = self.generate(RolloutBatch(0, 0, (SampleId(0, 0),)))
         return trajectory.version, trajectory.token_ids.tolist()
 
 

@@ -21,7 +21,7 @@ WHOLE = '{"step": 0, "epoch": 0, "row": 3, "text": "λ"}\n'
 TORN = ['{"step": 1, "ro', '{"step": 1, "text": "\u03bb'[:-1] + "\udcce", "{"]
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "set aside": ("set_aside.jsonl", lambda run: RunRecords(run, RowOrder(4, 2, 1, 0)).set_aside()),
+    "quarantined": ("quarantined.jsonl", lambda run: RunRecords(run, RowOrder(4, 2, 1, 0)).quarantined()),
     "resumed metrics": ("metrics.jsonl", lambda run: RunRecords(run, RowOrder(4, 2, 1, 0)).rewind(1)),
     "resumed trace": ("trace.jsonl", lambda run: RunRecords(run, RowOrder(4, 2, 1, 0)).rewind(1)),
     "resumed spans": ("spans.jsonl", lambda run: RunRecords(run, RowOrder(4, 2, 1, 0)).rewind(1)),

@@ -46,7 +46,7 @@ def test_tables_print_names_from_files_as_text() -> None:
     console.print(summary_table({"main": "x", "methods": {HARMFUL: {}}}))
     actor = {"name": HARMFUL, "node": HARMFUL, "state": "idle", "version": 1, "rows": 1, "restarts": 0, "seconds": 1.0}
     status = {"step": 1, "steps": 2, "version": 1, "learners": 1, "rates": None, "last": None, "advice": ""}
-    queue = {"in_flight": 0, "ready": 0, "limit": 1, "came_back": 0, "set_aside": 0}
+    queue = {"in_flight": 0, "ready": 0, "limit": 1, "came_back": 0, "quarantined": 0}
     console.print(
         status_view({**status, "error": HARMFUL, "actors": [actor], "ranks": [], "waits_for_room": "", "queue": queue})
     )

@@ -128,9 +128,9 @@ def test_the_lines_of_a_verdict() -> None:
         "+40.0 points on the base (p < 0.001); keeps 75% of IFEval (prompt-strict), "
         "a difference within chance; keeps 100% of MMLU 5-shot; " in lines[1]
     )
-    assert lines[1].endswith("drift 0.5 nats a token.")
+    assert lines[1].endswith("drift 0.5 nats per token.")
     assert "+65.0 points on the base (p < 0.001), +25.0 points on SFT (p < 0.001); keeps 95% of IFEval" in lines[2]
-    assert lines[2].endswith("drift 0.1 nats a token, 5 times less than SFT.")
+    assert lines[2].endswith("drift 0.1 nats per token, 5 times less than SFT.")
     assert lines[3] == "FAPM failed: no room on the disk"
 
 

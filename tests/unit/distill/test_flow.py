@@ -17,7 +17,7 @@ from actors.engine.weight_sync import WeightVersion
 from actors.runtime.loops import Loops
 from actors.runtime.remote import ActorLost, DataLost
 from raft_ray.config import Config, settings
-from raft_ray.distill.trajectory import Chunk
+from raft_ray.distill.trajectory import RolloutBatch
 from raft_ray.errors import RaftError
 
 
@@ -59,10 +59,10 @@ def test_an_actor_that_dies_at_every_start_is_given_up_with_the_cause_of_its_fir
 
 
 def test_an_actor_that_is_given_up_is_no_longer_wanted_while_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def generate(actor: Actor, chunk: Chunk) -> Any:
+    async def generate(actor: Actor, batch: RolloutBatch) -> Any:
         if actor.name == "rollout-0":
             raise ActorLost("rollout-0 died while generating")
-        return await actor._generate(chunk)
+        return await actor._generate(batch)
 
     async def work() -> None:
         keys = ("rollout.actors=2", "rollout.max_restarts=0", "learner.global_batch_size=8")
@@ -77,14 +77,14 @@ def test_an_actor_that_is_given_up_is_no_longer_wanted_while_others_go_on(monkey
 def test_deaths_after_a_start_do_not_add_up_to_a_start_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     died = []
 
-    async def generate(actor: Actor, chunk: Chunk) -> Any:
+    async def generate(actor: Actor, batch: RolloutBatch) -> Any:
         if len(died) < MAX_FAILED_STARTS + 2:
-            died.append(chunk)
+            died.append(batch)
             raise ActorLost("died while generating")
-        return await actor._generate(chunk)
+        return await actor._generate(batch)
 
     async def work() -> None:
-        keys = ("learner.global_batch_size=1", "rollout.chunk_rows=1", "rollout.tries=9")
+        keys = ("learner.global_batch_size=1", "rollout.batch_rows=1", "rollout.max_failures=9")
         running = Running(config(*keys), 4, monkeypatch, generate=generate)
         assert len(await running.shard(0)) == 1
 
@@ -165,11 +165,11 @@ def test_a_push_waits_for_the_first_actor_that_can_take_part(monkeypatch: pytest
 def test_a_step_is_cut_for_the_actors_that_are_there_not_for_those_that_are_wanted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chunks: list[Chunk] = []
+    batches: list[RolloutBatch] = []
 
-    async def generate(actor: Actor, chunk: Chunk) -> Any:
-        chunks.append(chunk)
-        return await actor._generate(chunk)
+    async def generate(actor: Actor, batch: RolloutBatch) -> Any:
+        batches.append(batch)
+        return await actor._generate(batch)
 
     async def work() -> None:
         running = Running(
@@ -183,10 +183,10 @@ def test_a_step_is_cut_for_the_actors_that_are_there_not_for_those_that_are_want
         await running.settled()
         assert (len(running.rollouts), running.rollouts.wanted) == (3, 50)
         assert running.flow.growth.waits == "47 of 50 wait for room, each takes 1 CPUs"
-        chunks.clear()
+        batches.clear()
         await running.train(0)
         await running.train(1)
-        assert {len(chunk.sample_ids) for chunk in chunks if chunk.step == 1} == {4}
+        assert {len(batch.sample_ids) for batch in batches if batch.step == 1} == {4}
         running.room = 4
         while len(running.rollouts) < 4:
             await asyncio.sleep(0.01)
@@ -197,7 +197,7 @@ def test_a_step_is_cut_for_the_actors_that_are_there_not_for_those_that_are_want
 
 
 def work_of_a_step(actors: int, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Calls of Python functions in the flow, the loops and the books for a step with one chunk an actor."""
+    """Calls of Python functions in the flow, the loops and the books for a step with one rollout batch an actor."""
     calls = 0
     files = (
         "actors/distill/flow.py",

@@ -75,7 +75,7 @@ def test_both_forms_of_the_kl_equal_its_definition_in_value_and_gradient(
     h2, w2 = hidden.clone().requires_grad_(), head.clone().requires_grad_()
     weights = token_weights(mask)
     fused = topk_kl_from_hidden(
-        h2.flatten(0, 1), w2, ids.flatten(0, 1), values.flatten(0, 1), weights.flatten(), temperature, chunk=3
+        h2.flatten(0, 1), w2, ids.flatten(0, 1), values.flatten(0, 1), weights.flatten(), temperature, chunk_size=3
     )
     fused.backward()
 
@@ -180,7 +180,7 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 7), st.integers(2, 20), st.integers(1, 9), st.integers(0, 10**6))
 def test_the_sft_loss_equals_its_definition_in_value_and_gradient(
-    rows: int, length: int, vocabulary: int, chunk: int, seed: int
+    rows: int, length: int, vocabulary: int, chunk_size: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     hidden, head = torch.randn(rows, length, 5), torch.randn(vocabulary, 5)
@@ -193,7 +193,7 @@ def test_the_sft_loss_equals_its_definition_in_value_and_gradient(
     want_h, want_w = torch.autograd.grad(want, (h, w))
 
     h1, w1 = hidden.clone().requires_grad_(), head.clone().requires_grad_()
-    loss = sft_loss(h1.flatten(0, 1), w1, labels.flatten(), token_weights(mask).flatten(), chunk)
+    loss = sft_loss(h1.flatten(0, 1), w1, labels.flatten(), token_weights(mask).flatten(), chunk_size)
     loss.backward()
     assert torch.allclose(loss.double(), want, rtol=1e-4, atol=1e-6)
     assert h1.grad is not None
@@ -224,7 +224,7 @@ def test_neither_loss_makes_a_tensor_of_positions_by_vocabulary() -> None:
     weight = torch.full((n,), 1 / n)
     with _Shapes() as shapes:
         topk_kl_from_hidden(hidden, head, ids, torch.randn(n, kept), weight, 1.5).backward()
-        sft_loss(hidden, head, torch.randint(0, vocabulary, (n,)), weight, chunk=20).backward()
+        sft_loss(hidden, head, torch.randint(0, vocabulary, (n,)), weight, chunk_size=20).backward()
     assert shapes.largest < n * vocabulary / 4
 
 

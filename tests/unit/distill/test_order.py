@@ -19,12 +19,12 @@ from raft_ray.distill.order import Capacity, RowOrder, SampleId, balanced_shards
     st.randoms(use_true_random=False),
 )
 def test_no_schedule_makes_a_row_staler_than_allowed_or_trains_it_twice(
-    batch: int, staleness: int, chunks: int, random: object
+    batch: int, staleness: int, rollout_batches: int, random: object
 ) -> None:
     """Dispatch, scoring, death and publishing in any order; every step's rows are then within the bound."""
     order = RowOrder(rows=13, batch=batch, epochs=2, seed=0)
     capacity = Capacity(batch, staleness)
-    size = -(-batch // chunks)
+    size = -(-batch // rollout_batches)
     waiting = [
         (step, tuple(order.batch_of(step)[start : start + size]))
         for step in range(order.steps)

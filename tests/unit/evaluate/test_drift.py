@@ -68,9 +68,9 @@ def _perturbed(model: PreTrainedModel, size: float = 0.05) -> PreTrainedModel:
 
 
 def drift(
-    base: PreTrainedModel, tuned: PreTrainedModel, pairs: list[Pair], chunk: int = 256, tokens: int = 4096
+    base: PreTrainedModel, tuned: PreTrainedModel, pairs: list[Pair], chunk_size: int = 256, tokens: int = 4096
 ) -> Drift:
-    return Reference(base, pairs, tokens=tokens).compare(tuned, chunk=chunk)
+    return Reference(base, pairs, tokens=tokens).compare(tuned, chunk_size=chunk_size)
 
 
 def _by_definition(base: PreTrainedModel, tuned: PreTrainedModel, pairs: list[Pair]) -> tuple[float, float, float, int]:
@@ -95,8 +95,8 @@ def test_drift_equals_its_definition(make: type) -> None:
     base = make()
     tuned = _perturbed(base)
     kl, kl_first, agreement, tokens = _by_definition(base, tuned, _pairs())
-    for chunk, batch in ((1, 1), (5, 20), (256, 4096)):
-        result = drift(base, tuned, _pairs(), chunk=chunk, tokens=batch)
+    for chunk_size, batch in ((1, 1), (5, 20), (256, 4096)):
+        result = drift(base, tuned, _pairs(), chunk_size=chunk_size, tokens=batch)
         assert result.kl == pytest.approx(kl, rel=1e-4)
         assert result.kl_first == pytest.approx(kl_first, rel=1e-4)
         assert result.top1_agreement == agreement
@@ -145,7 +145,7 @@ def test_no_logits_of_more_than_a_chunk_exist(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Head, "logits", watch)
     # The models' own heads must not run at all.
     monkeypatch.setattr(torch.nn.Linear, "forward", _refuse_vocabulary(torch.nn.Linear.forward))
-    reference.compare(tuned, chunk=5)
+    reference.compare(tuned, chunk_size=5)
     assert seen
     assert max(seen) == 5
 

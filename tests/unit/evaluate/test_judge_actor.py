@@ -63,8 +63,8 @@ class _Judge(JudgeActor):
         return [self.reply(text) for text in texts]
 
     def whole(self, whose: str, answers: Answered) -> dict[str, JudgeResult]:
-        for chunk in range(len(self.take(whose, answers))):
-            self.judge(chunk)
+        for batch in range(len(self.take(whose, answers))):
+            self.judge(batch)
         return self.opinions()
 
 
@@ -78,10 +78,10 @@ def test_a_judge_reads_domain_and_open_answers_with_their_own_prompts_and_starts
     actor = _Judge(_config(), tmp_path / "cache.sqlite", _verdict)
     domain = [Case("q", "a", "bad" if number == 0 else f"good {number}") for number in range(CHUNK_SIZE + 2)]
     sizes = actor.take("sft", _answered(domain, [Case("q", "a", "c")]))
-    # No chunk of two: an endpoint that fails at both would seem to fail altogether.
+    # No batch of two: an endpoint that fails at both would seem to fail altogether.
     assert sizes == [33, 33, 1]
-    for chunk in range(len(sizes)):
-        actor.judge(chunk)
+    for batch in range(len(sizes)):
+        actor.judge(batch)
     assert [len(texts) for texts in actor.asked] == sizes
     assert (actor.asked[0][0], actor.asked[2]) == ("D qabad", ["O qac"])
     found = actor.opinions()

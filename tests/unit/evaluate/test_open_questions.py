@@ -48,8 +48,8 @@ def test_both_forms_are_read_in_order(tmp_path: Path) -> None:
         ('{"turns": ["a", "b", "c"]}', "list of 1 to 2 texts"),
         ('{"turns": "a"}', "list of 1 to 2 texts"),
         ('{"turns": ["a", ""]}', "`turns` must hold text"),
-        ('{"turns": ["a"], "reference": "b"}', "at most one text a turn"),
-        ('{"turns": ["a"], "reference": ["b", "c"]}', "at most one text a turn"),
+        ('{"turns": ["a"], "reference": "b"}', "at most one text per turn"),
+        ('{"turns": ["a"], "reference": ["b", "c"]}', "at most one text per turn"),
         ('{"turns": ["a"], "reference": [1]}', "something that is no text"),
     ],
 )

@@ -78,14 +78,14 @@ def test_losses_and_all_gradients_are_those_of_the_whole_logits(name: str) -> No
     wanted = [hidden, head.weight] + ([] if head.bias is None else [head.bias])
     whole = head.shaped(hidden @ head.weight.T + (0 if head.bias is None else head.bias))
     cross = (torch.nn.functional.cross_entropy(whole, labels, reduction="none") * weight).sum()
-    sft = sft_loss(hidden, head.weight, labels, weight, chunk=3, head=head)
+    sft = sft_loss(hidden, head.weight, labels, weight, chunk_size=3, head=head)
     assert sft.item() == pytest.approx(cross.item(), rel=1e-5)
     for one, other in zip(torch.autograd.grad(sft, wanted), torch.autograd.grad(cross, wanted), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
     # Rows of one token each, so that `topk_kl`'s mean over tokens is its mean over rows.
     whole = head.shaped(hidden @ head.weight.T + (0 if head.bias is None else head.bias))
     plain = topk_kl(whole[:, None], ids[:, None], targets[:, None], torch.ones(7, 1), 1.5)
-    kl = topk_kl_from_hidden(hidden, head.weight, ids, targets, torch.full((7,), 1 / 7), 1.5, chunk=2, head=head)
+    kl = topk_kl_from_hidden(hidden, head.weight, ids, targets, torch.full((7,), 1 / 7), 1.5, chunk_size=2, head=head)
     assert kl.item() == pytest.approx(plain.item(), rel=1e-5)
     for one, other in zip(torch.autograd.grad(kl, wanted), torch.autograd.grad(plain, wanted), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -54,9 +54,9 @@ PAIRS: list[Pair] = [
 ]
 
 
-@pytest.mark.parametrize(("tokens", "chunk"), [(1, 1), (8, 3), (4096, 256)])
-def test_they_equal_their_definition(model: PreTrainedModel, tokens: int, chunk: int) -> None:
-    found = log_likelihoods(model, PAIRS, tokens=tokens, chunk=chunk)
+@pytest.mark.parametrize(("tokens", "chunk_size"), [(1, 1), (8, 3), (4096, 256)])
+def test_they_equal_their_definition(model: PreTrainedModel, tokens: int, chunk_size: int) -> None:
+    found = log_likelihoods(model, PAIRS, tokens=tokens, chunk_size=chunk_size)
     assert found == pytest.approx([_by_definition(model, *pair) for pair in PAIRS], abs=1e-4)
 
 

@@ -83,11 +83,11 @@ def expected(tiny_model: Path, encoder: PromptEncoder, messages: list[dict[str, 
     return float(np.mean([float(logp_LV[len(prompt) - 1 + i, token]) for i, token in enumerate(ids)]))
 
 
-@pytest.mark.parametrize(("tokens", "chunk"), [(4096, 256), (1, 3), (70, 1)])
+@pytest.mark.parametrize(("tokens", "chunk_size"), [(4096, 256), (1, 3), (70, 1)])
 def test_it_is_the_mean_log_probability_of_the_answers_tokens_and_the_end_of_turn(
-    tiny_model: Path, model: Any, encoder: PromptEncoder, tokens: int, chunk: int
+    tiny_model: Path, model: Any, encoder: PromptEncoder, tokens: int, chunk_size: int
 ) -> None:
-    measured = measure(model, encoder, ROWS, tokens=tokens, chunk=chunk)
+    measured = measure(model, encoder, ROWS, tokens=tokens, chunk_size=chunk_size)
     assert [value["row"] for value in measured] == [0, 1, 2, 3]
     assert [value["accepted"] for value in measured] == [True, False, False, False]
     for given, value in zip(ROWS, measured, strict=True):
@@ -139,7 +139,7 @@ def test_only_a_chunk_of_positions_has_logits_and_a_repeated_text_is_read_once(
         return own(head, hidden)
 
     monkeypatch.setattr(Head, "logits", watch)
-    measure(model, encoder, ROWS, chunk=4)
+    measure(model, encoder, ROWS, chunk_size=4)
     assert max(widths) <= 4
     texts = [{r["answer"], r["rewrite"], r["fused"]} - {None, ""} for r in ROWS]
     once = sum(len(encoder.answer(r["messages"], text)) for r, some in zip(ROWS, texts, strict=True) for text in some)

@@ -66,7 +66,7 @@ def test_the_verdict_is_computed_from_the_evaluation(run: Path) -> None:
     assert "RAFT learned about as much as SFT and stayed closer to the base model." in text
     assert "Domain accuracy 38% on 320 questions (base 16%, SFT 39%, SDFT 34%, OPD 17%)." in text
     assert "within chance" in text
-    assert "Drift 0.061 nats a token, 7.3 times less than SFT (SFT 0.45, SDFT 0.29, OPD 0.015)." in text
+    assert "Drift 0.061 nats per token, 7.3 times less than SFT (SFT 0.45, SDFT 0.29, OPD 0.015)." in text
     assert "keep 92% of the base's length (SFT 9.0%, SDFT 23%, OPD 99%)." in text
     assert "IFEval, prompt-strict) 18% (base 19%, SFT 16%, SDFT 13%, OPD 19%)" in text
 

@@ -43,7 +43,7 @@ def shown(**changes: Any) -> str:
         "learners": 2,
         "ranks": [{"name": "learner-0", "state": "trains step 7", "seconds": 12.0}],
         "waits_for_room": None,
-        "queue": {"in_flight": 8, "ready": 16, "limit": 32, "came_back": 0, "set_aside": 0},
+        "queue": {"in_flight": 8, "ready": 16, "limit": 32, "came_back": 0, "quarantined": 0},
         "rates": {"steps_per_minute": 8.25, "rows_per_second": 2.2, "tokens_per_second": 91.0},
         "advice": "Rollouts are the bottleneck",
         **changes,
@@ -77,11 +77,11 @@ def test_it_shows_progress_actors_queue_rates_and_advice() -> None:
 
 
 def test_it_shows_what_went_wrong() -> None:
-    queue = {"in_flight": 8, "ready": 0, "limit": 32, "came_back": 4, "set_aside": 1}
+    queue = {"in_flight": 8, "ready": 0, "limit": 32, "came_back": 4, "quarantined": 1}
     text = shown(error="rollout-0 on a died", queue=queue, waits_for_room="42 of 50 wait for room")
     assert "rollout actors: 42 of 50 wait for room" in text
     assert "stopped: rollout-0 on a died" in text
-    assert "4 came back from a lost actor, 1 set aside for good (set_aside.jsonl)" in text
+    assert "4 came back from a lost actor, 1 quarantined (quarantined.jsonl)" in text
 
 
 def test_a_run_that_has_just_begun_and_one_without_actors_can_be_shown() -> None:

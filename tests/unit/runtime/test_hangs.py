@@ -98,7 +98,7 @@ def test_an_engine_of_stage_1_that_hangs_is_started_again_before_another_call_ge
     fake = FakeRay(monkeypatch)
     config = Config()
     config.rollout.timeout = 0.05
-    config.rollout.tries = 2
+    config.rollout.max_failures = 2
     asked = 0
 
     async def generate() -> list[str]:
