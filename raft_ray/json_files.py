@@ -158,7 +158,7 @@ def _is_json(line: bytes) -> bool:
 
 def _why(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg} at column {error.colno})"
+        return f"not JSON: {error.msg} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
         return f"cannot be read as UTF-8 text ({error})"
-    return f"not JSON ({error})"  # Nested too deeply, or a number of too many digits.
+    return f"not JSON: {error}"  # Nested too deeply, or a number of too many digits.

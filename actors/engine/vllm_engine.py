@@ -6,7 +6,6 @@ prompts and seed give the same tokens. Its weights can be replaced while it live
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -88,11 +87,15 @@ class Engine:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if alone else "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(resources.kv_cache_gib)))
         if resources.threads is not None:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             os.environ["OMP_NUM_THREADS"] = str(resources.threads)
         import torch
+
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
+            # vLLM's sampler has functions of microseconds that would first be compiled, for 2 to 10 s.
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         from vllm import LLM
 
         self._folder = folder
@@ -106,7 +109,8 @@ class Engine:
             tensor_parallel_size=resources.tensor_parallel,
             distributed_executor_backend="uni" if alone else "ray",
             gpu_memory_utilization=resources.gpu_memory_utilization,
-            enforce_eager=not torch.cuda.is_available(),
+            kv_cache_memory_bytes=None if on_gpu else round(resources.kv_cache_gib * 1024**3),
+            enforce_eager=not on_gpu,
             trust_remote_code=model.trust_remote_code,
             load_format="dummy" if weight_sync else "auto" if model.allow_pickle else "safetensors",
             hf_overrides=partial(rope.freeze, context=model.context),

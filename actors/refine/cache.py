@@ -20,6 +20,7 @@ import ray
 
 from actors.runtime.cluster import actor_options, here, log_to_file, on_node
 from actors.runtime.remote import again, get
+from actors.runtime.watch import repeated
 from raft_ray.announce import announce
 from raft_ray.refine.cache import CompletionStore, Counts
 from raft_ray.refine.generation import Completion
@@ -126,24 +127,17 @@ def hung_workers_killed(cache: Any) -> Iterator[None]:
     Args:
         cache: handle of the `CacheActor` that they tell.
     """
-    done = threading.Event()
 
     def look() -> None:
-        while not done.wait(SILENCE / 4):
-            try:
-                silent = ray.get(cache.silent.remote(SILENCE), timeout=SILENCE)
-            except ray.exceptions.RayError:
-                continue  # those who need the cache meet the same error
-            for name, (seconds, (worker,)) in silent.items():
-                # One that has ended answers a call with an error, at once.
-                if not ray.wait([worker.__ray_ready__.remote()], timeout=5)[0]:
-                    _log.warning("%s has been silent for %.0f s: killed, Ray Data starts it again", name, seconds)
-                    ray.kill(worker, no_restart=False)
+        try:
+            silent = ray.get(cache.silent.remote(SILENCE), timeout=SILENCE)
+        except ray.exceptions.RayError:
+            return  # those who need the cache meet the same error
+        for name, (seconds, (worker,)) in silent.items():
+            # One that has ended answers a call with an error, at once.
+            if not ray.wait([worker.__ray_ready__.remote()], timeout=5)[0]:
+                _log.warning("%s has been silent for %.0f s: killed, Ray Data starts it again", name, seconds)
+                ray.kill(worker, no_restart=False)
 
-    thread = threading.Thread(target=look, name="refine-pulse", daemon=True)
-    thread.start()
-    try:
+    with repeated(look, SILENCE / 4, "refine-pulse"):
         yield
-    finally:
-        done.set()
-        thread.join(timeout=10)

@@ -30,6 +30,25 @@ CONTROLLER_SILENCE = 300.0
 """The same of Ray Train's controller, which answers nothing while it places and starts the learners."""
 
 
+@contextmanager
+def repeated(look: Callable[[], None], every: float, name: str) -> Iterator[None]:
+    """During the block a thread of this name calls `look` every so many seconds."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(every):
+            look()
+
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        # Ray must not be ended under a call of its.
+        thread.join(timeout=10)
+
+
 class Pulse:
     """Calls a process again and again; one that does not answer in time is late.
 
@@ -90,22 +109,14 @@ class Watch:
     @contextmanager
     def going_on(self) -> Iterator[None]:
         """Watches from a thread of its own during the block."""
-        done = threading.Event()
 
-        def watch() -> None:
-            while not done.wait(0.4):
-                self._draw(self._pulse.look())
-                if self._controller is not None:
-                    self._controller.look()
+        def look() -> None:
+            self._draw(self._pulse.look())
+            if self._controller is not None:
+                self._controller.look()
 
-        thread = threading.Thread(target=watch, name="watch", daemon=True)
-        thread.start()
-        try:
+        with repeated(look, 0.4, "watch"):
             yield
-        finally:
-            done.set()
-            # It waits for no call; but Ray must not be ended under one that it makes.
-            thread.join(timeout=10)
         if interrupts.received is None:
             self._draw(ray.get(self._pipeline.progress.remote(), timeout=SILENCE))
 

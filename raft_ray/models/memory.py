@@ -6,8 +6,6 @@ takes before it has a model. Activations come on top. Knows nothing about Ray or
 
 from __future__ import annotations
 
-import math
-
 from raft_ray.config import Config, Dtype
 from raft_ray.errors import ConfigError
 
@@ -35,8 +33,7 @@ def least_gib(config: Config, parameters: int) -> dict[str, float]:
         found["learner"] = ranks * (billions * per_rank + _PROCESS)
     if config.uses_distillation:
         if not rollout.num_gpus:
-            cache = max(1, math.ceil(rollout.kv_cache_gib))
-            found["rollout"] = rollout.actors * (billions * width + cache + _PROCESS)
+            found["rollout"] = rollout.actors * (billions * width + rollout.kv_cache_gib + _PROCESS)
         if not teacher.num_gpus:
             found["teacher"] = teacher.actors * (billions * width + _PROCESS)
         found["object store"] = billions * width

@@ -7,7 +7,6 @@ driver that finds its lock taken over, after its machine slept for instance, sto
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import signal
@@ -152,8 +151,8 @@ def _keep(path: Path, mine: Holder, over: threading.Event) -> None:
         except OSError:
             continue  # A storage that does not answer now may answer next time.
         print(f"error: {path}: another driver has taken the run over", file=sys.stderr)
-        # Not SIGINT, which a shell lets programs in the background ignore.
-        _thread.interrupt_main(signal.SIGTERM)
+        # To the main thread, which may be waiting in C; not SIGINT, which shells let programs in the background ignore.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         return
 
 

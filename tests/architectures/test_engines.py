@@ -44,7 +44,7 @@ def make_engine(ray_cluster: None) -> Iterator[Callable[..., Engine]]:
 
     def make(folder: Path, **more: Any) -> Engine:
         end()
-        made.append(Engine(str(folder), FLOAT32, RolloutConfig(), context=CONTEXT, **more))
+        made.append(Engine(str(folder), FLOAT32, RolloutConfig(kv_cache_gib=0.125), context=CONTEXT, **more))
         return made[0]
 
     yield make

@@ -27,8 +27,9 @@ STAGES: list[tuple[str, str, int | None, int]] = [
 
 @pytest.mark.timeout(1800)
 def test_a_signal_in_any_stage_leaves_nothing_behind_and_the_run_goes_on_exactly(
-    make_config: MakeConfig, tmp_path: Path, socket_path: Path
+    forks: None, make_config: MakeConfig, tmp_path: Path, socket_path: Path
 ) -> None:
+    """The first process and the whole run start as users start them, the others with forks."""
     folder = tmp_path / "run"
     config = make_config(
         folder, *KEYS, "eval.enabled=true", "data.test=domain:chemistry", "eval.domain_rows=2", "eval.ifeval_rows=0"
@@ -36,7 +37,8 @@ def test_a_signal_in_any_stage_leaves_nothing_behind_and_the_run_goes_on_exactly
     settings.save(config, tmp_path / "config.yaml")
     arguments = ["run", str(tmp_path / "config.yaml")]
     for who, state, step, number in STAGES:
-        driver, left, errors = interrupted(arguments, socket_path, once(who, state, step), number)
+        forked = "--resume" in arguments
+        driver, left, errors = interrupted(arguments, socket_path, once(who, state, step), number, forked=forked)
         assert driver.returncode == 128 + number, (who, errors)
         # A resumed run says first which checkpoint it deletes as unfinished.
         *before, line = errors.splitlines()
@@ -52,7 +54,7 @@ def test_a_signal_in_any_stage_leaves_nothing_behind_and_the_run_goes_on_exactly
         assert not (folder / "report.html").exists()
         assert not (folder / "cluster.json").exists()
         arguments = ["run", str(tmp_path / "config.yaml"), "--resume"]
-    driver = begun(*arguments, socket=None)
+    driver = begun(*arguments, socket=None, forked=True)
     _, errors = driver.communicate(timeout=500)
     assert driver.returncode == 0, errors
     assert (folder / "report.html").exists()

@@ -1,22 +1,25 @@
-"""Ray's worker processes as forks of one process that has imported torch, vLLM, DeepSpeed and Ray Train already.
+"""Ray's worker processes as forks of processes that have imported torch, vLLM, DeepSpeed and Ray already.
 
 A run on a tiny model spends most of its time on imports: a dozen worker processes, up to nine seconds each. The
 processes are as real as others, do the same, are killed and started again; what differs is their parent.
 
 ```
-raylet ──starts──► setup_worker.py ──► worker.py ──socket──► this server ──forks──► the worker
-                   stays, and ends as the worker ends        (one for a test process)
+raylet ──starts──► setup_worker.py ──► worker.py ──socket──► template ──forks──► the worker
+                   stays, and ends as the worker ends           ▲
+                                                   server ──forks, one for each raylet
 ```
 
-`forked_workers(socket)` starts the server; every Ray that this process starts takes its workers there. They share its
-seed of hashes: that a run does not depend on it is seen where whole runs are compared that start as users start them
-(`tests/faults/test_interrupts.py`).
+The server (one for a test process) has imported all but Ray, whose core reads its environment when it is imported; a
+template has imported Ray, too, and ends with its raylet. `forked_workers(socket)` starts the server; every Ray that
+this process starts takes its workers there. They share its seed of hashes: that a run does not depend on it is seen
+where whole runs are compared that start as users start them (`tests/faults/test_interrupts.py`).
 """
 
 from __future__ import annotations
 
 import array
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -37,6 +40,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_COMPILE_DISABLE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -62,9 +66,39 @@ def _import_most() -> None:
     del sys.modules["ray"]
 
 
-def serve(path: Path) -> None:
-    """Fork a worker per request, as long as the process lives that started this one."""
-    _import_most()
+def import_ray() -> None:
+    """Ray, and the classes of our actors.
+
+    Ray's core draws ids with a generator that is seeded at its first use, so it must not be used before the fork: two
+    workers would give different objects the same ids. Only classes of actors are given one when they are imported.
+    """
+    import ray.actor
+
+    class ActorClassID(ray.ActorClassID):
+        @classmethod
+        def from_random(cls) -> ray.ActorClassID:
+            return ray.ActorClassID(os.urandom(cls.size()))
+
+    ray.actor.ActorClassID = ActorClassID
+    import ray.data
+    import ray.train.torch
+    import ray.train.v2._internal.execution.controller
+    import ray.util.state
+
+    import actors.compare  # noqa: F401
+
+    ray.actor.ActorClassID = ray.ActorClassID
+
+
+def serve(path: Path, raylet: Path = Path("/proc/self")) -> None:
+    """Fork a worker per request, or a template, as long as the process lives that started this one.
+
+    Args:
+        raylet: a folder that is there as long as the raylet lives whose workers are forked.
+    """
+    # Otherwise each collection in a fork (an engine's start asks for five) would touch, and so copy, all there is.
+    gc.collect()
+    gc.freeze()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.new")
     listener.listen(64)
@@ -72,27 +106,48 @@ def serve(path: Path) -> None:
     os.rename(f"{path}.new", path)
     parent = os.getppid()
     waiting: dict[int, socket.socket] = {}
-    while os.getppid() == parent:
-        while waiting:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+    templates: set[str] = set()
+    while os.getppid() == parent and (waiting or raylet.exists()):
+        while waiting or templates:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
             if pid == 0:
                 break
-            with waiting.pop(pid) as client, suppress(OSError):
-                client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+            if client := waiting.pop(pid, None):
+                with client, suppress(OSError):
+                    client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
         try:
             client, _ = listener.accept()
         except TimeoutError:
             continue
         client.setblocking(True)
         request, files = _received(client)
+        template = request.get("template")
+        if template in templates:
+            client.close()
+            continue
         pid = os.fork()
         if pid == 0:
             for other in (listener, client, *waiting.values()):
                 other.close()
+            if template:
+                os.environ.clear()
+                os.environ.update(request["environment"] | ENVIRONMENT)
+                import_ray()
+                serve(Path(template), Path("/proc", request["environment"]["RAY_RAYLET_PID"]))
+                os._exit(0)
             _become(request, files)
         for file in files:
             os.close(file)
-        waiting[pid] = client
+        if template:
+            templates.add(template)
+            client.close()
+        else:
+            waiting[pid] = client
+            with suppress(OSError):
+                client.sendall(f"{pid}\n".encode())
 
 
 def _received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -173,12 +228,14 @@ def forked_workers(path: Path) -> Iterator[None]:
     finally:
         server.kill()
         server.wait()
-        path.unlink(missing_ok=True)
+        for socket_path in path.parent.glob(f"{path.name}*"):
+            socket_path.unlink()
 
 
 if __name__ == "__main__":
     first, *others = sys.argv[1:]
     if first == "--serve":
+        _import_most()
         serve(Path(others[0]))
     else:
         # A module by its name, whose Ray takes its workers from the server of the process that started it.

@@ -146,7 +146,7 @@ def vllm_greedy(model: str, ids: list[int], count: int) -> list[int]:
     def answer() -> list[int]:
         from actors.engine.vllm_engine import Engine
 
-        engine = Engine(model, ModelConfig(dtype=Dtype.float32), RolloutConfig(), context=256)
+        engine = Engine(model, ModelConfig(dtype=Dtype.float32), RolloutConfig(kv_cache_gib=0.125), context=256)
         return engine.generate([ids], max_new_tokens=count, temperature=0.0)[0].token_ids
 
     options = actor_options(role="rollout", num_cpus=1, num_gpus=0, threads=1)

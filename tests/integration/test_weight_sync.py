@@ -29,7 +29,9 @@ class Probe:
         from actors.engine.weight_sync import WeightReceiver
 
         model = ModelConfig(dtype=Dtype.float32)
-        self.engine = Engine(folder, model, RolloutConfig(), context=256, weight_sync=SyncBackend.object_store)
+        self.engine = Engine(
+            folder, model, RolloutConfig(kv_cache_gib=0.125), context=256, weight_sync=SyncBackend.object_store
+        )
         self.receiver = WeightReceiver("probe", self.engine, SyncConfig())
 
     def load(self, weights: WeightVersion) -> None:

@@ -59,6 +59,7 @@ def test_killed_processes_change_nothing_in_the_rows(
 def test_an_interrupted_and_a_killed_driver_are_started_again_and_ask_only_for_what_is_missing(
     undisturbed: tuple[list[RefinedRow], int], tmp_path: Path, socket_path: Path
 ) -> None:
+    """The first process starts as users start it, the others with forks."""
     mine = config(tmp_path / "run", batch=3)
     mine.eval.enabled = False
     mine.rollout.max_new_tokens = 40
@@ -74,13 +75,13 @@ def test_an_interrupted_and_a_killed_driver_are_started_again_and_ask_only_for_w
 
     drivers: list[subprocess.Popen[str]] = []
     with Listener(socket_path, once("refine-fuse", "working", 9), act=lambda _: drivers[0].kill()) as listener:
-        drivers.append(begun(*arguments, "--resume", socket=socket_path))
+        drivers.append(begun(*arguments, "--resume", socket=socket_path, forked=True))
         drivers[0].communicate(timeout=500)
         assert drivers[0].returncode == -signal.SIGKILL
     assert len(listener.killed) == 1
     finished = {file.name: file.stat().st_mtime_ns for file in part_files(refined_folder(mine))}
 
-    done = begun(*arguments, "--resume", socket=None)
+    done = begun(*arguments, "--resume", socket=None, forked=True)
     _, errors = done.communicate(timeout=500)
     assert done.returncode == 0, errors[-3000:]
     assert read_refined(refined_folder(mine)) == undisturbed[0]

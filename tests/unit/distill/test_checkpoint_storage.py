@@ -242,5 +242,5 @@ def test_without_a_storage_the_run_folder_holds_the_checkpoints(tmp_path: Path) 
 def test_a_broken_note_of_the_storage_is_named(tmp_path: Path) -> None:
     (tmp_path / "storage.json").write_text("{")
 
-    with pytest.raises(RaftError, match=r"storage\.json line 1: not JSON .* write .* there again"):
+    with pytest.raises(RaftError, match=r"storage\.json line 1: not JSON: .* write .* there again"):
         locate(settings.load("smoke", [f"run.dir={tmp_path}", "run.storage=gs://bucket"]), tmp_path)
