@@ -40,6 +40,8 @@ from raft_ray.config.references import shown
 from raft_ray.config.resume import check_same_run
 from raft_ray.data import RowTable
 from raft_ray.errors import RaftError
+from raft_ray.evaluate.ifeval import measure_against_base
+from raft_ray.evaluate.kept import forget
 from raft_ray.files import write_whole
 from raft_ray.interrupts import interrupts
 from raft_ray.preflight import Prepared, preflight
@@ -183,8 +185,10 @@ class _Work:
                     done.update(_tried(name, self.failed, one) or {})
             # With what an earlier comparison in this folder measured of rows that this one leaves out.
             if done:
+                measure_against_base(done, self._config.run.seed)
                 text = json.dumps({"main": main_row(self._config), "methods": done}, indent=1, ensure_ascii=False)
                 write_whole(path, text, errors="replace")
+                forget(self._run_dir)
         return {name: block for name, block in done.items() if name in self._folders}
 
     def _measure(self, models: dict[str, str], asked: bool) -> dict[str, Any]:

@@ -45,6 +45,8 @@ from raft_ray.config import Config, settings
 from raft_ray.config.references import shown
 from raft_ray.distill.order import RowOrder
 from raft_ray.errors import ConfigError, RaftError
+from raft_ray.evaluate.ifeval import measure_against_base
+from raft_ray.evaluate.kept import forget
 from raft_ray.evaluate.table import summary_table
 from raft_ray.files import write_whole, writing
 from raft_ray.models import resolve
@@ -116,6 +118,17 @@ def evaluate_model(config: Config, model: str, *, base: str | None) -> dict[str,
     folders = {name: resolve(path) for name, path in named.items() if path is not None}
     if folders["model"] == folders.get("base"):
         del folders["model"]
+    path = Path(config.run.dir) / "eval.json"
+    if config.run.resume and path.exists():
+        ours, theirs = (
+            {name: shown(folder) for name, folder in folders.items()},
+            {name: block.get("model") for name, block in read_evaluation(path)["methods"].items()},
+        )
+        if ours != theirs:
+            raise ConfigError(
+                f"{path}: was measured of {', '.join(map(str, theirs.values()))}, not of {', '.join(ours.values())}; "
+                "remove that file to measure anew, or choose another folder with --run-dir"
+            )
     with running(config, prepared, f"[bold]evaluation[/] of {plain(model)}") as (bars, run_dir):
         result = _evaluated(config, prepared, folders, bars, run_dir)
     console.print(summary_table(result))
@@ -326,11 +339,13 @@ def _evaluated(
     """`eval.json` of all models."""
     path = run_dir / "eval.json"
     if config.run.resume and path.exists():
+        forget(run_dir)
         return read_evaluation(path)
     start = time.perf_counter()
     methods = evaluate_models(
         folders, config, prepared.test, lambda what, done, total: bars.update(f"Evaluate: {what}", done, total)
     )
+    measure_against_base(methods, config.run.seed)
     result = {
         "main": list(folders)[-1],
         "data": {
@@ -343,4 +358,5 @@ def _evaluated(
         "methods": methods,
     }
     write_whole(path, json.dumps(result, indent=1, ensure_ascii=False), errors="replace")
+    forget(run_dir)
     return result

@@ -12,6 +12,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from raft_ray.evaluate.ifeval import measure_against_base
+
 STEPS = 60
 BATCH = 16
 ROWS = 120
@@ -26,6 +28,10 @@ WORDS = {"base": 103.0, "sft": 9.3, "sdft": 24.0, "opd": 102.0, "raft": 94.8}
 STRICT = {"base": 0.188, "sft": 0.156, "sdft": 0.131, "opd": 0.194, "raft": 0.181}
 DISTANCE = {"base": 0.0, "sft": 0.0524, "sdft": 0.0481, "opd": 0.0203, "raft": 0.0458}
 QUESTIONS = 320
+PROMPTS, SAMPLES = 160, 4
+"""Of IFEval, and answers to each."""
+INSTRUCTIONS = {"detectable_format": 62, "length_constraints": 55, "keywords": 44, "punctuation": 17, "change_case": 15}
+"""Of IFEval's kinds, the share followed of which falls from one to the next."""
 
 CONFIG = """\
 run: {dir: runs/elements, seed: 7, baselines: [sft, sdft, opd]}
@@ -54,6 +60,7 @@ def write_run(folder: Path, methods: tuple[str, ...] = ("base", "sft", "sdft", "
             _write_lines(place / "spans.jsonl", spans())
     write_refined(folder / "refined" / "part-00000.parquet", [_refined(row) for row in range(ROWS)])
     results = {name: _result(name) for name in methods}
+    measure_against_base(results, seed=0)
     (folder / "eval.json").write_text(json.dumps({"main": main, "data": {}, "methods": results}, indent=1))
     return folder
 
@@ -256,20 +263,37 @@ def _correct(method: str) -> list[bool]:
     return [i in chosen for i in range(QUESTIONS)]
 
 
+def _ifeval(method: str) -> dict[str, Any]:
+    """As `_correct`, over prompts and samples; a method is better at the kinds of instructions that come first."""
+    strict, answers = STRICT[method], [(prompt, sample) for prompt in range(PROMPTS) for sample in range(SAMPLES)]
+    order = sorted(
+        answers, key=lambda one: random.Random(one[0]).random() + 0.3 * random.Random(f"{method}{one}").random()
+    )
+    followed = [prompt for prompt, _ in order[: round(strict * len(answers))]]
+    correct = [followed.count(prompt) / SAMPLES for prompt in range(PROMPTS)]
+    kinds = {}
+    for place, (kind, n) in enumerate(INSTRUCTIONS.items()):
+        right = round((strict + 0.2 - place / 20) * n * SAMPLES)
+        kinds[kind] = {"followed": right, "n": n * SAMPLES, "share": right / (n * SAMPLES)}
+    return {
+        "prompt_strict": sum(correct) / PROMPTS,
+        "prompt_loose": strict + 0.02,
+        "instruction_strict": strict + 0.11,
+        "instruction_loose": strict + 0.13,
+        "n": PROMPTS,
+        "samples": SAMPLES,
+        "correct": correct,
+        "kinds": kinds,
+    }
+
+
 def _result(method: str) -> dict[str, Any]:
     correct = _correct(method)
     layers = {str(i): DISTANCE[method] * (0.7 + 0.6 * math.sin(i / 9) ** 2) for i in range(30)}
-    strict = STRICT[method]
     return {
         "model": f"methods/{method}/model",
         "domain": {"accuracy": sum(correct) / QUESTIONS, "n": QUESTIONS, "correct": correct},
-        "ifeval": {
-            "prompt_strict": strict,
-            "prompt_loose": strict + 0.02,
-            "instruction_strict": strict + 0.11,
-            "instruction_loose": strict + 0.13,
-            "n": 160,
-        },
+        "ifeval": _ifeval(method),
         "length": {
             "words_mean": WORDS[method],
             "words_median": round(WORDS[method] * 0.9),

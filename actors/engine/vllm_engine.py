@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +69,8 @@ class Engine:
         folder: the model's, or its hub name.
         resources: section `rollout`, of which it takes threads, GPUs and memory.
         context: longest prompt + response in tokens.
+        own_seeds: prompts may have seeds of their own. On the CPU vLLM then must not read a prompt in parts: its
+            generators there cannot go back, which it asks of those of prompts that are not read yet.
         weight_sync: how the weights will be replaced before the first use, if they will. The engine then starts with
             random ones: what an update does not bring cannot pass for what it should bring.
     """
@@ -80,6 +82,7 @@ class Engine:
         resources: RolloutConfig,
         *,
         context: int,
+        own_seeds: bool = False,
         weight_sync: SyncBackend | None = None,
     ) -> None:
         alone = resources.tensor_parallel == 1
@@ -111,6 +114,7 @@ class Engine:
             gpu_memory_utilization=resources.gpu_memory_utilization,
             kv_cache_memory_bytes=None if on_gpu else round(resources.kv_cache_gib * 1024**3),
             enforce_eager=not on_gpu,
+            enable_chunked_prefill=False if own_seeds and not on_gpu else None,
             trust_remote_code=model.trust_remote_code,
             load_format="dummy" if weight_sync else "auto" if model.allow_pickle else "safetensors",
             hf_overrides=partial(rope.freeze, context=model.context),
@@ -131,6 +135,7 @@ class Engine:
         temperature: float,
         top_p: float = 1.0,
         seed: int = 0,
+        seeds: list[int] | None = None,
         schema: dict[str, Any] | None = None,
         before_step: Callable[[list[int]], None] | None = None,
     ) -> list[Completion]:
@@ -140,6 +145,7 @@ class Engine:
             max_new_tokens: one limit for all, or a limit for each prompt.
             temperature: 0 is greedy.
             seed: of the whole call, so a prompt's tokens depend on the list it is in.
+            seeds: of each prompt, so that its tokens depend on no other; only of an engine with `own_seeds`.
             schema: a JSON schema that every completion follows, unless it is cut off.
             before_step: called before every forward pass with the number of tokens that each prompt has got so far.
                 With it another thread's `paused` begins between two passes, without it after the call.
@@ -148,6 +154,7 @@ class Engine:
         from vllm.sampling_params import StructuredOutputsParams
 
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        own_seeds: Sequence[int | None] = seeds or [None] * len(prompts)
         params = [
             SamplingParams(
                 max_tokens=limit,
@@ -157,12 +164,12 @@ class Engine:
                 skip_special_tokens=False,
                 stop_token_ids=self._stop_ids,
                 structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
+                seed=own,
             )
-            for limit in limits
+            for limit, own in zip(limits, own_seeds, strict=True)
         ]
         inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
         with self._turns:
-            # Seeding the call, not each request: a per-request generator crashes the CPU engine under chunked prefill.
             # In every worker process: with tensor parallelism none of them is this one.
             self.llm.collective_rpc(seed_worker, args=(seed,))
             if before_step is None:

@@ -5,6 +5,8 @@ What is read off probabilities instead is `actors.evaluate.score_actor`'s.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -16,10 +18,12 @@ from actors.runtime.cluster import log_to_file
 from raft_ray import models as sources
 from raft_ray.announce import announce
 from raft_ray.config import Config, EvalConfig
+from raft_ray.config.references import shown
 from raft_ray.data import Row
 from raft_ray.data.general import general_prompts
 from raft_ray.evaluate import domain, ifeval
 from raft_ray.evaluate.judged import Answered, chat_of, domain_cases, open_cases
+from raft_ray.evaluate.kept import AnswerStore, Place, Written
 from raft_ray.evaluate.length import length
 from raft_ray.evaluate.mmlu import Mmlu, load_mmlu
 from raft_ray.evaluate.open_questions import OpenQuestion, load_open_questions
@@ -43,6 +47,11 @@ class Turn:
     """Tokens."""
     number: int = 0
     """1 for the second turn of an open question."""
+    sample: int = 0
+
+    @property
+    def place(self) -> Place:
+        return Place(self.kind, self.index, self.number, self.sample)
 
 
 @dataclass(frozen=True)
@@ -77,10 +86,11 @@ class Questions:
     def turns(self, limits: EvalConfig) -> list[Turn]:
         """First turns, then second ones, which need the answers; long answers first, so that batches are alike."""
         turns = [
-            Turn(kind, index, getattr(limits, f"{kind}_max_new_tokens"), number)
+            Turn(kind, index, getattr(limits, f"{kind}_max_new_tokens"), number, sample)
             for kind in KINDS
             for index, question in enumerate(getattr(self, kind))
             for number in range(len(question.turns) if kind == "open" else 1)
+            for sample in range(limits.ifeval_samples if kind == "ifeval" else 1)
         ]
         return sorted(turns, key=lambda turn: (turn.number, -turn.limit))
 
@@ -109,8 +119,8 @@ def questions(config: Config, test_rows: list[Row] | None) -> Questions:
 class EvalActor(Actor):
     """One engine that answers `questions` for one model after the other, and scores the answers."""
 
-    def __init__(self, folder: str, config: Config, asked: Questions) -> None:
-        self.folder, self.config, self.asked = folder, config, asked
+    def __init__(self, folder: str, config: Config, asked: Questions, kept: AnswerStore) -> None:
+        self.folder, self.config, self.asked, self.kept = folder, config, asked, kept
 
     def start(self) -> list[int]:
         """Tokenise the questions and start the engine. Returns how many questions each batch has."""
@@ -128,18 +138,28 @@ class EvalActor(Actor):
         # have more tokens than it was written in: twice as much room.
         needed = max(len(ids) + turn.limit * (3 if turn.number else 1) for turn, ids in self.prompts.items())
         self.context = min(sources.model_context(folder, model), needed)
-        self.engine = Engine(folder, model, self.config.rollout, context=self.context)
+        several = self.config.eval.ifeval_samples > 1
+        self.engine = Engine(folder, model, self.config.rollout, context=self.context, own_seeds=several)
         self.loaded = self.folder
         first = [turn for turn in self.turns if turn.number == 0 and len(self.prompts[turn]) < self.context]
-        self.batches = _equal_parts(first) + _equal_parts([turn for turn in self.turns if turn.number])
+        # Samples apart: a call of the engine has one temperature.
+        self.sampled = {turn for turn in first if turn.kind == "ifeval" and several}
+        groups = [
+            [turn for turn in first if turn not in self.sampled],
+            [turn for turn in first if turn in self.sampled],
+            [turn for turn in self.turns if turn.number],
+        ]
+        self.batches = [batch for group in groups for batch in _equal_parts(group)]
         return [len(batch) for batch in self.batches]
 
-    def load(self, folder: str) -> None:
-        """Go on as the model in `folder`."""
+    def load(self, name: str, folder: str) -> None:
+        """Go on as the model in `folder`, of which answers may be kept under `name`."""
         if folder != self.loaded:
             self.engine.load_weights(sources.resolve(folder))
             self.loaded = folder
+        self.name, self.identity = name, sources.model_identity(sources.resolve(folder))
         self.answers: dict[Turn, Answer] = {}
+        self.known = self.kept.get(name)
 
     def answer(self, batch: int) -> None:
         """Answer one batch of the questions; batches are in order."""
@@ -148,14 +168,38 @@ class EvalActor(Actor):
         prompts = {turn: ids for turn, ids in prompts.items() if len(ids) < self.context}
         if not prompts:
             return
-        completions = self.engine.generate(
-            list(prompts.values()),
-            max_new_tokens=[min(turn.limit, self.context - len(ids)) for turn, ids in prompts.items()],
-            temperature=self.config.eval.temperature,
-            seed=self.config.run.seed,
-        )
-        for turn, one in zip(prompts, completions, strict=True):
-            self.answers[turn] = Answer(self.chat.text(one.token_ids), one.token_ids, one.truncated)
+        temperature, seed, seeds = self.config.eval.temperature, self.config.run.seed, None
+        if prompts.keys() <= self.sampled:
+            temperature = temperature or ifeval.SAMPLES_TEMPERATURE
+            seeds = [ifeval.sample_seed(self.asked.ifeval[turn.index], turn.sample, seed) for turn in prompts]
+        asked: dict[str, Any] = {
+            "prompts": list(prompts.values()),
+            "max_new_tokens": [min(turn.limit, self.context - len(ids)) for turn, ids in prompts.items()],
+            "temperature": temperature,
+            "seed": seed,
+            "seeds": seeds,
+        }
+        written = self._written([turn.place for turn in prompts], asked)
+        for turn in prompts:
+            ids, truncated = written[turn.place]
+            self.answers[turn] = Answer(self.chat.text(ids), ids, truncated)
+
+    def _written(self, places: list[Place], asked: dict[str, Any]) -> dict[Place, Written]:
+        """What the engine writes when it is asked, or has written before. Only a whole call is taken: which prompts it
+        has decides how floating-point numbers are rounded."""
+        model = [self.identity, self.context, self.chat.stop_ids, shown(self.config.model)]
+        call = hashlib.sha256(json.dumps([model, places, asked]).encode()).hexdigest()
+        known = self.known.pop(call, {})
+        if known.keys() >= set(places):
+            return known
+        completions = self.engine.generate(**asked)
+        written = {place: Written(one.token_ids, one.truncated) for place, one in zip(places, completions, strict=True)}
+        self.kept.put(self.name, call, written)
+        return written
+
+    def unused(self) -> int:
+        """Answers that were kept of the model and not taken: of other weights, questions or settings."""
+        return sum(map(len, self.known.values()))
 
     def _prompt(self, turn: Turn) -> list[int]:
         if turn.number == 0:
@@ -181,7 +225,8 @@ class EvalActor(Actor):
                 for (text, row), right in self._shown(list(zip(pairs, verdicts["contains"], strict=True)))
             ]
         if asked.ifeval:
-            result["ifeval"] = ifeval.score(asked.ifeval, self._texts("ifeval"))
+            samples = range(self.config.eval.ifeval_samples)
+            result["ifeval"] = ifeval.score(asked.ifeval, *(self._texts("ifeval", sample) for sample in samples))
         if asked.general:
             given = [self._answer(turn) for turn in self._of("general")]
             texts = [one.text for one in given]
@@ -221,15 +266,15 @@ class EvalActor(Actor):
             texts[turn.index].append(self._answer(turn).text)
         return texts
 
-    def _texts(self, kind: str) -> list[str]:
-        return [self._answer(turn).text for turn in self._of(kind)]
+    def _texts(self, kind: str, sample: int = 0) -> list[str]:
+        return [self._answer(turn).text for turn in self._of(kind, sample)]
 
     def _answer(self, turn: Turn) -> Answer:
         return self.answers.get(turn, Answer())
 
-    def _of(self, kind: str) -> list[Turn]:
+    def _of(self, kind: str, sample: int = 0) -> list[Turn]:
         """A kind's turns, in the kind's own order."""
-        turns = (turn for turn in self.turns if turn.kind == kind)
+        turns = (turn for turn in self.turns if (turn.kind, turn.sample) == (kind, sample))
         return sorted(turns, key=lambda turn: (turn.index, turn.number))
 
     def _shown(self, answers: list[Any]) -> list[Any]:

@@ -4,6 +4,7 @@
 driver                EvalActor (one vLLM engine, weights swapped per model)      ScoreActor (transformers)
   weight distances ─> (Ray tasks, first: they tell a folder that does not fit)
   per model: load ──> batches of prompts ──> scores, texts
+                      each batch <──> KeptAnswers, on the driver's node: what an interrupted evaluation has written
                       base only: general answers' token ids ───────ref─────────> base's hidden states, once
                               (a known base: from its file)
                       per model: answers to judge ──ref──┐                        per tuned model: KL
@@ -19,6 +20,7 @@ in memory together. Nothing heavy runs in the driver; token ids and texts go fro
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,7 @@ import ray
 
 from actors.evaluate.eval_actor import EvalActor, Questions, questions
 from actors.evaluate.judge_actor import JudgeActor, judge_options, judge_timeout
+from actors.evaluate.kept_actor import kept_answers
 from actors.evaluate.process import process
 from actors.evaluate.score_actor import ScoreActor
 from actors.refine.cache import RemoteStore, cache_actor
@@ -52,6 +55,9 @@ from raft_ray.json_files import read_json
 
 Progress = Callable[[str, int, int], None]
 
+_log = logging.getLogger(__name__)
+_UNUSED = "%d answers in answers/%s are of other weights, questions or settings, and were generated anew"
+
 
 def evaluate_models(
     models: dict[str, str],
@@ -70,6 +76,9 @@ def evaluate_models(
         base_answers: file of the token ids of the base's answers to general prompts. Where it is not there, it is
             written; where it is, an evaluation with the same questions has measured the base, which then is asked
             nothing and has no block.
+
+    What models write is kept in the run folder until the caller calls `raft_ray.evaluate.kept.forget`: an evaluation
+    that was interrupted takes it as it is.
 
     Needs a started Ray. Raises `RaftError` naming actor and node when an actor dies or does not answer in time,
     `ModelError` when a model does not fit its base, `ConfigError` when there is nothing to measure.
@@ -135,17 +144,22 @@ class Evaluation:
         rollout = self.config.rollout
         longest = max(turn.limit for turn in self.asked.turns(self.config.eval))
         timeout = rollout.timeout * max(1.0, longest / rollout.max_new_tokens)
-        arguments = (self.models[next(iter(self.measured))], self.config, self.asked)
+        folder, options = self.models[next(iter(self.measured))], answering_options(self.config)
         pairs, answered = None, {}
-        with process("EvalActor", EvalActor, arguments, answering_options(self.config), rollout.timeout) as actor:
+        with (
+            kept_answers(str(Path(self.config.run.dir).absolute())) as kept,
+            process("EvalActor", EvalActor, (folder, self.config, self.asked, kept), options, rollout.timeout) as actor,
+        ):
             self.report("engine", 0, 1)
             sizes = actor.call("start")
             self.report("engine", 1, 1)
             for name, block in self.measured.items():
                 with _timed(block, "load"):
-                    actor.call("load", self.models[name])
+                    actor.call("load", name, self.models[name])
                 with _timed(block, "answers"):
                     actor.work("answer", sizes, partial(self.report, f"answers of {name}"), timeout)
+                if unused := actor.call("unused"):
+                    _log.warning(_UNUSED, unused, name)
                 if name == "base" and self.asked.general:
                     pairs = actor.kept("general_pairs")
                 if self.config.eval.judges:

@@ -11,6 +11,7 @@ import typer
 from raft_ray.checks import check
 from raft_ray.cli.app import Overrides, RunDir, command, load, say
 from raft_ray.config import Config
+from raft_ray.config.resume import keep_date
 from raft_ray.errors import ConfigError
 from raft_ray.runs.folders import check_run_dir
 
@@ -33,6 +34,9 @@ def evaluate(
         typer.Option("--base", metavar="PATH", help="With a MODEL: the model it came from, to measure what it lost."),
     ] = None,
     run_dir: RunDir = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an evaluation that was interrupted, with its answers.")
+    ] = False,
 ) -> None:
     """Measure a model, alone or beside the base that it came from.
 
@@ -45,8 +49,13 @@ def evaluate(
       raft-ray eval ./my-model --base HuggingFaceTB/SmolLM3-3B eval.ifeval_rows=50
       raft-ray eval runs/demo
       raft-ray eval demo --model ./my-model
+      raft-ray eval runs/demo --resume
     """
     config, measured, origin = _read(target, overrides or [], model, base, run_dir)
+    if resume:
+        config.run.resume = True
+        if not any(key.startswith("model.date=") for key in overrides or []):
+            keep_date(config)
     check(config, trains=False)
     check_run_dir(config)
     if measured != config.model.path:  # which the evaluation looks at itself

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from raft_ray.compare.front import dominated_by, pareto_front, pareto_point
 from raft_ray.compare.tuning import Block, Tuned
-from raft_ray.evaluate.statistics import estimate, estimate_of, paired
+from raft_ray.evaluate.ifeval import joined
+from raft_ray.evaluate.statistics import estimate, estimate_of, on_base, paired
 
 BASE = "base"
 
@@ -43,6 +46,7 @@ def compare(tuned: Tuned, *, reference: str = "sft", main: str = "raft", seed: i
             "seeds": len(blocks),
             "scores": {score: _score(score, name, methods, reference, seed) for score in names},
             **_numbers(blocks),
+            "ifeval_kinds": _kinds(blocks),
         }
         for name, blocks in methods.items()
     }
@@ -105,13 +109,13 @@ def _score(
     result = _mean(methods[name], score, seed)
     if result is None:
         return None
-    base = (_mean(methods.get(BASE, []), score, seed) or {}).get("mean")
+    own = _by_seed(methods[name], score)
+    base, rival = (_by_seed(methods.get(other, []), score) for other in (BASE, reference))
     # A base that scored 0 had nothing to retain; `base` tells it from one that was not measured.
-    result.update(base=base, retention=result["mean"] / base if base else None)
-    for key, rival in (("against", reference), ("on_base", BASE)):
-        other = _by_seed(methods.get(rival, []), score) if name != rival else []
-        result[key] = asdict(paired(_by_seed(methods[name], score), other, seed=seed)) if other else None
-    return result
+    result["base"] = float(np.mean(base)) if base else None
+    result |= on_base(own, base if name != BASE else [], seed=seed)
+    tested = name != reference and rival
+    return result | {"against": asdict(paired(own, rival, seed=seed)) if tested else None}
 
 
 def _numbers(blocks: Sequence[Block]) -> dict[str, dict[str, Any] | None]:
@@ -121,3 +125,9 @@ def _numbers(blocks: Sequence[Block]) -> dict[str, dict[str, Any] | None]:
         values = [block[part][number] for block in blocks if number in (block.get(part) or {})]
         found[key] = asdict(estimate_of(values)) if len(values) == len(blocks) else None
     return found
+
+
+def _kinds(blocks: Sequence[Block]) -> dict[str, Any] | None:
+    """What was followed by kind of instruction, of all seeds together; none where one was not counted."""
+    found = [kinds for block in blocks if (kinds := (block.get("ifeval") or {}).get("kinds"))]
+    return joined(found) if len(found) == len(blocks) else None

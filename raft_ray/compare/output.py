@@ -15,10 +15,12 @@ from typing import Any
 from raft_ray.compare.charts import Traces, course_figures, gain_figures
 from raft_ray.compare.comparison import BASE, NUMBERS
 from raft_ray.compare.verdict import score_label, verdict
+from raft_ray.evaluate.statistics import describe_retention
 from raft_ray.files import write_whole
 from raft_ray.printable import printable
 from raft_ray.report import write_page
 from raft_ray.report.answers import side_by_side
+from raft_ray.report.kinds import KindsTable, kinds_table
 from raft_ray.report.words import format_number, format_percent, method_css, method_label
 
 Table = tuple[list[str], list[list[str]]]
@@ -56,6 +58,7 @@ def write_comparison(
         "rows": [(method_css(name), cells) for name, cells in zip(comparison["methods"], rows, strict=True)],
         "point_columns": point_columns,
         "points": [(method_css(one["method"]), row) for one, row in zip(comparison["points"], points, strict=True)],
+        "kinds_table": _kinds(comparison),
         "gains": gain_figures(comparison),
         "courses": course_figures(traces) if traces else [],
         "open_answers": side_by_side(traces.run.main, traces.blocks, "open_answers") if traces else [],
@@ -87,6 +90,10 @@ def points_table(comparison: dict[str, Any]) -> Table:
     return ["Method", "Point", "Seeds", *_measured(points), "Chosen", "Front"], rows
 
 
+def _kinds(comparison: dict[str, Any]) -> KindsTable:
+    return kinds_table({name: result["ifeval_kinds"] for name, result in comparison["methods"].items()})
+
+
 def _measured(results: Any) -> list[str]:
     """The columns of scores, which all results have in the same order, and numbers."""
     scores: dict[str, Any] = next((result["scores"] for result in results), {})
@@ -103,7 +110,7 @@ def _score_cell(score: str, found: dict[str, Any] | None, name: str) -> str:
         return text
     if score == "domain":  # gained rather than kept
         return f"{text} ({100 * (found['mean'] - found['base']):+.0f} points)"
-    kept = "base 0" if found["retention"] is None else f"{found['retention']:.0%} of base"
+    kept = "base 0" if found["retention"] is None else f"{describe_retention(found)} of base"
     return f"{text} ({kept})"
 
 
@@ -118,7 +125,8 @@ def _csv(comparison: dict[str, Any]) -> str:
     """A line per method and measure, then one per point and measure: the same columns whatever was measured."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "point", "seeds", "measure", "mean", "low", "high", "retention", "difference", "p"])
+    kept = ["retention", "retention_low", "retention_high"]
+    writer.writerow(["method", "point", "seeds", "measure", "mean", "low", "high", *kept, "difference", "p"])
     chosen = comparison["chosen"]
     results = [(name, chosen.get(name, ""), result) for name, result in comparison["methods"].items()]
     results += [(one["method"], one["point"], one) for one in comparison["points"] if not one["chosen"]]
@@ -126,7 +134,7 @@ def _csv(comparison: dict[str, Any]) -> str:
         for measure, value in {**result["scores"], **{key: result[key] for key in NUMBERS}}.items():
             if value is not None:
                 against = value.get("against") or {}
-                numbers = [value["mean"], value["low"], value["high"], value.get("retention")]
+                numbers = [value["mean"], value["low"], value["high"], *map(value.get, kept)]
                 numbers += [against.get("difference", {}).get("mean"), against.get("p")]
                 writer.writerow([_cell(name), _cell(point), result["seeds"], _cell(measure), *numbers])
     return text.getvalue()
@@ -147,6 +155,9 @@ def _markdown(comparison: dict[str, Any], lines: list[str], facts: dict[str, str
     ]
     if comparison["points"]:
         parts += ["## All points", _grid(*points_table(comparison))]
+    if (kinds := _kinds(comparison)).rows:
+        rows = [[kind, *(f"{share} ({counts})" for share, counts in cells)] for kind, cells in kinds.rows]
+        parts += ["## What was lost, by kind of instruction", _grid(["Kind", *map(method_label, kinds.methods)], rows)]
     return "\n\n".join(parts) + "\n"
 
 

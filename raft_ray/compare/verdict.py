@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from raft_ray.compare.front import ParetoPoint, dominated_by, gain_at_loss, points_by_method
+from raft_ray.evaluate.statistics import describe_retention
 from raft_ray.report.verdict import BASE, describe_drift, drift_sign, sign
 from raft_ray.report.words import format_number, format_p, format_percent, method_label
 
@@ -140,7 +141,7 @@ def _line(name: str, comparison: dict[str, Any]) -> str:
             label = score_label(score, "IFEval (prompt-strict)", "open questions (judged)")
             none = f"{label} {format_percent(values['mean'])}, of which the base had none"
             chance = ", a difference within chance" if kept != 1 and not _sign(values["on_base"]) else ""
-            parts.append(none if kept is None else f"keeps {kept:.0%} of {label}{chance}")
+            parts.append(none if kept is None else f"keeps {describe_retention(values)} of {label}{chance}")
     if result["drift"]:
         rival = (comparison["methods"].get(reference) or {}).get("drift") if name != reference else None
         other = rival["mean"] if rival else None

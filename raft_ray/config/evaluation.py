@@ -36,6 +36,9 @@ class EvalConfig:
     ifeval_rows: NonNegativeInt | None = None
     """IFEval prompts (a seeded subset); none takes all 541, 0 leaves IFEval out."""
     ifeval_max_new_tokens: PositiveInt = 512
+    ifeval_samples: PositiveInt = 1
+    """Answers to each IFEval prompt, whose mean counts. Several are sampled, each with its own seed, at
+    `eval.temperature`, or at 0.7 where that is 0."""
     mmlu: str | None = None
     """Folder with MMLU's questions, `test*` and `dev*` files in JSONL or Parquet; none leaves MMLU out."""
     mmlu_rows: PositiveInt | None = None

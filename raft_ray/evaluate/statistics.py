@@ -1,6 +1,7 @@
 """Intervals and paired tests over the same questions, with one or several seeds per method.
 
 A method's answers are a list of verdicts (0 or 1, or any score) for each seed, on the same questions in the same order.
+Where a question was answered several times, its score is the mean over these samples: the question is what is drawn.
 The bootstrap draws questions, and, where there are several, seeds: questions differ in difficulty and training runs in
 luck, and an interval that ignores either is too narrow. (Of two or three seeds little can be drawn: their part of the
 interval is a lower bound.) Everything is seeded: the same numbers give the same interval. scipy draws one way only, so
@@ -11,10 +12,11 @@ Shapes: S seeds, Q questions, R bootstrap draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import hypot
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap
@@ -45,7 +47,7 @@ class Paired:
     p: float
     """Two-sided: McNemar's exact test for one seed each of right and wrong answers, else from the bootstrap."""
     only_a: int
-    """Questions that a alone got right in more than half of its seeds; `only_b` likewise."""
+    """Questions that a alone got right in more than half of its seeds or samples; `only_b` likewise."""
     only_b: int
 
 
@@ -94,9 +96,7 @@ def paired(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Pa
     Seeds are matched in their order where both have the same number; otherwise each side's are averaged first, and
     chance between its seeds does not enter. Raises `ValueError` where the questions differ in number.
     """
-    first_SQ, second_SQ = _table(a), _table(b)
-    if first_SQ.shape[1] != second_SQ.shape[1]:
-        raise ValueError(f"{first_SQ.shape[1]} and {second_SQ.shape[1]} questions: a paired test needs the same ones")
+    first_SQ, second_SQ = _tables(a, b)
     wins = first_SQ.mean(0) > 0.5, second_SQ.mean(0) > 0.5
     only_a, only_b = int((wins[0] & ~wins[1]).sum()), int((wins[1] & ~wins[0]).sum())
     if len(first_SQ) == len(second_SQ):
@@ -108,6 +108,50 @@ def paired(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Pa
     binary = all(np.isin(table, (0.0, 1.0)).all() for table in (first_SQ, second_SQ))
     p = mcnemar(only_a, only_b) if single and binary else _bootstrap_p(means_R)
     return Paired(_estimate(float(difference_SQ.mean()), means_R), p, only_a, only_b)
+
+
+def ratio(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """The mean of a over the mean of b, with its percentile bootstrap interval: a draw has the same questions in both.
+
+    Seeds are matched as in `paired`; where their numbers differ, b's are averaged first. There is no interval where b
+    is 0 in so many draws that it has no upper end. Raises `ValueError` where b's mean is 0, or the questions differ in
+    number.
+    """
+    first_SQ, second_SQ = _tables(a, b)
+    if not second_SQ.any():
+        raise ValueError("a ratio to a mean of 0")
+    if len(first_SQ) != len(second_SQ):
+        second_SQ = np.broadcast_to(second_SQ.mean(0), first_SQ.shape)
+    above_R, below_R = _means(np.stack([first_SQ, second_SQ]), draws, seed).T
+    ratio_R = np.divide(above_R, below_R, out=np.full(draws, np.inf), where=below_R > 0)
+    with np.errstate(invalid="ignore"):  # between two infinities
+        found = _estimate(float(first_SQ.mean() / second_SQ.mean()), ratio_R)
+    return found if found.high is not None and np.isfinite(found.high) else Estimate(found.mean, None, None)
+
+
+def on_base(own: Verdicts, base: Verdicts, *, seed: int = 0) -> dict[str, Any]:
+    """What is left of the base's score, as `eval.json` and `compare.json` have it (`docs/design.md`).
+
+    Args:
+        base: nothing where it was not measured, or `own` are the base's.
+
+    Returns `retention`, `retention_low` and `retention_high`, the ratio to the base's mean with its interval, and
+    `on_base`, the paired difference; each is none where it cannot be told.
+    """
+    kept = ratio(own, base, seed=seed) if base and np.any(base) else None
+    return {
+        "retention": kept and kept.mean,
+        "retention_low": kept and kept.low,
+        "retention_high": kept and kept.high,
+        "on_base": asdict(paired(own, base, seed=seed)) if base else None,
+    }
+
+
+def describe_retention(score: Mapping[str, Any]) -> str:
+    """`97% [90% to 104%]` of what `on_base` returns; without an interval that is not there or has no width."""
+    mean, *ends = (score[f"retention{end}"] for end in ("", "_low", "_high"))
+    low, high = ("" if end is None else f"{end:.0%}" for end in ends)
+    return f"{mean:.0%}" + (f" [{low} to {high}]" if low != high else "")
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -131,11 +175,19 @@ def _table(verdicts: Verdicts) -> np.ndarray:
     return np.asarray(verdicts, dtype=np.float64)
 
 
+def _tables(a: Verdicts, b: Verdicts) -> tuple[np.ndarray, np.ndarray]:
+    """[S, Q] float64 each, over the same questions."""
+    first_SQ, second_SQ = _table(a), _table(b)
+    if first_SQ.shape[1] != second_SQ.shape[1]:
+        raise ValueError(f"{first_SQ.shape[1]} and {second_SQ.shape[1]} questions: a paired test needs the same ones")
+    return first_SQ, second_SQ
+
+
 def _means(table_SQ: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """[R] means of seeds and questions drawn with replacement."""
+    """[R] means of seeds and questions drawn with replacement; of several tables, [N, S, Q], the same draws: [R, N]."""
     random = np.random.default_rng(seed)
-    seeds, questions = table_SQ.shape
-    means = np.empty(draws)
+    *tables, seeds, questions = table_SQ.shape
+    means = np.empty((draws, *tables))
     for draw in range(draws):
         # How often each seed and each question was drawn: the mean is a product, and no drawn table is built.
         weight_S = random.multinomial(seeds, np.full(seeds, 1 / seeds)) / seeds

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from raft_ray.evaluate.statistics import describe_retention
 from raft_ray.printable import printable
 
 Block = dict[str, Any]
@@ -21,16 +22,20 @@ class _Column:
     form: str
     scale: float = 1.0
     retained: bool = False
-    """Its share of the base's stands behind it in brackets."""
+    """Its share of the base's stands behind it in brackets, with its interval where that was taken."""
 
     def cell(self, method: Block, base: Block | None) -> str:
         """`base` is none for the base itself."""
         values = [_value(method, path) for path in self.paths]
         if values[0] is None:
             return "-"
+        text = " / ".join("-" if one is None else format(self.scale * one, self.form) for one in values)
         own = _value(base, self.paths[0]) if base is not None and self.retained else None
-        retention = f" ({values[0] / own:.0%})" if own else ""
-        return " / ".join("-" if one is None else format(self.scale * one, self.form) for one in values) + retention
+        if not own:
+            return text
+        measured = method[self.paths[0].partition(".")[0]]
+        told = measured.get("retention") is not None
+        return f"{text} ({describe_retention(measured) if told else format(values[0] / own, '.0%')})"
 
 
 def summary_table(evaluation: dict[str, Any]) -> Table:

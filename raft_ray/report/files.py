@@ -198,6 +198,11 @@ def _check_result(where: str, result: Any) -> None:
             _require(isinstance(value, dict), f"{where}.{part}", f"an object or null, found {value!r}")
             for key in keys:
                 _require(_is_number(value.get(key)), f"{where}.{part}.{key}", f"a number, found {value.get(key)!r}")
+    ifeval = result.get("ifeval") or {}
+    _require(
+        _is_counted(ifeval.get("kinds") or {}), f"{where}.ifeval.kinds", "objects with `followed`, `n` and `share`"
+    )
+    _require(_is_tested(ifeval), f"{where}.ifeval", "tested against the base, or not at all")
     layers = (result.get("weight_distance") or {}).get("layers") or {}
     fine = isinstance(layers, dict) and all(map(_is_number, layers.values()))
     _require(fine, f"{where}.weight_distance.layers", "an object of numbers")
@@ -209,6 +214,31 @@ def _check_result(where: str, result: Any) -> None:
         samples = result.get(part) or []
         fine = isinstance(samples, list) and all(map(fits, samples))
         _require(fine, f"{where}.{part}", f"a list of objects with {wanted}")
+
+
+def _is_counted(kinds: Any) -> bool:
+    return isinstance(kinds, dict) and all(
+        isinstance(one, dict) and all(_is_number(one.get(key)) for key in ("followed", "n", "share"))
+        for one in kinds.values()
+    )
+
+
+def _is_tested(ifeval: Record) -> bool:
+    """It has neither interval nor test, as those of older evaluations, or all of both; what cannot be told is null."""
+    if ifeval.get("low") is None:
+        return ifeval.get("on_base") is None
+    told, test = [ifeval.get(f"retention{end}", "") for end in ("", "_low", "_high")], ifeval.get("on_base", "")
+    return (
+        all(_is_number(ifeval.get(key)) for key in ("low", "high", "n", "samples"))
+        and all(value is None or _is_number(value) for value in told)
+        and (
+            test is None or (isinstance(test, dict) and _is_number(test.get("p")) and _has_mean(test.get("difference")))
+        )
+    )
+
+
+def _has_mean(value: Any) -> bool:
+    return isinstance(value, dict) and _is_number(value.get("mean"))
 
 
 def _is_answer(sample: Any) -> bool:

@@ -1,7 +1,7 @@
 """What each section of the run's report shows, as values for the template.
 
 A section whose files are not there is its one line of explanation (`absent`) and nothing else. Open questions, which
-few runs ask, have neither section nor column where there are none.
+few runs ask, and kinds of instructions have neither section nor column where there are none.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from raft_ray.evaluate.statistics import wilson
+from raft_ray.evaluate.statistics import describe_retention, wilson
 from raft_ray.report import figures, stage1, timing
 from raft_ray.report.answers import side_by_side
 from raft_ray.report.files import Record, Run
+from raft_ray.report.kinds import kinds_table
 from raft_ray.report.timeline import timeline
 from raft_ray.report.verdict import verdict
 from raft_ray.report.words import (
@@ -37,6 +38,7 @@ def page(run: Run) -> dict[str, Any]:
     """The template's values."""
     evaluation = run.evaluation or {}
     opened = any(m.get("open") for m in evaluation.values())
+    kinds = kinds_table({name: (m.get("ifeval") or {}).get("kinds") for name, m in evaluation.items()})
     evaluated = {
         "results": lambda: _results(run, evaluation, opened),
         "tradeoff": lambda: _figures(
@@ -54,6 +56,7 @@ def page(run: Run) -> dict[str, Any]:
     sections = [
         ("results", "Results", found["results"]),
         ("tradeoff", "What was gained, what it cost", found["tradeoff"]),
+        ("kinds", "What was lost, by kind of instruction", {"table": kinds}),
         ("training", "Training", _training(run)),
         ("refinement", "Stage 1: refined answers", stage1.refinement(run)),
         ("time", "Time", _time(run)),
@@ -73,7 +76,7 @@ def page(run: Run) -> dict[str, Any]:
         "facts": _facts(run),
         "verdict": verdict(run.main, evaluation) if evaluation else None,
         "tiles": _tiles(evaluation),
-        "sections": [section for section in sections if section[0] != "open" or opened],
+        "sections": [one for one in sections if {"open": opened, "kinds": kinds.rows}.get(one[0], True)],
     }
 
 
@@ -178,7 +181,7 @@ GROUPS = {
 COUNTS = [
     ("domain", "n", "domain questions"),
     ("drift", "tokens", "tokens of the base's own answers for drift and agreement"),
-    ("ifeval", "n", "IFEval prompts"),
+    ("ifeval", "n", "IFEval prompts{each}"),
     ("length", "n", "general prompts for words and truncation"),
     ("open", "n", "open questions"),
 ]
@@ -194,13 +197,17 @@ def _results(run: Run, methods: dict[str, Record], opened: bool) -> dict[str, An
         best = max(trained, key=lambda value: better * value) if better and len(trained) > 1 else None
         for row, (name, value) in zip(rows, values.items(), strict=True):
             is_best = name != "base" and value is not None and value == best
-            row["cells"].append({"text": text(value), "best": is_best, "note": _note(name, part, key, methods)})
+            row["cells"].append({"text": text(value), "best": is_best, "notes": _notes(name, part, key, methods)})
     parts = [column[1] for column in table]
+    samples = max((m["ifeval"].get("samples", 1) for m in methods.values() if m.get("ifeval")), default=1)
+    each = f", {samples} answers each" if samples > 1 else ""
     counted = []
     for part, key, counted_as in COUNTS:
         counts = {m[part][key] for m in methods.values() if m.get(part) and m[part].get(key) is not None}
         if counts:
-            counted.append(" / ".join(format_number(count, 9) for count in sorted(counts)) + f" {counted_as}")
+            counted.append(
+                " / ".join(format_number(count, 9) for count in sorted(counts)) + f" {counted_as}".format(each=each)
+            )
     return {
         "groups": [(text, parts.count(part)) for part, text in GROUPS.items() if part in parts],
         "columns": [{"text": one[0], "starts": parts.index(one[1]) == i} for i, one in enumerate(table)],
@@ -210,18 +217,24 @@ def _results(run: Run, methods: dict[str, Record], opened: bool) -> dict[str, An
     }
 
 
-def _note(name: str, part: str, key: str, methods: dict[str, Record]) -> str:
-    """Small print under a number: an accuracy's 95% interval, the share of the base's score of open questions."""
+def _notes(name: str, part: str, key: str, methods: dict[str, Record]) -> list[str]:
+    """Small print under a number: 95% intervals, and the share of the base's score."""
     measured = methods[name].get(part)
     if not measured:
-        return ""
+        return []
     if key == "accuracy" and measured.get("n"):
-        low, high = wilson(measured["accuracy"], measured["n"])
-        return f"{format_percent(low)} to {format_percent(high)}"
+        return [_range(*wilson(measured["accuracy"], measured["n"]))]
+    if key == "prompt_strict" and usable(measured.get("low")):
+        kept = [] if measured["retention"] is None else [f"{describe_retention(measured)} of base"]
+        return [_range(measured["low"], measured["high"]), *kept]
     base = (methods.get("base") or {}).get(part)
     if part == "open" and name != "base" and base:
-        return f"{measured[key] / base[key]:.0%} of base" if base[key] else "base 0"
-    return ""
+        return [f"{measured[key] / base[key]:.0%} of base" if base[key] else "base 0"]
+    return []
+
+
+def _range(low: float, high: float) -> str:
+    return f"{format_percent(low)} to {format_percent(high)}"
 
 
 def _trained(run: Run, name: str) -> str:

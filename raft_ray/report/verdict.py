@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from raft_ray.evaluate.statistics import mcnemar
+from raft_ray.evaluate.statistics import describe_retention, mcnemar
 from raft_ray.report.files import Record
 from raft_ray.report.words import format_factor, format_number, format_p, format_percent, method_label
 
@@ -227,19 +227,20 @@ def _length(main: str, others: list[str], methods: dict[str, Record]) -> Claim |
 
 
 def _ifeval(main: str, others: list[str], methods: dict[str, Record]) -> Claim | None:
-    ifeval, base = methods[main].get("ifeval"), (methods.get(BASE) or {}).get("ifeval")
+    ifeval = methods[main].get("ifeval")
     if not ifeval:
         return None
     share, listed = ifeval["prompt_strict"], _listed(others, methods, "ifeval", "prompt_strict", format_percent)
     text = f"Instructions followed (IFEval, prompt-strict) {format_percent(share)}{listed}."
-    if not base or main == BASE:
+    test = ifeval.get("on_base")
+    if not test:
         return Claim(text, "even")
-    n = min(ifeval.get("n") or 0, base.get("n") or 0)
-    spread = math.sqrt(base["prompt_strict"] * (1 - base["prompt_strict"]) * 2 / n) if n else 0.0
-    difference = share - base["prompt_strict"]
-    if abs(difference) <= 1.96 * spread:
-        return Claim(text + f" Within chance of the base on {n} prompts.", "even")
-    return Claim(text, _tone(difference))
+    won = sign(test["difference"]["mean"], test["p"])
+    chance = format_p(test["p"]) if won else f"within chance, {format_p(test['p'])}"
+    nothing = ifeval["retention"] is None
+    kept = "The base followed none" if nothing else f"It keeps {describe_retention(ifeval)} of the base's"
+    samples = f", {ifeval['samples']} answers each" if ifeval["samples"] > 1 else ""
+    return Claim(f"{text} {kept} on {ifeval['n']} prompts{samples} ({chance}).", _tone(won))
 
 
 def _tone(won: float) -> str:

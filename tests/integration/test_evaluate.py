@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from listener import Listener, once
 
 from actors.evaluate.evaluation import evaluate_models
 from actors.runtime import cluster
@@ -16,6 +17,8 @@ from raft_ray import models
 from raft_ray.config import Config, Dtype
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, ModelError, RaftError
+from raft_ray.evaluate.ifeval import load_prompts
+from raft_ray.evaluate.kept import KeptAnswers
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 QUESTIONS = 70
@@ -86,7 +89,7 @@ def test_every_model_is_measured_against_the_base(tmp_path: Path) -> None:
         assert block["domain"]["n"] == len(block["domain"]["correct"]) == QUESTIONS
         assert block["domain"]["accuracy"] == sum(block["domain"]["correct"]) / QUESTIONS
         kinds = {"prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"}
-        assert set(block["ifeval"]) == {*kinds, "n", "correct"}
+        assert set(block["ifeval"]) == {*kinds, "n", "samples", "correct", "kinds"}
         assert block["ifeval"]["n"] == 3
         assert set(block["length"]) == {"words_mean", "words_median", "tokens_mean", "truncated", "n"}
         assert 0 < block["length"]["tokens_mean"] <= 16
@@ -129,6 +132,77 @@ def test_every_model_is_measured_against_the_base(tmp_path: Path) -> None:
     assert {stage for stage, _, _ in seen} == {"weight distance", "engine", "answers of tuned", "drift"}
     for key in result["tuned"].keys() - {"seconds"}:
         assert later["tuned"][key] == result["tuned"][key], key
+
+
+def test_samples_differ_are_reproducible_and_depend_on_no_other_prompt(tmp_path: Path) -> None:
+    from actors.evaluate.eval_actor import EvalActor, Questions
+    from actors.evaluate.evaluation import answering_options
+    from actors.evaluate.process import process
+
+    class Telling(EvalActor):
+        def told(self) -> dict[tuple[int, int], list[int]]:
+            return {
+                (self.asked.ifeval[turn.index].key, turn.sample): answer.token_ids
+                for turn, answer in self.answers.items()
+                if turn.kind == "ifeval"
+            }
+
+    def told(rows: int, seed: int = 0) -> dict[tuple[int, int], list[int]]:
+        config.run.seed = seed
+        asked = Questions([], load_prompts(rows, seed=0), ["Hello?"] * 3)
+        arguments = (models.resolve(models.TINY), config, asked, KeptAnswers(str(tmp_path / f"{rows} {seed}")))
+        with process("EvalActor", Telling, arguments, answering_options(config), 400.0) as actor:
+            sizes = actor.call("start")
+            actor.call("load", "base", arguments[0])
+            actor.work("answer", sizes, lambda done, total: None)
+            found: dict[tuple[int, int], list[int]] = actor.call("told")
+            return found
+
+    config = _config(tmp_path)
+    config.eval.ifeval_samples = 3
+    many = told(20)
+    assert len(many) == 60
+    for key in {key for key, _ in many}:
+        assert len({tuple(many[key, sample]) for sample in range(3)}) == 3, "two samples of a prompt are the same"
+    few = told(7)
+    shared = few.keys() & many.keys()
+    assert shared
+    assert all(few[one] == many[one] for one in shared)
+    other = told(7, seed=1)
+    assert other.keys() == few.keys()
+    assert other != few
+
+
+def test_a_killed_evaluation_is_resumed_and_equals_the_whole_one(tmp_path: Path, socket_path: Path) -> None:
+    config, rows = _config(tmp_path), _rows(["x"] * QUESTIONS)
+    config.eval.ifeval_samples = 2
+    base = models.resolve(models.TINY)
+    folders = {"base": base, "tuned": _perturbed(base, tmp_path / "tuned", config)}
+
+    def evaluated(run: str) -> dict[str, dict[str, object]]:
+        config.run.dir = str(tmp_path / run)
+        return {
+            name: {key: value for key, value in block.items() if key != "seconds"}
+            for name, block in evaluate_models(folders, config, rows).items()
+        }
+
+    # Each model is asked in two calls, the samples apart; killed in the last one.
+    with (
+        Listener(socket_path, once("evaluate", "answering", count=4)),
+        pytest.raises(RaftError, match=r"EvalActor on .*: the process died"),
+    ):
+        evaluated("killed")
+    kept = {path: path.read_bytes() for path in (tmp_path / "killed/answers").rglob("*.jsonl")}
+    assert {path.relative_to(tmp_path / "killed/answers").as_posix() for path in kept} == {
+        *("base/domain.jsonl", "base/general.jsonl", "base/ifeval.jsonl"),
+        *("tuned/domain.jsonl", "tuned/general.jsonl"),
+    }
+    resumed = evaluated("killed")
+    assert {path: path.read_bytes() for path in kept} == kept, "what was finished was generated again"
+    assert (tmp_path / "killed/answers/tuned/ifeval.jsonl").exists()
+    assert resumed == evaluated("whole")
+    for block in resumed.values():
+        assert block["ifeval"]["samples"] == 2  # type: ignore[index]
 
 
 def test_choices_and_mmlu_are_measured_by_likelihood(tmp_path: Path) -> None:
@@ -240,7 +314,10 @@ def test_a_dead_engine_is_reported_with_actor_and_node(tmp_path: Path) -> None:
             os._exit(1)
 
     config = _config(tmp_path)
-    arguments, options = ("folder", config, questions(config, None)), {"num_cpus": 1.0, "num_gpus": 0.0}
+    arguments, options = (
+        ("folder", config, questions(config, None), KeptAnswers("")),
+        {"num_cpus": 1.0, "num_gpus": 0.0},
+    )
     with (
         pytest.raises(RaftError, match=rf"EvalActor on node {cluster.here()} \(pid \d+\): the process died"),
         process("EvalActor", Dying, arguments, options, 60.0) as actor,

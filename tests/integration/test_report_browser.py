@@ -33,6 +33,7 @@ RUN_HEADINGS = [
     "Verdict",
     "Results",
     "What was gained, what it cost",
+    "What was lost, by kind of instruction",
     "Training",
     "Stage 1: refined answers",
     "Time",

@@ -104,3 +104,22 @@ def test_a_run_folder_without_the_key_of_its_checkpoints_is_refused(
 
     with pytest.raises(RaftError, match=r"checkpoint\.key: not readable; bring it along with the run folder"):
         running(config, prepared(config), trainings=[(config, Path())]).__enter__()
+
+
+def test_an_evaluation_of_another_model_is_not_taken_for_this_ones(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(config.run.dir)
+    folder.mkdir(parents=True)
+    settings.save(config, folder / "config.yaml")
+    (folder / "eval.json").write_text(
+        '{"main": "model", "methods": {"base": {"model": "b"}, "model": {"model": "one"}}}'
+    )
+    config.run.resume = True
+    monkeypatch.setattr(run, "preflight", lambda *_, **__: prepared(config))
+    monkeypatch.setattr(run, "resolve", lambda path: path)
+    monkeypatch.setattr(run, "summary_table", lambda result: "")
+    with_cluster(monkeypatch)
+    with pytest.raises(ConfigError, match=r"eval\.json: was measured of b, one, not of b, other; remove that file"):
+        run.evaluate_model(config, "other", base="b")
+    assert run.evaluate_model(config, "one", base="b")["methods"]["model"] == {"model": "one"}

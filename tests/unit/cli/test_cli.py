@@ -443,6 +443,30 @@ def test_eval_measures_the_model_of_the_run_folder_it_is_given_and_writes_beside
     ]
 
 
+def test_eval_goes_on_with_an_interrupted_evaluation_under_its_date(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    monkeypatch.setattr(
+        "actors.run.evaluate_model", lambda config, model, base: measured.append((config.run, config.model.date))
+    )
+    missing = raft_ray("eval", "smoke", "--resume")
+    assert missing.exit_code == 2
+    assert "run.dir=runs/smoke-eval: there is no run to resume" in missing.stderr
+
+    Path("runs/smoke-eval").mkdir(parents=True)
+    settings.save(
+        settings.load("smoke", ["run.dir=runs/smoke-eval", "model.date=2020-02-29"]), "runs/smoke-eval/config.yaml"
+    )
+    result = raft_ray("eval", "smoke", "--resume")
+    assert result.exit_code == 0, result.output
+    assert [(run.dir, run.resume, date) for run, date in measured] == [("runs/smoke-eval", True, "2020-02-29")]
+    Path("runs/smoke-eval/eval.json").touch()
+    other = raft_ray("eval", "smoke", "--resume", "eval.ifeval_samples=8")
+    assert other.exit_code == 2
+    assert "eval.ifeval_samples=8: runs/smoke-eval/eval.json was measured with 1; resume with that" in other.stderr
+
+
 def test_eval_measures_a_model_alone_or_beside_its_base(
     workspace: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from actors.runtime.progress import Bars
 from raft_ray.compare.plan import plan
 from raft_ray.config import Config, settings
 from raft_ray.errors import ModelError
+from raft_ray.evaluate.kept import KeptAnswers
 from raft_ray.preflight import Prepared
 
 FOLDERS = {"base": "b", "sft/seed0": "s", "raft/seed0": "r"}
@@ -51,11 +52,14 @@ def _evaluate(folders: dict[str, str], run_dir: Path) -> tuple[dict[str, Any], d
 
 
 def test_all_models_are_evaluated_together(asked: list[list[str]], tmp_path: Path) -> None:
+    KeptAnswers(str(tmp_path)).put("base", "call", {})
+    (tmp_path / "answers/base/open.jsonl").touch()
     blocks, failed = _evaluate(FOLDERS, tmp_path)
     assert asked == [list(FOLDERS)]
     assert list(blocks) == list(FOLDERS)
     assert failed == {}
     assert json.loads((tmp_path / "eval.json").read_text())["methods"] == blocks
+    assert not (tmp_path / "answers").exists()
 
 
 def test_a_model_that_cannot_be_evaluated_loses_none_of_the_others(asked: list[list[str]], tmp_path: Path) -> None:

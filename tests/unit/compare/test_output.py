@@ -17,7 +17,10 @@ from raft_ray.report.files import Run
 def _block(right: int, drift: float) -> dict[str, Any]:
     return {
         "domain": {"correct": [place < right for place in range(100)]},
-        "ifeval": {"correct": [place < 20 for place in range(50)]},
+        "ifeval": {
+            "correct": [place < 20 for place in range(50)],
+            "kinds": {"keywords": {"followed": right // 5, "n": 20, "share": right / 100}},
+        },
         "mmlu": None,
         "length": {"words_mean": 80.0},
         "drift": {"kl": drift, "kl_first": 2 * drift, "top1_agreement": 0.9},
@@ -40,6 +43,8 @@ def test_four_files_with_the_same_numbers(tmp_path: Path) -> None:
     found = {(row["method"], row["measure"]): row for row in rows}
     assert float(found["raft", "domain"]["mean"]) == 0.55
     assert float(found["raft", "domain"]["retention"]) == 5.5
+    low, high = (float(found["raft", "domain"][f"retention_{end}"]) for end in ("low", "high"))
+    assert low < 5.5 < high
     assert found["base", "drift"]["low"] == ""
     assert ("raft", "weight_distance") not in found
 
@@ -48,9 +53,16 @@ def test_four_files_with_the_same_numbers(tmp_path: Path) -> None:
     assert "(+45 points)" in text
     assert "(100% of base)" in text
     assert r"out \| of memory" in text
+    # Of two seeds together.
+    kinds = {"keywords": {"followed": 22, "n": 40, "share": 22 / 40}}
+    assert content["methods"]["raft"]["ifeval_kinds"] == kinds
+    assert "| Kind | Base | SFT | RAFT |" in text
+    assert "| Keywords | 10% (2 of 20) | 50% (10 of 20, +40 points) | 55% (22 of 40, +45 points) |" in text
 
     html = page.read_text()
     assert "<td>2</td>" in html
+    assert "<h2>What was lost, by kind of instruction</h2>" in html
+    assert "<td>55%<small>22 of 40, +45 points</small></td>" in html
     assert "&lt;i&gt;tiny&lt;/i&gt;" in html
     assert "<b>out" not in html
     assert html.count("<svg") == 2

@@ -60,8 +60,72 @@ def test_a_hand_worked_score() -> None:
         "instruction_strict": pytest.approx(1 / 4),
         "instruction_loose": pytest.approx(2 / 4),
         "n": 3,
+        "samples": 1,
         "correct": [False, False, False],
+        "kinds": {
+            "punctuation": {"followed": 1, "n": 2, "share": 0.5},
+            "length_constraints": {"followed": 0, "n": 1, "share": 0.0},
+            "keywords": {"followed": 0, "n": 1, "share": 0.0},
+        },
     }
+
+
+def test_several_samples_count_by_their_mean() -> None:
+    prompts = [
+        IfevalPrompt(0, "Write.", ["punctuation:no_comma", "keywords:existence"], [{}, {"keywords": ["tea"]}]),
+        _prompt("punctuation:no_comma"),
+    ]
+    samples = ["tea", "a, b"], ["tea", "a b"], ["a, b", "a b"], ["coffee", "a, b"]
+    found = score(prompts, *samples)
+    assert (found["n"], found["samples"], found["correct"]) == (2, 4, [0.5, 0.5])
+    assert found["kinds"] == {
+        "punctuation": {"followed": 5, "n": 8, "share": 5 / 8},
+        "keywords": {"followed": 2, "n": 4, "share": 2 / 4},
+    }
+    ones = [score(prompts, responses) for responses in samples]
+    for share in ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"):
+        assert found[share] == pytest.approx(sum(one[share] for one in ones) / 4)
+    assert ifeval.joined(one["kinds"] for one in ones) == found["kinds"]
+    with pytest.raises(ValueError, match="1 responses to 2"):
+        score(prompts, ["tea", "a"], ["tea"])
+    with pytest.raises(ValueError, match="0 responses to 2"):
+        score(prompts)
+
+
+def test_every_instruction_of_the_benchmark_is_of_a_named_kind() -> None:
+    prompts = load_prompts(None, seed=0)
+    kinds = score(prompts, ["Hello."] * 541)["kinds"]
+    assert set(kinds) == set(ifeval.KINDS)
+    assert sum(kind["n"] for kind in kinds.values()) == 834
+
+
+def test_a_samples_seed_depends_on_nothing_but_prompt_sample_and_run() -> None:
+    few, many = load_prompts(20, seed=1), load_prompts(None, seed=0)
+    by_key = {prompt.key: ifeval.sample_seed(prompt, 3, 7) for prompt in many}
+    assert all(ifeval.sample_seed(prompt, 3, 7) == by_key[prompt.key] for prompt in few)
+    seeds = {ifeval.sample_seed(prompt, sample, seed) for prompt in few for sample in range(4) for seed in range(2)}
+    assert len(seeds) == 20 * 4 * 2
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_each_model_is_measured_against_the_base_over_the_same_prompts() -> None:
+    base, raft = {"correct": [True, False] * 20}, {"correct": [True, False, False, False] * 10}
+    sampled = {"correct": [0.5, 0.25] * 20}
+    methods: dict[str, Any] = {"base": {"ifeval": base}, "raft": {"ifeval": raft}, "opd": {"ifeval": None}}
+    ifeval.measure_against_base({**methods, "sft": {"ifeval": sampled}}, seed=0)
+    assert base["low"] < 0.5 < base["high"]  # type: ignore[operator]
+    assert base["retention"] is base["on_base"] is None
+    assert raft["retention"] == 0.5
+    assert raft["retention_low"] < 0.5 < raft["retention_high"]  # type: ignore[operator]
+    # McNemar: all ten prompts that only one follows are the base's.
+    assert raft["on_base"]["p"] == pytest.approx(2 / 2**10)  # type: ignore[index]
+    assert (raft["on_base"]["only_a"], raft["on_base"]["only_b"]) == (0, 10)  # type: ignore[index]
+    # Shares are tested by the bootstrap: half of the prompts lose a half, the others win a quarter.
+    assert sampled["retention"] == 0.75
+    assert 0.001 < sampled["on_base"]["p"] < 0.1  # type: ignore[index]
+    before = dict(raft)
+    ifeval.measure_against_base(methods, seed=1)
+    assert raft == before, "what was measured is measured again"
 
 
 def test_an_empty_response_follows_nothing() -> None:

@@ -18,7 +18,9 @@ from actors.evaluate.judge_actor import CHUNK_SIZE, JudgeActor, judge_options, j
 from raft_ray import models
 from raft_ray.config import Config, RefineModelConfig
 from raft_ray.data import Row
+from raft_ray.evaluate.ifeval import load_prompts, sample_seed
 from raft_ray.evaluate.judged import Answered, JudgeResult
+from raft_ray.evaluate.kept import KeptAnswers
 from raft_ray.evaluate.open_questions import OpenQuestion
 from raft_ray.refine.cache import CompletionStore
 from raft_ray.refine.generation import Completion, Request
@@ -195,9 +197,9 @@ def test_second_turns_follow_the_own_first_answer_without_its_thinking_and_one_w
         OpenQuestion(("Say hi.", "Again."), (None, None)),
         OpenQuestion(("Say hi.", "word " * 90), (None, None)),
     ]
-    actor = EvalActor(folder, config, Questions([], [], [], open=questions))
+    actor = EvalActor(folder, config, Questions([], [], [], open=questions), KeptAnswers(str(tmp_path)))
     assert actor.start() == [3, 2]
-    actor.load(folder)
+    actor.load("base", folder)
     actor.answer(0)
     actor.answer(1)
     assert [(case.question, case.candidate) for case in actor.answered()["open"]] == [
@@ -216,6 +218,54 @@ def test_second_turns_follow_the_own_first_answer_without_its_thinking_and_one_w
         [("Say hi.", "Hello."), ("Again.", "Hello.")],
         [("Say hi.", "Hello."), ("word " * 90, "")],
     ]
+
+
+def test_samples_have_seeds_and_batches_of_their_own_and_leave_all_else_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recording(_Engine):
+        words = (5,)
+
+        def __init__(self, *_: Any, **options: Any) -> None:
+            super().__init__(**options)
+            self.options, self.calls = options, []
+
+        def generate(self, prompts: list[list[int]], **options: Any) -> list[Any]:
+            self.calls.append((len(prompts), options["temperature"], options["seed"], options["seeds"]))
+            return super().generate(prompts, **options)
+
+    def asked(samples: int, temperature: float = 0.0) -> Any:
+        config = Config()
+        config.model.path, config.run.dir = models.TINY, str(tmp_path)
+        config.eval.ifeval_samples, config.eval.temperature = samples, temperature
+        prompts = load_prompts(50, seed=0)
+        actor = EvalActor(
+            folder,
+            config,
+            Questions([], prompts, ["Hello?"] * 70),
+            KeptAnswers(str(tmp_path / f"{samples} {temperature}")),
+        )
+        sizes = actor.start()
+        actor.load("base", folder)
+        for batch in range(len(sizes)):
+            actor.answer(batch)
+        assert sum(sizes) == 50 * samples + 70
+        found = actor.measure()
+        assert (found["ifeval"]["n"], found["ifeval"]["samples"]) == (50, samples)
+        assert found["too_long"]["ifeval"] == 0
+        return actor.engine
+
+    folder = models.resolve(models.TINY)
+    monkeypatch.setattr("actors.engine.vllm_engine.Engine", Recording)
+    monkeypatch.setattr(eval_actor, "log_to_file", lambda *_: None)
+    greedy, sampled = asked(1), asked(4)
+    assert not greedy.options["own_seeds"]
+    assert greedy.calls == [(60, 0.0, 0, None), (60, 0.0, 0, None)]
+    assert sampled.options["own_seeds"]
+    assert [call[:2] for call in sampled.calls] == [(70, 0.0), (67, 0.7), (67, 0.7), (66, 0.7)]
+    expected = {sample_seed(prompt, sample, 0) for prompt in load_prompts(50, seed=0) for sample in range(4)}
+    assert {seed for *_, seeds in sampled.calls for seed in seeds or []} == expected
+    assert [call[1] for call in asked(4, temperature=1.0).calls] == [1.0] * 4
 
 
 def test_the_answers_that_are_shown_get_the_verdicts_on_their_own_questions() -> None:

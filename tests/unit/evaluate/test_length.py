@@ -62,6 +62,13 @@ def test_the_table_shows_retention_and_marks_what_is_missing() -> None:
     assert _rows(evaluation["methods"]) == expected
 
 
+def test_what_is_left_of_ifeval_has_its_interval_where_that_was_taken() -> None:
+    base = {"ifeval": {"prompt_strict": 0.2, "prompt_loose": 0.25, "retention": None}}
+    kept = {"retention": 0.9, "retention_low": 0.701, "retention_high": 1.1}
+    methods = {"base": base, "raft": {"ifeval": {"prompt_strict": 0.18, "prompt_loose": 0.2, **kept}}}
+    assert [row[3] for row in _rows(methods)] == ["20.0 / 25.0", "18.0 / 20.0 (90% [70% to 110%])"]
+
+
 def test_a_base_of_zero_gives_no_retention() -> None:
     zero = {"ifeval": {"prompt_strict": 0.0, "prompt_loose": 0.0}}
     assert _rows({"base": zero, "raft": zero})[1][3] == "0.0 / 0.0"

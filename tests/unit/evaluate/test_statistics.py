@@ -6,9 +6,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from scipy import stats
 
 from raft_ray.compare.front import ParetoPoint, dominated_by, gain_at_loss, pareto_front
-from raft_ray.evaluate.statistics import Estimate, average, estimate, estimate_of, mcnemar, paired
+from raft_ray.evaluate.statistics import Estimate, average, estimate, estimate_of, mcnemar, on_base, paired, ratio
 
 
 def test_mcnemar_by_hand() -> None:
@@ -108,6 +109,75 @@ def test_several_seeds_are_tested_by_the_bootstrap() -> None:
     assert paired(better, same).p == pytest.approx(paired(same, better).p, abs=1e-3)
     # A base that is evaluated once against three seeds.
     assert paired(better, same[:1]).difference.mean == pytest.approx(np.mean(better) - np.mean(same[0]))
+
+
+def test_a_ratio_and_its_interval_by_hand_and_by_scipy() -> None:
+    # Independent answers, right with p: the variance of their ratio r is about r² ((1 - pa) / pa + (1 - pb) / pb) / n.
+    random = np.random.default_rng(0)
+    a, b = (random.random((2, 2000)) < [[0.6], [0.5]]).astype(float)
+    found = ratio([a], [b])
+    width = 1.96 * found.mean * np.sqrt(((1 - a.mean()) / a.mean() + (1 - b.mean()) / b.mean()) / 2000)
+    assert found.mean == pytest.approx(a.mean() / b.mean())
+    assert (found.low, found.high) == (
+        pytest.approx(found.mean - width, abs=0.01),
+        pytest.approx(found.mean + width, abs=0.01),
+    )
+    # Answers to the same questions, most of them alike: as scipy draws pairs, and much narrower.
+    b = np.where(random.random(2000) < 0.9, a, b)
+    drawn = stats.bootstrap(
+        (a, b),
+        lambda a, b, axis: a.mean(axis) / b.mean(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=4000,
+        rng=1,
+    ).confidence_interval
+    found = ratio([a], [b])
+    assert (found.low, found.high) == (pytest.approx(drawn.low, abs=0.004), pytest.approx(drawn.high, abs=0.004))
+    assert found.high - found.low < 0.6 * 2 * width
+
+
+def test_samples_of_a_prompt_are_one_question_with_their_mean() -> None:
+    # Prompts that are always or never followed: 8 samples tell no more than one.
+    single, repeated = [1.0] * 60 + [0.0] * 40, [8 / 8] * 60 + [0 / 8] * 40
+    assert estimate([single]) == estimate([repeated])
+    # Where each sample is a coin, the mean over 8 of them has an eighth of the variance.
+    random = np.random.default_rng(0)
+    coins = random.integers(0, 2, (8, 400)).astype(float)
+    wide, narrow = estimate([coins[0]]), estimate([coins.mean(0)])
+    assert narrow.high - narrow.low == pytest.approx((wide.high - wide.low) / np.sqrt(8), rel=0.1)  # type: ignore[operator]
+
+
+def test_a_ratio_to_a_base_over_seeds_holds_their_spread_and_one_to_0_is_refused() -> None:
+    base = [[1.0, 0.0] * 50]
+    alike, apart = ratio(base * 2, base), ratio([[1.0, 0.0] * 50, [0.0] * 100], base)
+    assert alike == Estimate(1.0, 1.0, 1.0)
+    assert apart == Estimate(0.5, 0.0, 1.0)
+    with pytest.raises(ValueError, match="a mean of 0"):
+        ratio(base, [[0.0] * 100])
+    with pytest.raises(ValueError, match="100 and 3 questions"):
+        ratio(base, [[1.0] * 3])
+    # Of three questions the base has one right: in 8 of 27 draws none, so that the ratio may be anything.
+    assert ratio([[1.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]]) == Estimate(2.0, None, None)
+
+
+def test_what_is_left_of_a_base_is_the_ratio_and_the_paired_difference() -> None:
+    own, base = [[1.0, 0.0, 1.0, 1.0] * 10], [[1.0, 1.0, 1.0, 0.0] * 10]
+    kept, found = ratio(own, base, seed=3), on_base(own, base, seed=3)
+    assert found == {
+        "retention": 1.0,
+        "retention_low": kept.low,
+        "retention_high": kept.high,
+        "on_base": {
+            "difference": {"mean": 0.0, "low": found["on_base"]["difference"]["low"], "high": pytest.approx(0.225)},
+            "p": 1.0,
+            "only_a": 10,
+            "only_b": 10,
+        },
+    }
+    assert on_base(own, [[0.0] * 40])["retention"] is None
+    assert on_base(own, [[0.0] * 40])["on_base"]["only_a"] == 30
+    assert set(on_base(own, []).values()) == {None}
 
 
 @settings(max_examples=25, deadline=None)

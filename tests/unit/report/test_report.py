@@ -18,6 +18,7 @@ HEADINGS = [
     "Verdict",
     "Results",
     "What was gained, what it cost",
+    "What was lost, by kind of instruction",
     "Training",
     "Stage 1: refined answers",
     "Time",
@@ -68,17 +69,53 @@ def test_the_verdict_is_computed_from_the_evaluation(run: Path) -> None:
     assert "within chance" in text
     assert "Drift 0.061 nats per token, 7.3 times less than SFT (SFT 0.45, SDFT 0.29, OPD 0.015)." in text
     assert "keep 92% of the base's length (SFT 9.0%, SDFT 23%, OPD 99%)." in text
-    assert "IFEval, prompt-strict) 18% (base 19%, SFT 16%, SDFT 13%, OPD 19%)" in text
+    assert "IFEval, prompt-strict) 18% (base 19%, SFT 16%, SDFT 13%, OPD 19%)." in text
+    assert "It keeps 97% [83% to 111%] of the base's on 160 prompts, 4 answers each (within chance, p = 0.63)." in text
 
 
 def test_the_table_holds_every_number_of_every_method(run: Path) -> None:
     text = report(run).sections["Results"]
-    sft = "SFT 60 steps, lr 0.0001 39.1% 34% to 45% 0.447 1.34 72.1% 15.6% 17.6% 26.6% 28.6% 9.3 8 3.1% 0.0524"
-    raft = "RAFT 60 steps, lr 0.0001 37.8% 33% to 43% 0.0613 0.184 96.2% 18.1% 20.1% 29.1% 31.1% 94.8 85 31.6% 0.0458"
+    sft = "SFT 60 steps, lr 0.0001 39.1% 34% to 45% 0.447 1.34 72.1% 15.6% 11% to 20% 83% [70% to 96%] of base 17.6%"
+    raft = (
+        "RAFT 60 steps, lr 0.0001 37.8% 33% to 43% 0.0613 0.184 96.2% 18.1% 13% to 23% 97% [83% to 111%] of base 20.1%"
+    )
     assert sft in text
-    assert raft in text
+    assert f"{raft} 29.1% 31.1% 94.8 85 31.6% 0.0458" in text
+    assert "160 IFEval prompts, 4 answers each;" in text
     assert "Base untouched 15.9%" in text
     assert "8,123 tokens" in text
+
+
+def test_what_was_followed_is_told_by_kind_beside_the_base(run: Path) -> None:
+    text = report(run).sections["What was lost, by kind of instruction"]
+    assert "Base SFT SDFT OPD RAFT Form and layout 39% 96 of 248 35% 88 of 248, -3 points" in text
+    assert "Case 18% 11 of 60 15% 9 of 60, -3 points" in text
+
+    def single(methods: dict[str, Any]) -> None:
+        for method in methods.values():
+            method["ifeval"] |= {"samples": 1}
+        methods["sft"]["ifeval"]["kinds"] = {"new:kind": {"followed": 1, "n": 2, "share": 0.5}}
+
+    edit_evaluation(run, single)
+    page = report(run)
+    assert "new:kind – – – –" not in page.sections["What was lost, by kind of instruction"]
+    assert "new:kind – 50% 1 of 2 –" in page.sections["What was lost, by kind of instruction"]
+    assert "of the base's on 160 prompts (within chance" in page.sections["Verdict"]
+    assert "160 IFEval prompts;" in page.sections["Results"]
+
+
+def test_an_evaluation_from_before_there_were_kinds_and_intervals_is_shown(run: Path) -> None:
+    def change(methods: dict[str, Any]) -> None:
+        for method in methods.values():
+            figures = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose", "n")
+            method["ifeval"] = {key: method["ifeval"][key] for key in figures}
+
+    edit_evaluation(run, change)
+    page = report(run)
+    assert "What was lost, by kind of instruction" not in page.sections
+    assert "IFEval, prompt-strict) 18% (base 19%, SFT 16%, SDFT 13%, OPD 19%)." in page.sections["Verdict"]
+    assert "It keeps" not in page.sections["Verdict"]
+    assert "96.2% 18.1% 20.1% 29.1%" in page.sections["Results"]
 
 
 def test_the_curves_stage_1_time_and_weights_are_there(run: Path) -> None:
@@ -139,7 +176,7 @@ def test_texts_of_users_and_models_are_escaped_everywhere(run: Path) -> None:
     page = report(run)
     assert "script" not in page.tags
     assert "img" not in page.tags
-    for heading in HEADINGS[:2] + HEADINGS[4:5] + HEADINGS[8:] + ["Answers to open questions"]:
+    for heading in HEADINGS[:2] + HEADINGS[3:4] + HEADINGS[5:6] + HEADINGS[9:] + ["Answers to open questions"]:
         assert bad in page.sections[heading], heading
     assert page.sections["Answers to open questions"].count(bad) == 3 + 3 * 5
 
@@ -283,7 +320,7 @@ def test_the_table_has_a_column_of_open_questions_with_what_is_left_of_the_base(
 
 def test_five_open_questions_are_shown_with_what_the_judges_say_of_each_answer(run: Path) -> None:
     page = report(write_open(run))
-    assert list(page.sections)[-3:] == [HEADINGS[8], "Answers to open questions", HEADINGS[9]]
+    assert list(page.sections)[-3:] == [HEADINGS[-2], "Answers to open questions", HEADINGS[-1]]
     text = page.sections["Answers to open questions"]
     hint = "Beside a method's name: the mean of all judges' scores of all turns. Below an answer: what each judge says"
     first = f"{hint} of it. Question 0? And then? Reference: Answer to Question 0? Base 60% base on 0."
@@ -369,6 +406,23 @@ def test_a_malformed_file_is_named_with_its_line(run: Path, name: str, content: 
     with pytest.raises(RaftError, match=message):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kinds": [1]}, r"methods\.raft\.ifeval\.kinds must be objects with `followed`, `n` and `share`"),
+        ({"kinds": {"keywords": {"followed": 1, "n": "2", "share": 0.5}}}, r"ifeval\.kinds must be"),
+        ({"retention_low": "0.9"}, r"methods\.raft\.ifeval must be tested against the base, or not at all"),
+        ({"samples": None}, r"ifeval must be tested"),
+        ({"low": None}, r"ifeval must be tested"),
+        ({"on_base": {"p": 0.5, "difference": 0.1}}, r"ifeval must be tested"),
+    ],
+)
+def test_an_ifeval_part_that_cannot_be_understood_is_named(run: Path, changed: dict[str, Any], message: str) -> None:
+    edit_evaluation(run, lambda methods: methods["raft"]["ifeval"].update(changed))
+    with pytest.raises(RaftError, match=message):
+        write_report(run)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
