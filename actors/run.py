@@ -35,6 +35,7 @@ from actors.evaluate.evaluation import evaluate_models
 from actors.refine.flow import check_resources
 from actors.refine.flow import refine as refine_rows
 from actors.refine.gap import measure_gap
+from actors.refine.prompts import rehearsal_prompts
 from actors.runtime import attach
 from actors.runtime.cluster import actor_options, address_of, cluster, here, on_node, own_tmp
 from actors.runtime.progress import Bars
@@ -44,14 +45,15 @@ from raft_ray import data
 from raft_ray.config import Config, settings
 from raft_ray.config.references import shown
 from raft_ray.distill.order import RowOrder
+from raft_ray.distill.rehearsal import encode_prompts
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.ifeval import measure_against_base
 from raft_ray.evaluate.kept import forget
 from raft_ray.evaluate.table import summary_table
 from raft_ray.files import write_whole, writing
-from raft_ray.models import resolve
+from raft_ray.models import load_chat, resolve
 from raft_ray.models.memory import check_memory
-from raft_ray.models.prompts import rows_digest
+from raft_ray.models.prompts import EncodedRow, rows_digest
 from raft_ray.preflight import Prepared, check_targets, encode, preflight, write_bad
 from raft_ray.printable import plain
 from raft_ray.report import write_refine_report, write_report
@@ -221,6 +223,9 @@ def trained(
     learner, uses_distillation = config.learner, config.uses_distillation
     order = RowOrder(len(rows), learner.global_batch_size, learner.epochs, config.run.seed, learner.max_steps)
     encoded, unfit = encode(config, prepared.folder, rows)
+    if rehearsal := config.distill.rehearsal.rows:
+        encoded |= (rehearsed := _rehearsal(config, prepared, bars, run_dir, len(rows)))
+        order = order.with_rehearsal(len(rehearsed), rehearsal)
     digest = rows_digest(encoded)
     goal = Trained.by(config, order.steps, digest)
     if config.run.resume and goal.is_finished(folder):
@@ -292,10 +297,19 @@ def trained(
     finally:
         # Rollout and teacher actors belong to the pipeline actor and end with it.
         ray.kill(pipeline)
-        if uses_distillation and address_of(config) is not None:
+        if config.uses_rollouts and address_of(config) is not None:
             # Nobody waits for room any more: the autoscaler need not either.
             Slots(config).ask(0)
     return str(folder)
+
+
+def _rehearsal(config: Config, prepared: Prepared, bars: Bars, run_dir: Path, first: int) -> dict[int, EncodedRow]:
+    """The rehearsal rows of a training, numbered from `first` on."""
+    prompts, told = rehearsal_prompts(config, prepared.folder, run_dir, bars.track("Stage 2: prompts"))
+    if told:
+        console.print(f"Rehearsal: {plain(told)}", highlight=False, soft_wrap=True)
+    chat, tokens = load_chat(prepared.folder, config.model), config.distill.rehearsal.max_new_tokens
+    return encode_prompts(prompts, chat, context=prepared.context, max_new_tokens=tokens, first=first)
 
 
 def _options(config: Config, role: str) -> dict[str, Any]:
@@ -317,7 +331,7 @@ def _options(config: Config, role: str) -> dict[str, Any]:
 def _start_pipeline(config: Config, run_dir: Path, *arguments: Any) -> Any:
     """The pipeline actor, under its run folder's name. Raises `RaftError` while another run trains in the folder."""
     actor = ray.remote(PipelineActor).options(
-        **actor_options(role="pipeline", num_cpus=int(config.uses_distillation), num_gpus=0, threads=1),
+        **actor_options(role="pipeline", num_cpus=int(config.uses_rollouts), num_gpus=0, threads=1),
         **on_node(),
         name=attach.actor_name(run_dir),
         namespace=attach.NAMESPACE,

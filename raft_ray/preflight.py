@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raft_ray import models
-from raft_ray.config import Config, DomainMetric, Method, OnBadRow, RefineConfig, Target
+from raft_ray.config import Config, DomainMetric, Method, OnBadRow, RefineConfig, RehearsalConfig, Target
 from raft_ray.data import BadRow, Row, RowTable, check_rows, length_check, read_rows, read_table, write_bad_rows
 from raft_ray.data.general import general_prompts
+from raft_ray.distill.rehearsal import given_prompts
 from raft_ray.errors import ConfigError, DataError, ModelError
 from raft_ray.evaluate import ifeval
 from raft_ray.evaluate.judged import check_judges
@@ -79,7 +80,7 @@ def preflight(
     methods = [config, *others]
     folder = models.resolve(config.model.path)
     parameters = models.check_weights(folder, config.model)
-    if trains and any(each.uses_distillation for each in methods):
+    if trains and any(each.uses_rollouts for each in methods):
         models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)
     teachers = [_check_teacher(each, folder) for each in methods]
@@ -89,6 +90,8 @@ def preflight(
     chat = models.load_chat(folder, config.model)
     encoders = [make_encoder(each, chat) for each in methods]
     rewriters = _check_stage1(methods) if trains else []
+    if trains:
+        _check_rehearsal(methods, chat, context)
     if config.eval.enabled:
         _check_evaluation(config)
     train = RowTable()
@@ -155,6 +158,24 @@ def _check_stage1(methods: list[Config]) -> list[Chat]:
                 if name in (each.refine.rewriter, each.refine.fuser):
                     rewriters.append(chat)
     return rewriters
+
+
+def _check_rehearsal(methods: list[Config], chat: Chat, context: int) -> None:
+    """Every method's rehearsal has prompts, or what the model needs to write them, and room for answers."""
+    seen: list[RehearsalConfig] = []
+    for each in methods:
+        if not (rehearsal := each.distill.rehearsal).rows or rehearsal in seen:
+            continue
+        seen.append(rehearsal)
+        if rehearsal.max_new_tokens >= context:
+            raise ConfigError(
+                f"distill.rehearsal.max_new_tokens={rehearsal.max_new_tokens}: leaves no room for a prompt in a "
+                f"context of {context}"
+            )
+        if rehearsal.prompts != SELF:
+            given_prompts(each, chat, context)
+        elif chat.user_turn:
+            make_embedder(each.refine.embedder)
 
 
 def _check_evaluation(config: Config) -> None:

@@ -93,9 +93,10 @@ class State:
             )
         place = order.done(self.step)
         if digest != self.digest or place | {"position": 0} != self.order | {"position": 0}:
+            also = " or, in rehearsal.jsonl, its prompts are other ones" if order.rehearsal else ""
             raise RaftError(
                 f"data.train: its {order.rows} rows are not the {self.order['rows']} that the run's checkpoint of step "
-                f"{self.step} was trained on, in their order; put them back, or start anew with another --run-dir"
+                f"{self.step} was trained on, in their order{also}; put them back, or start anew with another --run-dir"
             )
         if place != self.order:
             raise RaftError(

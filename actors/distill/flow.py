@@ -46,6 +46,7 @@ class Flow:
     """The loops of all rollout actors and teachers, from one step on.
 
     Args:
+        order: which rows each step samples.
         loops: run here; the pipeline's waits see their failure.
         rollouts, teachers: the actors; a resumed run goes on with those of before.
         published: the learners' weights at the step that comes first.
@@ -75,7 +76,6 @@ class Flow:
         self.last_loss = ""
         """Why a rollout batch was last given back by an engine that it may have killed."""
         self._config = config
-        self._order = order
         self._records = records
         self._metrics = metrics
         self._loops = loops
@@ -200,7 +200,7 @@ class Flow:
                 lengths = await within(lengths_ref, limit, actor.who, doing)
                 self._metrics.longest(batch.step, "rollout", clock())
                 # As if its longest answer had all the tokens that one may have: a later one may.
-                whole = self._config.rollout.max_new_tokens / max(1, *lengths)
+                whole = self._config.longest_rollout / max(1, *lengths)
                 self._limits.took("generate", clock() * whole, rows)
             actor.rows += rows
             self.ledger.generated(batch, lengths)
@@ -345,7 +345,7 @@ class Flow:
     def _parts(self) -> int:
         """Into how many rollout batches a step is cut."""
         rows = self._config.rollout.batch_rows
-        return -(-self._order.batch // rows) if rows else max(1, self._rollouts.placed)
+        return -(-self.ledger.order.rows_per_step // rows) if rows else max(1, self._rollouts.placed)
 
     def _rests(self, actor: ActorState, state: State) -> None:
         """An actor does nothing with a rollout batch from now on."""

@@ -3,7 +3,7 @@
 ```
 for step in steps:
     batch = pipeline.next_batch(step, rank)     waits until the step is sampled and scored
-    losses = train_step(...)                    SFT + λ · KL, one DeepSpeed update
+    losses = train_step(...)                    SFT + λ · KL + w · rehearsal, one DeepSpeed update
     weights = publisher.publish(step + 1)       all ranks: the new weights, by sync.backend
     pipeline.publish(weights, metrics)          rank 0; frees slots, offers the weights to rollout actors
     checkpoint now and then
@@ -64,7 +64,7 @@ class LearnerTask:
     config: Config
     folder: str
     table: list[ray.ObjectRef]
-    """The encoded training rows, in a list."""
+    """The encoded training rows, those of rehearsal included, in a list."""
     pipeline: Any
     """Handle of the pipeline actor."""
     order: RowOrder
@@ -198,6 +198,8 @@ class Rank:
         self.name = f"learner-{rank}"
         self.table: dict[int, EncodedRow] = ray.get(task.table[0], timeout=config.learner.timeout)
         self.kept = min(config.distill.top_k, models.vocabulary_size(task.folder, config.model))
+        self.rehearses = task.order.rehearsal is not None
+        self.uses_rollouts = task.uses_distillation or self.rehearses
         self.balancer = make_balancer(config.distill)
         if config.learner.threads:
             torch.set_num_threads(config.learner.threads)
@@ -220,10 +222,11 @@ class Rank:
         checkpoint_seconds = 0.0
         for step in range(start, steps):
             clock = Clock(checkpoint_seconds)
-            rows, samples = self._next_batch(step)
+            rows = self._next_batch(step)
             clock.lap("wait")
 
-            batches = self._micro_batches(rows, samples)
+            batches = self._micro_batches(rows, rehearsal=False)
+            rehearsal = self._micro_batches(rows, rehearsal=True) if self.rehearses else []
             lr = self._set_learning_rate(step)
             self.student.topk_mass.clear()
             announce(self.name, "forward", step)
@@ -231,6 +234,8 @@ class Rank:
                 self.engine,
                 [batch.to(self.device) for batch in batches],
                 balancer=distilling,
+                rehearsal=[batch.to(self.device) for batch in rehearsal],
+                rehearsal_weight=self.config.distill.rehearsal.weight,
                 ranks=self.ranks,
                 keep_graph=learner.graphs is Graphs.keep_graph,
                 reduce=partial(self._reduced, step),
@@ -239,7 +244,7 @@ class Rank:
             clock.lap("optimizer")
 
             weights = self._weights(step + 1)
-            metrics = self._metrics(losses, batches) | {"lr": lr}
+            metrics = self._metrics(losses, [*batches, *rehearsal]) | {"lr": lr}
             clock.lap("sync")
             if self.rank == 0:
                 metrics["seconds"] = clock.seconds()
@@ -264,7 +269,7 @@ class Rank:
         """Tell the pipeline where training starts. Also of version 0: an engine that survived a restart may hold later
         weights."""
         weights = WeightVersion(step)
-        if self.task.uses_distillation:
+        if self.uses_rollouts:
             weights = self.publisher.pack(step)
             probe = make_probe(self.engine, self.config, self.task.folder, self.table, self.device)
             weights = replace(weights, probe=probe)
@@ -273,39 +278,38 @@ class Rank:
         torch.distributed.barrier()
         return weights
 
-    def _next_batch(self, step: int) -> tuple[list[EncodedRow], list[Sample]]:
-        """This rank's rows and samples; samples that went down with a node are asked for again."""
+    def _next_batch(self, step: int) -> list[tuple[EncodedRow, list[Sample]]]:
+        """This rank's rows, each with its sample in a list, which is empty where nobody samples it; samples that went
+        down with a node are asked for again."""
         while True:
             batch = self._call(self.task.pipeline.next_batch.remote(step, self.rank, self.ranks))
-            rows = [self.table[row] for _, _, row in batch]
-            if not self.task.uses_distillation:
-                return rows, []
-            samples, lost = [], []
-            for _, (ref,), row in batch:
+            rows, lost = [], []
+            for _, refs, row in batch:
                 try:
-                    samples.append(self._call(ref))
+                    rows.append((self.table[row], [self._call(ref) for ref in refs]))
                 except ray.exceptions.OwnerDiedError:
                     # The pipeline is gone, and with it every reference: a matter for a restart.
                     raise
                 except ray.exceptions.ObjectLostError:
                     lost.append(row)
             if not lost:
-                return rows, samples
+                return rows
             self._call(self.task.pipeline.lost.remote(step, lost))
 
-    def _micro_batches(self, rows: list[EncodedRow], samples: list[Sample]) -> list[MicroBatch]:
-        """As many on every rank, so that collectives match."""
-        uses_distillation = self.task.uses_distillation
+    def _micro_batches(self, rows: list[tuple[EncodedRow, list[Sample]]], *, rehearsal: bool) -> list[MicroBatch]:
+        """Those of the rehearsal rows, or of the others; as many on every rank, so that collectives match."""
+        scored = rehearsal or self.task.uses_distillation
+        mine = [(row, samples) for row, samples in rows if row.rehearses == rehearsal]
         batches = make_micro_batches(
-            rows,
-            samples if uses_distillation else None,
-            total=int(self._sum([float(len(rows))])[0]),
+            [row for row, _ in mine],
+            [sample for _, (sample,) in mine] if scored else None,
+            total=int(self._sum([float(len(mine))])[0]),
             tokens=self.config.learner.max_tokens_per_microbatch,
             share_prompt=self.share_prompt,
         )
         most = torch.tensor(len(batches), device=self.device)
         torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-        empty = empty_micro_batch(self.kept if uses_distillation else None)
+        empty = empty_micro_batch(self.kept if scored else None)
         return batches + [empty] * (int(most) - len(batches))
 
     def _set_learning_rate(self, step: int) -> float:
@@ -323,7 +327,7 @@ class Rank:
         """The model's weights, for the rollout actors; the last ones for the export, which reads the object store."""
         if version == self.task.order.steps:
             return self.publisher.pack(version)
-        return self.publisher.publish(version) if self.task.uses_distillation else WeightVersion(version)
+        return self.publisher.publish(version) if self.uses_rollouts else WeightVersion(version)
 
     def _metrics(self, losses: StepLosses, batches: list[MicroBatch]) -> dict[str, Any]:
         """The learners' part of a step's metrics."""
@@ -338,8 +342,8 @@ class Rank:
             "student_mass": mass_sum / mass_count if mass_count else None,
             "tokens": int(all_tokens),
             "grad_norm": float(self.engine.get_global_grad_norm()),
-            "temperature": self.config.distill.temperature if self.task.uses_distillation else None,
-        }
+            "temperature": self.config.distill.temperature if self.uses_rollouts else None,
+        } | ({"rehearsal_kl": losses.rehearsal} if self.rehearses else {})
 
     def _export(self, weights: WeightVersion) -> None:
         """Write `model/` on the run folder's node, from the object store; the store forgets our puts when we end."""

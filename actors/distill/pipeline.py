@@ -54,7 +54,7 @@ class PipelineActor:
         order: which rows each step trains on.
         run_dir: for the records and the log.
         make_rollout, make_teacher: make the actor of a name, given the table, and return its handle at once.
-        uses_distillation: whether the method samples and scores at all.
+        uses_distillation: whether the method samples and scores rows of the training set.
     """
 
     def __init__(
@@ -70,6 +70,8 @@ class PipelineActor:
         self._config = config
         self._order = order
         self._uses_distillation = uses_distillation
+        self._sampled = order if uses_distillation else order.rehearsal
+        """Which rows of each step are sampled and scored; none of a method without rollouts."""
         self._records = RunRecords(run_dir, order)
         self._makers = make_rollout, make_teacher
         self._table: dict[int, EncodedRow] = {}
@@ -103,7 +105,7 @@ class PipelineActor:
         rollout, teacher = self._config.rollout, self._config.teacher
         self._rollouts = ActorGroup("rollout", make_rollout, rollout.timeout, rollout.max_restarts)
         self._teachers = ActorGroup("teacher", make_teacher, teacher.timeout, teacher.max_restarts)
-        if self._uses_distillation:
+        if self._sampled:
             self._rollouts.fill(rollout.actors)
             self._teachers.fill(teacher.actors)
         self._going = self._new_flow(WeightVersion(0))
@@ -149,7 +151,7 @@ class PipelineActor:
     async def next_batch(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
         """The rows that `rank` trains on at `step`: `(info, [sample ref], row)` each, balanced by tokens over ranks.
 
-        Waits until the rank's shard is scored. Methods without distillation get `(None, [], row)` at once.
+        Waits until the rank's shard is scored. A row that nobody samples is `(None, [], row)`.
         Raises the error that stopped the pipeline, or `RaftError` after `learner.timeout`.
         """
         now = self._metrics.now()
@@ -161,10 +163,13 @@ class PipelineActor:
         return shard
 
     async def _shard(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
+        plain: list[tuple[SampleInfo | None, Any, int]] = []
         if not self._uses_distillation:
-            sample_ids = self._order.batch_of(step)
-            tokens = [len(self._table[p.row].prompt) + len(self._table[p.row].answer) for p in sample_ids]
-            return [(None, [], sample_ids[i].row) for i in balanced_shards(tokens, ranks)[rank]]
+            rows = [self._table[each.row] for each in self._order.batch_of(step) if self._order.owns(each)]
+            shares = balanced_shards([len(row.prompt) + len(row.answer) for row in rows], ranks)
+            plain = [(None, [], rows[i].row) for i in shares[rank]]
+        if not self._sampled:
+            return plain
         shard: list[tuple[SampleInfo, Any]] | None = None
 
         def arrived() -> bool:
@@ -177,7 +182,7 @@ class PipelineActor:
 
         timeout = self._config.learner.timeout
         await self._loops.wait_for(arrived, lambda: f"the samples of step {step}", timeout, "learner.timeout")
-        return [(info, [sample], info.sample_id.row) for info, sample in shard or []]
+        return plain + [(info, [sample], info.sample_id.row) for info, sample in shard or []]
 
     async def lost(self, step: int, rows: list[int]) -> None:
         """Samples of `step` cannot be fetched, their node is gone: make them again; then ask `next_batch` again."""
@@ -204,14 +209,14 @@ class PipelineActor:
         self._metrics.learned(step, record["seconds"])
         record["seconds"] |= self._metrics.take(step)
         quarantined = self._flow.ledger.quarantined_of(step)
-        infos = self._flow.ledger.done(step) if self._uses_distillation else []
-        record["object_store_peak"] = self._flow.peak_bytes + (2 * weights.nbytes if self._uses_distillation else 0)
+        infos = self._flow.ledger.done(step) if self._sampled else []
+        record["object_store_peak"] = self._flow.peak_bytes + (2 * weights.nbytes if self._sampled else 0)
         self._flow.peak_bytes = 0
         self._records.add(step, infos, record, quarantined)
         self._flow.publish(weights)
         self._step = weights.version
         self._metrics.step_done(self._records.last or {})
-        if self._uses_distillation:
+        if self._sampled:
             await self._resize()
 
     # What the driver and the command line call.
@@ -275,7 +280,7 @@ class PipelineActor:
         """
         if self._going is None:
             raise RaftError(STARTING_AGAIN)
-        if not self._uses_distillation:
+        if not self._sampled:
             raise RaftError(f"distill.method={self._config.distill.method.value} has no rollout actors to scale")
         if rollouts < 1:
             raise RaftError(f"--rollouts {rollouts}: at least one rollout actor must stay")
@@ -309,7 +314,7 @@ class PipelineActor:
     def _new_flow(self, published: WeightVersion) -> Flow:
         return Flow(
             self._config,
-            self._order,
+            self._sampled or self._order,
             self._records,
             self._metrics,
             self._loops,

@@ -39,7 +39,7 @@ def may_share_prompts(
     wanted = config.learner.share_prompt
     if wanted is False:
         return False, None
-    row = max(table.values(), key=lambda row: len(row.prompt) + len(row.answer))
+    row = max(_with_answer(table), key=lambda row: len(row.prompt) + len(row.answer))
     length = config.rollout.max_new_tokens
     response = (row.answer * (length // len(row.answer) + 1))[:length]
     with _evaluating(engine):
@@ -62,13 +62,17 @@ def may_share_prompts(
 
 def make_probe(engine: Any, config: Config, folder: str, table: dict[int, EncodedRow], device: Any) -> Probe:
     """What rollout engines must find likely too, once they hold the weights that training starts from."""
-    row = min(table.values(), key=lambda row: abs(len(row.prompt) + len(row.answer) - PROBE_TOKENS))
+    row = min(_with_answer(table), key=lambda row: abs(len(row.prompt) + len(row.answer) - PROBE_TOKENS))
     # The engine must have room for a token after it.
     room = models.model_context(folder, config.model) - len(row.prompt) - 1
     row = EncodedRow(row.row, row.prompt, row.answer[: min(PROBE_TOKENS, room)], [])
     with _evaluating(engine):
         logprobs = answer_logprobs(engine, row, device)
     return Probe(row.prompt, row.answer, logprobs, LOGPROB_ERROR[_is_half(config)])
+
+
+def _with_answer(table: dict[int, EncodedRow]) -> Iterator[EncodedRow]:
+    return (row for row in table.values() if not row.rehearses)
 
 
 @contextmanager

@@ -66,11 +66,13 @@ class RolloutActor(WeightReceiver):
         with self._one:
             self.held()  # refused before vLLM has requests
             rollout, in_flight = self._config.rollout, self._config.sync.in_flight
+            rows = [self._table[sample_id.row] for sample_id in batch.sample_ids]
+            rehearsal = self._config.distill.rehearsal.max_new_tokens
             if not in_flight:
                 note_version([0] * len(batch.sample_ids))
             completions = self._engine.generate(
-                [self._table[sample_id.row].prompt for sample_id in batch.sample_ids],
-                max_new_tokens=rollout.max_new_tokens,
+                [row.prompt for row in rows],
+                max_new_tokens=[rehearsal if row.rehearses else rollout.max_new_tokens for row in rows],
                 temperature=rollout.temperature,
                 top_p=rollout.top_p,
                 seed=batch.seed(self._config.run.seed),

@@ -137,6 +137,7 @@ class Engine:
         seed: int = 0,
         seeds: list[int] | None = None,
         schema: dict[str, Any] | None = None,
+        stop_ids: list[int] | None = None,
         before_step: Callable[[list[int]], None] | None = None,
     ) -> list[Completion]:
         """One completion for each prompt (a list of token ids), in the prompts' order.
@@ -147,6 +148,7 @@ class Engine:
             seed: of the whole call, so a prompt's tokens depend on the list it is in.
             seeds: of each prompt, so that its tokens depend on no other; only of an engine with `own_seeds`.
             schema: a JSON schema that every completion follows, unless it is cut off.
+            stop_ids: tokens that end a completion; none takes those that end an assistant's turn.
             before_step: called before every forward pass with the number of tokens that each prompt has got so far.
                 With it another thread's `paused` begins between two passes, without it after the call.
         """
@@ -162,7 +164,7 @@ class Engine:
                 top_p=top_p,
                 detokenize=False,
                 skip_special_tokens=False,
-                stop_token_ids=self._stop_ids,
+                stop_token_ids=stop_ids or self._stop_ids,
                 structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
                 seed=own,
             )

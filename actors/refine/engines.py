@@ -94,13 +94,20 @@ class RefineEngine:
         seed: int,
         schema: dict[str, Any] | None = None,
     ) -> list[Completion]:
-        """A text for each request, without special tokens and thinking; see `raft_ray.refine.generation.Generate`."""
+        """A text for each request, without special tokens and thinking; see `raft_ray.refine.generation.Generate`.
+
+        Requests without a chat are for user's turns, and come by themselves.
+        """
         announce(self._name, "generating", requests=len(requests))
-        prompts = [self._chat.prompt(request.chat) for request in requests]
+        asks = not any(request.chat for request in requests)
+        opening, end = self._chat.user_turn if asks else ([], 0)
+        prompts = [self._chat.prompt(request.chat) if request.chat else opening for request in requests]
         fitting = [ids for ids in prompts if len(ids) + max_new_tokens <= self._context]
         # What the prefix cache holds depends on earlier calls, and what it gives differs in the last bits.
         self._engine.llm.reset_prefix_cache()
-        options: dict[str, Any] = {"temperature": temperature, "seed": seed, "schema": schema}
+        stop_ids = [*self._chat.stop_ids, end] if asks else None
+        options: dict[str, Any] = {"temperature": temperature, "seed": seed, "schema": schema, "stop_ids": stop_ids}
+        text = self._chat.user_text if asks else self._chat.text
         outputs = iter(self._engine.generate(fitting, max_new_tokens=max_new_tokens, **options) if fitting else [])
         completions = []
         for ids in prompts:
@@ -110,7 +117,7 @@ class RefineEngine:
             output = next(outputs)
             completions.append(
                 Completion(
-                    self._chat.text(output.token_ids),
+                    text(output.token_ids),
                     truncated=output.truncated,
                     input_tokens=len(ids),
                     output_tokens=len(output.token_ids),

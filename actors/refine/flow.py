@@ -75,7 +75,7 @@ def refine(rows: RowTable, config: Config, out: Path, progress: Progress | None 
     started = time.monotonic()
     check_resources(config)
     done = len(rows) - sum(part.count for part in pending)
-    with cache_actor(out.parent, "refine") as cache, _pools(_plans(config), str(out.parent)) as pools:
+    with cache_actor(out.parent, "refine") as cache, engine_pools(_plans(config), str(out.parent)) as pools:
         before: Counts = RemoteStore(cache).counts()
         setup = Setup(config, prompts, names, pools, cache, str(out.parent))
         if progress:
@@ -139,7 +139,7 @@ def _refined(table: RowTable, pending: list[Slice], setup: Setup, settings: str,
 
 
 @contextmanager
-def _pools(plans: list[PoolPlan], run_dir: str) -> Iterator[dict[str, Any]]:
+def engine_pools(plans: list[PoolPlan], run_dir: str) -> Iterator[dict[str, Any]]:
     """By name, each model's pool; pools end with the block, and their engines with them."""
     overlapped = sum(plan.engines for plan in plans) > 1
     actor: Any = ray.remote(EnginePool).options(**_light(), **on_node())

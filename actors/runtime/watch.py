@@ -142,4 +142,6 @@ def _note(last: dict[str, Any] | None) -> str:
     note = f"sft {last['sft_loss']:.3f}"
     if last.get("kl_loss") is not None:
         note += f"  kl {last['kl_loss']:.3f}  λ {last['lambda']:.2f}"
+    if last.get("rehearsal_kl") is not None:
+        note += f"  rehearsal {last['rehearsal_kl']:.3f}"
     return note

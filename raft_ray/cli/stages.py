@@ -101,6 +101,7 @@ def train(
     [bold]Examples[/bold]
       raft-ray train raft data.train=runs/refined/refined --run-dir runs/trained
       raft-ray train sft data.train=train.jsonl learner.max_steps=100
+      raft-ray train sft data.train=train.jsonl distill.rehearsal.rows=4
       raft-ray train runs/trained --resume
     """
     checked = ready(config, overrides, resume, run_dir)

@@ -22,6 +22,7 @@ from raft_ray.config.training import (
     LearnerConfig,
     Method,
     OnLongReference,
+    RehearsalConfig,
     RolloutConfig,
     Schedule,
     SyncBackend,
@@ -49,6 +50,7 @@ __all__ = [
     "RefineConfig",
     "RefineGuardsConfig",
     "RefineModelConfig",
+    "RehearsalConfig",
     "RolloutConfig",
     "RunConfig",
     "Schedule",
@@ -81,6 +83,17 @@ class Config:
 
     @property
     def uses_distillation(self) -> bool:
-        """The method has rollouts and a teacher."""
+        """The method has rollouts and a teacher for the rows of the training set."""
         switched_off = self.distill.balance is Balance.fixed and self.distill.fixed_lambda == 0
         return self.distill.method in (Method.opd, Method.raft) and not switched_off
+
+    @property
+    def uses_rollouts(self) -> bool:
+        """There are rollouts and a teacher: for the rows of the training set, for rehearsal, or for both."""
+        return self.uses_distillation or self.distill.rehearsal.rows > 0
+
+    @property
+    def longest_rollout(self) -> int:
+        """Tokens that the student may write after a prompt of either kind."""
+        rehearsal = self.distill.rehearsal
+        return max(self.rollout.max_new_tokens, rehearsal.max_new_tokens if rehearsal.rows else 0)

@@ -46,8 +46,8 @@ def check(config: Config, *, trains: bool = True) -> None:
 def required_resources(config: Config) -> tuple[float, float]:
     """CPUs and GPUs that stage 2 holds at the same time: the most that the main method or a baseline asks for.
 
-    Distillation runs its rollout actors, teachers, learners and one pipeline actor side by side; `sft` and `sdft`
-    run learners only.
+    Distillation and rehearsal run rollout actors, teachers, learners and one pipeline actor side by side; `sft` and
+    `sdft` alone run learners only.
     """
     needs = [_resources(made) for made in (config, *(for_method(config, name) for name in config.run.baselines))]
     return max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)
@@ -56,7 +56,7 @@ def required_resources(config: Config) -> tuple[float, float]:
 def _resources(config: Config) -> tuple[float, float]:
     learner, rollout, teacher = config.learner, config.rollout, config.teacher
     cpus, gpus = learner.num_workers * learner.num_cpus, learner.num_workers * learner.num_gpus
-    if config.uses_distillation:
+    if config.uses_rollouts:
         cpus += rollout.actors * rollout.num_cpus + teacher.actors * teacher.num_cpus + 1
         gpus += rollout.actors * rollout.num_gpus + teacher.actors * teacher.num_gpus
     return cpus, gpus
@@ -153,7 +153,7 @@ def _training(config: Config) -> Iterator[str]:
             f"learner.warmup_steps={learner.warmup_steps}: the warm-up would never end within "
             f"learner.max_steps={learner.max_steps}; lower it"
         )
-    if not config.uses_distillation:
+    if not config.uses_rollouts:
         return
     if rollout.tensor_parallel > 1 and rollout.num_gpus < rollout.tensor_parallel:
         yield (
@@ -161,19 +161,40 @@ def _training(config: Config) -> Iterator[str]:
             f"set rollout.num_gpus={rollout.tensor_parallel}"
         )
     yield from _elastic(rollout)
-    if rollout.batch_rows is not None and rollout.batch_rows > rows:
-        yield (
-            f"rollout.batch_rows={rollout.batch_rows}: a step has no more than learner.global_batch_size={rows} rows; "
-            "lower it"
-        )
+    domain, rehearsal = rows if config.uses_distillation else 0, distill.rehearsal.rows
+    if rollout.batch_rows is not None and rollout.batch_rows > domain + rehearsal:
+        parts = {"learner.global_batch_size": domain, "distill.rehearsal.rows": rehearsal}
+        most = " + ".join(f"{key}={value}" for key, value in parts.items() if value)
+        yield f"rollout.batch_rows={rollout.batch_rows}: a step has no more than {most} rows; lower it"
     yield from _sync(config)
-    yield from _no_room(config, "rollout.max_new_tokens")
+    if domain:
+        yield from _no_room(config, "rollout.max_new_tokens")
+    if rehearsal:
+        yield from _rehearsal(config)
     capped = distill.max_lambda is not None and distill.max_lambda < distill.fixed_lambda
     if distill.balance is Balance.fixed and capped:
         yield (
             f"distill.max_lambda={distill.max_lambda}: below distill.fixed_lambda={distill.fixed_lambda}, "
             "which it would replace; raise or unset it"
         )
+
+
+def _rehearsal(config: Config) -> Iterator[str]:
+    rehearsal, teacher = config.distill.rehearsal, config.teacher.path
+    where = f"distill.rehearsal.rows={rehearsal.rows}"
+    if rehearsal.count < rehearsal.rows:
+        yield (
+            f"distill.rehearsal.count={rehearsal.count}: a step would take some prompts twice ({where}); raise it, or "
+            "lower distill.rehearsal.rows"
+        )
+    if not rehearsal.prompts:
+        yield 'distill.rehearsal.prompts is empty; set it to "self", or name a file or data set with prompts'
+    if teacher not in (None, config.model.path):
+        yield (
+            f"teacher.path={teacher}: the student would rehearse another model's answers ({where}); leave teacher.path "
+            "out, or set distill.rehearsal.rows=0"
+        )
+    yield from _no_room(config, "distill.rehearsal.max_new_tokens")
 
 
 def _elastic(rollout: RolloutConfig) -> Iterator[str]:

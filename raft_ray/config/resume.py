@@ -18,6 +18,7 @@ from raft_ray.errors import ConfigError
 _CHECKPOINT = {
     *("run.seed", "run.storage", "model.path", "model.dtype", "model.thinking", "model.date", "data.train"),
     *("data.limit", "learner.global_batch_size", "distill.method", "distill.target"),
+    *(f"distill.rehearsal.{name}" for name in ("rows", "prompts", "forms")),
 }
 _RESOURCES = {"actors", "num_cpus", "num_gpus", "threads", "tokens", "timeout", "max_restarts", "max_failures"}
 # By section; all others of its keys decide what model comes out.
@@ -76,8 +77,10 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
 
 def deciding(config: Config) -> dict[str, Any]:
     """The values, as JSON has them, of the keys that decide what model a number of steps makes."""
+    # Without rehearsal none of its keys decides anything.
+    left_out = ("run.storage",) if config.distill.rehearsal.rows else ("run.storage", "distill.rehearsal.")
     values = settings.flatten(config)
-    return {key: value for key, value in values.items() if _trains(key) and key != "run.storage"}
+    return {key: value for key, value in values.items() if _trains(key) and not key.startswith(left_out)}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -82,13 +82,14 @@ def flatten(config: Config) -> dict[str, Any]:
 def for_method(config: Config, method: str) -> Config:
     """`config` as it is for training `method` as a baseline: its `run.overrides` applied, its own target.
 
+    Another method than the config's own rehearses only where its overrides say so.
+
     Raises `ConfigError` if those overrides have unknown keys or wrong values.
     """
-    baseline = replace(
-        config,
-        run=replace(config.run, baselines=[], overrides={}),
-        distill=replace(config.distill, method=Method(method), target=Target.auto),
-    )
+    distill = replace(config.distill, method=Method(method), target=Target.auto)
+    if distill.method is not config.distill.method:
+        distill = replace(distill, rehearsal=replace(distill.rehearsal, rows=0))
+    baseline = replace(config, run=replace(config.run, baselines=[], overrides={}), distill=distill)
     return make(baseline, [(f"run.overrides.{method}: ", shown(config.run.overrides.get(method) or {}))])
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from raft_ray.config.kinds import (
     DecayRate,
+    Fraction,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -178,6 +179,26 @@ class LearnerConfig:
 
 
 @dataclass
+class RehearsalConfig:
+    """Rows of a second kind: general prompts, to which the student's answers shall stay as they were."""
+
+    rows: NonNegativeInt = 0
+    """General prompts per step, beside the rows of `learner.global_batch_size`. The student answers them and the
+    original model, which reads the same prompt, scores the answers: KL alone, with any method. 0 is off."""
+    prompts: str = "self"
+    """`self`: the original model writes them, once, into `rehearsal.jsonl` of the run folder. Else a source of the
+    kinds that `data.train` takes, with fields of the usual names: the prompts of its first `count` rows."""
+    count: PositiveInt = 1000
+    """Prompts to have; each is answered once before any is answered again."""
+    forms: Fraction = 0.5
+    """Share of the prompts that end with a wish for a form: a list, JSON, a title, letter case, length, language, .."""
+    max_new_tokens: PositiveInt = 128
+    """Of an answer: general ones are longer than most of a domain's."""
+    weight: PositiveFloat = 2.0
+    """w of `L = L_SFT + λ L_KL + w L_rehearsal`, which does not fall with λ as the domain is learned."""
+
+
+@dataclass
 class DistillConfig:
     method: Method = Method.raft
     target: Target = Target.auto
@@ -191,6 +212,7 @@ class DistillConfig:
     """λ of `distill.balance=fixed`; 0 trains without distillation."""
     max_lambda: PositiveFloat | None = None
     """Cap on λ: a student close to its teacher has a KL near 0, and the ratio explodes."""
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
 
 
 @dataclass

@@ -65,6 +65,19 @@ def row_fields(record: dict[str, Any], columns: ColumnsConfig, *, with_choices: 
     }
 
 
+def prompt_of(record: dict[str, Any], columns: ColumnsConfig) -> Chat:
+    """The chat before the answer, of a record that need not have one. Raises `Unusable`."""
+    field = _first(record, _named(columns.messages, _CHATS))
+    if field is None:
+        return _question(record, columns)
+    messages = read_chat(_listed(record[field]), field)
+    if messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages or messages[-1]["role"] != "user":
+        raise Unusable(f"{field} have no user message before the answer")
+    return messages
+
+
 def _question(record: dict[str, Any], columns: ColumnsConfig) -> Chat:
     names = _named(columns.prompt, _PROMPTS)
     field = _first(record, names) or names[0]

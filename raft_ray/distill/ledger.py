@@ -98,7 +98,7 @@ class Ledger:
     """The way of every row, from step `step` on.
 
     Args:
-        order: which rows each step trains on.
+        order: which rows each step samples.
         max_staleness: S of the capacity rule.
         step: the first step that is not done yet.
         max_failures: deaths of engines after which a batch's rows go on alone, one row per batch; the next death of
@@ -116,7 +116,7 @@ class Ledger:
         quarantined: Iterable[int] = (),
     ) -> None:
         self.order = order
-        self.capacity = Capacity(order.batch, max_staleness)
+        self.capacity = Capacity(order.rows_per_step, max_staleness)
         self.quarantined: set[int] = set(quarantined)
         """Row indices that are never dispatched again."""
         self.nbytes = 0
@@ -216,15 +216,16 @@ class Ledger:
         """The samples that `rank` trains on at `step`, in the order of the batch; none while any is missing.
 
         Rows are shared out by length as soon as all of the step are generated, so a rank need not wait for the
-        scoring of another rank's rows. Raises `RaftError` when every row of the step was quarantined.
+        scoring of another rank's rows. Raises `RaftError` when every row of the step was quarantined, those of
+        rehearsal beside them left out.
         """
         record = self._records.get(step)
         if record is None or record.unknown:
             return None
-        if len(record.quarantined) == len(record.sample_ids):
-            raise RaftError(
-                f"step {step}: engines died on each of its {len(record.sample_ids)} rows; see quarantined.jsonl"
-            )
+        if record.quarantined:
+            own = [each for each in record.sample_ids if self.order.owns(each)]
+            if record.quarantined.issuperset(own):
+                raise RaftError(f"step {step}: engines died on each of its {len(own)} rows; see quarantined.jsonl")
         if record.shards is None or len(record.shards) != ranks:
             record.cut(ranks)
         if record.shards is None or record.lacks(rank):

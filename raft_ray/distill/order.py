@@ -14,7 +14,7 @@ died keeps its slot while it waits to be made again, so the same holds for it (`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -96,12 +96,17 @@ class RowOrder:
 
     A batch may span two epochs; only the last batch of all may be short. Every row occurs once in an epoch.
 
+    Rehearsal rows have an order of their own of the same kind, which lasts as long as this one, and a step takes its
+    rows from both. They are numbered on from the rows of the training set.
+
     Args:
         rows: rows of the training set.
-        batch: rows per step.
+        batch: rows of it per step.
         epochs: passes over the set.
         seed: of the permutations.
         max_steps: stop after so many steps; none trains all epochs.
+        first: index of the first row.
+        rehearsal: the order of the rehearsal rows; none without rehearsal.
     """
 
     rows: int
@@ -109,6 +114,24 @@ class RowOrder:
     epochs: int
     seed: int
     max_steps: int | None = None
+    first: int = 0
+    rehearsal: RowOrder | None = None
+
+    def with_rehearsal(self, rows: int, batch: int) -> RowOrder:
+        """This order with `batch` of `rows` rehearsal rows in each step beside its own; with none, as it is."""
+        if not batch:
+            return self
+        epochs = -(-self.steps * batch // rows)
+        return replace(self, rehearsal=RowOrder(rows, batch, epochs, self.seed, self.steps, first=self.rows))
+
+    @property
+    def rows_per_step(self) -> int:
+        """Of both kinds."""
+        return self.batch + (self.rehearsal.batch if self.rehearsal else 0)
+
+    def owns(self, sample_id: SampleId) -> bool:
+        """Whether a sample is of this order's own rows, not of the rehearsal's."""
+        return 0 <= sample_id.row - self.first < self.rows
 
     @property
     def steps(self) -> int:
@@ -118,13 +141,17 @@ class RowOrder:
 
     def done(self, step: int) -> dict[str, int]:
         """What a checkpoint keeps of the order: after `step` steps the rows before `position` are trained."""
-        return {"rows": self.rows, "batch": self.batch, "seed": self.seed, "position": self._position(step)}
+        done = {"rows": self.rows, "batch": self.batch, "seed": self.seed, "position": self._position(step)}
+        if self.rehearsal:
+            done |= {"rehearsal_rows": self.rehearsal.rows, "rehearsal_batch": self.rehearsal.batch}
+        return done
 
     def batch_of(self, step: int) -> list[SampleId]:
-        """The rows of a step, in order. Raises `IndexError` outside the run."""
+        """The rows of a step, in order, those of rehearsal last. Raises `IndexError` outside the run."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
-        return [self._place(position) for position in range(self._position(step), self._position(step + 1))]
+        own = [self._place(position) for position in range(self._position(step), self._position(step + 1))]
+        return own + (self.rehearsal.batch_of(step) if self.rehearsal else [])
 
     def _position(self, step: int) -> int:
         """Where a step begins in the order of all epochs; only the last step's end is cut short."""
@@ -132,7 +159,7 @@ class RowOrder:
 
     def _place(self, position: int) -> SampleId:
         epoch, offset = divmod(position, self.rows)
-        return SampleId(epoch, int(_permutation(self.rows, self.seed, epoch)[offset]))
+        return SampleId(epoch, self.first + int(_permutation(self.rows, self.seed, epoch, self.first)[offset]))
 
 
 def balanced_shards(tokens: list[int], ranks: int) -> list[list[int]]:
@@ -156,5 +183,5 @@ def balanced_shards(tokens: list[int], ranks: int) -> list[list[int]]:
 
 
 @lru_cache(maxsize=4)
-def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+def _permutation(rows: int, seed: int, epoch: int, first: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, first] if first else [seed, epoch]).permutation(rows)

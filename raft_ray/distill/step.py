@@ -1,11 +1,12 @@
-"""One optimizer step of RAFT: where the two losses, λ, micro-batches and ranks meet.
+"""One optimizer step of RAFT: where the losses, λ, micro-batches and ranks meet.
 
 λ of step s needs the whole step's losses before the first gradient that it weighs. So the micro-batches are first
 forwarded for their losses; after one all-reduce of two numbers every rank has the same λ; then the gradients of
 `L_SFT + λ L_KL` are taken, λ a constant. `two_pass` forwards without a graph first and again with one (about a third
 more work), from the same random state, so that dropout hides the same; `keep_graph` keeps all graphs, as is always done
-with a single micro-batch. Without distillation there is no λ, and each micro-batch is forwarded once. Either way the
-gradient is exactly that of the whole batch.
+with a single micro-batch. Without distillation there is no λ, and each micro-batch is forwarded once, as are those of
+rehearsal rows, whose weight is known: `L = L_SFT + λ L_KL + w L_rehearsal`. Either way the gradient is exactly that of
+the whole batch.
 
 Knows nothing about Ray or data; the engine is DeepSpeed's, or anything with the same three calls.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -43,6 +44,8 @@ class StepLosses:
     kl: float | None
     weight: float | None
     """λ."""
+    rehearsal: float | None = None
+    """The KL of the rehearsal rows, not weighted; none in a step without any."""
 
     @property
     def ce_kl_ratio(self) -> float | None:
@@ -57,6 +60,8 @@ def train_step(
     batches: Sequence[MicroBatch],
     *,
     balancer: EmaBalancer | FixedBalancer | None,
+    rehearsal: Sequence[MicroBatch] = (),
+    rehearsal_weight: float = 0.0,
     ranks: int,
     keep_graph: bool,
     reduce: Callable[[list[float]], list[float]],
@@ -66,8 +71,10 @@ def train_step(
 
     Args:
         engine: `engine(batch)` gives `[2]`, the batch's weighted (SFT, KL); gradients are averaged over `ranks`.
-        batches: this rank's micro-batches.
-        balancer: gives λ; none for methods without distillation.
+        batches: this rank's micro-batches of rows with answers.
+        balancer: gives λ, from the losses of these rows alone; none for methods without distillation.
+        rehearsal: this rank's micro-batches of rehearsal rows.
+        rehearsal_weight: w.
         keep_graph: keep the graphs of all micro-batches instead of forwarding twice.
         reduce: sums a list of numbers over ranks.
         on_gradients: called between the last backward pass and the optimizer's update.
@@ -80,16 +87,25 @@ def train_step(
         for i, value in enumerate(losses.detach().tolist()):
             sums[i] += value
 
+    rehearsed = 0.0
+    for batch in rehearsal:
+        losses = engine(batch)
+        rehearsed += float(losses[1].detach())
+        # The engine averages over ranks; the losses are parts of a sum.
+        engine.backward(rehearsal_weight * losses[1] * ranks)
+
+    def reduced() -> list[float]:
+        return _finite(reduce([*sums, rehearsed] if rehearsal else sums))
+
     if balancer is None:
         for batch in batches:
             losses = engine(batch)
             count(losses)
-            # The engine averages over ranks; the losses are parts of a sum.
             engine.backward(losses[0] * ranks)
-        sft, _ = _finite(reduce(sums))
+        sft, _, *rest = reduced()
         on_gradients()
         engine.step()
-        return StepLosses(sft, sft, None, None)
+        return _with_rehearsal(StepLosses(sft, sft, None, None), rest, rehearsal_weight)
 
     with torch.set_grad_enabled(keep_graph or len(batches) == 1):
         for index, batch in enumerate(batches):
@@ -98,7 +114,7 @@ def train_step(
             count(losses)
             if losses.requires_grad:
                 kept[index] = losses
-    sft, kl = _finite(reduce(sums))
+    sft, kl, *rest = reduced()
     weight = balancer.update(sft, kl)
     for index, batch in enumerate(batches):
         if index in kept:
@@ -109,13 +125,21 @@ def train_step(
         engine.backward((losses[0] + weight * losses[1]) * ranks)
     on_gradients()
     engine.step()
-    return StepLosses(sft + weight * kl, sft, kl, weight)
+    return _with_rehearsal(StepLosses(sft + weight * kl, sft, kl, weight), rest, rehearsal_weight)
+
+
+def _with_rehearsal(losses: StepLosses, rehearsal: list[float], weight: float) -> StepLosses:
+    """The step's losses with the KL of its rehearsal rows, if it has any."""
+    if not rehearsal:
+        return losses
+    return replace(losses, loss=losses.loss + weight * rehearsal[0], rehearsal=rehearsal[0])
 
 
 def _finite(losses: list[float]) -> list[float]:
     """The losses, before an update is made of them. Raises `ValueError`."""
     if not all(map(math.isfinite, losses)):
-        raise ValueError(f"losses must be finite, got sft={losses[0]}, kl={losses[1]}; lower learner.lr")
+        found = ", ".join(f"{name}={loss}" for name, loss in zip(("sft", "kl", "rehearsal"), losses, strict=False))
+        raise ValueError(f"losses must be finite, got {found}; lower learner.lr")
     return losses
 
 

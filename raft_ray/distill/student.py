@@ -7,6 +7,8 @@ apart:                           prompt | answer ŷ                   two sequen
                                  prompt | response z
 ```
 
+A rehearsal row has no answer: it is prompt and response in either layout. Micro-batches hold rows of one kind.
+
 Both layouts give the same losses where all that a layer knows of a sequence is who sees whom and at which position;
 `sharing_error` measures on a row whether that is so. Sharing saves the prompt's second pass. The losses are
 computed inside `forward`, from hidden states, so that no [batch, tokens, vocabulary] tensor exists and so that
@@ -49,8 +51,8 @@ class Positions:
     def of(cls, spots: Sequence[tuple[int, Sequence[int]]], total: int) -> Positions:
         """Of rows, a `(sequence, columns)` each: a position weighs 1 / (tokens of the row · rows of the step)."""
         return cls(
-            torch.tensor([sequence for sequence, columns in spots for _ in columns]),
-            torch.tensor([column for _, columns in spots for column in columns]),
+            torch.tensor([sequence for sequence, columns in spots for _ in columns], dtype=torch.long),
+            torch.tensor([column for _, columns in spots for column in columns], dtype=torch.long),
             torch.tensor([1 / (len(columns) * total) for _, columns in spots for _ in columns], dtype=torch.float32),
         )
 
@@ -60,12 +62,12 @@ class Positions:
 
 @dataclass
 class MicroBatch:
-    """Some rows of a step for one forward pass: their cross-entropy, and their KL where the method distils."""
+    """Some rows of a step for one forward pass: the cross-entropy of their answers, the KL of their responses."""
 
     input_ids: Tensor
     """[B, L] int64, padded on the right."""
     answers: Positions
-    """Of the cross-entropy; n = tokens of the answers."""
+    """Of the cross-entropy; n = tokens of the answers, 0 for rehearsal rows."""
     labels: Tensor
     """[n] int64."""
     position_ids: Tensor | None = None
@@ -112,8 +114,9 @@ class Student(nn.Module):
         self.model = model
         self.temperature = temperature
         self.topk_mass: list[float] = []
-        """For each KL micro-batch since the list was emptied, the mean probability of the teacher's top K under the
-        student, over at most 64 positions (a vocabulary-wide softmax at every position would cost too much)."""
+        """For each micro-batch with answers and a KL since the list was emptied, the mean probability of the teacher's
+        top K under the student, over at most 64 positions (a vocabulary-wide softmax at every one would cost too
+        much)."""
 
     def forward(self, batch: MicroBatch, read: bool = False) -> Tensor | Reading:
         """The weighted losses; or, to `read`, what they are taken from."""
@@ -131,7 +134,7 @@ class Student(nn.Module):
         at = batch.responses
         hidden = hidden_BLD[at.sequences, at.columns]
         # One of weight 0 is there for the collectives alone.
-        if at.weight.any():
+        if len(batch.labels) and at.weight.any():
             with torch.no_grad():
                 self.topk_mass.append(_topk_mass(hidden, head, batch.teacher_ids))
         kl = topk_kl_from_hidden(
@@ -182,12 +185,12 @@ def answer_logprobs(forward: Callable[..., Any], row: EncodedRow, device: torch.
 def make_micro_batches(
     rows: Sequence[EncodedRow], samples: Sequence[Sample] | None, *, total: int, tokens: int, share_prompt: bool
 ) -> list[MicroBatch]:
-    """Cut a rank's rows into micro-batches.
+    """Cut a rank's rows of one kind into micro-batches.
 
     Args:
-        rows: this rank's rows.
+        rows: this rank's rows, with answers or of rehearsal.
         samples: their trajectories and targets, in the same order; none for methods without distillation.
-        total: rows of the whole step, over all ranks.
+        total: rows of this kind in the whole step, over all ranks.
         tokens: padded tokens per micro-batch (a longer row stands alone).
         share_prompt: the layout, see above.
     """
@@ -197,11 +200,12 @@ def make_micro_batches(
         answer, response = len(row.answer), len(responses[i]) if responses else 0
         together = len(row.prompt) + answer + response
         apart = 2 * (len(row.prompt) + max(answer, response))
-        lengths.append(together if share_prompt or not responses else apart)
+        lengths.append(together if share_prompt or not responses or row.rehearses else apart)
     batches = []
     for group in micro_batches(lengths, tokens):
         replies = None if responses is None else [responses[i] for i in group]
-        batch = _pack([rows[i] for i in group], replies, total, shared=share_prompt and replies is not None)
+        shared = share_prompt and replies is not None and not rows[group[0]].rehearses
+        batch = _pack([rows[i] for i in group], replies, total, shared=shared)
         if samples is not None:
             # A copy: the object store's memory is read-only.
             batch.teacher_ids = torch.cat([torch.from_numpy(samples[i].teacher_ids.copy()) for i in group])
@@ -232,7 +236,7 @@ def _pack(
     the first token of answer and response."""
     answers: list[tuple[int, Sequence[int]]] = []
     replies: list[tuple[int, Sequence[int]]] = []
-    sequences = [[*row.prompt, *row.answer[:-1]] for row in rows]
+    sequences = [[*row.prompt, *row.answer[:-1]] for row in rows if not row.rehearses]
     for b, row in enumerate(rows):
         end = len(row.prompt) - 1
         answers.append((b, range(end, end + len(row.answer))))
@@ -244,7 +248,7 @@ def _pack(
             replies.append((b, [end, *range(second, second + len(response) - 1)]))
             sequences[b] += response[:-1]
         else:
-            replies.append((len(rows) + b, range(end, end + len(response))))
+            replies.append((len(sequences), range(end, end + len(response))))
             sequences.append([*row.prompt, *response[:-1]])
     labels = torch.cat([torch.as_tensor(row.answer, dtype=torch.long) for row in rows])
     batch = MicroBatch(pad_right(sequences), Positions.of(answers, total), labels)

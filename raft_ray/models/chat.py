@@ -135,6 +135,28 @@ class Chat:
         stop = next((place for place, id in enumerate(ids) if id in self.stop_ids), None)
         return [*ids, self.end_id] if stop is None else ids[: stop + 1]
 
+    @cached_property
+    def user_turn(self) -> tuple[list[int], int]:
+        """Ids that open a chat's first user turn, for a model to go on with, and the id that ends it in the template.
+
+        Raises `ModelError` for a template that ends it with none: nobody could tell a whole turn from a cut one.
+        """
+        text = self._render([{"role": "user", "content": _QUESTION}], generate=False)
+        opening, _, after = text.rpartition(_QUESTION)
+        end = self._marker_in(after)
+        if end is None:
+            raise ModelError(
+                "distill.rehearsal.prompts=self: the chat template ends a user's turn with no token of its own, so "
+                "that no end of a prompt could be told; name a file or data set with prompts"
+            )
+        # A space would be a part of the first word's token.
+        return self._encode(opening.rstrip(" ")), end
+
+    def user_text(self, ids: Sequence[int]) -> str:
+        """What the model wrote as a user's turn, without special tokens, the one that ends it included."""
+        ids = list(ids[:-1] if ids and ids[-1] in (*self.stop_ids, self.user_turn[1]) else ids)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
     def content(self, text: str) -> list[int]:
         """Ids of a text outside of any template. Raises `DataError`."""
         return self._encode(self._hide("user", text))
@@ -300,6 +322,10 @@ class Chat:
             self._opening = block
         elif self.thinking and not self._has_switch:
             raise ModelError(f"{where}: its chat template cannot be told to think; leave out model.thinking")
+        return self._marker_in(after)
+
+    def _marker_in(self, after: str) -> int | None:
+        """The token that the template writes `after` a content, before any text; none if it writes none."""
         for id in self.tokenizer.encode(after, add_special_tokens=False):
             if id in self._markers:
                 return id

@@ -31,7 +31,7 @@ def least_gib(config: Config, parameters: int) -> dict[str, float]:
     found = {}
     if not learner.num_gpus:
         found["learner"] = ranks * (billions * per_rank + _PROCESS)
-    if config.uses_distillation:
+    if config.uses_rollouts:
         if not rollout.num_gpus:
             found["rollout"] = rollout.actors * (billions * width + rollout.kv_cache_gib + _PROCESS)
         if not teacher.num_gpus:

@@ -31,16 +31,21 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """A training row as token ids."""
+    """A row of the training set, or a rehearsal row, as token ids."""
 
     row: int
-    """Index in the training set."""
+    """Index in the training set; rehearsal rows are numbered on from its end."""
     prompt: list[int]
     """What the student reads before it answers."""
     answer: list[int]
-    """The target of the cross-entropy, its end-of-turn token included."""
+    """The target of the cross-entropy, its end-of-turn token included; empty for a rehearsal row."""
     teacher_prompt: list[int]
-    """What the teacher reads before the student's response; empty for methods without a teacher."""
+    """What the teacher reads before the student's response; empty for rows that no teacher scores."""
+
+    @property
+    def rehearses(self) -> bool:
+        """It is a rehearsal row: a general prompt, for which there is no answer."""
+        return not self.answer
 
 
 def load_teacher_template(teacher: TeacherConfig) -> str:

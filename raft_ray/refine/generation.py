@@ -18,6 +18,7 @@ class Request:
     """One text that is wanted."""
 
     chat: list[Message]
+    """What is to be answered; an empty one asks an engine for a user's first turn."""
     sample_index: int = 0
     """Tells apart independent samples for the same chat: attempt, or round and candidate."""
 

@@ -42,6 +42,11 @@ def _share(value: float) -> str:
 CURVES: dict[str, tuple[str | Callable[[Record], float | None], str, dict[str, Any]]] = {
     "SFT loss": ("sft_loss", "Cross-entropy on the answers trained on, nats per token.", {"smooth": True}),
     "KL loss": ("kl_loss", "Teacher to student on the student's own responses, with T².", {"smooth": True}),
+    "Rehearsal KL": (
+        "rehearsal_kl",
+        "Original model to student on the student's own answers to general prompts, with T².",
+        {"smooth": True},
+    ),
     "CE/KL ratio": (
         balance,
         "L_SFT over λ · L_KL; at 1 (dashed) the two weigh the same in the sum.",

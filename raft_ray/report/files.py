@@ -24,9 +24,10 @@ from raft_ray.runs.spans import Span, read_spans
 METHOD_ORDER = ("base", "sft", "fapm", "sdft", "opd")
 """The usual methods from plain to involved; others follow in alphabetical order, `raft` comes last."""
 
-LOSSES = ("loss", "sft_loss", "kl_loss", "lambda", "ce_kl_ratio", "teacher_mass", "student_mass")
+LOSSES = ("loss", "sft_loss", "kl_loss", "rehearsal_kl", "lambda", "ce_kl_ratio", "teacher_mass", "student_mass")
 ROLLOUTS = ("response_length", "truncated", "staleness", "staleness_max", "tokens")
-NUMBERS = ("epoch", *LOSSES, *ROLLOUTS, "lr", "grad_norm", "rows")
+REHEARSAL = ("rehearsal_rows", "rehearsal_length", "rehearsal_truncated")
+NUMBERS = ("epoch", *LOSSES, *ROLLOUTS, *REHEARSAL, "lr", "grad_norm", "rows")
 """The keys of a metrics line that hold a number or null."""
 
 

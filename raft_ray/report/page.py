@@ -102,7 +102,8 @@ def _title(run: Run) -> str:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     rows, rate = run.metrics.get(run.main, []), number(run.setting("learner.lr"))
-    trained = run.refined.rows if run.refined is not None else len({row["row"] for row in run.traces.get(run.main, [])})
+    own = {row["row"] for row in run.traces.get(run.main, []) if not row.get("rehearsal")}
+    trained = run.refined.rows if run.refined is not None else len(own)
     facts = [
         ("Model", run.setting("model.path")),
         ("Domain data", run.setting("data.train")),
@@ -119,6 +120,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         settings = f"T = {run.setting('distill.temperature')}, K = {run.setting('distill.top_k')}, {weight}"
         facts.append(("Distillation", settings if run.config else None))
         facts.append(("Staleness, at most", run.setting("sync.max_staleness")))
+    if any(usable(row.get("rehearsal_kl")) for row in rows):
+        per_step, weight = run.setting("distill.rehearsal.rows"), run.setting("distill.rehearsal.weight")
+        facts.append(("Rehearsal", f"{per_step} prompts per step, w = {weight}" if run.config else None))
     if run.refined is not None:
         facts.append(("Filter τ", run.setting("refine.tau")))
     facts.append(("Finished", f"{run.finished:%Y-%m-%d %H:%M} UTC" if run.finished else None))

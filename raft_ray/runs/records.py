@@ -84,21 +84,23 @@ class RunRecords:
     def add(
         self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], quarantined: Collection[SampleId] = ()
     ) -> None:
-        """Write a step: `record` is the learner's part, `infos` are the step's samples (none without distillation).
+        """Write a step: `record` is the learner's part, `infos` are the step's samples (none without rollouts).
 
         Args:
             quarantined: samples of the step whose rows were quarantined, so that nothing was trained on them.
         """
         sample_ids = [sample_id for sample_id in self._order.batch_of(step) if sample_id not in quarantined]
         ages = [step - info.version for info in infos]
+        own = [info for info in infos if self._order.owns(info.sample_id)]
+        rows = sum(map(self._order.owns, sample_ids))
         line: dict[str, Any] = {
             "step": step,
             "epoch": sample_ids[0].epoch,
             **record,
-            "rows": len(sample_ids),
-            "response_length": _mean([info.length for info in infos]),
-            "truncated": _mean([float(info.truncated) for info in infos]),
-            "teacher_mass": _mean([info.teacher_mass for info in infos]),
+            "rows": rows,
+            "response_length": _mean([info.length for info in own]),
+            "truncated": _mean([float(info.truncated) for info in own]),
+            "teacher_mass": _mean([info.teacher_mass for info in own]),
             "staleness": _mean(ages),
             "staleness_max": max(ages, default=None),
             "staleness_rows": {str(age): ages.count(age) for age in sorted(set(ages))} or None,
@@ -107,11 +109,22 @@ class RunRecords:
             ),
             "seconds": {phase: round(record["seconds"].get(phase, 0.0), 4) for phase in PHASES},
         }
+        if self._order.rehearsal:
+            rehearsed = [info for info in infos if not self._order.owns(info.sample_id)]
+            line |= {
+                "rehearsal_rows": len(sample_ids) - rows,
+                "rehearsal_length": _mean([info.length for info in rehearsed]),
+                "rehearsal_truncated": _mean([float(info.truncated) for info in rehearsed]),
+            }
         append_lines(self._dir / "metrics.jsonl", [line])
         by_id = {info.sample_id: info for info in infos}
         append_lines(
             self._dir / "trace.jsonl",
-            [_trace(step, sample_id, by_id[sample_id] if infos else None) for sample_id in sample_ids],
+            [
+                _trace(step, sample_id, by_id.get(sample_id))
+                | ({} if self._order.owns(sample_id) else {"rehearsal": True})
+                for sample_id in sample_ids
+            ],
         )
         self._write_spans()
         with writing(self._board_dir):

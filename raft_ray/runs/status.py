@@ -41,6 +41,8 @@ def _progress(status: dict[str, Any]) -> Text:
         )
     if (last := status["last"]) and last.get("staleness") is not None:
         text += f", staleness {last['staleness']:.1f} (most {last['staleness_max']})"
+    if last and last.get("rehearsal_kl") is not None:
+        text += f", rehearsal KL {last['rehearsal_kl']:.3f}"
     return Text(text)
 
 

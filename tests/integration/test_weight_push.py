@@ -36,7 +36,7 @@ class Rollout(RolloutActor):
 
     def __init__(self, config: Config, name: str, run_dir: str, gpu: str) -> None:
         ids = prompt_ids()
-        super().__init__(config, resolve(TINY), [ray.put({0: EncodedRow(0, ids, [], ids)})], name, run_dir)
+        super().__init__(config, resolve(TINY), [ray.put({0: EncodedRow(0, ids, [2], ids)})], name, run_dir)
         fake_gpu.install(gpu, run_dir)
 
     def corrupt_next(self) -> None:

@@ -31,6 +31,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "refine.rewrite_prompt": ("prompt.txt", ROLES),
     "refine.fuse_prompt": ("prompt.txt", ROLES),
     "refine.judge_prompt": ("prompt.txt", (*ROLES, "refine.judges=[self]")),
+    "distill.rehearsal.prompts": ("rows.jsonl", ("distill.rehearsal.rows=1",)),
     "teacher.template": ("prompt.txt", ("distill.method=raft",)),
     "model.path": ("./model", ()),
     "teacher.path": ("./model", ()),

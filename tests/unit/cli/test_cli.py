@@ -147,6 +147,35 @@ BAD_CONFIGS = [
     bad("run smoke run.baselines=[raft]", "raft is distill.method already"),
     bad("run smoke run.overrides.opt.learner.lr=1", "run.overrides.opt", "no such method", "opd"),
     bad("run smoke run.overrides.sft.learner.lrr=1", "run.overrides.sft", "did you mean learner.lr?"),
+    bad("run smoke distill.rehearsal=4", "distill.rehearsal is a section", "distill.rehearsal.rows"),
+    bad("run smoke distill.rehearsal.rows=-1", "distill.rehearsal.rows=-1", "at least 0"),
+    bad("run smoke distill.rehearsal.weight=0", "distill.rehearsal.weight=0", "greater than 0"),
+    bad("run smoke distill.rehearsal.forms=2", "distill.rehearsal.forms=2", "between 0 and 1"),
+    bad(
+        "run smoke distill.rehearsal.rows=9 distill.rehearsal.count=8",
+        "distill.rehearsal.count=8",
+        "distill.rehearsal.rows=9",
+    ),
+    bad(
+        "run smoke distill.rehearsal.rows=1 distill.rehearsal.prompts=''", "distill.rehearsal.prompts is empty", "self"
+    ),
+    bad(
+        "run smoke distill.rehearsal.rows=1 distill.rehearsal.max_new_tokens=512",
+        "distill.rehearsal.max_new_tokens=512",
+        "model.context=512",
+    ),
+    bad(
+        "run smoke distill.rehearsal.rows=1 teacher.path=./other",
+        "teacher.path=./other",
+        "another model's answers",
+        "distill.rehearsal.rows=0",
+    ),
+    bad(
+        "run smoke distill.method=sft run.baselines=[] distill.rehearsal.rows=2 rollout.batch_rows=3",
+        "rollout.batch_rows=3",
+        "distill.rehearsal.rows=2",
+    ),
+    bad("run smoke run.overrides.sft.distill.rehearsal.row=1", "run.overrides.sft", "distill.rehearsal.rows"),
     bad("run smoke refine.judges=[keyfacts]", "refine.judges", "key_facts"),
     bad("run smoke teacher.template=nope", "teacher.template=nope", "no such prompt file"),
     bad(
@@ -238,6 +267,22 @@ BAD_INPUTS = [
     bad("train smoke data.train=good.jsonl model.path=./no_template", "./no_template", "no chat template"),
     bad("train smoke data.train=good.jsonl model.path=./pickled", "./pickled", "model.allow_pickle=true"),
     bad("train smoke data.train=good.jsonl model.path=./broken_generation", "generation_config.json line 1", "remove"),
+    bad(
+        "train smoke distill.rehearsal.rows=1 distill.rehearsal.prompts=none.jsonl",
+        "distill.rehearsal.prompts=none.jsonl",
+        "no such file",
+    ),
+    bad(
+        "train smoke distill.rehearsal.rows=1 distill.rehearsal.prompts=good.jsonl",
+        "distill.rehearsal.prompts=good.jsonl",
+        "prompts that can be used, fewer than distill.rehearsal.count=1000; lower that",
+    ),
+    bad(
+        "train smoke distill.rehearsal.rows=1 distill.rehearsal.prompts=broken.jsonl",
+        "distill.rehearsal.prompts=broken.jsonl",
+        "line 2",
+        "data.on_bad_row=skip",
+    ),
     bad("train smoke data.train=good.jsonl", "row 1: no fused answer", "distill.target=gold"),
     bad("run smoke data.train=good.jsonl refine.enabled=false", "row 1: no fused answer", "refine.enabled=true"),
     bad("train smoke data.train=good.jsonl model.path=random:huge", "random:huge", "random:tiny"),

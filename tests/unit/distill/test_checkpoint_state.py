@@ -88,3 +88,27 @@ def test_digests_differ_where_rows_do(
         return rows_digest({i: EncodedRow(i, *ids) for i, ids in enumerate(rows)})
 
     assert (digest(one) == digest(other)) == (one == other)
+
+
+def test_rehearsal_decides_the_model_where_there_is_any_and_its_prompts_cannot_change() -> None:
+    off = deciding(settings.load("raft", LIKE_BEFORE))
+    assert not [key for key in off if key.startswith("distill.rehearsal")]
+    on = [*LIKE_BEFORE, "distill.rehearsal.rows=4"]
+    kept = replace(state(2), settings=deciding(settings.load("raft", on)))
+    with pytest.raises(
+        RaftError, match=r"^distill\.rehearsal\.weight=3\.0 \(was 2\.0\): not what the run's checkpoint"
+    ):
+        kept.check_settings(settings.load("raft", [*on, "distill.rehearsal.weight=3"]))
+
+    order = ORDER.with_rehearsal(20, 4)
+    kept = replace(state(2), order=order.done(2))
+    kept.check(2, 1, replace(ORDER, epochs=5, max_steps=9).with_rehearsal(20, 4), "same")
+    for other, digest in (
+        (ORDER.with_rehearsal(20, 3), "same"),
+        (ORDER.with_rehearsal(21, 4), "same"),
+        (order, "other"),
+    ):
+        with pytest.raises(
+            RaftError, match=r"data\.train: its 10 rows .* or, in rehearsal\.jsonl, its prompts are other"
+        ):
+            kept.check(2, 1, other, digest)

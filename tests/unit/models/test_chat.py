@@ -101,6 +101,20 @@ def test_a_turn_ends_with_the_token_that_the_template_writes_and_generation_stop
         assert set(made.stop_ids) == {*stops(name), made.tokenizer.eos_token_id, made.end_id}, name
 
 
+def test_a_models_own_question_begins_where_the_template_opens_a_users_turn_and_ends_where_it_closes_it() -> None:
+    for name in NAMES:
+        made = make(name)
+        if name == "olmo2":  # Nothing but a line break and the next role follow a question there.
+            with pytest.raises(ModelError, match=r"ends a user's turn with no token of its own.*; name a file"):
+                made.user_turn  # noqa: B018
+            continue
+        opening, end = made.user_turn
+        asked = made.prompt([QUESTION])
+        place = asked.index(end, len(opening))
+        assert asked[: len(opening)] == opening, name
+        assert made.user_text(asked[len(opening) : place + 1]).strip() == QUESTION["content"], name
+
+
 def test_a_generation_config_without_the_templates_end_of_turn_is_said_in_one_line() -> None:
     differing = {name: line for name in NAMES if (line := make(name).difference())}
     assert list(differing) == ["gemma2"]

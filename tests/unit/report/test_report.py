@@ -346,6 +346,20 @@ def test_diverged_losses_leave_a_gap_and_not_an_error(run: Path) -> None:
     assert "nan" not in (write_report(run).read_text().split('aria-label="KL loss"')[1].split("</svg>")[0])
 
 
+def test_rehearsal_has_a_curve_and_its_prompts_are_no_rows_of_the_training_set(run: Path) -> None:
+    assert "Rehearsal" not in report(run).sections[""] + report(run).sections["Training"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps({**row, "rehearsal_kl": 0.01}) + "\n" for row in rows))
+    trace = {"epoch": 0, "step": 0, "version": 0, "rehearsal": True}
+    with (run / "trace.jsonl").open("a") as file:
+        file.write(json.dumps({**trace, "row": 10**6}) + "\n")
+    for part in (run / "refined").iterdir():
+        part.unlink()
+    page = report(run)
+    assert "Rehearsal KL" in page.sections["Training"]
+    assert "Rows 120" in page.sections[""]
+
+
 def test_a_run_of_one_step_has_a_report(run: Path) -> None:
     for path in run.glob("**/metrics.jsonl"):
         path.write_text(path.read_text().splitlines()[0] + "\n")

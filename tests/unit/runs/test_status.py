@@ -57,6 +57,8 @@ def test_it_shows_progress_actors_queue_rates_and_advice() -> None:
     text = shown()
     assert "step 7 of 60, weights of version 7, 2 learners: 8.2 steps/min, 2.20 rows/s, 91 tokens/s" in text
     assert "staleness 0.5 (most 1)" in text
+    assert "rehearsal" not in text
+    assert "rehearsal KL 0.013" in shown(last={"rehearsal_kl": 0.0125})
     (rollout,) = [line for line in text.splitlines() if "rollout-0" in line]
     assert [cell.strip() for cell in rollout.strip("│").split("│")] == [
         "rollout-0",

@@ -1,0 +1,113 @@
+"""The prompts of a training's rehearsal, in its run folder: from a source, or written by the original model itself.
+
+    Sieve <── texts ── EnginePool ── RefineEngine self       batch after batch, until there are enough
+
+For these the model is given the opening of a user's turn and nothing else, at temperature 1. One engine of stage 1's
+kind writes, and ends with it; what a batch holds depends on the run's seed and its number alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from actors.refine.engines import PooledGenerate, identity, plan_pool
+from actors.refine.flow import engine_pools
+from actors.runtime.cluster import here
+from raft_ray import models
+from raft_ray.config import Config
+from raft_ray.config.references import shown
+from raft_ray.distill.rehearsal import FILE, Messages, given_prompts, read_prompts, room, with_forms, write_prompts
+from raft_ray.distill.sieve import Sieve
+from raft_ray.errors import DataError, RaftError
+from raft_ray.files import writing
+from raft_ray.refine.embed import make_embedder
+from raft_ray.refine.generation import Request
+from raft_ray.refine.roles import SELF
+from raft_ray.runs.records import steps_done, write_event
+
+TURN_TOKENS = 256
+"""Of a user's turn, at most half of the context."""
+PATIENCE = 8
+"""Texts asked for, by prompts wanted: of a model that writes less of use, no more is expected."""
+
+
+def rehearsal_prompts(
+    config: Config, folder: str, run_dir: Path, progress: Callable[[int, int], None]
+) -> tuple[list[Messages], str]:
+    """The prompts in `rehearsal.jsonl` of `run_dir`, which is written first where it is not there, and where they come
+    from, in words (blank where they were there).
+
+    Args:
+        folder: of the original model.
+        progress: called with (prompts there, prompts wanted).
+
+    Raises `RaftError` where too few can be had, and where the file has gone from a training that has begun.
+    """
+    rehearsal, seed = config.distill.rehearsal, config.run.seed
+    told = ""
+    if not (run_dir / FILE).exists():
+        if (run_dir / "model").exists() or steps_done(run_dir):
+            raise RaftError(
+                f"{run_dir / FILE}: gone, and the training that is there goes on with no other prompts; put it back, "
+                "or start anew with another --run-dir"
+            )
+        if rehearsal.prompts == SELF:
+            texts, refused = _self_written(config, folder, run_dir, progress)
+            prompts = [[{"role": "user", "content": text}] for text in texts]
+            told = f"{len(prompts)} prompts that the model wrote, {refused}"
+        else:
+            prompts = given_prompts(
+                config, models.load_chat(folder, config.model), models.model_context(folder, config.model)
+            )
+            told = f"{len(prompts)} prompts of {shown(rehearsal.prompts)}"
+        lines = with_forms(prompts, rehearsal.forms, seed)
+        told += f"; {sum(line['form'] is not None for line in lines)} end with a form"
+        with writing(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+        write_prompts(run_dir, lines)
+        write_event(run_dir, "rehearsal", "driver", here(), told)
+    return read_prompts(run_dir, rehearsal.count), told
+
+
+def _self_written(
+    config: Config, folder: str, run_dir: Path, progress: Callable[[int, int], None]
+) -> tuple[list[str], str]:
+    """`distill.rehearsal.count` prompts, and what was refused beside them, in words; Ray must be running."""
+    count, chat = config.distill.rehearsal.count, models.load_chat(folder, config.model)
+    context = models.model_context(folder, config.model)
+    has_room = room(config, chat, context)
+
+    def fits(text: str) -> bool:
+        try:
+            return has_room([{"role": "user", "content": text}])
+        except DataError:  # It names a marker that the tokenizer cannot write as text.
+            return False
+
+    sieve = Sieve(fits, make_embedder(config.refine.embedder).embed)
+    plan = replace(plan_pool(config, SELF), engines=1)
+    asked = 0
+    progress(0, count)
+    with engine_pools([plan], str(run_dir)) as pools:
+        generate = PooledGenerate(pools[SELF], identity(config, SELF))
+        while len(sieve.kept) < count and asked < PATIENCE * count:
+            seed = int(np.random.SeedSequence([config.run.seed, asked]).generate_state(1)[0])
+            texts = generate(
+                [Request([])] * config.refine.batch,
+                temperature=1.0,
+                max_new_tokens=min(TURN_TOKENS, context // 2),
+                seed=seed,
+            )
+            sieve.add((text.text, text.truncated) for text in texts)
+            asked += len(texts)
+            progress(min(count, len(sieve.kept)), count)
+    if len(sieve.kept) < count:
+        raise RaftError(
+            f"distill.rehearsal.count={count}: of {asked} user's turns that {config.model.path} wrote, "
+            f"{len(sieve.kept)} can be used, {sieve.summary()}; lower it, or name a file or data set with prompts in "
+            "distill.rehearsal.prompts"
+        )
+    return sieve.kept[:count], sieve.summary()

@@ -1,0 +1,340 @@
+"""Rehearsal rows: their order, their way through the ledger, their loss, and what refuses them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from step_fixture import TEMPERATURE, rows_and_samples, tiny_model
+from torch import Tensor
+
+from raft_ray.distill.ledger import Ledger
+from raft_ray.distill.losses import EmaBalancer, FixedBalancer, topk_kl
+from raft_ray.distill.order import RowOrder, SampleId
+from raft_ray.distill.step import StepLosses, train_step
+from raft_ray.distill.student import MicroBatch, Student, empty_micro_batch, make_micro_batches
+from raft_ray.distill.teacher import score
+from raft_ray.distill.trajectory import Sample, SampleInfo, Trajectory
+from raft_ray.errors import RaftError
+from raft_ray.models.prompts import EncodedRow
+from raft_ray.runs.records import RunRecords
+
+WEIGHT = 2.0
+Balancer = EmaBalancer | FixedBalancer | None
+
+
+def info(sample_id: SampleId, version: int = 0, length: int = 3) -> SampleInfo:
+    return SampleInfo(sample_id, version, length, length > 5, "rollout-0", 60, 0.5)
+
+
+# The order
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    batch=st.integers(1, 8),
+    prompts=st.integers(1, 9),
+    part=st.integers(1, 9),
+    seed=st.integers(0, 9),
+)
+def test_each_step_takes_its_rows_from_both_orders_and_every_prompt_once_in_an_epoch_of_its_own(
+    rows: int, batch: int, prompts: int, part: int, seed: int
+) -> None:
+    plain = RowOrder(rows, batch, 3, seed)
+    order = plain.with_rehearsal(prompts, part)
+    assert order.steps == plain.steps
+    assert order.rows_per_step == batch + part
+    rehearsed: list[SampleId] = []
+    for step in range(order.steps):
+        both = order.batch_of(step)
+        own = [each for each in both if order.owns(each)]
+        assert own == plain.batch_of(step)
+        assert both[: len(own)] == own
+        assert len(both) - len(own) == part
+        rehearsed += both[len(own) :]
+    assert {each.row for each in rehearsed} <= set(range(rows, rows + prompts))
+    assert len(set(rehearsed)) == len(rehearsed)
+    for epoch in range(len(rehearsed) // prompts):
+        assert {each.row for each in rehearsed if each.epoch == epoch} == set(range(rows, rows + prompts))
+
+
+def test_a_longer_run_begins_as_a_shorter_one_does() -> None:
+    short, long = (RowOrder(10, 4, epochs, 3).with_rehearsal(5, 3) for epochs in (1, 4))
+    assert [short.batch_of(step) for step in range(2)] == [long.batch_of(step) for step in range(2)]
+    assert (
+        short.done(2)
+        == long.done(2)
+        == {
+            **RowOrder(10, 4, 1, 3).done(2),
+            "rehearsal_rows": 5,
+            "rehearsal_batch": 3,
+        }
+    )
+
+
+def test_the_prompts_order_is_none_of_the_rows_orders() -> None:
+    order = RowOrder(50, 10, 1, 0).with_rehearsal(50, 10)
+    own = [each.row for step in range(5) for each in order.batch_of(step)[:10]]
+    rehearsed = [each.row - 50 for step in range(5) for each in order.batch_of(step)[10:]]
+    assert sorted(own) == sorted(rehearsed)
+    assert own != rehearsed
+
+
+def test_without_rehearsal_an_order_is_what_it_was() -> None:
+    order = RowOrder(10, 4, 2, 3)
+    assert order.with_rehearsal(5, 0) is order
+    assert order.done(1) == {"rows": 10, "batch": 4, "seed": 3, "position": 4}
+    expected = np.random.default_rng([3, 0]).permutation(10)[:4]
+    assert [each.row for each in order.batch_of(0)] == expected.tolist()
+
+
+# The ledger
+
+
+def test_both_kinds_go_through_one_ledger_within_one_bound_and_are_shared_over_ranks() -> None:
+    order = RowOrder(rows=6, batch=2, epochs=2, seed=0).with_rehearsal(4, 2)
+    ledger = Ledger(order, max_staleness=1)
+    assert ledger.capacity.limit == 8
+    trained: Counter[SampleId] = Counter()
+    for step in range(order.steps):
+        while (taken := ledger.take(3)) is not None:
+            assert taken.step - step <= 1
+            ledger.generated(taken, [3] * len(taken.sample_ids))
+            ledger.scored(taken, [(info(each, step), None) for each in taken.sample_ids])
+        for rank in range(2):
+            shard = ledger.shard(step, rank, 2)
+            assert shard is not None
+            assert len(shard) == 2
+            trained.update(each.sample_id for each, _ in shard)
+        ledger.done(step)
+    assert set(trained.values()) == {1}
+    assert sum(order.owns(each) for each in trained) == 12
+    assert sum(not order.owns(each) for each in trained) == 12
+
+
+def test_a_step_goes_on_without_prompts_that_are_quarantined_but_not_without_rows_of_the_training_set() -> None:
+    order = RowOrder(rows=2, batch=2, epochs=1, seed=0).with_rehearsal(2, 2)
+    ledger = Ledger(order, 0, quarantined=[2, 3])
+    taken = ledger.take(1)
+    assert taken is not None
+    assert {each.row for each in taken.sample_ids} == {0, 1}
+    ledger.generated(taken, [3, 3])
+    ledger.scored(taken, [(info(each), None) for each in taken.sample_ids])
+    shard = ledger.shard(0, 0, 1)
+    assert shard is not None
+    assert len(shard) == 2
+
+    ledger = Ledger(order, 0, quarantined=[0, 1])
+    taken = ledger.take(1)
+    assert taken is not None
+    ledger.generated(taken, [3, 3])
+    with pytest.raises(RaftError, match="engines died on each of its 2 rows"):
+        ledger.shard(0, 0, 1)
+
+
+def test_metrics_and_trace_tell_both_kinds_apart(tmp_path: Path) -> None:
+    order = RowOrder(rows=4, batch=2, epochs=1, seed=0).with_rehearsal(3, 3)
+    records = RunRecords(tmp_path, order)
+    ids = order.batch_of(0)
+    infos = [info(each, length=2 if order.owns(each) else 8) for each in ids]
+    record: dict[str, Any] = {"seconds": {}, "rehearsal_kl": 0.25}
+    records.add(0, infos, record)
+    line = records.last
+    assert line is not None
+    assert (line["rows"], line["response_length"], line["truncated"]) == (2, 2, 0)
+    assert (line["rehearsal_rows"], line["rehearsal_length"], line["rehearsal_truncated"]) == (3, 8, 1)
+    assert line["rehearsal_kl"] == 0.25
+
+    # Of a method whose own rows nobody samples.
+    records.add(1, [info(each) for each in order.batch_of(1)[2:]], record)
+    line = records.last
+    assert (line["rows"], line["response_length"], line["rehearsal_length"]) == (2, None, 3)
+    records.close()
+    assert (tmp_path / "trace.jsonl").read_text().count('"version": null') == 2
+
+
+# The loss
+
+
+def prompts_and_samples(count: int, teacher_seed: int = 1) -> tuple[list[EncodedRow], list[Sample]]:
+    """Rehearsal rows of different lengths: both models read the same prompt."""
+    random = np.random.default_rng(5)
+    rows, responses = [], []
+    for i in range(count):
+        prompt = random.integers(3, 40, 2 + i).tolist()
+        rows.append(EncodedRow(100 + i, prompt, [], prompt))
+        responses.append(random.integers(3, 40, 1 + (3 * i) % 7).astype(np.int32))
+    scored = score(
+        tiny_model(teacher_seed).eval(), [row.teacher_prompt for row in rows], responses, top_k=12, tokens=64
+    )
+    samples = [
+        Sample(Trajectory(SampleId(0, row.row), 0, response, False, "rollout-0"), ids, values)
+        for row, response, (ids, values, _) in zip(rows, responses, scored, strict=True)
+    ]
+    return rows, samples
+
+
+class Engine:
+    """The three calls of a DeepSpeed engine on plain torch."""
+
+    def __init__(self) -> None:
+        self.student = Student(tiny_model(0), TEMPERATURE)
+        self.updates = 0
+
+    def __call__(self, batch: MicroBatch) -> Tensor:
+        losses: Tensor = self.student(batch)
+        return losses
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.updates += 1
+
+    def gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.student.parameters() if p.grad is not None]
+
+
+def stepped(
+    balancer: Balancer,
+    tokens: int = 1000,
+    parts: Sequence[slice] = (slice(None),),
+    *,
+    share_prompt: bool = True,
+    keep_graph: bool = True,
+) -> tuple[StepLosses, list[Tensor]]:
+    """A step of five rows and four prompts on as many ranks as there are `parts` of them, one after the other."""
+    rows, samples = rows_and_samples(5)
+    prompts, answered = prompts_and_samples(4)
+
+    def batches(part: slice) -> tuple[list[MicroBatch], list[MicroBatch]]:
+        own = make_micro_batches(
+            rows[part], samples[part] if balancer else None, total=5, tokens=tokens, share_prompt=share_prompt
+        )
+        rehearsal = make_micro_batches(prompts[part], answered[part], total=4, tokens=tokens, share_prompt=share_prompt)
+        return own, [*rehearsal, empty_micro_batch(12)]
+
+    sums: list[list[float]] = []
+    results = []
+    for again in (False, True):  # First for the sums of all ranks, then with them.
+        results = []
+        for part in parts:
+            engine = Engine()
+            own, rehearsal = batches(part)
+
+            def reduce(values: list[float], again: bool = again) -> list[float]:
+                if not again:
+                    sums.append(values)
+                return [sum(column) for column in zip(*sums, strict=True)]
+
+            losses = train_step(
+                engine,
+                own,
+                balancer=FixedBalancer(1.0) if balancer and not again else balancer,
+                rehearsal=rehearsal,
+                rehearsal_weight=WEIGHT,
+                ranks=len(parts),
+                keep_graph=keep_graph,
+                reduce=reduce,
+            )
+            assert engine.updates == 1
+            results.append((losses, engine.gradients()))
+    mean = [sum(each) / len(parts) for each in zip(*(gradients for _, gradients in results), strict=True)]
+    return results[0][0], [torch.as_tensor(each) for each in mean]
+
+
+@pytest.mark.parametrize("share_prompt", [True, False])
+@pytest.mark.parametrize("balancer", [None, FixedBalancer(0.3)])
+def test_the_step_is_sft_plus_lambda_kl_plus_w_times_the_kl_of_the_prompts(
+    balancer: Balancer, share_prompt: bool
+) -> None:
+    losses, found = stepped(balancer, share_prompt=share_prompt)
+    model = tiny_model(0)
+
+    def kl(rows: Sequence[EncodedRow], samples: Sequence[Sample]) -> Tensor:
+        terms = []
+        for row, sample in zip(rows, samples, strict=True):
+            response = sample.trajectory.token_ids.tolist()
+            logits = model(torch.tensor([[*row.prompt, *response]])).logits[:, len(row.prompt) - 1 : -1]
+            ids, values = (torch.from_numpy(each)[None] for each in (sample.teacher_ids, sample.teacher_logprobs))
+            terms.append(topk_kl(logits, ids, values, torch.ones(1, len(response)), TEMPERATURE))
+        return torch.stack(terms).mean()
+
+    rows, samples = rows_and_samples(5)
+    terms = []
+    for row in rows:
+        logits = model(torch.tensor([[*row.prompt, *row.answer]])).logits[0, len(row.prompt) - 1 : -1]
+        terms.append(torch.nn.functional.cross_entropy(logits, torch.tensor(row.answer)))
+    sft, own, rehearsal = torch.stack(terms).mean(), kl(rows, samples), kl(*prompts_and_samples(4))
+    whole = sft + (0.3 * own if balancer else 0.0) + WEIGHT * rehearsal
+    whole.backward()
+    assert losses.sft == pytest.approx(float(sft.detach()), rel=1e-5)
+    assert losses.rehearsal == pytest.approx(float(rehearsal.detach()), rel=1e-5)
+    assert losses.loss == pytest.approx(float(whole.detach()), rel=1e-5)
+    assert losses.kl == (pytest.approx(float(own.detach()), rel=1e-5) if balancer else None)
+    for gradient, parameter in zip(found, model.parameters(), strict=True):
+        assert parameter.grad is not None
+        assert torch.allclose(gradient, parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("distils", [True, False])
+@pytest.mark.parametrize("tokens", [1, 30])
+@pytest.mark.parametrize("parts", [[slice(None)], [slice(0, 2), slice(2, 5)]], ids=["one rank", "two ranks"])
+def test_accumulation_and_ranks_give_the_single_batchs_losses_and_gradients(
+    distils: bool, tokens: int, parts: list[slice]
+) -> None:
+    def balancer() -> Balancer:
+        return FixedBalancer(0.7) if distils else None
+
+    whole, want = stepped(balancer())
+    cut, found = stepped(balancer(), tokens, parts, share_prompt=False, keep_graph=False)
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert cut.rehearsal == pytest.approx(whole.rehearsal, rel=1e-5)
+    for one, other in zip(want, found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_lambda_comes_from_the_rows_of_the_training_set_alone() -> None:
+    with_prompts, _ = stepped(EmaBalancer())
+    rows, samples = rows_and_samples(5)
+    engine = Engine()
+    batches = make_micro_batches(rows, samples, total=5, tokens=1000, share_prompt=True)
+    alone = train_step(engine, batches, balancer=EmaBalancer(), ranks=1, keep_graph=True, reduce=lambda values: values)
+    assert alone.rehearsal is None
+    assert (with_prompts.sft, with_prompts.kl, with_prompts.weight) == (alone.sft, alone.kl, alone.weight)
+
+
+def test_a_student_that_is_the_original_has_nothing_to_rehearse() -> None:
+    prompts, answered = prompts_and_samples(4, teacher_seed=0)
+    student = Student(tiny_model(0), TEMPERATURE)
+    (batch,) = make_micro_batches(prompts, answered, total=4, tokens=1000, share_prompt=True)
+    # float16 targets: 0 to their rounding.
+    assert 0 <= float(student(batch).detach()[1]) < 1e-6
+    assert not student.topk_mass
+    assert batch.tokens == sum(len(sample.trajectory.token_ids) for sample in answered)
+
+
+def test_a_loss_that_is_no_number_in_a_prompt_makes_no_update() -> None:
+    prompts, answered = prompts_and_samples(2)
+    answered[0].teacher_logprobs[0, 0] = np.nan
+    engine = Engine()
+    with pytest.raises(ValueError, match=r"losses must be finite, got sft=.*, rehearsal=nan; lower learner\.lr"):
+        train_step(
+            engine,
+            make_micro_batches(rows_and_samples(2)[0], None, total=2, tokens=1000, share_prompt=True),
+            balancer=None,
+            rehearsal=make_micro_batches(prompts, answered, total=2, tokens=1000, share_prompt=True),
+            rehearsal_weight=WEIGHT,
+            ranks=1,
+            keep_graph=True,
+            reduce=lambda values: values,
+        )
+    assert engine.updates == 0
