@@ -188,11 +188,15 @@ def _means(table_SQ: np.ndarray, draws: int, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     *tables, seeds, questions = table_SQ.shape
     means = np.empty((draws, *tables))
-    for draw in range(draws):
-        # How often each seed and each question was drawn: the mean is a product, and no drawn table is built.
-        weight_S = random.multinomial(seeds, np.full(seeds, 1 / seeds)) / seeds
-        weight_Q = random.multinomial(questions, np.full(questions, 1 / questions)) / questions
-        means[draw] = weight_S @ table_SQ @ weight_Q
+    # As many draws at a time as keep what is drawn at some 8 MB a table.
+    size = max(1, 2**20 // (seeds * questions))
+    for start in range(0, draws, size):
+        count = min(size, draws - start)
+        # Means over drawn questions of every seed, weighted by how often the seed was drawn.
+        by_seed_SR = table_SQ[..., random.integers(questions, size=(count, questions))].mean(-1)
+        drawn_RS = random.integers(seeds, size=(count, seeds))
+        weight_RS = (drawn_RS[:, :, None] == np.arange(seeds)).mean(1)
+        means[start : start + count] = np.einsum("...sr,rs->r...", by_seed_SR, weight_RS)
     return means
 
 

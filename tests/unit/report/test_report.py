@@ -70,14 +70,14 @@ def test_the_verdict_is_computed_from_the_evaluation(run: Path) -> None:
     assert "Drift 0.061 nats per token, 7.3 times less than SFT (SFT 0.45, SDFT 0.29, OPD 0.015)." in text
     assert "keep 92% of the base's length (SFT 9.0%, SDFT 23%, OPD 99%)." in text
     assert "IFEval, prompt-strict) 18% (base 19%, SFT 16%, SDFT 13%, OPD 19%)." in text
-    assert "It keeps 97% [83% to 111%] of the base's on 160 prompts, 4 answers each (within chance, p = 0.63)." in text
+    assert "It keeps 97% [83% to 112%] of the base's on 160 prompts, 4 answers each (within chance, p = 0.69)." in text
 
 
 def test_the_table_holds_every_number_of_every_method(run: Path) -> None:
     text = report(run).sections["Results"]
-    sft = "SFT 60 steps, lr 0.0001 39.1% 34% to 45% 0.447 1.34 72.1% 15.6% 11% to 20% 83% [70% to 96%] of base 17.6%"
+    sft = "SFT 60 steps, lr 0.0001 39.1% 34% to 45% 0.447 1.34 72.1% 15.6% 11% to 21% 83% [71% to 98%] of base 17.6%"
     raft = (
-        "RAFT 60 steps, lr 0.0001 37.8% 33% to 43% 0.0613 0.184 96.2% 18.1% 13% to 23% 97% [83% to 111%] of base 20.1%"
+        "RAFT 60 steps, lr 0.0001 37.8% 33% to 43% 0.0613 0.184 96.2% 18.1% 13% to 23% 97% [83% to 112%] of base 20.1%"
     )
     assert sft in text
     assert f"{raft} 29.1% 31.1% 94.8 85 31.6% 0.0458" in text
