@@ -129,6 +129,7 @@ def make_config(train_file: Path) -> Callable[..., Config]:
                 "learner.epochs=2",
                 "learner.max_steps=5",
                 "eval.enabled=false",
+                "rollout.kv_cache_gib=0.125",
                 # More threads gain nothing on two layers.
                 "rollout.threads=1",
                 "teacher.threads=1",

@@ -54,7 +54,7 @@ def make_config(folder: Path, rows: list[Row], model: str = TINY, **refine: Any)
         model=ModelConfig(path=model, dtype=of_cpu() if model == EMBEDDED else Dtype.float32),
         data=DataConfig(train=str(path)),
         refine=RefineConfig(**refine),
-        rollout=RolloutConfig(kv_cache_gib=0.125, timeout=240.0, threads=1),
+        rollout=RolloutConfig(kv_cache_gib=0.25, timeout=240.0, threads=1),
     )
 
 

@@ -6,6 +6,7 @@ prompts and seed give the same tokens. Its weights can be replaced while it live
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -101,31 +102,40 @@ class Engine:
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         from vllm import LLM
 
+        # vLLM collects garbage five times while it starts; what was imported is none.
+        gc.freeze()
         self._folder = folder
         self._turns = FairLock()
         self._stale_prefixes = False
         self._stop_ids = models.load_chat(folder, model).stop_ids
-        self.llm = LLM(
-            model=folder,
-            dtype=model.dtype.value,
-            max_model_len=context,
-            tensor_parallel_size=resources.tensor_parallel,
-            distributed_executor_backend="uni" if alone else "ray",
-            gpu_memory_utilization=resources.gpu_memory_utilization,
-            kv_cache_memory_bytes=None if on_gpu else round(resources.kv_cache_gib * 1024**3),
-            enforce_eager=not on_gpu,
-            enable_chunked_prefill=False if own_seeds and not on_gpu else None,
-            trust_remote_code=model.trust_remote_code,
-            load_format="dummy" if weight_sync else "auto" if model.allow_pickle else "safetensors",
-            hf_overrides=partial(rope.freeze, context=model.context),
-            generation_config="vllm",
-            disable_log_stats=True,
-            # Between the parts of a JSON answer a small model writes blank lines until its limit cuts it off.
-            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-            weight_transfer_config={"backend": f"raft_{weight_sync.value}"} if weight_sync else None,
-            # Makes the back end known to vLLM, also in the worker processes of a tensor-parallel engine.
-            worker_extension_cls="actors.engine.weight_engines.WorkerExtension" if weight_sync else "",
-        )
+        try:
+            self.llm = LLM(
+                model=folder,
+                dtype=model.dtype.value,
+                max_model_len=context,
+                tensor_parallel_size=resources.tensor_parallel,
+                distributed_executor_backend="uni" if alone else "ray",
+                gpu_memory_utilization=resources.gpu_memory_utilization,
+                kv_cache_memory_bytes=None if on_gpu else round(resources.kv_cache_gib * 1024**3),
+                enforce_eager=not on_gpu,
+                enable_chunked_prefill=False if own_seeds and not on_gpu else None,
+                trust_remote_code=model.trust_remote_code,
+                load_format="dummy" if weight_sync else "auto" if model.allow_pickle else "safetensors",
+                hf_overrides=partial(rope.freeze, context=model.context),
+                generation_config="vllm",
+                disable_log_stats=True,
+                # Between the parts of a JSON answer a small model writes blank lines until its limit cuts it off.
+                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+                weight_transfer_config={"backend": f"raft_{weight_sync.value}"} if weight_sync else None,
+                # Makes the back end known to vLLM, also in the worker processes of a tensor-parallel engine.
+                worker_extension_cls="actors.engine.weight_engines.WorkerExtension" if weight_sync else "",
+            )
+        except ValueError as error:
+            if "KV cache" not in str(error):
+                raise
+            value = resources.gpu_memory_utilization if on_gpu else resources.kv_cache_gib
+            key = f"rollout.{'gpu_memory_utilization' if on_gpu else 'kv_cache_gib'}={value:g}"
+            raise RaftError(f"{key}: too little for {context} tokens; raise it, or lower model.context") from error
 
     def generate(
         self,

@@ -42,9 +42,10 @@ def make_engine(ray_cluster: None) -> Iterator[Callable[..., Engine]]:
         gc.collect()
         cleanup_dist_env_and_memory()
 
-    def make(folder: Path, **more: Any) -> Engine:
+    def make(folder: Path, kv_cache_gib: float = 0.125, **more: Any) -> Engine:
         end()
-        made.append(Engine(str(folder), FLOAT32, RolloutConfig(kv_cache_gib=0.125), context=CONTEXT, **more))
+        resources = RolloutConfig(kv_cache_gib=kv_cache_gib)
+        made.append(Engine(str(folder), FLOAT32, resources, context=CONTEXT, **more))
         return made[0]
 
     yield make
@@ -123,3 +124,10 @@ def refused(case: Case) -> AbstractContextManager[Any]:
     if "gptoss" in case.folder.name:
         return pytest.raises(RaftError, match="does not take up new weights for the experts")
     return nullcontext()
+
+
+def test_a_cache_too_small_for_the_context_is_refused_by_its_key(
+    make_engine: Callable[..., Engine], tiny_model: Path
+) -> None:
+    with pytest.raises(RaftError, match=r"^rollout\.kv_cache_gib=0\.0001: too little for \d+ tokens; raise it"):
+        make_engine(tiny_model, kv_cache_gib=0.0001)

@@ -70,7 +70,7 @@ def test_ifeval_is_asked_and_scored_as_by_lm_eval(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps(asdict(prompt)) + "\n" for prompt in prompts))
     folder = models.resolve(models.EMBEDDED)
-    theirs = _lm_eval(tmp_path / "cache", "ifeval", folder, str(file), "24")
+    theirs = _lm_eval(tmp_path / "cache", "ifeval", folder, str(file), "12")
 
     config = ModelConfig(path=models.EMBEDDED)
     chat = models.load_chat(folder, config)

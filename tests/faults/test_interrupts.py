@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -16,10 +15,11 @@ from run_files import outcome
 from raft_ray.config import Config, settings
 
 MakeConfig = Callable[..., Config]
-KEYS = ("learner.max_steps=3", "learner.checkpoint_every=1", "rollout.batch_rows=2")
+KEYS = ("learner.max_steps=4", "learner.checkpoint_every=2")
+"""Those of `undisturbed_run`."""
 STAGES: list[tuple[str, str, int | None, int]] = [
     ("rollout-0", "loading", 0, signal.SIGINT),
-    ("learner-0", "backward", 2, signal.SIGTERM),
+    ("learner-0", "backward", 3, signal.SIGTERM),
     ("export", "writing", None, signal.SIGINT),
     ("evaluate", "answering", None, signal.SIGINT),
 ]
@@ -27,9 +27,9 @@ STAGES: list[tuple[str, str, int | None, int]] = [
 
 @pytest.mark.timeout(1800)
 def test_a_signal_in_any_stage_leaves_nothing_behind_and_the_run_goes_on_exactly(
-    forks: None, make_config: MakeConfig, tmp_path: Path, socket_path: Path
+    forks: None, undisturbed_run: Path, make_config: MakeConfig, tmp_path: Path, socket_path: Path
 ) -> None:
-    """The first process and the whole run start as users start them, the others with forks."""
+    """The process that trains the first steps starts as users start it, the others with forks."""
     folder = tmp_path / "run"
     config = make_config(
         folder, *KEYS, "eval.enabled=true", "data.test=domain:chemistry", "eval.domain_rows=2", "eval.ifeval_rows=0"
@@ -37,7 +37,7 @@ def test_a_signal_in_any_stage_leaves_nothing_behind_and_the_run_goes_on_exactly
     settings.save(config, tmp_path / "config.yaml")
     arguments = ["run", str(tmp_path / "config.yaml")]
     for who, state, step, number in STAGES:
-        forked = "--resume" in arguments
+        forked = who != "learner-0"
         driver, left, errors = interrupted(arguments, socket_path, once(who, state, step), number, forked=forked)
         assert driver.returncode == 128 + number, (who, errors)
         # A resumed run says first which checkpoint it deletes as unfinished.
@@ -58,13 +58,4 @@ def test_a_signal_in_any_stage_leaves_nothing_behind_and_the_run_goes_on_exactly
     _, errors = driver.communicate(timeout=500)
     assert driver.returncode == 0, errors
     assert (folder / "report.html").exists()
-    assert outcome(folder) == whole(make_config, tmp_path)
-
-
-def whole(make_config: MakeConfig, tmp_path: Path) -> dict[str, Any]:
-    """The run that nobody disturbs."""
-    settings.save(make_config(tmp_path / "whole", *KEYS), tmp_path / "whole.yaml")
-    driver = begun("train", str(tmp_path / "whole.yaml"), socket=None)
-    _, errors = driver.communicate(timeout=500)
-    assert driver.returncode == 0, errors
-    return outcome(tmp_path / "whole")
+    assert outcome(folder) == outcome(undisturbed_run)
