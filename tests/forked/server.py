@@ -6,13 +6,14 @@ processes are as real as others, do the same, are killed and started again; what
 ```
 raylet ──starts──► setup_worker.py ──► worker.py ──socket──► template ──forks──► the worker
                    stays, and ends as the worker ends           ▲
-                                                   server ──forks, one for each raylet
+                                                   server ──forks, one for each job
 ```
 
 The server (one for a test process) has imported all but Ray, whose core reads its environment when it is imported; a
-template has imported Ray, too, and ends with its raylet. `forked_workers(socket)` starts the server; every Ray that
-this process starts takes its workers there. They share its seed of hashes: that a run does not depend on it is seen
-where whole runs are compared that start as users start them (`tests/faults/test_interrupts.py`).
+template has imported Ray, too, with the variables of one raylet's workers for one job, and ends with that raylet.
+`forked_workers(socket)` starts the server; every Ray that this process starts takes its workers there. They share its
+seed of hashes: that a run does not depend on it is seen where whole runs are compared that start as users start them
+(`tests/faults/test_interrupts.py`).
 """
 
 from __future__ import annotations
@@ -123,7 +124,11 @@ def serve(path: Path, raylet: Path = Path("/proc/self")) -> None:
         except TimeoutError:
             continue
         client.setblocking(True)
-        request, files = _received(client)
+        try:
+            request, files = _received(client)
+        except (EOFError, OSError):
+            client.close()  # Its process was killed before it had said what it wants.
+            continue
         template = request.get("template")
         if template in templates:
             client.close()
@@ -156,7 +161,9 @@ def _received(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
     for _, _, descriptors in control:
         files.frombytes(descriptors)
     while not data.endswith(b"\n"):
-        data += client.recv(1 << 20)
+        if not (more := client.recv(1 << 20)):
+            raise EOFError
+        data += more
     return json.loads(data), list(files)
 
 

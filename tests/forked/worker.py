@@ -31,9 +31,7 @@ def main(arguments: list[str]) -> None:
 def _template() -> str:
     """The socket of the template that has imported Ray with the variables of this process."""
     server = os.environ["RAFT_RAY_TEST_FORKS"]
-    read = sorted(
-        (name, value) for name, value in os.environ.items() if name.startswith("RAY_") and name != "RAY_JOB_ID"
-    )
+    read = sorted((name, value) for name, value in os.environ.items() if name.startswith("RAY_"))
     path = f"{server}.{hashlib.sha256(repr(read).encode()).hexdigest()[:8]}"
     if not os.path.exists(path):
         with socket.socket(socket.AF_UNIX) as asked:
