@@ -122,10 +122,8 @@ def evaluate_model(config: Config, model: str, *, base: str | None) -> dict[str,
         del folders["model"]
     path = Path(config.run.dir) / "eval.json"
     if config.run.resume and path.exists():
-        ours, theirs = (
-            {name: shown(folder) for name, folder in folders.items()},
-            {name: block.get("model") for name, block in read_evaluation(path)["methods"].items()},
-        )
+        ours = {name: shown(folder) for name, folder in folders.items()}
+        theirs = {name: block.get("model") for name, block in read_evaluation(path)["methods"].items()}
         if ours != theirs:
             raise ConfigError(
                 f"{path}: was measured of {', '.join(map(str, theirs.values()))}, not of {', '.join(ours.values())}; "
@@ -220,7 +218,7 @@ def trained(
 ) -> str:
     """Train one method in `run_dir`; returns the folder of its model. `name` tells it from others of its method."""
     folder = run_dir / "model"
-    learner, uses_distillation = config.learner, config.uses_distillation
+    learner = config.learner
     order = RowOrder(len(rows), learner.global_batch_size, learner.epochs, config.run.seed, learner.max_steps)
     encoded, unfit = encode(config, prepared.folder, rows)
     if rehearsal := config.distill.rehearsal.rows:
@@ -253,7 +251,6 @@ def trained(
         str(run_dir),
         partial(spawn, RolloutActor, _options(config, "rollout"), config, prepared.folder, str(run_dir)),
         partial(spawn, TeacherActor, _options(config, "teacher"), config, prepared.teacher, str(run_dir)),
-        uses_distillation,
     )
     phase = f"Stage 2: {name or config.distill.method.value}"
     watch = Watch(pipeline, bars, phase, learner.timeout, here())
@@ -275,7 +272,6 @@ def trained(
             pipeline=pipeline,
             order=order,
             digest=digest,
-            uses_distillation=uses_distillation,
             run_dir=str(run_dir),
             node=ray.get_runtime_context().get_node_id(),
             storage=storage,
@@ -305,10 +301,10 @@ def trained(
 
 def _rehearsal(config: Config, prepared: Prepared, bars: Bars, run_dir: Path, first: int) -> dict[int, EncodedRow]:
     """The rehearsal rows of a training, numbered from `first` on."""
-    prompts, told = rehearsal_prompts(config, prepared.folder, run_dir, bars.track("Stage 2: prompts"))
+    chat, tokens = load_chat(prepared.folder, config.model), config.distill.rehearsal.max_new_tokens
+    prompts, told = rehearsal_prompts(config, chat, prepared.context, run_dir, bars.track("Stage 2: prompts"))
     if told:
         console.print(f"Rehearsal: {plain(told)}", highlight=False, soft_wrap=True)
-    chat, tokens = load_chat(prepared.folder, config.model), config.distill.rehearsal.max_new_tokens
     return encode_prompts(prompts, chat, context=prepared.context, max_new_tokens=tokens, first=first)
 
 

@@ -170,7 +170,6 @@ def simulate(
                 folder,
                 make or partial(waiting, WaitingRollout, times),
                 partial(waiting, WaitingTeacher, times),
-                True,
             )
         )
         packed = ray.put("weights")

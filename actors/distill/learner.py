@@ -70,7 +70,6 @@ class LearnerTask:
     order: RowOrder
     digest: str
     """`rows_digest` of the table."""
-    uses_distillation: bool
     run_dir: str
     node: str
     """Id of the node that holds the run folder; the finished model is written there."""
@@ -199,7 +198,7 @@ class Rank:
         self.table: dict[int, EncodedRow] = ray.get(task.table[0], timeout=config.learner.timeout)
         self.kept = min(config.distill.top_k, models.vocabulary_size(task.folder, config.model))
         self.rehearses = task.order.rehearsal is not None
-        self.uses_rollouts = task.uses_distillation or self.rehearses
+        self.uses_rollouts = config.uses_rollouts
         self.balancer = make_balancer(config.distill)
         if config.learner.threads:
             torch.set_num_threads(config.learner.threads)
@@ -208,7 +207,7 @@ class Rank:
         self.engine = make_engine(config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
-        self.share_prompt = task.uses_distillation and self._may_share()
+        self.share_prompt = config.uses_distillation and self._may_share()
         self.publisher = Publisher(
             config, self.student.model, rank, lambda version: self._call(task.pipeline.hold.remote(version))
         )
@@ -216,7 +215,7 @@ class Rank:
     def run(self) -> None:
         """From the last checkpoint, or from the original model, to the last step; rank 0 then exports the model."""
         learner, steps = self.config.learner, self.task.order.steps
-        distilling = self.balancer if self.task.uses_distillation else None
+        distilling = self.balancer if self.config.uses_distillation else None
         start = self._restore()
         weights = self._begin(start)
         checkpoint_seconds = 0.0
@@ -298,7 +297,7 @@ class Rank:
 
     def _micro_batches(self, rows: list[tuple[EncodedRow, list[Sample]]], *, rehearsal: bool) -> list[MicroBatch]:
         """Those of the rehearsal rows, or of the others; as many on every rank, so that collectives match."""
-        scored = rehearsal or self.task.uses_distillation
+        scored = rehearsal or self.config.uses_distillation
         mine = [(row, samples) for row, samples in rows if row.rehearses == rehearsal]
         batches = make_micro_batches(
             [row for row, _ in mine],

@@ -54,7 +54,6 @@ class PipelineActor:
         order: which rows each step trains on.
         run_dir: for the records and the log.
         make_rollout, make_teacher: make the actor of a name, given the table, and return its handle at once.
-        uses_distillation: whether the method samples and scores rows of the training set.
     """
 
     def __init__(
@@ -64,13 +63,11 @@ class PipelineActor:
         run_dir: str,
         make_rollout: Callable[[list[ray.ObjectRef], str], Any],
         make_teacher: Callable[[list[ray.ObjectRef], str], Any],
-        uses_distillation: bool,
     ) -> None:
         log_to_file(Path(run_dir), "pipeline")
         self._config = config
         self._order = order
-        self._uses_distillation = uses_distillation
-        self._sampled = order if uses_distillation else order.rehearsal
+        self._sampled = order if config.uses_distillation else order.rehearsal
         """Which rows of each step are sampled and scored; none of a method without rollouts."""
         self._records = RunRecords(run_dir, order)
         self._makers = make_rollout, make_teacher
@@ -164,7 +161,7 @@ class PipelineActor:
 
     async def _shard(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
         plain: list[tuple[SampleInfo | None, Any, int]] = []
-        if not self._uses_distillation:
+        if not self._config.uses_distillation:
             rows = [self._table[each.row] for each in self._order.batch_of(step) if self._order.owns(each)]
             shares = balanced_shards([len(row.prompt) + len(row.answer) for row in rows], ranks)
             plain = [(None, [], rows[i].row) for i in shares[rank]]

@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from actors.runtime.cluster import actor_options, here, log_to_file, on_node
+from actors.runtime.cluster import here, keeper, log_to_file
 from actors.runtime.remote import again, get
 from actors.runtime.watch import repeated
 from raft_ray.announce import announce
@@ -71,18 +71,13 @@ class CacheActor(CompletionStore):
 def cache_actor(run_dir: Path, role: str) -> Iterator[Any]:
     """The handle of a `CacheActor` on this node, where the run folder is; the actor ends with the block.
 
-    It takes no CPU of its own, since those whose texts it keeps may hold all. Raises `RaftError` for a damaged file.
+    Raises `RaftError` for a damaged file.
     """
-    options = actor_options(role=role, num_cpus=0, num_gpus=0, threads=1)
-    actor = ray.remote(CacheActor).options(max_restarts=-1, max_task_retries=-1, **options, **on_node())
-    handle: Any = actor.remote(str(run_dir), role)
     who = f"{role}-cache on {here()}"
-    try:
+    with keeper(CacheActor, role, str(run_dir), role) as handle:
         get(handle.counts.remote(), _TIMEOUT, who)
         yield handle
         get(handle.close.remote(), _TIMEOUT, who)
-    finally:
-        ray.kill(handle)
 
 
 class RemoteStore:
@@ -104,8 +99,7 @@ class RemoteStore:
         return counts
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        call = getattr(self._actor, method)
-        return again(lambda: call.remote(*arguments), self._actor, LIMIT, "the actor that keeps what models wrote")
+        return again(self._actor, method, *arguments, limit=LIMIT, who="the actor that keeps what models wrote")
 
 
 def keep_beating(actor: Any, name: str) -> None:

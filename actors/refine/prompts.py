@@ -17,13 +17,13 @@ import numpy as np
 from actors.refine.engines import PooledGenerate, identity, plan_pool
 from actors.refine.flow import engine_pools
 from actors.runtime.cluster import here
-from raft_ray import models
 from raft_ray.config import Config
 from raft_ray.config.references import shown
 from raft_ray.distill.rehearsal import FILE, Messages, given_prompts, read_prompts, room, with_forms, write_prompts
 from raft_ray.distill.sieve import Sieve
 from raft_ray.errors import DataError, RaftError
 from raft_ray.files import writing
+from raft_ray.models.chat import Chat
 from raft_ray.refine.embed import make_embedder
 from raft_ray.refine.generation import Request
 from raft_ray.refine.roles import SELF
@@ -36,13 +36,13 @@ PATIENCE = 8
 
 
 def rehearsal_prompts(
-    config: Config, folder: str, run_dir: Path, progress: Callable[[int, int], None]
+    config: Config, chat: Chat, context: int, run_dir: Path, progress: Callable[[int, int], None]
 ) -> tuple[list[Messages], str]:
     """The prompts in `rehearsal.jsonl` of `run_dir`, which is written first where it is not there, and where they come
     from, in words (blank where they were there).
 
     Args:
-        folder: of the original model.
+        chat, context: of the original model.
         progress: called with (prompts there, prompts wanted).
 
     Raises `RaftError` where too few can be had, and where the file has gone from a training that has begun.
@@ -56,13 +56,11 @@ def rehearsal_prompts(
                 "or start anew with another --run-dir"
             )
         if rehearsal.prompts == SELF:
-            texts, refused = _self_written(config, folder, run_dir, progress)
+            texts, refused = _self_written(config, chat, context, run_dir, progress)
             prompts = [[{"role": "user", "content": text}] for text in texts]
             told = f"{len(prompts)} prompts that the model wrote, {refused}"
         else:
-            prompts = given_prompts(
-                config, models.load_chat(folder, config.model), models.model_context(folder, config.model)
-            )
+            prompts = given_prompts(config, chat, context)
             told = f"{len(prompts)} prompts of {shown(rehearsal.prompts)}"
         lines = with_forms(prompts, rehearsal.forms, seed)
         told += f"; {sum(line['form'] is not None for line in lines)} end with a form"
@@ -74,11 +72,10 @@ def rehearsal_prompts(
 
 
 def _self_written(
-    config: Config, folder: str, run_dir: Path, progress: Callable[[int, int], None]
+    config: Config, chat: Chat, context: int, run_dir: Path, progress: Callable[[int, int], None]
 ) -> tuple[list[str], str]:
     """`distill.rehearsal.count` prompts, and what was refused beside them, in words; Ray must be running."""
-    count, chat = config.distill.rehearsal.count, models.load_chat(folder, config.model)
-    context = models.model_context(folder, config.model)
+    count = config.distill.rehearsal.count
     has_room = room(config, chat, context)
 
     def fits(text: str) -> bool:

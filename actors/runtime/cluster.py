@@ -287,6 +287,23 @@ def _remove_tmp(name: str) -> None:
     shutil.rmtree(Path(tempfile.gettempdir()) / name, ignore_errors=True)
 
 
+@contextmanager
+def keeper(kind: type, role: str, *arguments: Any) -> Iterator[Any]:
+    """The handle of an actor that keeps a file of the run folder, on this node, where that is; it ends with the block.
+
+    It takes no CPU of its own, since those for whom it keeps may hold all, and Ray starts it again where it dies.
+    """
+    import ray
+
+    options = actor_options(role=role, num_cpus=0, num_gpus=0, threads=1)
+    actor: Any = ray.remote(kind).options(max_restarts=-1, max_task_retries=-1, **options, **on_node())
+    handle = actor.remote(*arguments)
+    try:
+        yield handle
+    finally:
+        ray.kill(handle)
+
+
 def on_node(node: str | None = None) -> dict[str, Any]:
     """Options that put an actor or task on a node, by its id, and nowhere else; none is this process's own."""
     import ray

@@ -102,14 +102,15 @@ def patiently(ref: Any, ping: Callable[[], Any], limit: float, who: str) -> Any:
         get(ping(), limit, who)
 
 
-def again(call: Callable[[], Any], actor: Any, limit: float, who: str) -> Any:
-    """As `get`, of a call to an actor that Ray may start again: one that hangs is killed, and asked once more."""
+def again(actor: Any, method: str, *arguments: Any, limit: float, who: str) -> Any:
+    """As `get`, of a method of an actor that Ray may start again: one that hangs is killed, and asked once more."""
+    call = getattr(actor, method)
     try:
-        return get(call(), limit, who)
+        return get(call.remote(*arguments), limit, who)
     except Hung as hung:
         ray.kill(actor, no_restart=False)
         try:
-            return get(call(), limit, who)
+            return get(call.remote(*arguments), limit, who)
         except Hung:
             raise RaftError(f"{hung}; it was killed and started again, with no more success") from None
 

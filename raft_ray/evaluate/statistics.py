@@ -188,7 +188,7 @@ def _means(table_SQ: np.ndarray, draws: int, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     *tables, seeds, questions = table_SQ.shape
     means = np.empty((draws, *tables))
-    # As many draws at a time as keep what is drawn at some 8 MB a table.
+    # As many draws at a time as keep what is drawn at some 8 MB per table.
     size = max(1, 2**20 // (seeds * questions))
     for start in range(0, draws, size):
         count = min(size, draws - start)

@@ -121,9 +121,7 @@ def start(tmp_path: Path, make_config: MakeConfig) -> Iterator[Callable[..., Any
         config = make_config(tmp_path / "run", *overrides)
         order = RowOrder(rows=12, batch=4, epochs=1, seed=0)
         pipeline: Any = (
-            ray.remote(PipelineActor)
-            .options(num_cpus=0)
-            .remote(config, order, str(tmp_path / "run"), make, teacher, True)
+            ray.remote(PipelineActor).options(num_cpus=0).remote(config, order, str(tmp_path / "run"), make, teacher)
         )
         started.append(pipeline)
         ray.get(pipeline.begin.remote(WeightVersion(0, ray.put("weights")), [ray.put(TABLE)]), timeout=LIMIT)

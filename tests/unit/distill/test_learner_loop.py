@@ -31,7 +31,6 @@ class Run:
         self.weights: list[WeightVersion] = []
         self.published: list[dict[str, Any]] = []
         self.lost = method == "raft"
-        distilling = method == "raft"
         order = RowOrder(rows=6, batch=2, epochs=1, seed=0)
         parameter = torch.zeros(1)
         student = SimpleNamespace(model=None, topk_mass=[], parameters=lambda: iter([parameter]))
@@ -77,7 +76,6 @@ class Run:
             pipeline=SimpleNamespace(**pipeline),
             order=order,
             digest="",
-            uses_distillation=distilling,
             run_dir="run",
             node="node",
             storage=None,

@@ -26,7 +26,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PipelineActor:
     def make(table: list[Any], name: str) -> Any:
         raise AssertionError("there are no rollout actors and teachers")
 
-    return PipelineActor(config, RowOrder(8, 4, 1, 0), str(tmp_path), make, make, False)
+    return PipelineActor(config, RowOrder(8, 4, 1, 0), str(tmp_path), make, make)
 
 
 async def begun(pipeline: PipelineActor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from types import SimpleNamespace
 
 import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
@@ -209,10 +210,11 @@ def test_an_actor_that_hangs_is_killed_and_asked_again(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(remote.ray, "get", answer)
     monkeypatch.setattr(remote.ray, "kill", lambda actor, no_restart: killed.append((actor, no_restart)))
-    assert again(lambda: "call", "cache", 3, "the cache") == "text"
-    assert killed == [("cache", False)]
+    cache = SimpleNamespace(get=SimpleNamespace(remote=lambda key: f"call for {key}"))
+    assert again(cache, "get", "key", limit=3, who="the cache") == "text"
+    assert killed == [(cache, False)]
     with pytest.raises(RaftError, match=r"^the cache: no answer within 3 s; it was killed"):
-        again(lambda: "call", "cache", 3, "the cache")
+        again(cache, "get", "key", limit=3, who="the cache")
 
 
 def test_an_address_that_is_no_cluster_is_refused_before_ray_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
