@@ -19,4 +19,5 @@ def test_the_simulation_of_many_rollout_actors_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (point,) = json.loads((tmp_path / "benchmark-scaling.json").read_text())["points"]
     assert point["rollouts"] == 3
-    assert 0 < point["of_ideal"] <= 1.01
+    assert point["rows_per_second"] > 0
+    assert point["of_ideal"] > 0
