@@ -10,7 +10,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-TESTS ?= tests/unit tests/integration
+TESTS ?= tests/integration tests/unit
 JOBS ?= 2
 
 # Every process of a run imports the code anew: without bytecode files it would compile it anew, too.

@@ -7,6 +7,7 @@ one config that they vary. Tests that need a cluster of their own end the shared
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from raft_ray.config import Config, settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell that starts us in the background lets us, and all that we start, ignore Ctrl-C, which tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Several runs share the cores: threads that spin while they wait would take them from each other.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # Ray Train gives its workers a minute to start, which on a busy machine two of them may need for their imports.

@@ -10,19 +10,20 @@ from __future__ import annotations
 import getpass
 import hashlib
 import logging
+import math
 import os
 import shutil
 import signal
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from raft_ray import announce
 from raft_ray.config import Config
@@ -98,8 +99,12 @@ def start(config: Config, *others: Config) -> None:
     # Ray Train looks at its workers every 2 s by itself: a checkpoint, and the end of training, would wait so long.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if ray.is_initialized():
-        _check_resources(cpus, gpus)
+        _check_resources(cpus, gpus, joined=bool(address))
         return
+    if gpus and not address:
+        import torch
+
+        _compare({"GPU": gpus}, {"GPU": torch.cuda.device_count()})
     # Ray's and Ray Data's notices would break up the progress bars; errors reach us as exceptions.
     logging.getLogger("ray").setLevel(logging.ERROR)
     common: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
@@ -110,11 +115,11 @@ def start(config: Config, *others: Config) -> None:
         else:
             # Each training would have a process that waits for nodes to be taken away; this one ends with us.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            # CPUs are logical: roles that take turns share the cores, so a laptop need not have one for each.
-            logical = config.run.local_cpus or max(os.cpu_count() or 1, int(cpus + 0.999))
-            # `local`: also where another cluster runs on this machine, which Ray would otherwise join.
             private_token()
+            # CPUs are logical: roles that take turns share the cores, so a laptop need not have one for each.
+            logical = config.run.local_cpus or max(os.cpu_count() or 1, math.ceil(cpus))
             with loopback():
+                # `local`: also where another cluster runs on this machine, which Ray would otherwise join.
                 ray.init(address="local", num_cpus=logical, include_dashboard=True, **common)
             private_token()
     except ConnectionError as error:
@@ -132,7 +137,7 @@ def start(config: Config, *others: Config) -> None:
         raise interrupts.arrived(signal.SIGTERM) from None
     finally:
         interrupts.install()
-    _check_resources(cpus, gpus)
+    _check_resources(cpus, gpus, joined=bool(address))
 
 
 @contextmanager
@@ -188,20 +193,27 @@ def stop() -> None:
         ray.shutdown()
 
 
-def _check_resources(cpus: float, gpus: float) -> None:
+def _check_resources(cpus: float, gpus: float, *, joined: bool) -> None:
+    """Refuse what the cluster cannot hold; in one that was there before, a node that is just joining counts."""
     import ray
 
-    for _ in range(20):
-        have = ray.cluster_resources()
-        missing = [(name, need) for name, need in (("CPU", cpus), ("GPU", gpus)) if have.get(name, 0) < need]
-        if not missing:
-            return
-        time.sleep(0.25)  # a node that is just joining counts a moment later
-    name, need = missing[0]
-    raise ConfigError(
-        f"the roles ask for {need:g} {name}s (rollout.actors, teacher.actors, learner.num_workers times their "
-        f"num_{name.lower()}s), the cluster has {have.get(name, 0):g}; lower one of these keys or add nodes"
-    )
+    for attempt in Retrying(
+        retry=retry_if_exception_type(ConfigError),
+        wait=wait_fixed(0.25),
+        stop=stop_after_delay(5 * joined),
+        reraise=True,
+    ):
+        with attempt:
+            _compare({"CPU": cpus, "GPU": gpus}, ray.cluster_resources())
+
+
+def _compare(needs: Mapping[str, float], have: Mapping[str, float]) -> None:
+    for name, need in needs.items():
+        if have.get(name, 0) < need:
+            raise ConfigError(
+                f"the roles ask for {need:g} {name}s (rollout.actors, teacher.actors, learner.num_workers times their "
+                f"num_{name.lower()}s), the cluster has {have.get(name, 0):g}; lower one of these keys or add nodes"
+            )
 
 
 def actor_options(

@@ -43,6 +43,16 @@ def test_roles_that_the_cluster_cannot_hold_are_refused_by_name(key: str, value:
         cluster.start(Config(), config)
 
 
+def test_gpus_that_this_machine_lacks_are_refused_before_a_local_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "loopback", lambda: pytest.fail("Ray starts"))
+    cluster.stop()
+    config = Config()
+    config.rollout.num_gpus = 200.0
+    with pytest.raises(ConfigError, match=r"the roles ask for 200 GPUs.*rollout.actors.*the cluster has"):
+        cluster.start(config)
+
+
 def test_a_local_ray_without_authentication_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

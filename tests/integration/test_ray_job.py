@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from http_status import status_of
@@ -24,9 +26,30 @@ def test_the_dashboard_answers_nobody_without_the_token(head: Head) -> None:
         assert status_of(head.dashboard + path, head.token) == 200
 
 
-def test_a_submitted_job_runs_the_smoke_preset_to_its_report(head: Head, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    result = head.submit("run", "smoke", "--run-dir", str(run_dir), timeout=560)
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("job") / "run"
+
+
+@pytest.fixture(scope="module")
+def jobs(head: Head, run_dir: Path) -> dict[str, CompletedProcess[str]]:
+    """What three jobs that run side by side have come to."""
+    arguments = {
+        "good": ["--run-dir", str(run_dir)],
+        "bad config": ["learner.lrr=1"],
+        "too large": ["rollout.actors=40", "--run-dir", f"{run_dir}-too-large"],
+    }
+    with ThreadPoolExecutor() as pool:
+        submitted = {
+            name: pool.submit(head.submit, "run", "smoke", *own, timeout=560) for name, own in arguments.items()
+        }
+    return {name: job.result() for name, job in submitted.items()}
+
+
+def test_a_submitted_job_runs_the_smoke_preset_to_its_report(
+    jobs: dict[str, CompletedProcess[str]], run_dir: Path
+) -> None:
+    result = jobs["good"]
     assert result.returncode == 0, result.stdout + result.stderr
     assert "succeeded" in result.stdout
     assert (run_dir / "report.html").stat().st_size > 10_000
@@ -36,8 +59,8 @@ def test_a_submitted_job_runs_the_smoke_preset_to_its_report(head: Head, tmp_pat
     assert [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
 
 
-def test_a_job_with_a_bad_config_fails_with_one_line_and_exit_code_2(head: Head) -> None:
-    result = head.submit("run", "smoke", "learner.lrr=1", timeout=300)
+def test_a_job_with_a_bad_config_fails_with_one_line_and_exit_code_2(jobs: dict[str, CompletedProcess[str]]) -> None:
+    result = jobs["bad config"]
     assert result.returncode != 0
     assert "learner.lrr" in result.stdout
     assert "did you mean learner.lr" in result.stdout
@@ -45,8 +68,8 @@ def test_a_job_with_a_bad_config_fails_with_one_line_and_exit_code_2(head: Head)
     assert "Traceback" not in result.stdout
 
 
-def test_too_few_cpus_on_the_cluster_end_the_run_before_it_starts(head: Head, tmp_path: Path) -> None:
-    result = head.submit("run", "smoke", "rollout.actors=40", "--run-dir", str(tmp_path / "run"), timeout=300)
+def test_too_few_cpus_on_the_cluster_end_the_run_before_it_starts(jobs: dict[str, CompletedProcess[str]]) -> None:
+    result = jobs["too large"]
     assert result.returncode != 0
     assert "the roles ask for 43 CPUs" in result.stdout
     assert "the cluster has 8" in result.stdout
