@@ -23,7 +23,6 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 from actors.distill.actor_group import spawn
 from actors.distill.checkpoint import STATE, check_resumable, read_state
 from actors.distill.learner import LearnerTask
-from actors.distill.learner import train as train_workers
 from actors.distill.pipeline import PipelineActor
 from actors.distill.rollout import RolloutActor
 from actors.distill.seal import KEY_FILE, make_key, read_key
@@ -31,6 +30,8 @@ from actors.distill.slots import Slots
 from actors.distill.storage import locate
 from actors.distill.student_engine import try_model
 from actors.distill.teacher import TeacherActor
+from actors.distill.validation import check_continues
+from actors.distill.worker_group import train as train_workers
 from actors.evaluate.evaluation import evaluate_models
 from actors.refine.flow import check_resources
 from actors.refine.flow import refine as refine_rows
@@ -50,6 +51,7 @@ from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.ifeval import measure_against_base
 from raft_ray.evaluate.kept import forget
 from raft_ray.evaluate.table import summary_table
+from raft_ray.evaluate.validation import make_validation_set
 from raft_ray.files import write_whole, writing
 from raft_ray.models import load_chat, resolve
 from raft_ray.models.memory import check_memory
@@ -61,7 +63,7 @@ from raft_ray.report.files import read_evaluation
 from raft_ray.runs.folders import check_run_dir
 from raft_ray.runs.lock import locked
 from raft_ray.runs.records import missing_steps, write_event
-from raft_ray.runs.trained import Trained
+from raft_ray.runs.trained import Trained, read_trained
 
 console = Console(stderr=False)
 
@@ -93,7 +95,7 @@ def run(config: Config) -> Path:
 
 def refine(config: Config) -> Path:
     """Stage 1 alone. Returns the folder of refined rows."""
-    prepared = preflight(config, as_they_are=False)
+    prepared = preflight(config, as_they_are=False, holds_out=False)
     with running(config, prepared, refines=True) as (bars, run_dir):
         _refine(config, prepared, bars, run_dir / "refined")
     if config.refine.enabled:
@@ -241,8 +243,13 @@ def trained(
     if not storage.has_any():
         make_key(run_dir)
     key = read_key(run_dir)
-    table = [ray.put(encoded)]
+    table: list[ray.ObjectRef] = [ray.put(encoded)]
     del encoded
+    questions = None
+    if config.eval.every:
+        chat = load_chat(prepared.folder, config.model)
+        questions = make_validation_set(config, chat, prepared.context, prepared.validation)
+        table.append(ray.put(questions))
     pipeline = _start_pipeline(
         config,
         run_dir,
@@ -258,6 +265,8 @@ def trained(
         bars.update(phase, 0, order.steps, "engines start")
         # Clears up after a dead run, so not before the actor's name says that none lives.
         start, step = check_resumable(storage, key, config, order, digest)
+        if questions is not None:
+            check_continues(config, run_dir, questions, step)
         for file, count in missing_steps(run_dir, step).items():
             console.print(
                 f"[yellow]{plain(run_dir / file)}[/] lacks {plain(count)} of the {plain(step)} steps that are "
@@ -293,7 +302,7 @@ def trained(
     finally:
         # Rollout and teacher actors belong to the pipeline actor and end with it.
         ray.kill(pipeline)
-        if config.uses_rollouts and address_of(config) is not None:
+        if config.uses_engines and address_of(config) is not None:
             # Nobody waits for room any more: the autoscaler need not either.
             Slots(config).ask(0)
     return str(folder)
@@ -327,7 +336,7 @@ def _options(config: Config, role: str) -> dict[str, Any]:
 def _start_pipeline(config: Config, run_dir: Path, *arguments: Any) -> Any:
     """The pipeline actor, under its run folder's name. Raises `RaftError` while another run trains in the folder."""
     actor = ray.remote(PipelineActor).options(
-        **actor_options(role="pipeline", num_cpus=int(config.uses_rollouts), num_gpus=0, threads=1),
+        **actor_options(role="pipeline", num_cpus=int(config.uses_engines), num_gpus=0, threads=1),
         **on_node(),
         name=attach.actor_name(run_dir),
         namespace=attach.NAMESPACE,
@@ -356,6 +365,10 @@ def _evaluated(
         folders, config, prepared.test, lambda what, done, total: bars.update(f"Evaluate: {what}", done, total)
     )
     measure_against_base(methods, config.run.seed)
+    for name, block in methods.items():
+        made = read_trained(Path(folders[name]))
+        if made is not None and made.weights_of is not None:
+            block |= {"weights_of": made.weights_of, "why": made.why}
     result = {
         "main": list(folders)[-1],
         "data": {

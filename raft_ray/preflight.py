@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from raft_ray.evaluate import ifeval
 from raft_ray.evaluate.judged import check_judges
 from raft_ray.evaluate.mmlu import LETTERS, load_mmlu
 from raft_ray.evaluate.open_questions import load_open_questions
+from raft_ray.evaluate.validation import validation_rows
 from raft_ray.models.chat import Chat
 from raft_ray.models.prompts import (
     EncodedRow,
@@ -56,6 +58,8 @@ class Prepared:
     """Of the student's model; unknown for hub names."""
     notes: list[str] = field(default_factory=list)
     """What one should know of the model before it trains, a line each."""
+    validation: list[Row] = field(default_factory=list)
+    """Questions of the evaluations while it trains, none of them in `train`; empty without `eval.every`."""
 
     @property
     def refined(self) -> bool:
@@ -64,7 +68,12 @@ class Prepared:
 
 
 def preflight(
-    config: Config, *, trains: bool = True, as_they_are: bool = True, others: Iterable[Config] = ()
+    config: Config,
+    *,
+    trains: bool = True,
+    as_they_are: bool = True,
+    holds_out: bool = True,
+    others: Iterable[Config] = (),
 ) -> Prepared:
     """Check model, teacher, prompt files and data of a run against each other.
 
@@ -73,6 +82,7 @@ def preflight(
 
     Args:
         as_they_are: the rows train without a stage 1 before, so each must have its target.
+        holds_out: validation questions are taken out of the rows, if they are to be (`eval.every`).
         others: of methods that train on the same rows, whose targets and teacher's prompts must fit as well.
 
     Raises `ModelError`, `ConfigError` or `DataError` for the first thing that cannot work.
@@ -80,7 +90,7 @@ def preflight(
     methods = [config, *others]
     folder = models.resolve(config.model.path)
     parameters = models.check_weights(folder, config.model)
-    if trains and any(each.uses_rollouts for each in methods):
+    if trains and any(each.uses_engines for each in methods):
         models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)
     teachers = [_check_teacher(each, folder) for each in methods]
@@ -94,9 +104,11 @@ def preflight(
         _check_rehearsal(methods, chat, context)
     if config.eval.enabled:
         _check_evaluation(config)
-    train = RowTable()
+    train, validation = RowTable(), list[Row]()
     if trains:
         train = _training_rows(config, list(zip(methods, encoders, strict=True)), rewriters)
+        if config.eval.every and holds_out:
+            train, validation = validation_rows(config, train, partial(_count, chat))
         for each in methods:
             if not each.refine.enabled:
                 check_rewrites(each, train.rewrites)
@@ -104,7 +116,7 @@ def preflight(
     test = _test_rows(config, chat, context) if config.data.test is not None and config.eval.enabled else None
     difference = chat.difference()
     notes = [difference] if difference else []
-    return Prepared(folder, teachers[0], context, train, test, parameters, notes)
+    return Prepared(folder, teachers[0], context, train, test, parameters, notes, validation)
 
 
 def _check_teacher(config: Config, folder: str) -> str:

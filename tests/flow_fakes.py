@@ -11,11 +11,13 @@ from actors.distill import slots
 from actors.distill.actor_group import ActorGroup
 from actors.distill.flow import Flow
 from actors.distill.metrics import Metrics
+from actors.distill.validation import Part
 from actors.engine.weight_sync import WeightVersion
 from actors.runtime.loops import Loops
 from raft_ray.config import Config
 from raft_ray.distill.order import RowOrder
 from raft_ray.distill.trajectory import RolloutBatch, SampleInfo
+from raft_ray.evaluate.validation import Answer
 
 PACKED: Any = "weights"
 """Stands for a reference in the object store."""
@@ -48,7 +50,7 @@ class Actor:
         self.name = name
         self.version = -1
         self.killed = False
-        for method in ("ready", "load_weights", "generate", "score"):
+        for method in ("ready", "load_weights", "generate", "answer", "score"):
             function = functions.get(method)
             bound = getattr(self, f"_{method}") if function is None else self._with_self(function)
             setattr(self, method, Method(bound))
@@ -66,6 +68,10 @@ class Actor:
     async def _generate(self, batch: RolloutBatch) -> Any:
         infos = [SampleInfo(place, self.version, 1, False, self.name, 6, 1.0) for place in batch.sample_ids]
         return [1] * len(infos), infos
+
+    async def _answer(self, part: Part) -> list[Answer]:
+        assert self.version == part.step
+        return [Answer({}, self.name, [1], False) for _ in part.indices]
 
     async def _score(self, infos: Any) -> Any:
         infos = await infos

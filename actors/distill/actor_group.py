@@ -2,6 +2,7 @@
 
 ```
  STARTING ──> WAITING ──> LOADING ──> GENERATING ──> WAITING            a teacher: STARTING ──> IDLE <──> SCORING
+                               └────> EVALUATING ──> WAITING
     ▲            │ └── its version is lost ──> WEIGHTLESS ── a newer one is published ──> STARTING
     └── LOST <───┴── from any state: it died, hung or failed           any state ──> STOPPED: the run ends
 ```
@@ -23,6 +24,7 @@ from typing import Any
 
 import ray
 
+from actors.distill.validation import Part
 from actors.runtime.remote import ActorLost
 from raft_ray.config import Config
 from raft_ray.distill.trajectory import RolloutBatch
@@ -39,6 +41,7 @@ class State(StrEnum):
     WAITING = "waits for slots"
     LOADING = "load"
     GENERATING = "generate"
+    EVALUATING = "evaluate"
     WEIGHTLESS = "waits for newer weights"
     IDLE = "idle"
     SCORING = "score"
@@ -61,7 +64,7 @@ class ActorState:
     """Its process serves."""
     version: int | None = None
     """Weights that it holds, for rollout actors."""
-    batch: RolloutBatch | None = None
+    batch: RolloutBatch | Part | None = None
     """What it works on."""
     engaged: bool = False
     """Its engine has begun with the rollout batch: if it dies now, the batch's rows may be why."""

@@ -11,6 +11,8 @@ Who waits for whom: an idle rollout actor waits for a batch, for which slots mus
 takes up the newest version before it begins; a generated batch waits for an idle teacher. Each event looks only at
 what it concerns, so that the work of a step grows with its batches, not with batches times actors.
 
+An evaluation (`actors.distill.validation`) goes before all rollouts of its version.
+
 A death brings the batch back to the ledger and a new actor in the dead one's place, within its budget; what no restart
 can mend ends all loops. Batches are handed out in the order of the steps, so the oldest step never starves.
 """
@@ -28,6 +30,7 @@ import ray
 from actors.distill.actor_group import ActorGroup, ActorState, State
 from actors.distill.metrics import Metrics
 from actors.distill.slots import Growth, Slots
+from actors.distill.validation import Evaluation, Part
 from actors.engine.weight_sync import WeightVersion
 from actors.runtime.loops import Loops
 from actors.runtime.remote import ActorLost, DataLost, within
@@ -50,6 +53,7 @@ class Flow:
         loops: run here; the pipeline's waits see their failure.
         rollouts, teachers: the actors; a resumed run goes on with those of before.
         published: the learners' weights at the step that comes first.
+        samples: the method has rollouts; else its rollout actors answer evaluations alone.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Flow:
         rollouts: ActorGroup,
         teachers: ActorGroup,
         published: WeightVersion,
+        samples: bool = True,
     ) -> None:
         self.ledger = Ledger(
             order,
@@ -75,7 +80,10 @@ class Flow:
         """Most bytes of scored samples held since this was last reset."""
         self.last_loss = ""
         """Why a rollout batch was last given back by an engine that it may have killed."""
+        self.evaluation: Evaluation | None = None
+        """Of the version published, until it is complete."""
         self._config = config
+        self._samples = samples
         self._records = records
         self._metrics = metrics
         self._loops = loops
@@ -84,10 +92,10 @@ class Flow:
         self._limits = metrics.limits
         self._generated: asyncio.Queue[tuple[RolloutBatch, ray.ObjectRef]] = asyncio.Queue()
         """Rollout batches that wait for a teacher."""
-        self._idle: dict[str, tuple[ActorState, asyncio.Future[RolloutBatch | None]]] = {}
-        """Rollout actors that wait for a rollout batch, in the order in which they came."""
+        self._idle: dict[str, tuple[ActorState, asyncio.Future[RolloutBatch | Part | None]]] = {}
+        """Rollout actors that wait for work, in the order in which they came."""
         self._working: set[str] = set()
-        """Rollout actors that have a rollout batch."""
+        """Rollout actors that have some."""
         self._holding = False
         self._held: list[ActorState] = []
         self.growth = Growth(Slots(config), loops, rollouts, self._begin_rollout)
@@ -185,8 +193,11 @@ class Flow:
 
     async def _serve(self, actor: ActorState) -> None:
         """A rollout actor's work; returns when it is to leave."""
-        while (batch := await self._next_rollout_batch(actor)) is not None:
+        while (batch := await self._next_work(actor)) is not None:
             actor.batch = batch
+            if isinstance(batch, Part):
+                await self._evaluate(actor, batch)
+                continue
             begun = self._metrics.now()
             async with actor.loading:
                 begun += await self._load(actor, batch)
@@ -208,6 +219,26 @@ class Flow:
             actor.batch, actor.engaged = None, False
             if self.ledger.generated_whole(batch.step):
                 self._loops.notify()
+
+    async def _evaluate(self, actor: ActorState, part: Part) -> None:
+        """A rollout actor answers a part of the evaluation."""
+        async with actor.loading:
+            await self._load(actor, part)
+        actor.engaged = True
+        longest = max(part.limits)
+        kind, most = f"answer {longest}", self._rollouts.timeout * max(1, longest / self._config.rollout.max_new_tokens)
+        with self._metrics.doing(actor, State.EVALUATING, part.step) as clock:
+            limit = self._limits.of(kind, most, len(part.indices))
+            call = actor.handle.answer.remote(part)
+            answers = await within(call, limit, actor.who, f"answering an evaluation of version {part.step}")
+            written = max(1, *(len(answer.token_ids) for answer in answers))
+            self._limits.took(kind, clock() * longest / written, len(part.indices))
+        actor.batch, actor.engaged = None, False
+        if self.evaluation is not None:
+            self.evaluation.answered(part, answers)
+            if self.evaluation.complete:
+                self.evaluation = None
+        self._loops.notify()
 
     async def _teach(self, actor: ActorState) -> None:
         """A teacher's work, which has no end: it scores the rollout batch that has waited longest."""
@@ -232,7 +263,7 @@ class Flow:
             if self.ledger.generated_whole(batch.step):
                 self._loops.notify()
 
-    async def _load(self, actor: ActorState, batch: RolloutBatch) -> float:
+    async def _load(self, actor: ActorState, batch: RolloutBatch | Part) -> float:
         """Bring an actor to the newest version; returns the seconds it took."""
         newest = self.published
         oldest = self.ledger.capacity.oldest_version(batch.step)
@@ -281,9 +312,10 @@ class Flow:
             "learner.timeout",
         )
 
-    async def _next_rollout_batch(self, actor: ActorState) -> RolloutBatch | None:
-        """The next rollout batch in order once there are slots for it; none when the actor is to leave."""
-        future: asyncio.Future[RolloutBatch | None] = asyncio.get_running_loop().create_future()
+    async def _next_work(self, actor: ActorState) -> RolloutBatch | Part | None:
+        """A part of the evaluation that goes on, else the next rollout batch in order once there are slots for it; none
+        when the actor is to leave."""
+        future: asyncio.Future[RolloutBatch | Part | None] = asyncio.get_running_loop().create_future()
         self._idle[actor.name] = actor, future
         self._rests(actor, State.WAITING)
         if actor.leaving:
@@ -324,7 +356,7 @@ class Flow:
         for actor, future in self._idle.values():
             if actor.leaving or future.done() or (pushed and actor.version != self.published.version):
                 continue
-            batch = self.ledger.take(self._parts())
+            batch = self._take()
             if batch is None:
                 break
             self._working.add(actor.name)
@@ -335,6 +367,12 @@ class Flow:
         if self.ledger.capacity.ready != ready:
             # Rows quarantined before were passed over, which may have completed a learner's shard.
             self._loops.notify()
+
+    def _take(self) -> RolloutBatch | Part | None:
+        """What comes next. Rollouts wait for the end of an evaluation, and find their engines as they would without."""
+        if self.evaluation is not None:
+            return self.evaluation.take()
+        return self.ledger.take(self._parts()) if self._samples else None
 
     def _release(self) -> None:
         """Let idle rollout actors go that are to leave; while actors are held all stay."""
@@ -358,7 +396,10 @@ class Flow:
         """An actor's rollout batch goes back to the ledger; if its engine was engaged, its rows may be why it died."""
         if (batch := actor.batch) is None:
             return
-        if actor.engaged:
+        if isinstance(batch, Part):
+            if self.evaluation is not None:
+                self.evaluation.returned(batch)
+        elif actor.engaged:
             self.last_loss = str(error)
             for row in self.ledger.failed(batch):
                 logging.error("row %d is quarantined: %s", row, error)

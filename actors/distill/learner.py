@@ -16,11 +16,7 @@ the pipeline to start over from there.
 from __future__ import annotations
 
 import logging
-import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,16 +26,19 @@ import ray
 import torch
 
 from actors.distill.checkpoint import Checkpoints
+from actors.distill.clock import Clock
+from actors.distill.drift import DriftMeter
 from actors.distill.export import export_model
 from actors.distill.probes import make_probe, may_share_prompts
 from actors.distill.storage import Storage
 from actors.distill.student_engine import make_engine
+from actors.distill.validation import Verdict
 from actors.engine.weight_sync import Publisher, WeightVersion
-from actors.runtime.cluster import actor_options, here, log_to_file, on_node
-from actors.runtime.remote import ActorLost, one_line, root_cause
+from actors.runtime.cluster import here, log_to_file, on_node
+from actors.runtime.remote import root_cause
 from raft_ray import models
 from raft_ray.announce import announce
-from raft_ray.config import Config, Graphs
+from raft_ray.config import Config, Graphs, Keep
 from raft_ray.distill.losses import make_balancer
 from raft_ray.distill.order import RowOrder
 from raft_ray.distill.schedule import learning_rate
@@ -50,11 +49,8 @@ from raft_ray.errors import ModelError, RaftError
 from raft_ray.models.prompts import EncodedRow
 from raft_ray.runs.trained import Trained
 
-HEALTH_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 PATIENCE = 1.5
 """Times `learner.timeout`."""
-SILENCE = 60.0
-"""Seconds for which a learner's process may not answer Ray Train, at most `learner.timeout`; then it is replaced."""
 
 
 @dataclass
@@ -64,7 +60,7 @@ class LearnerTask:
     config: Config
     folder: str
     table: list[ray.ObjectRef]
-    """The encoded training rows, those of rehearsal included, in a list."""
+    """References of the encoded training rows, those of rehearsal included, and of the validation set, if any."""
     pipeline: Any
     """Handle of the pipeline actor."""
     order: RowOrder
@@ -81,87 +77,7 @@ class LearnerTask:
     """What the model at the end is of."""
 
 
-def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda controller: None) -> None:
-    """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up, and
-    `ActorLost` when Ray Train's controller dies.
-
-    Args:
-        controlled_by: called with Ray Train's controller when it has started.
-    """
-    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from actors.runtime.loopback import INTERFACE, LoopbackConfig, is_local
-
-    learner = task.config.learner
-    controllers = []
-
-    class Trainer(TorchTrainer):
-        def _register_sigint_handler(self, controller: Any) -> None:
-            """Ctrl-C stays with the command line: Ray Train's handler outlives the training and swallows it."""
-            controllers.append(controller)
-            controlled_by(controller)
-
-    # Ray's own annotations name the classes of Train v1; at run time these are v2's, which know the runtime_env.
-    make_run_config: Any = ray.train.RunConfig
-
-    options = actor_options(
-        role="learner",
-        num_cpus=learner.num_cpus,
-        num_gpus=learner.num_gpus,
-        threads=learner.threads,
-        overlapped=task.config.sync.max_staleness > 0,
-        keep_memory=True,
-    )
-    local = is_local()
-    if local:
-        options["runtime_env"]["env_vars"] |= INTERFACE
-    resources = {"CPU": learner.num_cpus} | ({"GPU": learner.num_gpus} if learner.num_gpus else {})
-    trainer = Trainer(
-        _train_loop,
-        train_loop_config={"task": task},
-        torch_config=(LoopbackConfig if local else TorchConfig)(
-            backend="nccl" if learner.num_gpus else "gloo", timeout_s=max(1, math.ceil(learner.timeout))
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=learner.num_workers, use_gpu=learner.num_gpus > 0, resources_per_worker=resources
-        ),
-        run_config=make_run_config(
-            name=task.storage.name,
-            storage_path=task.storage.path,
-            failure_config=FailureConfig(max_failures=learner.max_restarts),
-            checkpoint_config=CheckpointConfig(num_to_keep=learner.keep),
-            worker_runtime_env=options["runtime_env"],
-        ),
-    )
-    with _health_checks(min(learner.timeout, SILENCE)):
-        try:
-            trainer.fit()
-        except ray.exceptions.RayActorError as error:
-            # What happens to learners comes as an error of Ray Train's own.
-            raise ActorLost(f"Ray Train's controller died ({one_line(error)}); go on with --resume") from error
-        finally:
-            # It would live as long as its trainer, which is in a cycle of references: a process for each training.
-            for controller in controllers:
-                ray.kill(controller)
-
-
-@contextmanager
-def _health_checks(limit: float) -> Iterator[None]:
-    """Let Ray Train replace a worker that does not answer for `limit` seconds, and not for ten minutes as by default.
-
-    Ray Train takes it from the environment; what the user has set there counts.
-    """
-    given = HEALTH_VARIABLE in os.environ
-    os.environ.setdefault(HEALTH_VARIABLE, f"{limit:g}")
-    try:
-        yield
-    finally:
-        if not given:
-            del os.environ[HEALTH_VARIABLE]
-
-
-def _train_loop(arguments: dict[str, Any]) -> None:
+def train_loop(arguments: dict[str, Any]) -> None:
     """What a rank does."""
     task: LearnerTask = arguments["task"]
     context = ray.train.get_context()
@@ -198,7 +114,6 @@ class Rank:
         self.table: dict[int, EncodedRow] = ray.get(task.table[0], timeout=config.learner.timeout)
         self.kept = min(config.distill.top_k, models.vocabulary_size(task.folder, config.model))
         self.rehearses = task.order.rehearsal is not None
-        self.uses_rollouts = config.uses_rollouts
         self.balancer = make_balancer(config.distill)
         if config.learner.threads:
             torch.set_num_threads(config.learner.threads)
@@ -208,18 +123,28 @@ class Rank:
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
         self.share_prompt = config.uses_distillation and self._may_share()
+        self.drift: DriftMeter | None = None
+        self.verdict: Verdict | None = None
+        """Of the newest evaluation."""
+        if config.eval.every and (pairs := self._call(task.pipeline.known_base.remote())):
+            # Before `restore`: the engine has the original weights.
+            self.drift = DriftMeter(self.engine, config, pairs)
         self.publisher = Publisher(
             config, self.student.model, rank, lambda version: self._call(task.pipeline.hold.remote(version))
         )
 
     def run(self) -> None:
-        """From the last checkpoint, or from the original model, to the last step; rank 0 then exports the model."""
+        """From the last checkpoint, or from the original model, to the last step, or until an evaluation ends training;
+        rank 0 then exports the model."""
         learner, steps = self.config.learner, self.task.order.steps
         distilling = self.balancer if self.config.uses_distillation else None
         start = self._restore()
         weights = self._begin(start)
+        done, ends = start, self._evaluate(weights)
         checkpoint_seconds = 0.0
         for step in range(start, steps):
+            if ends:
+                break
             clock = Clock(checkpoint_seconds)
             rows = self._next_batch(step)
             clock.lap("wait")
@@ -250,11 +175,12 @@ class Rank:
                 self._call(self.task.pipeline.publish.remote(weights, metrics))
 
             # After publishing: a death in between repeats the step, and the records lose no line. Rollouts go on.
+            done, ends = step + 1, self._evaluate(weights)
             began = time.perf_counter()
-            if step + 1 == steps or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
+            if ends or step + 1 == steps or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
                 self.checkpoints.save(self.engine, step + 1, self.balancer.state_dict())
             checkpoint_seconds = time.perf_counter() - began
-        self._export(self.publisher.pack(steps) if start == steps else weights)
+        self._finish(self.publisher.pack(done) if done == start else weights)
 
     def _restore(self) -> int:
         """The step to go on from: that of the last checkpoint, or 0."""
@@ -268,7 +194,7 @@ class Rank:
         """Tell the pipeline where training starts. Also of version 0: an engine that survived a restart may hold later
         weights."""
         weights = WeightVersion(step)
-        if self.uses_rollouts:
+        if self.config.uses_engines:
             weights = self.publisher.pack(step)
             probe = make_probe(self.engine, self.config, self.task.folder, self.table, self.device)
             weights = replace(weights, probe=probe)
@@ -324,9 +250,10 @@ class Rank:
 
     def _weights(self, version: int) -> WeightVersion:
         """The model's weights, for the rollout actors; the last ones for the export, which reads the object store."""
-        if version == self.task.order.steps:
+        steps = self.task.order.steps
+        if version == steps or (self.config.evaluates(version, steps) and not self.config.uses_rollouts):
             return self.publisher.pack(version)
-        return self.publisher.publish(version) if self.uses_rollouts else WeightVersion(version)
+        return self.publisher.publish(version) if self.config.uses_rollouts else WeightVersion(version)
 
     def _metrics(self, losses: StepLosses, batches: list[MicroBatch]) -> dict[str, Any]:
         """The learners' part of a step's metrics."""
@@ -341,15 +268,48 @@ class Rank:
             "student_mass": mass_sum / mass_count if mass_count else None,
             "tokens": int(all_tokens),
             "grad_norm": float(self.engine.get_global_grad_norm()),
-            "temperature": self.config.distill.temperature if self.uses_rollouts else None,
+            "temperature": self.config.distill.temperature if self.config.uses_rollouts else None,
         } | ({"rehearsal_kl": losses.rehearsal} if self.rehearses else {})
 
-    def _export(self, weights: WeightVersion) -> None:
-        """Write `model/` on the run folder's node, from the object store; the store forgets our puts when we end."""
+    def _evaluate(self, weights: WeightVersion) -> bool:
+        """Wait for the evaluation of these weights, if it is due, and keep them where they are the best so far. Returns
+        whether training ends with them."""
+        version, pipeline = weights.version, self.task.pipeline
+        if not self.config.evaluates(version, self.task.order.steps):
+            return False
+        if self.drift is None:
+            self.drift = DriftMeter(self.engine, self.config, self._call(pipeline.base_answers.remote()))
+        drift = self.drift.measure()
+        found = pipeline.evaluated.remote(version, self.rank, drift if self.rank == 0 else None)
+        self.verdict = self._call(found)
+        if self.verdict.keeps is not None:
+            self._export(self._packed(weights), self.verdict.keeps)
+            if self.rank == 0:
+                self._call(pipeline.prune.remote(version))
+        return self.verdict.stops
+
+    def _packed(self, weights: WeightVersion) -> WeightVersion:
+        """The weights that the engine has, in the object store."""
+        return weights if self.publisher.push is None else self.publisher.pack(weights.version)
+
+    def _finish(self, weights: WeightVersion) -> None:
+        """Write `model/`: of these weights, or of the best evaluation's."""
+        if self.config.eval.keep is not Keep.best:
+            self._export(self._packed(weights) if self.verdict else weights, str(Path(self.task.run_dir) / "model"))
+        elif self.rank == 0:
+            self._call(self.task.pipeline.adopt.remote(self._trained()))
+
+    def _trained(self) -> Trained:
+        """What the model at the end is of."""
+        if (verdict := self.verdict) is None:
+            return self.task.trained
+        return replace(self.task.trained, weights_of=verdict.weights_of, why=verdict.why)
+
+    def _export(self, weights: WeightVersion, target: str) -> None:
+        """Write a model on the run folder's node, from the object store; the store forgets our puts when we end."""
         if self.rank == 0:
             task = export_model.options(num_cpus=0, **on_node(self.task.node))
-            target = str(Path(self.task.run_dir) / "model")
-            written = task.remote(self.config.model, self.task.folder, weights, target, self.task.trained)
+            written = task.remote(self.config.model, self.task.folder, weights, target, self._trained())
             # Not longer than the other ranks wait.
             self._call(written, "the export of the model", self.config.learner.timeout)
         torch.distributed.barrier()
@@ -375,24 +335,3 @@ class Rank:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(total)
         return [float(v) for v in total]
-
-
-class Clock:
-    """Seconds by phase; `lap(name)` ends a phase that began with the last lap.
-
-    Args:
-        checkpoint: seconds that the checkpoint before the step took, which counts to it.
-    """
-
-    def __init__(self, checkpoint: float = 0.0) -> None:
-        self._start = self._last = time.perf_counter()
-        self._laps = {"checkpoint": checkpoint}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._laps[name] = self._laps.get(name, 0.0) + now - self._last
-        self._last = now
-
-    def seconds(self) -> dict[str, float]:
-        """All phases, and `total`."""
-        return {**self._laps, "total": self._laps["checkpoint"] + time.perf_counter() - self._start}

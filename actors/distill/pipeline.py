@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -27,6 +27,7 @@ from actors.distill.actor_group import ActorGroup
 from actors.distill.flow import Flow
 from actors.distill.metrics import Metrics
 from actors.distill.seal import read_key
+from actors.distill.validation import Validation, Verdict, evaluation_status, known_base
 from actors.engine.weight_sync import WeightVersion
 from actors.runtime.cluster import log_to_file
 from actors.runtime.loops import Loops
@@ -38,6 +39,11 @@ from raft_ray.distill.trajectory import SampleInfo
 from raft_ray.errors import RaftError
 from raft_ray.models.prompts import EncodedRow
 from raft_ray.runs.records import RunRecords
+from raft_ray.runs.trained import Trained
+
+if TYPE_CHECKING:
+    from raft_ray.evaluate.drift import Drift
+    from raft_ray.models.head import Pair
 
 STARTING_AGAIN = "the pipeline actor and the learners are starting again; ask in a minute"
 
@@ -70,6 +76,7 @@ class PipelineActor:
         self._sampled = order if config.uses_distillation else order.rehearsal
         """Which rows of each step are sampled and scored; none of a method without rollouts."""
         self._records = RunRecords(run_dir, order)
+        self._validation = Validation(config, Path(run_dir), self._records, order.steps)
         self._makers = make_rollout, make_teacher
         self._table: dict[int, EncodedRow] = {}
         rollout = config.rollout
@@ -93,17 +100,20 @@ class PipelineActor:
         Not a matter of the constructor, whose arguments Ray may have to find again when it restarts this actor.
 
         Args:
-            table: the encoded training rows by row index, as a reference in a list.
+            table: references of the encoded training rows by row index, and of the validation set, if it has one.
         """
         if self._table:
             return
-        self._table = await table[0]
+        self._table, *asked = [await part for part in table]
+        for questions in asked:
+            self._validation.ask(questions)
         make_rollout, make_teacher = (partial(make, table) for make in self._makers)
         rollout, teacher = self._config.rollout, self._config.teacher
         self._rollouts = ActorGroup("rollout", make_rollout, rollout.timeout, rollout.max_restarts)
         self._teachers = ActorGroup("teacher", make_teacher, teacher.timeout, teacher.max_restarts)
-        if self._sampled:
+        if self._config.uses_engines:
             self._rollouts.fill(rollout.actors)
+        if self._sampled:
             self._teachers.fill(teacher.actors)
         self._going = self._new_flow(WeightVersion(0))
 
@@ -126,7 +136,7 @@ class PipelineActor:
         """(Re)start at step `weights.version` with the learner's weights; what was on the way is dropped.
 
         Args:
-            weights: packed, for methods that sample.
+            weights: packed, for methods that have rollout actors.
             table: as for `prepare`; a restarted pipeline actor has it from here.
         """
         step = weights.version
@@ -134,10 +144,12 @@ class PipelineActor:
         await self.prepare(table)
         await self._loops.restart()
         self._records.rewind(step)
+        self._validation.begin()
         self._metrics.forget()
         self._step, self._looked = step, self._metrics.now()
         self._ranks.clear()
         self._going = self._new_flow(weights)
+        self._flow.evaluation = self._validation.evaluation_of(step)
         self._flow.start()
 
     def notice(self, text: str) -> None:
@@ -210,11 +222,63 @@ class PipelineActor:
         record["object_store_peak"] = self._flow.peak_bytes + (2 * weights.nbytes if self._sampled else 0)
         self._flow.peak_bytes = 0
         self._records.add(step, infos, record, quarantined)
+        self._flow.evaluation = self._validation.evaluation_of(weights.version)
         self._flow.publish(weights)
         self._step = weights.version
         self._metrics.step_done(self._records.last or {})
         if self._sampled:
             await self._resize()
+
+    def known_base(self) -> list[Pair] | None:
+        """The original model's answers to general prompts, where an evaluation of version 0 has been made."""
+        return known_base(self._run_dir)
+
+    async def base_answers(self) -> list[Pair]:
+        """The same, once they are there."""
+        if 0 not in self._validation.lines:
+            await self._answered(0)
+        return self._validation.base_pairs()
+
+    async def evaluated(self, version: int, rank: int, drift: Drift | None) -> Verdict:
+        """What the evaluation of `version` decides, once it is complete; every rank asks, and rank 0 brings the drift.
+
+        Raises `RaftError` after `learner.timeout`.
+        """
+        self._ranks[rank] = f"waits for the evaluation of version {version}", self._metrics.now()
+        lines = self._validation.lines
+        if drift is not None and version not in lines:
+            await self._answered(version)
+            self._validation.record(drift)
+            self._loops.notify()
+        await self._wait(lambda: version in lines, version)
+        self._ranks[rank] = f"goes on from version {version}", self._metrics.now()
+        verdict = self._validation.verdict(version)
+        if verdict.stops and rank == 0:
+            self.notice(
+                f"training ends after step {version}: {self._config.eval.patience} evaluations without a better one"
+            )
+        return verdict
+
+    def prune(self, version: int) -> None:
+        """The best model so far, of `version`, is there: those that nobody needs any more are deleted."""
+        self._validation.prune(version)
+
+    def adopt(self, trained: Trained) -> None:
+        """Make the best model the run's. Raises `RaftError`."""
+        self._validation.adopt(trained)
+
+    async def _answered(self, version: int) -> None:
+        def complete() -> bool:
+            going = self._validation.going
+            return going is not None and going.version == version and going.complete
+
+        await self._wait(complete, version)
+
+    async def _wait(self, condition: Callable[[], bool], version: int) -> None:
+        timeout = self._config.learner.timeout
+        await self._loops.wait_for(
+            condition, lambda: f"the evaluation of version {version}", timeout, "learner.timeout"
+        )
 
     # What the driver and the command line call.
 
@@ -226,6 +290,7 @@ class PipelineActor:
             "last": self._records.last,
             "error": self._stopped or (str(self._loops.error) if self._loops.error else None),
             "notices": self._notices,
+            **evaluation_status(self._validation.lines, self._validation.going),
         }
 
     def status(self) -> dict[str, Any]:
@@ -277,7 +342,7 @@ class PipelineActor:
         """
         if self._going is None:
             raise RaftError(STARTING_AGAIN)
-        if not self._sampled:
+        if not self._config.uses_engines:
             raise RaftError(f"distill.method={self._config.distill.method.value} has no rollout actors to scale")
         if rollouts < 1:
             raise RaftError(f"--rollouts {rollouts}: at least one rollout actor must stay")
@@ -318,4 +383,5 @@ class PipelineActor:
             self._rollouts,
             self._teachers,
             published,
+            samples=bool(self._sampled),
         )

@@ -42,7 +42,7 @@ def may_share_prompts(
     row = max(_with_answer(table), key=lambda row: len(row.prompt) + len(row.answer))
     length = config.rollout.max_new_tokens
     response = (row.answer * (length // len(row.answer) + 1))[:length]
-    with _evaluating(engine):
+    with evaluating(engine):
         error = mean(sharing_error(engine, row, response, device))
     allowed = SHARING_ERROR[_is_half(config)]
     if error <= allowed:
@@ -66,7 +66,7 @@ def make_probe(engine: Any, config: Config, folder: str, table: dict[int, Encode
     # The engine must have room for a token after it.
     room = models.model_context(folder, config.model) - len(row.prompt) - 1
     row = EncodedRow(row.row, row.prompt, row.answer[: min(PROBE_TOKENS, room)], [])
-    with _evaluating(engine):
+    with evaluating(engine):
         logprobs = answer_logprobs(engine, row, device)
     return Probe(row.prompt, row.answer, logprobs, LOGPROB_ERROR[_is_half(config)])
 
@@ -76,7 +76,8 @@ def _with_answer(table: dict[int, EncodedRow]) -> Iterator[EncodedRow]:
 
 
 @contextmanager
-def _evaluating(engine: Any) -> Iterator[None]:
+def evaluating(engine: Any) -> Iterator[None]:
+    """During the block the engine does not train: no dropout."""
     engine.eval()
     yield
     engine.train()

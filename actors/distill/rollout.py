@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
+from actors.distill.validation import Part
 from actors.engine.vllm_engine import Engine
 from actors.engine.weight_sync import WeightReceiver
 from actors.runtime.cluster import here, log_to_file
@@ -19,6 +20,8 @@ from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.distill.trajectory import RolloutBatch, Trajectory, with_tokens
+from raft_ray.errors import RaftError
+from raft_ray.evaluate.validation import Answer
 from raft_ray.models.prompts import EncodedRow
 
 
@@ -39,6 +42,7 @@ class RolloutActor(WeightReceiver):
         self._table: dict[int, EncodedRow] = ray.get(table[0], timeout=config.rollout.timeout)
         self._one = threading.Lock()
         """A rollout batch that nobody waits for any more, after learners began anew, ends before the next."""
+        self._chat = models.load_chat(folder, config.model)
         context = models.model_context(folder, config.model)
         engine = Engine(folder, config.model, config.rollout, context=context, weight_sync=config.sync.backend)
         super().__init__(name, engine, config.sync)
@@ -47,6 +51,28 @@ class RolloutActor(WeightReceiver):
         """The actor's node, once its engine runs and has nothing left to do."""
         with self._one:
             return here()
+
+    def answer(self, part: Part) -> list[Answer]:
+        """Greedy answers to a part of an evaluation, and the verdicts on them.
+
+        Raises `RaftError` when the actor holds another version than the part's.
+        """
+        with self._one:
+            if (version := self.held()) != part.step:
+                raise RaftError(f"{self.name} holds version {version}; version {part.step} is to be evaluated")
+            announce(self.name, "evaluating", version)
+            # Neither evaluation nor rollouts may find prefixes that the other has left: reading a prompt whole or in
+            # part is not the same to the last bit.
+            self._engine.forget_prefixes()
+            completions = self._engine.generate(
+                [each.prompt for each in part.questions], max_new_tokens=part.limits, temperature=0.0
+            )
+            self._engine.forget_prefixes()
+        texts = [self._chat.text(each.token_ids) for each in completions]
+        return [
+            Answer(question.correct(text), text, each.token_ids, each.truncated)
+            for question, each, text in zip(part.questions, completions, texts, strict=True)
+        ]
 
     def generate(self, batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
         """Trajectories for a rollout batch's rows, as two return values: their lengths, and the trajectories.

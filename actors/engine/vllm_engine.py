@@ -239,6 +239,11 @@ class Engine:
             finally:
                 self.llm.wake_up(tags=["scheduling"])
 
+    def forget_prefixes(self) -> None:
+        """The next call reads every prompt as a new engine would."""
+        with self._turns:
+            self._stale_prefixes = not self.llm.reset_prefix_cache()
+
     def load_weights(self, folder: str) -> None:
         """Go on with the weights of `folder`, a model of the same architecture, without starting anew."""
         self.weights_change()

@@ -126,6 +126,9 @@ class Watch:
                 self._bars.console.print(f"[yellow]{plain(self._phase)}:[/] {plain(text)}", highlight=False)
             self._told = len(progress["notices"])
             self._bars.update(self._phase, progress["step"], progress["steps"], _note(progress["last"]))
+            if going := progress.get("evaluating"):
+                phase = f"{self._phase}: evaluation of step {going['step']}"
+                self._bars.update(phase, going["done"], going["total"])
 
     def _kill(self, actor: Any, who: str, seconds: float, *, no_restart: bool) -> None:
         what = "killed" if no_restart else "killed, so that Ray starts it again"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from raft_ray.config.evaluation import CompareConfig, DomainMetric, EvalConfig
+from raft_ray.config.evaluation import CompareConfig, DomainMetric, EvalConfig, Keep
 from raft_ray.config.refine import RefineConfig, RefineGuardsConfig, RefineModelConfig, SimilarityOn
 from raft_ray.config.run import ColumnsConfig, DataConfig, Dtype, ModelConfig, OnBadRow, RunConfig
 from raft_ray.config.training import (
@@ -42,6 +42,7 @@ __all__ = [
     "Dtype",
     "EvalConfig",
     "Graphs",
+    "Keep",
     "LearnerConfig",
     "Method",
     "ModelConfig",
@@ -91,6 +92,15 @@ class Config:
     def uses_rollouts(self) -> bool:
         """There are rollouts and a teacher: for the rows of the training set, for rehearsal, or for both."""
         return self.uses_distillation or self.distill.rehearsal.rows > 0
+
+    @property
+    def uses_engines(self) -> bool:
+        """There are rollout actors: for rollouts, or for evaluations while the method trains."""
+        return self.uses_rollouts or self.eval.every > 0
+
+    def evaluates(self, step: int, steps: int) -> bool:
+        """The weights after `step` of `steps` steps are evaluated before training goes on."""
+        return self.eval.every > 0 and (step % self.eval.every == 0 or step == steps)
 
     @property
     def longest_rollout(self) -> int:

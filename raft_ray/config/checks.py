@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from raft_ray.config import Balance, Config, Dtype, Method, RolloutConfig, SyncBackend
+from raft_ray.config import Balance, Config, DomainMetric, Dtype, Keep, Method, RolloutConfig, SyncBackend
 from raft_ray.config.keys import nearest
 from raft_ray.config.settings import MISSING, for_method, make
 from raft_ray.errors import ConfigError
@@ -33,6 +33,7 @@ def check(config: Config, *, trains: bool = True) -> None:
     make(config, [])
     _refuse(_values(config, trains))
     _refuse(_lengths(config))
+    _refuse(_evaluations(config))
     _refuse(_training(config))
     _refuse(_baselines(config))
     for name in dict.fromkeys([*config.run.overrides, *config.run.baselines]):
@@ -47,7 +48,7 @@ def required_resources(config: Config) -> tuple[float, float]:
     """CPUs and GPUs that stage 2 holds at the same time: the most that the main method or a baseline asks for.
 
     Distillation and rehearsal run rollout actors, teachers, learners and one pipeline actor side by side; `sft` and
-    `sdft` alone run learners only.
+    `sdft` alone run learners only, with `eval.every` rollout actors and the pipeline actor as well.
     """
     needs = [_resources(made) for made in (config, *(for_method(config, name) for name in config.run.baselines))]
     return max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)
@@ -56,9 +57,12 @@ def required_resources(config: Config) -> tuple[float, float]:
 def _resources(config: Config) -> tuple[float, float]:
     learner, rollout, teacher = config.learner, config.rollout, config.teacher
     cpus, gpus = learner.num_workers * learner.num_cpus, learner.num_workers * learner.num_gpus
+    if config.uses_engines:
+        cpus += rollout.actors * rollout.num_cpus + 1
+        gpus += rollout.actors * rollout.num_gpus
     if config.uses_rollouts:
-        cpus += rollout.actors * rollout.num_cpus + teacher.actors * teacher.num_cpus + 1
-        gpus += rollout.actors * rollout.num_gpus + teacher.actors * teacher.num_gpus
+        cpus += teacher.actors * teacher.num_cpus
+        gpus += teacher.actors * teacher.num_gpus
     return cpus, gpus
 
 
@@ -115,18 +119,54 @@ def _storage(storage: str) -> Iterator[str]:
 
 def _lengths(config: Config) -> Iterator[str]:
     """Which of the numbers of tokens that stage 1 and the evaluation generate leave no room for a prompt."""
-    evaluation = config.eval
+    evaluation, watched = config.eval, config.eval.every > 0
     used = {
         "refine.max_new_tokens": config.refine.enabled,
-        "eval.domain_max_new_tokens": evaluation.enabled and config.data.test is not None,
-        "eval.ifeval_max_new_tokens": evaluation.enabled and evaluation.ifeval_rows != 0,
-        "eval.general_max_new_tokens": evaluation.enabled,
+        "eval.domain_max_new_tokens": watched or (evaluation.enabled and config.data.test is not None),
+        "eval.ifeval_max_new_tokens": (watched and evaluation.validation_ifeval_rows > 0)
+        or (evaluation.enabled and evaluation.ifeval_rows != 0),
+        "eval.general_max_new_tokens": watched or evaluation.enabled,
         # Without judges nobody scores open questions, which is refused as such.
         "eval.open_max_new_tokens": evaluation.enabled and evaluation.open is not None and evaluation.judges,
     }
     for key in used:
         if used[key]:
             yield from _no_room(config, key)
+
+
+def _evaluations(config: Config) -> Iterator[str]:
+    """Why evaluations while a method trains cannot be made, or what rests on them cannot be had without them."""
+    asked, data = config.eval, config.data
+    if not asked.every:
+        needing = {
+            "validation": asked.validation,
+            "keep": asked.keep if asked.keep is Keep.best else None,
+            "max_drift": asked.max_drift,
+            "patience": asked.patience,
+        }
+        for key, value in needing.items():
+            if value is not None:
+                yield (
+                    f"eval.{key}={value}: nothing is evaluated while a method trains; set eval.every to a number of "
+                    f"steps, or leave eval.{key} out"
+                )
+        return
+    if asked.max_drift is not None and asked.keep is Keep.last and asked.patience is None:
+        yield f"eval.max_drift={asked.max_drift:g}: decides nothing; set eval.keep=best or eval.patience, or drop it"
+    if asked.domain_metric not in (DomainMetric.auto, DomainMetric.contains, DomainMetric.exact):
+        yield (
+            f"eval.domain_metric={asked.domain_metric}: is not taken while a method trains (eval.every={asked.every}); "
+            "set eval.domain_metric=contains or exact, or eval.every=0"
+        )
+    if (source := asked.validation) is not None:
+        trained = data.train if isinstance(data.train, list) else [data.train]
+        if source in trained and not source.startswith("domain:") and Path(source).suffix:
+            yield f"eval.validation={source}: these are the training rows; name others, or none to hold some out"
+        if source == data.test:
+            yield (
+                f"eval.validation={source}: these are the test questions (data.test), which must not choose a model; "
+                "name others, or leave it out to hold out training rows"
+            )
 
 
 def _no_room(config: Config, key: str) -> Iterator[str]:
@@ -153,7 +193,7 @@ def _training(config: Config) -> Iterator[str]:
             f"learner.warmup_steps={learner.warmup_steps}: the warm-up would never end within "
             f"learner.max_steps={learner.max_steps}; lower it"
         )
-    if not config.uses_rollouts:
+    if not config.uses_engines:
         return
     if rollout.tensor_parallel > 1 and rollout.num_gpus < rollout.tensor_parallel:
         yield (
@@ -162,7 +202,7 @@ def _training(config: Config) -> Iterator[str]:
         )
     yield from _elastic(rollout)
     domain, rehearsal = rows if config.uses_distillation else 0, distill.rehearsal.rows
-    if rollout.batch_rows is not None and rollout.batch_rows > domain + rehearsal:
+    if rollout.batch_rows is not None and config.uses_rollouts and rollout.batch_rows > domain + rehearsal:
         parts = {"learner.global_batch_size": domain, "distill.rehearsal.rows": rehearsal}
         most = " + ".join(f"{key}={value}" for key, value in parts.items() if value)
         yield f"rollout.batch_rows={rollout.batch_rows}: a step has no more than {most} rows; lower it"

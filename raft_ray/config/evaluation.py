@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from raft_ray.config.kinds import Fraction, NonNegativeFloat, NonNegativeInt, OpenFraction, PositiveInt
+from raft_ray.config.kinds import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+)
 
 
 class DomainMetric(StrEnum):
@@ -24,6 +31,14 @@ class DomainMetric(StrEnum):
     """The letter of the right choice is the most likely response to the question with lettered choices."""
     judged = "judged"
     """More than half of `eval.judges` say that the response is right."""
+
+
+class Keep(StrEnum):
+    """Which weights of a training become its model (`eval.keep`)."""
+
+    last = "last"
+    best = "best"
+    """Those of the evaluation with the highest validation accuracy within `eval.max_drift`, the earliest of equals."""
 
 
 @dataclass
@@ -68,6 +83,22 @@ class EvalConfig:
     temperature: NonNegativeFloat = 0.0
     samples: NonNegativeInt = 5
     """Answers of each method kept for the report."""
+    every: NonNegativeInt = 0
+    """Steps between evaluations while a method trains, beside one at its beginning and end: validation accuracy, and on
+    `eval.general` drift and words, by greedy answers of the rollout actors; 0 makes none."""
+    validation: str | None = None
+    """Validation questions: a source as `data.test` is; none holds out rows of the training set."""
+    validation_rows: PositiveInt = 64
+    """Validation questions (a seeded subset). What the training set gives is not trained on."""
+    validation_ifeval_rows: NonNegativeInt = 64
+    """IFEval prompts that are asked while a method trains (a seeded subset); 0 leaves them out."""
+    keep: Keep = Keep.last
+    """Which weights become the model: the `last`, or the `best` of the evaluations while it trained."""
+    max_drift: PositiveFloat | None = None
+    """Drift in nats per token up to which an evaluation can be the best. Where none is within it, the one with the
+    least drift counts."""
+    patience: PositiveInt | None = None
+    """Training ends after so many evaluations without a better one; none trains to the end."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ _CHECKPOINT = {
     *("run.seed", "run.storage", "model.path", "model.dtype", "model.thinking", "model.date", "data.train"),
     *("data.limit", "learner.global_batch_size", "distill.method", "distill.target"),
     *(f"distill.rehearsal.{name}" for name in ("rows", "prompts", "forms")),
+    *("eval.every", "eval.validation", "eval.validation_rows"),
 }
 _RESOURCES = {"actors", "num_cpus", "num_gpus", "threads", "tokens", "timeout", "max_restarts", "max_failures"}
 # By section; all others of its keys decide what model comes out.
@@ -36,6 +37,8 @@ _WITHOUT_EFFECT = {
     "sync": {"backend", "checksum"},
 }
 _LENGTH = {"learner.epochs", "learner.max_steps"}
+_SELECTING = {"eval.keep", "eval.max_drift", "eval.patience"}
+"""Which of the weights of a training become its model, where it is evaluated meanwhile."""
 _MEASURED = {"data.test", "data.test_split", "compare.sparsity", *_LENGTH}
 """Beside all of section `eval`: what `eval.json` follows from and the model does not, or not alone."""
 
@@ -77,10 +80,12 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
 
 def deciding(config: Config) -> dict[str, Any]:
     """The values, as JSON has them, of the keys that decide what model a number of steps makes."""
-    # Without rehearsal none of its keys decides anything.
-    left_out = ("run.storage",) if config.distill.rehearsal.rows else ("run.storage", "distill.rehearsal.")
+    # Without rehearsal, or evaluations meanwhile, none of their keys decides anything.
+    left_out = ["run.storage"]
+    left_out += [] if config.distill.rehearsal.rows else ["distill.rehearsal."]
+    left_out += [] if config.eval.every else ["eval."]
     values = settings.flatten(config)
-    return {key: value for key, value in values.items() if _trains(key) and not key.startswith(left_out)}
+    return {key: value for key, value in values.items() if _trains(key) and not key.startswith(tuple(left_out))}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -92,11 +97,11 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _trains(key: str) -> bool:
     """It decides what model comes out."""
     section, _, name = key.partition(".")
-    if key in _CHECKPOINT or section in ("run", "compare") or _measures(key):
-        return key in _CHECKPOINT
+    if key in _CHECKPOINT | _SELECTING or section in ("run", "compare") or _measures(key):
+        return key in _CHECKPOINT | _SELECTING
     return name not in _RESOURCES | _WITHOUT_EFFECT.get(section, set())
 
 
 def _measures(key: str) -> bool:
     """It decides what an evaluation says."""
-    return key in _MEASURED or key.startswith("eval.")
+    return key in _MEASURED or (key.startswith("eval.") and key not in _CHECKPOINT | _SELECTING)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -115,6 +115,28 @@ class RowTable:
             self.rewrites += row.rewrite is not None
             yield row
 
+    def held_out(self, indices: Collection[int]) -> tuple[RowTable, list[Row]]:
+        """A table of the other rows, numbered anew without a gap, and the rows at `indices`."""
+        rest, rows = _new_table(), []
+        rest.bad = self.bad
+
+        def others() -> Iterator[Row]:
+            for row in self:
+                if row.index in indices:
+                    rows.append(row)
+                else:
+                    yield replace(row, index=row.index - len(rows))
+
+        rest.write(others())
+        return rest, rows
+
+    def write(self, found: Iterable[Row | BadRow]) -> None:
+        """Fill the table's file."""
+        taken = self.taking(found)
+        with writing(self._path), pa.ipc.new_file(self._path, _SCHEMA) as file:
+            while batch := list(islice(taken, _BATCH)):
+                file.write(pa.RecordBatch.from_pylist([vars(row) for row in batch], schema=_SCHEMA))
+
     @cached_property
     def _file(self) -> pa.RecordBatchFileReader:
         # Not mapped into memory: pages that were read would count as this process's own.
@@ -129,14 +151,16 @@ def read_table(source: Source, config: DataConfig, *, split: Split, check: Check
 
     Raises `DataError` when the source is missing, of an unknown kind, broken, empty, or has no usable row.
     """
-    kept = tempfile.NamedTemporaryFile(prefix="raft-ray-rows-", suffix=".arrow")  # noqa: SIM115
-    table = RowTable(kept.name, kept=kept)
-    found = iterate(source, config, split=split, check=check)
-    with writing(kept.name), pa.ipc.new_file(kept.name, _SCHEMA) as file:
-        while batch := list(islice(table.taking(found), _BATCH)):
-            file.write(pa.RecordBatch.from_pylist([vars(row) for row in batch], schema=_SCHEMA))
+    table = _new_table()
+    table.write(iterate(source, config, split=split, check=check))
     check_any(table, table.bad, source, split)
     return table
+
+
+def _new_table() -> RowTable:
+    """An empty one, whose file goes with it."""
+    kept = tempfile.NamedTemporaryFile(prefix="raft-ray-rows-", suffix=".arrow")  # noqa: SIM115
+    return RowTable(kept.name, kept=kept)
 
 
 def digest(row: Row) -> int:

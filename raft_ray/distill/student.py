@@ -182,6 +182,23 @@ def answer_logprobs(forward: Callable[..., Any], row: EncodedRow, device: torch.
     return found
 
 
+@torch.no_grad()
+def answer_hidden(
+    forward: Callable[..., Any], rows: Sequence[EncodedRow], device: torch.device, *, tokens: int
+) -> Tensor:
+    """[n, D] float32, the hidden states that predict each token of the rows' answers, in the rows' order.
+
+    Args:
+        forward: as for `sharing_error`; called as often for the same rows, so that ranks may call it together.
+        tokens: padded tokens per forward pass.
+    """
+    found: dict[int, Tensor] = {}
+    for group in micro_batches([len(row.prompt) + len(row.answer) for row in rows], tokens):
+        hidden = forward(_pack([rows[i] for i in group], None, 1).to(device), read=True).hidden
+        found |= zip(group, hidden.split([len(rows[i].answer) for i in group]), strict=True)
+    return torch.cat([found[i] for i in range(len(rows))])
+
+
 def make_micro_batches(
     rows: Sequence[EncodedRow], samples: Sequence[Sample] | None, *, total: int, tokens: int, share_prompt: bool
 ) -> list[MicroBatch]:

@@ -74,7 +74,6 @@ class Reference:
         """The base's drift from itself, without a forward pass."""
         return Drift(0.0, 0.0, 1.0, len(self.hidden_nD), len(self.sequences))
 
-    @torch.inference_mode()
     def compare(self, tuned_model: PreTrainedModel, *, chunk_size: int = 256) -> Drift:
         """The drift of `tuned_model`, with the logits of `chunk_size` positions at one time.
 
@@ -84,19 +83,39 @@ class Reference:
         if head.rows != self.head.rows:
             raise ModelError(f"drift: the tuned model has {head.rows} output tokens, its base {self.head.rows}")
         tuned_nD = response_hidden(tuned_model, self.sequences, tokens=self.tokens)
-        divergences: list[torch.Tensor] = []
-        agreed = 0
-        for base_CD, tuned_CD in zip(self.hidden_nD.split(chunk_size), tuned_nD.split(chunk_size), strict=True):
-            p_CV = self.head.logits(base_CD).log_softmax(-1)
-            q_CV = head.logits(tuned_CD).log_softmax(-1)
-            agreed += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
-            # kl_div(input=log q, target=log p) is KL(p ‖ q), and 0 where p is 0.
-            kl_C = torch.nn.functional.kl_div(q_CV, p_CV, reduction="none", log_target=True).sum(-1)
-            divergences.append(kl_C.double().cpu())
-        kl_n = torch.cat(divergences)
-        count = len(kl_n)
-        first = list(accumulate((len(response) for _, response in self.sequences[:-1]), initial=0))
-        return Drift(float(kl_n.mean()), float(kl_n[first].mean()), agreed / count, count, len(self.sequences))
+        lengths = [len(response) for _, response in self.sequences]
+        return drift_between(self.head, self.hidden_nD, head, tuned_nD, lengths, chunk_size=chunk_size)
+
+
+@torch.inference_mode()
+def drift_between(
+    base: Head,
+    base_nD: torch.Tensor,
+    tuned: Head,
+    tuned_nD: torch.Tensor,
+    lengths: Sequence[int],
+    *,
+    chunk_size: int = 256,
+) -> Drift:
+    """The drift by two models' hidden states [n, D] at the same response tokens, and their heads.
+
+    Args:
+        lengths: tokens of each answer, which make n.
+        chunk_size: positions that have logits at one time.
+    """
+    divergences: list[torch.Tensor] = []
+    agreed = 0
+    for base_CD, tuned_CD in zip(base_nD.split(chunk_size), tuned_nD.split(chunk_size), strict=True):
+        p_CV = base.logits(base_CD).log_softmax(-1)
+        q_CV = tuned.logits(tuned_CD).log_softmax(-1)
+        agreed += int((p_CV.argmax(-1) == q_CV.argmax(-1)).sum())
+        # kl_div(input=log q, target=log p) is KL(p ‖ q), and 0 where p is 0.
+        kl_C = torch.nn.functional.kl_div(q_CV, p_CV, reduction="none", log_target=True).sum(-1)
+        divergences.append(kl_C.double().cpu())
+    kl_n = torch.cat(divergences)
+    count = len(kl_n)
+    first = list(accumulate(lengths[:-1], initial=0))
+    return Drift(float(kl_n.mean()), float(kl_n[first].mean()), agreed / count, count, len(lengths))
 
 
 def weight_distance(base_folder: str, tuned_folder: str) -> dict[str, Any]:

@@ -31,10 +31,10 @@ def least_gib(config: Config, parameters: int) -> dict[str, float]:
     found = {}
     if not learner.num_gpus:
         found["learner"] = ranks * (billions * per_rank + _PROCESS)
-    if config.uses_rollouts:
+    if config.uses_engines:
         if not rollout.num_gpus:
             found["rollout"] = rollout.actors * (billions * width + rollout.kv_cache_gib + _PROCESS)
-        if not teacher.num_gpus:
+        if config.uses_rollouts and not teacher.num_gpus:
             found["teacher"] = teacher.actors * (billions * width + _PROCESS)
         found["object store"] = billions * width
     return found

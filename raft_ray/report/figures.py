@@ -75,6 +75,45 @@ def training_figures(run: Run) -> list[Figure]:
     return [figure for figure in found if figure]
 
 
+EVALUATIONS: dict[str, tuple[Callable[[Record], float | None], str, dict[str, Any]]] = {
+    "Validation accuracy": (
+        lambda line: line["accuracy"],
+        "Share of the validation questions, greedy answers; step 0 is the original model.",
+        {"form": _share},
+    ),
+    "Drift": (
+        lambda line: line["drift"],
+        "From the original model on its own answers, nats per token.",
+        {"zero": True},
+    ),
+    "Words of general answers": (
+        lambda line: line["of_base"].get("words"),
+        "Mean, of the original model's; level with it (dashed) is better.",
+        {"form": _share, "reference": 1.0},
+    ),
+    "Instruction following": (
+        lambda line: line["of_base"].get("ifeval"),
+        "IFEval prompts followed strictly, of the original model's.",
+        {"form": _share, "reference": 1.0},
+    ),
+}
+"""By title: value of an evaluation's line, note, options of the chart."""
+
+
+def evaluation_figures(run: Run) -> list[Figure]:
+    """What was gained and lost over the steps, by the evaluations made meanwhile, a line per method."""
+    found = []
+    for title, (value, note, options) in EVALUATIONS.items():
+        lines = [
+            Series(
+                method_label(name), method_css(name), [float(one["step"]) for one in rows], [value(one) for one in rows]
+            )
+            for name, rows in run.evaluations.items()
+        ]
+        found.append(lines_figure(title, note, lines, **options))
+    return [figure for figure in found if figure]
+
+
 def lines_figure(title: str, note: str, lines: list[Series], **options: Any) -> Figure | None:
     """A line chart with its legend; none where no line has a value."""
     lines = [line for line in lines if any(usable(y) for y in line.y)]

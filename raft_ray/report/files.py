@@ -19,6 +19,7 @@ from raft_ray.refine.gap import read_gap
 from raft_ray.refine.schema import SUMMARY, part_files
 from raft_ray.report.refine_facts import Facts, Record, read_facts
 from raft_ray.report.words import number
+from raft_ray.runs.records import EVALUATIONS, read_evaluations
 from raft_ray.runs.spans import Span, read_spans
 
 METHOD_ORDER = ("base", "sft", "fapm", "sdft", "opd")
@@ -40,6 +41,8 @@ class Run:
     config: dict[str, Any] | None
     metrics: dict[str, list[Record]] = field(default_factory=dict)
     traces: dict[str, list[Record]] = field(default_factory=dict)
+    evaluations: dict[str, list[Record]] = field(default_factory=dict)
+    """Made while a method trained, by method; those without any are left out."""
     spans: list[Span] = field(default_factory=list)
     """Of the main method; empty if they were not recorded."""
     refined: Facts | None = None
@@ -94,6 +97,7 @@ def read_run(folder: Path) -> Run:
         main=main,
         metrics={name: metrics[name] for name in in_order(metrics) if metrics[name]},
         traces=traces,
+        evaluations={name: found for name in in_order(folders) if (found := _read_evaluations(folders[name]))},
         spans=read_spans(folder / "spans.jsonl"),
         refined=read_facts(folder / "refined", number(bare.setting("refine.tau"))),
         summary=_read_summary(folder / "refined" / SUMMARY),
@@ -146,6 +150,19 @@ def read_metrics(path: Path) -> list[Record]:
         _require(fine, f"{where}: `seconds`", f"an object of numbers, found {seconds!r}")
         steps[row["step"]] = row
     return [steps[step] for step in sorted(steps)]
+
+
+def _read_evaluations(folder: Path) -> list[Record]:
+    """The evaluations that were made while a method trained, by step."""
+    found = read_evaluations(folder)
+    for at, line in enumerate(found, start=1):
+        where = f"{folder / EVALUATIONS} line {at}"
+        shares: Any = line.get("of_base")
+        _require(isinstance(shares, dict), f"{where}: `of_base`", f"an object, found {shares!r}")
+        for key, value in {**{key: line.get(key) for key in ("accuracy", "drift", "words")}, **shares}.items():
+            fine = _is_number(value) or (value is None and key in shares)
+            _require(fine, f"{where}: `{key}`", f"a number, found {value!r}")
+    return sorted(found, key=lambda line: line["step"])
 
 
 def _read_trace(path: Path) -> list[Record]:

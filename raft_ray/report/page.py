@@ -58,6 +58,7 @@ def page(run: Run) -> dict[str, Any]:
         ("tradeoff", "What was gained, what it cost", found["tradeoff"]),
         ("kinds", "What was lost, by kind of instruction", {"table": kinds}),
         ("training", "Training", _training(run)),
+        ("validation", "Gained and lost while it trained", _validation(run)),
         ("refinement", "Stage 1: refined answers", stage1.refinement(run)),
         ("time", "Time", _time(run)),
         ("timeline", "Who worked when", timeline(run)),
@@ -76,7 +77,11 @@ def page(run: Run) -> dict[str, Any]:
         "facts": _facts(run),
         "verdict": verdict(run.main, evaluation) if evaluation else None,
         "tiles": _tiles(evaluation),
-        "sections": [one for one in sections if {"open": opened, "kinds": kinds.rows}.get(one[0], True)],
+        "sections": [
+            one
+            for one in sections
+            if {"open": opened, "kinds": kinds.rows, "validation": run.evaluations}.get(one[0], True)
+        ],
     }
 
 
@@ -247,7 +252,9 @@ def _trained(run: Run, name: str) -> str:
     if not rows:
         return "untouched" if name == "base" else ""
     rates = [row["lr"] for row in rows if usable(row.get("lr"))]
-    return f"{len(rows):,} steps" + (f", lr {max(rates):.3g}" if rates else "")
+    chosen = ((run.evaluation or {}).get(name) or {}).get("weights_of")
+    taken = f", weights of step {chosen}" if chosen is not None else ""
+    return f"{len(rows):,} steps{taken}" + (f", lr {max(rates):.3g}" if rates else "")
 
 
 def _training(run: Run) -> dict[str, Any]:
@@ -256,6 +263,16 @@ def _training(run: Run) -> dict[str, Any]:
     distilled = any(usable(row.get("kl_loss")) for rows in run.metrics.values() for row in rows)
     notes = [] if distilled else ["No method of this run distils, so there are no curves of KL, λ and teacher."]
     return {"figures": figures.training_figures(run), "notes": notes + _audit(run)}
+
+
+def _validation(run: Run) -> dict[str, Any]:
+    """Curves of the evaluations made meanwhile, and which weights became the models."""
+    notes = [
+        f"{method_label(name)} has the weights of step {m['weights_of']}: {m['why']}."
+        for name, m in (run.evaluation or {}).items()
+        if m.get("weights_of") is not None
+    ]
+    return {"figures": figures.evaluation_figures(run), "notes": notes}
 
 
 def _audit(run: Run) -> list[str]:

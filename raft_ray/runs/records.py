@@ -24,6 +24,9 @@ PHASES = (
 """What `seconds` of a step are taken by."""
 
 
+EVALUATIONS = "evaluations.jsonl"
+
+
 class RunRecords:
     """Writes the records of a run folder; see `docs/design.md` for their fields.
 
@@ -48,10 +51,11 @@ class RunRecords:
 
     def rewind(self, step: int) -> None:
         """Forget everything from `step` on: a resumed run writes it again, and each line stays unique."""
-        for name in ("metrics.jsonl", "trace.jsonl"):
+        # An evaluation's step is the number of steps done: that of `step` is of the weights that a run goes on from.
+        for name, end in (("metrics.jsonl", step), ("trace.jsonl", step), (EVALUATIONS, step + 1)):
             path = self._dir / name
             if path.exists():
-                kept = [line for _, line in read_lines(path, ["step"]) if line["step"] < step]
+                kept = [line for _, line in read_lines(path, ["step"]) if line["step"] < end]
                 write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._spans = [span for span in self._spans if span.step < step]
         path = self._dir / "spans.jsonl"
@@ -137,6 +141,17 @@ class RunRecords:
                 self._board.add_scalar(f"seconds/{phase}", value, step)
         self.last = line
 
+    def add_evaluation(self, line: dict[str, Any]) -> None:
+        """Write an evaluation that was made while the method trains (`raft_ray.evaluate.validation`)."""
+        append_lines(self._dir / EVALUATIONS, [line])
+        with writing(self._board_dir):
+            for key, value in line.items():
+                if isinstance(value, (int, float)) and key != "step":
+                    self._board.add_scalar(f"evaluation/{key}", value, line["step"])
+            for key, value in line["of_base"].items():
+                if value is not None:
+                    self._board.add_scalar(f"evaluation/{key}_of_base", value, line["step"])
+
     def close(self) -> None:
         """Write the last spans and flush TensorBoard."""
         self._write_spans()
@@ -168,6 +183,11 @@ def write_event(run_dir: Path, what: str, who: str, node: str, text: str) -> Non
     """Append to `events.jsonl` of a run folder."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     append_lines(run_dir / "events.jsonl", [{"at": at, "what": what, "who": who, "node": node, "text": text}])
+
+
+def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    """The evaluations that were made while a method trained, in their order; none without any. Raises `RaftError`."""
+    return [line for _, line in read_lines(run_dir / EVALUATIONS, ["step"])]
 
 
 def steps_done(run_dir: str | Path) -> int:

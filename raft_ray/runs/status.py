@@ -15,9 +15,12 @@ def status_view(status: dict[str, Any]) -> RenderableType:
     """Progress, actors, queue, rates and advice.
 
     Args:
-        status: `step, steps, version, last, error, actors, learners, ranks, waits_for_room, queue, rates, advice`.
+        status: `step, steps, version, last, error, actors, learners, ranks, waits_for_room, queue, rates, advice,
+            evaluation, evaluating`.
     """
     lines: list[RenderableType] = [_progress(status)]
+    if status.get("evaluation") or status.get("evaluating"):
+        lines.append(_evaluation(status.get("evaluation"), status.get("evaluating")))
     if status["error"]:
         lines.append(Text(printable(f"stopped: {status['error']}"), style="red"))
     if status["actors"] or status["ranks"]:
@@ -44,6 +47,18 @@ def _progress(status: dict[str, Any]) -> Text:
     if last and last.get("rehearsal_kl") is not None:
         text += f", rehearsal KL {last['rehearsal_kl']:.3f}"
     return Text(text)
+
+
+def _evaluation(last: dict[str, Any] | None, going: dict[str, int] | None) -> Text:
+    texts = []
+    if last:
+        shares = [(name, last["of_base"][name]) for name in ("accuracy", "words", "ifeval")]
+        text = f"evaluation of step {last['step']}: accuracy {last['accuracy']:.1%}, drift {last['drift']:.3g}"
+        shown = [f"{name} {share:.0%}" for name, share in shares if share is not None]
+        texts.append(text + (f" (of the base's: {', '.join(shown)})" if shown and last["step"] else ""))
+    if going:
+        texts.append(f"evaluates step {going['step']}: {going['done']} of {going['total']} answers")
+    return Text("; ".join(texts))
 
 
 def _actors(actors: list[dict[str, Any]]) -> Table:

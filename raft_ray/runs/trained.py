@@ -17,6 +17,7 @@ from raft_ray import __version__
 from raft_ray.config import Config
 from raft_ray.config.resume import deciding
 from raft_ray.errors import ConfigError, RaftError
+from raft_ray.files import write_whole
 from raft_ray.json_files import read_json
 
 FILE = "raft_ray.json"
@@ -34,6 +35,10 @@ class Trained:
     """The beginning of the SHA-256 of each key's value, for the keys that decide what model comes out."""
     version: str = __version__
     """Of raft-ray."""
+    weights_of: int | None = None
+    """The step whose weights these are, where they need not be the last one's (`eval.keep`, `eval.patience`)."""
+    why: str | None = None
+    """Why they are."""
 
     @classmethod
     def by(cls, config: Config, steps: int, rows: str) -> Trained:
@@ -41,7 +46,8 @@ class Trained:
         return cls(steps, rows, {key: _hash(value) for key, value in deciding(config).items()})
 
     def write(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        said = {key: value for key, value in asdict(self).items() if value is not None}
+        write_whole(folder / FILE, json.dumps(said, indent=1) + "\n")
 
     def is_finished(self, model: Path) -> bool:
         """Whether `model` is the model that this training ends with; false where none, or one of fewer steps, is there.

@@ -24,6 +24,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "data.train": ("rows.jsonl", ()),
     "data.test": ("rows.parquet", ()),
     "eval.general": ("general.jsonl", ()),
+    "eval.validation": ("rows.jsonl", ("eval.every=1", "eval.validation_ifeval_rows=0")),
     "eval.mmlu": ("mmlu", ()),
     "eval.open": ("open.jsonl", ROLES),
     "eval.judge_prompt": ("prompt.txt", ROLES),

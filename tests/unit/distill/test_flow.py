@@ -13,12 +13,14 @@ from flow_fakes import Actor, Running
 from actors.distill import flow
 from actors.distill.actor_group import MAX_FAILED_STARTS, State
 from actors.distill.slots import PLENTY, Growth, free_slots
+from actors.distill.validation import Evaluation, Part
 from actors.engine.weight_sync import WeightVersion
 from actors.runtime.loops import Loops
 from actors.runtime.remote import ActorLost, DataLost
-from raft_ray.config import Config, settings
+from raft_ray.config import Config, DomainMetric, settings
 from raft_ray.distill.trajectory import RolloutBatch
 from raft_ray.errors import RaftError
+from raft_ray.evaluate.validation import Question, ValidationSet
 
 
 def config(*keys: str) -> Config:
@@ -35,6 +37,61 @@ def test_every_row_is_trained_once_however_many_actors_there_are(monkeypatch: py
         trained = [info for step in range(5) for info in await running.train(step)]
         assert sorted(info.sample_id.row for info in trained) == list(range(40))
         assert all(0 <= index // 8 - info.version <= 1 for index, info in enumerate(trained))
+
+    run(work())
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_an_evaluation_goes_before_all_rollouts_and_loses_no_part_with_an_actor(
+    monkeypatch: pytest.MonkeyPatch, staleness: int
+) -> None:
+    said: list[tuple[str, int]] = []
+
+    async def answer(actor: Actor, part: Part) -> Any:
+        said.append(("answer", part.step))
+        await asyncio.sleep(0)
+        if len(said) == 2:
+            raise ActorLost(f"{actor.name} died while answering")
+        return await actor._answer(part)
+
+    async def generate(actor: Actor, batch: RolloutBatch) -> Any:
+        said.append(("generate", batch.step))
+        return await actor._generate(batch)
+
+    async def work() -> None:
+        keys = (f"sync.max_staleness={staleness}", "rollout.actors=2", "learner.global_batch_size=4")
+        running = Running(config(*keys), 16, monkeypatch, generate=generate, answer=answer)
+        await running.shard(0)
+        await running.settled()
+        before = len(said)
+        said.clear()
+        asked = ValidationSet([Question("general", [1, 2], 4) for _ in range(100)], DomainMetric.auto, 10)
+        going = running.flow.evaluation = Evaluation(1, asked)
+        await running.train(0)
+        await running.loops.wait_for(lambda: going.complete, lambda: "it", 20, "limit")
+        assert sorted(going.answers) == list(range(100))
+        # Four parts, one of them twice.
+        assert said[:5] == [("answer", 1)] * 5
+        for step in range(1, 4):
+            await running.train(step)
+        assert before + [what for what, _ in said].count("generate") == 8
+        assert running.flow.evaluation is None
+
+    run(work())
+
+
+def test_without_rollouts_the_actors_answer_evaluations_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def generate(actor: Actor, batch: RolloutBatch) -> Any:
+        raise AssertionError("there is nothing to sample")
+
+    async def work() -> None:
+        running = Running(config("learner.global_batch_size=4"), 8, monkeypatch, generate=generate)
+        running.flow._samples = False
+        asked = ValidationSet([Question("general", [1], 4)], DomainMetric.auto, 10)
+        going = running.flow.evaluation = Evaluation(0, asked)
+        await running.loops.wait_for(lambda: going.complete, lambda: "it", 20, "limit")
+        await running.settled()
+        assert running.loops.error is None
 
     run(work())
 

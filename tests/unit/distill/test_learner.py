@@ -46,7 +46,7 @@ def run_rank(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, ranks: int, er
     monkeypatch.setattr("ray.train.get_context", lambda: context)
     monkeypatch.setattr(ray, "get", lambda value, timeout: value)
     config = settings.load("smoke", ["data.train=train.jsonl"])
-    learner._train_loop({"task": SimpleNamespace(config=config, run_dir=str(Path("run")), pipeline=pipeline)})
+    learner.train_loop({"task": SimpleNamespace(config=config, run_dir=str(Path("run")), pipeline=pipeline)})
     return len(begun)
 
 

@@ -133,6 +133,31 @@ def test_the_curves_stage_1_time_and_weights_are_there(run: Path) -> None:
     assert "RAFT 0.0458" in page.sections["Weight distance"]
 
 
+def test_what_evaluations_found_while_it_trained_is_drawn_and_the_weights_taken_are_named(run: Path) -> None:
+    title = "Gained and lost while it trained"
+    assert title not in report(run).sections
+    lines = [
+        {
+            "step": step,
+            "accuracy": 0.3 + step / 100,
+            "drift": step / 100,
+            "words": 40 - step,
+            "of_base": {"accuracy": 1 + step / 30, "ifeval": None if step else 1.0, "words": (40 - step) / 40},
+        }
+        for step in (0, 10, 20)
+    ]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    edit_evaluation(run, lambda methods: methods["raft"].update(weights_of=10, why="the most accurate"))
+    page = report(run)
+    for name in ("Validation accuracy", "Drift", "Words of general answers", "Instruction following"):
+        assert name in page.sections[title]
+    assert "RAFT has the weights of step 10: the most accurate." in page.sections[title]
+    assert "60 steps, weights of step 10" in page.sections["Results"]
+    (run / "evaluations.jsonl").write_text(json.dumps(lines[0] | {"drift": "much"}) + "\n")
+    with pytest.raises(RaftError, match=r"evaluations\.jsonl line 1: `drift` must be a number, found 'much'"):
+        report(run)
+
+
 def test_five_domain_questions_are_shown_with_gold_and_marks(run: Path) -> None:
     text = report(run).sections["Answers to domain questions"]
     assert text.count("Gold answer:") == 5

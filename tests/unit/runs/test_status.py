@@ -86,6 +86,14 @@ def test_it_shows_what_went_wrong() -> None:
     assert "4 came back from a lost actor, 1 quarantined (quarantined.jsonl)" in text
 
 
+def test_it_shows_the_last_evaluation_and_the_one_that_goes_on() -> None:
+    line = {"step": 40, "accuracy": 0.61, "drift": 0.123, "of_base": {"accuracy": 1.7, "words": 0.98, "ifeval": None}}
+    text = shown(evaluation=line, evaluating={"step": 60, "done": 32, "total": 188})
+    assert "evaluation of step 40: accuracy 61.0%, drift 0.123 (of the base's: accuracy 170%, words 98%)" in text
+    assert "evaluates step 60: 32 of 188 answers" in text
+    assert "evaluat" not in shown(evaluation=None, evaluating=None)
+
+
 def test_a_run_that_has_just_begun_and_one_without_actors_can_be_shown() -> None:
     assert "1 learner\n" in shown(last=None, rates={}, advice=None, learners=1)
     text = shown(actors=[], ranks=[], advice=None)
