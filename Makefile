@@ -22,6 +22,8 @@ LOCK := requirements/cpu.lock
 GPU_LOCK := requirements/gpu.lock
 # Beside the environment, for the test of what exports say to it.
 OLD_LOCK := requirements/transformers4.lock
+# Beside it as well, for the tests that read trackers' stores.
+TRACKERS_LOCK := requirements/trackers.lock
 STAMP := $(VENV)/.installed
 # A file's tests share fixtures, so they stay together; files begin in the order of the folders, which puts the short
 # unit tests last, where they fill what the long files leave.
@@ -86,7 +88,7 @@ format: env
 env: $(STAMP)
 
 # torch goes first and by itself, so that only this one package is looked for in TORCH_INDEX.
-$(STAMP): $(LOCK) $(OLD_LOCK) pyproject.toml
+$(STAMP): $(LOCK) $(OLD_LOCK) $(TRACKERS_LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'error: $(PYTHON) is older than Python 3.11; set it with make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -96,6 +98,7 @@ $(STAMP): $(LOCK) $(OLD_LOCK) pyproject.toml
 		{ echo "error: pip found no CPU build of torch; give an index that has one with make TORCH_INDEX=..." >&2; exit 1; }
 	$(PIP) -r $(LOCK)
 	$(PIP) --upgrade --target $(VENV)/transformers4 -r $(OLD_LOCK)
+	$(PIP) --upgrade --no-compile --target $(VENV)/trackers -r $(TRACKERS_LOCK)
 	$(PIP) --no-build-isolation -e .
 	@touch $@
 
@@ -104,6 +107,8 @@ lock:
 	$(BIN)/python requirements/lock.py cpu > $(LOCK).new && mv $(LOCK).new $(LOCK)
 	$(PIP) uv
 	PATH=$(CURDIR)/$(BIN):$$PATH python requirements/lock.py gpu > $(GPU_LOCK).new && mv $(GPU_LOCK).new $(GPU_LOCK)
+	PATH=$(CURDIR)/$(BIN):$$PATH python requirements/lock.py trackers > $(TRACKERS_LOCK).new && \
+		mv $(TRACKERS_LOCK).new $(TRACKERS_LOCK)
 
 # The report's test opens it in a real browser.
 browser:

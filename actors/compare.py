@@ -23,8 +23,9 @@ from typing import Any
 import ray
 
 from actors.distill.storage import locate
+from actors.distill.trackers import track_evaluations
 from actors.evaluate.evaluation import evaluate_models, weights_folder
-from actors.run import console, refined_rows, running, trained
+from actors.run import console, refined_rows, running, tell, trained
 from actors.runtime.cluster import actor_options
 from actors.runtime.progress import Bars
 from actors.runtime.remote import get, last_line, root_cause, understood
@@ -101,6 +102,8 @@ class _Work:
         self._rows = rows
         self._rows_of: dict[str, RowTable | None] = {}
         self._folders = {BASE: prepared.folder}
+        self._tracked: set[str] = set()
+        """Trainings whose evaluations are in the trackers."""
 
     def done(self, trainings: list[Training]) -> dict[str, dict[str, list[dict[str, Any]]]]:
         """Train and evaluate what has not been; returns the evaluations of all seeds by row and point, the base's too.
@@ -113,6 +116,10 @@ class _Work:
                 self._train(training)
         self._bars.update("All trainings", len(trainings), len(trainings))
         blocks = self._evaluated()
+        untracked = {each.name: (each.config, each.folder) for each in trainings if each.config and each.name in blocks}
+        untracked = {name: each for name, each in untracked.items() if name not in self._tracked}
+        tell(track_evaluations(untracked, blocks, self._run_dir))
+        self._tracked |= untracked.keys()
         grid: dict[str, dict[str, list[dict[str, Any]]]] = {BASE: {ONLY: [blocks[BASE]]}} if BASE in blocks else {}
         for training in trainings:
             if training.name in blocks:

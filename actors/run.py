@@ -30,6 +30,7 @@ from actors.distill.slots import Slots
 from actors.distill.storage import locate
 from actors.distill.student_engine import try_model
 from actors.distill.teacher import TeacherActor
+from actors.distill.trackers import check_node, track_evaluations
 from actors.distill.validation import check_continues
 from actors.distill.worker_group import train as train_workers
 from actors.evaluate.evaluation import evaluate_models
@@ -63,6 +64,7 @@ from raft_ray.report.files import read_evaluation
 from raft_ray.runs.folders import check_run_dir
 from raft_ray.runs.lock import locked
 from raft_ray.runs.records import missing_steps, write_event
+from raft_ray.runs.trackers import check_trackers
 from raft_ray.runs.trained import Trained, read_trained
 
 console = Console(stderr=False)
@@ -84,7 +86,9 @@ def run(config: Config) -> Path:
         for name, (method, place) in methods.items():
             folders[name] = trained(method, prepared, rows, bars, run_dir / place)
         if config.eval.enabled:
-            _evaluated(config, prepared, folders, bars, run_dir)
+            result = _evaluated(config, prepared, folders, bars, run_dir)
+            placed = {name: (method, run_dir / place) for name, (method, place) in methods.items()}
+            tell(track_evaluations(placed, result["methods"], run_dir))
     report = write_report(run_dir)
     if (run_dir / "eval.json").exists():
         console.print(summary_table(read_evaluation(run_dir / "eval.json")))
@@ -158,7 +162,8 @@ def running(
     rows = f"{len(prepared.train)} rows of {plain(config.data.train)}"
     what = what or f"[bold]{config.distill.method.value}[/] on {rows}"
     model = f"model {plain(config.model.path)} in {config.model.dtype.value}"
-    others = list(others)
+    others, trainings = list(others), list(trainings)
+    check_trackers(tracker for one, _ in trainings for tracker in one.run.trackers)
     if prepared.parameters and prepared.train and address_of(config) is None:
         for one in (config, *others):
             check_memory(one, prepared.parameters, psutil.virtual_memory().total)
@@ -168,12 +173,12 @@ def running(
         for one, place in trainings if config.run.resume else ():
             _check_kept(one, run_dir / place)
         console.print(f"{what}, {model}, run folder {plain(run_dir)}", highlight=False)
-        for note in prepared.notes:
-            console.print(f"[yellow]{plain(note)}[/]", highlight=False, soft_wrap=True)
+        tell(prepared.notes)
         with Bars(console) as bars:
             bars.update("Ray starts", 0, 1)
             with cluster(config, *others), own_tmp(run_dir):
                 bars.update("Ray starts", 1, 1)
+                check_node(one for one, _ in trainings)
                 if refines:
                     check_resources(config)
                 settings.save(config, run_dir / "config.yaml")
@@ -183,6 +188,12 @@ def running(
                         f"[yellow]{plain(bad)} rows left out[/], listed in {plain(run_dir / 'bad_rows.jsonl')}"
                     )
                 yield bars, run_dir
+
+
+def tell(notices: Iterable[str]) -> None:
+    """Show lines that one should know of."""
+    for text in notices:
+        console.print(f"[yellow]{plain(text)}[/]", highlight=False, soft_wrap=True)
 
 
 def _check_kept(config: Config, folder: Path) -> None:
@@ -289,9 +300,9 @@ def trained(
         )
         with attach.reachable(run_dir), watch.going_on():
             train_workers(task, watch.controlled_by)
+            ray.get(pipeline.finish.remote(), timeout=60)  # may have notices, which are still drawn
         if error := ray.get(pipeline.progress.remote(), timeout=60)["error"]:
             raise RaftError(f"{phase}: {error}; see {run_dir / 'logs'}")
-        ray.get(pipeline.finish.remote(), timeout=60)
         if not goal.is_finished(folder):
             raise RaftError(f"{phase}: no model of step {order.steps} in {folder}; see {run_dir / 'logs'}")
     except (ActorLost, ray.exceptions.RayError, TrainingFailedError) as error:

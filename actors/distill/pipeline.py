@@ -15,6 +15,7 @@ Trajectories, targets and weights stay in the object store: this actor holds ref
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -39,6 +40,7 @@ from raft_ray.distill.trajectory import SampleInfo
 from raft_ray.errors import RaftError
 from raft_ray.models.prompts import EncodedRow
 from raft_ray.runs.records import RunRecords
+from raft_ray.runs.trackers import Trackers
 from raft_ray.runs.trained import Trained
 
 if TYPE_CHECKING:
@@ -75,7 +77,8 @@ class PipelineActor:
         self._order = order
         self._sampled = order if config.uses_distillation else order.rehearsal
         """Which rows of each step are sampled and scored; none of a method without rollouts."""
-        self._records = RunRecords(run_dir, order)
+        self._trackers = Trackers(config, Path(run_dir))
+        self._records = RunRecords(run_dir, order, self._trackers)
         self._validation = Validation(config, Path(run_dir), self._records, order.steps)
         self._makers = make_rollout, make_teacher
         self._table: dict[int, EncodedRow] = {}
@@ -152,9 +155,9 @@ class PipelineActor:
         self._flow.evaluation = self._validation.evaluation_of(step)
         self._flow.start()
 
-    def notice(self, text: str) -> None:
+    def notice(self, text: str, who: str = "learner") -> None:
         """Tell the user something about the run: in its events, and on the driver's terminal."""
-        self._records.event("notice", "learner", "", text)
+        self._records.event("notice", who, "", text)
         self._notices.append(text)
 
     async def next_batch(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
@@ -226,6 +229,7 @@ class PipelineActor:
         self._flow.publish(weights)
         self._step = weights.version
         self._metrics.step_done(self._records.last or {})
+        self._tell_failures()
         if self._sampled:
             await self._resize()
 
@@ -351,10 +355,15 @@ class PipelineActor:
         await self._flow.resize(rollouts)
         return {"before": before, "now": len(self._rollouts), "waits": self._flow.growth.waits}
 
-    def finish(self) -> None:
-        """Flush the records and stop the loops."""
+    async def finish(self) -> None:
+        """Flush the records and stop the loops. Trackers may take their time; the driver's calls are answered."""
         self._loops.cancel()
-        self._records.close()
+        await asyncio.to_thread(self._records.close)
+        self._tell_failures()
+
+    def _tell_failures(self) -> None:
+        for text in self._trackers.failures():
+            self.notice(text, "tracker")
 
     async def _resize(self) -> None:
         """Let the policy look at the steps since its last change."""

@@ -30,7 +30,8 @@ from raft_ray.evaluate.selection import best, kept_steps, reason, stops
 from raft_ray.evaluate.validation import Answer, Question, ValidationSet, evaluation_line
 from raft_ray.files import write_whole, writing
 from raft_ray.json_files import read_object
-from raft_ray.runs.records import EVALUATIONS, RunRecords, read_evaluations
+from raft_ray.runs.records import RunRecords
+from raft_ray.runs.tracked import EVALUATIONS, read_evaluations
 from raft_ray.runs.trained import Trained, read_trained
 
 if TYPE_CHECKING:

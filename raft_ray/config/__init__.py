@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from raft_ray.config.evaluation import CompareConfig, DomainMetric, EvalConfig, Keep
 from raft_ray.config.refine import RefineConfig, RefineGuardsConfig, RefineModelConfig, SimilarityOn
-from raft_ray.config.run import ColumnsConfig, DataConfig, Dtype, ModelConfig, OnBadRow, RunConfig
+from raft_ray.config.run import ColumnsConfig, DataConfig, Dtype, ModelConfig, OnBadRow, RunConfig, Tracker
 from raft_ray.config.training import (
     Balance,
     DistillConfig,
@@ -60,6 +60,7 @@ __all__ = [
     "SyncConfig",
     "Target",
     "TeacherConfig",
+    "Tracker",
 ]
 
 

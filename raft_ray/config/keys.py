@@ -69,6 +69,8 @@ def takes(kind: Any) -> str:
         return ", or ".join(takes(each) for each in get_args(kind))
     if allowed := choices(kind):
         return f"one of {', '.join(allowed)}"
+    if get_origin(kind) is list and (allowed := choices(get_args(kind)[0])):
+        return f"a list of some of {', '.join(allowed)}"
     if entry := entry_type(kind):
         return f"a mapping from names to sections, such as {{mine: {{{next(iter(hints(entry)))}: ...}}}}"
     words = {

@@ -29,6 +29,16 @@ class OnBadRow(StrEnum):
     rewrite does not fit, which is known after stage 1, trains on its gold answer and is listed in `gold_rows.jsonl`."""
 
 
+class Tracker(StrEnum):
+    """Where the metrics of a training are shown (`run.trackers`)."""
+
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    mlflow = "mlflow"
+    trackio = "trackio"
+    swanlab = "swanlab"
+
+
 @dataclass
 class RunConfig:
     dir: str = "runs/raft"
@@ -43,6 +53,10 @@ class RunConfig:
     storage: str | None = None
     """Where checkpoints go: a folder or URI (`s3://`, `gs://`, `abfs://`, `hdfs://`, `file:///`) that every learner's
     node reaches, and that runs may share; none takes the run folder."""
+    trackers: list[Tracker] = field(default_factory=lambda: [Tracker.tensorboard])
+    """What shows `metrics.jsonl` as it grows: `tensorboard`, `wandb`, `mlflow`, `trackio`, `swanlab`; each but the
+    first is an extra of the package (`pip install 'raft-ray[wandb]'`). Keys, servers and offline modes come from the
+    trackers' own environment variables, such as `WANDB_API_KEY` or `WANDB_MODE=offline`."""
     baselines: list[str] = field(default_factory=list)
     """Other methods that `run` trains on the same data, for the report, such as `[sft]`."""
     overrides: dict[str, Any] = field(default_factory=dict)

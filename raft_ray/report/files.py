@@ -19,8 +19,8 @@ from raft_ray.refine.gap import read_gap
 from raft_ray.refine.schema import SUMMARY, part_files
 from raft_ray.report.refine_facts import Facts, Record, read_facts
 from raft_ray.report.words import number
-from raft_ray.runs.records import EVALUATIONS, read_evaluations
 from raft_ray.runs.spans import Span, read_spans
+from raft_ray.runs.tracked import EVALUATIONS, read_evaluations
 
 METHOD_ORDER = ("base", "sft", "fapm", "sdft", "opd")
 """The usual methods from plain to involved; others follow in alphabetical order, `raft` comes last."""

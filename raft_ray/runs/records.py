@@ -1,4 +1,4 @@
-"""A run's records: `metrics.jsonl`, `trace.jsonl`, `spans.jsonl` and TensorBoard, written by one process, by line."""
+"""A run's records: `metrics.jsonl`, `trace.jsonl`, `spans.jsonl` and its trackers, written by one process, by line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from raft_ray.distill.order import RowOrder, SampleId
 from raft_ray.distill.trajectory import SampleInfo
 from raft_ray.files import write_whole, writing
 from raft_ray.json_files import append_lines, read_lines
 from raft_ray.runs.spans import Span, read_spans
+from raft_ray.runs.tracked import EVALUATIONS, tracked_lines
+from raft_ray.runs.trackers import Trackers
 
 PHASES = (
     *("rollout", "teacher", "load", "dispatch"),  # of the other roles, which may overlap the learner's
@@ -24,30 +24,27 @@ PHASES = (
 """What `seconds` of a step are taken by."""
 
 
-EVALUATIONS = "evaluations.jsonl"
-
-
 class RunRecords:
     """Writes the records of a run folder; see `docs/design.md` for their fields.
 
     Args:
         run_dir: the folder; made if it is missing.
         order: which rows each step trains on.
+        trackers: get what `metrics.jsonl` gets.
     """
 
-    def __init__(self, run_dir: str | Path, order: RowOrder) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, run_dir: str | Path, order: RowOrder, trackers: Trackers | None = None) -> None:
         self._dir = Path(run_dir)
         self._order = order
-        self._board_dir = self._dir / "tensorboard"
-        with writing(self._board_dir):
+        self._trackers = trackers
+        with writing(self._dir):
             self._dir.mkdir(parents=True, exist_ok=True)
-            self._board = SummaryWriter(str(self._board_dir))
         self.last: dict[str, Any] | None = None
         self._spans: list[Span] = []
         self._began: float | None = None
         """Seconds by which this process began after the run did; unknown before the first `rewind`."""
+        self._coming: dict[str, Any] = {"step": 0}
+        """What trackers get with the next step: the evaluation of the weights that it begins with."""
 
     def rewind(self, step: int) -> None:
         """Forget everything from `step` on: a resumed run writes it again, and each line stays unique."""
@@ -57,6 +54,9 @@ class RunRecords:
             if path.exists():
                 kept = [line for _, line in read_lines(path, ["step"]) if line["step"] < end]
                 write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+        if self._trackers:
+            *tracked, self._coming = tracked_lines(self._dir)
+            self._trackers.rewind(step, tracked)
         self._spans = [span for span in self._spans if span.step < step]
         path = self._dir / "spans.jsonl"
         spans = [span for span in read_spans(path) if span.step < step]
@@ -131,32 +131,23 @@ class RunRecords:
             ],
         )
         self._write_spans()
-        with writing(self._board_dir):
-            for key, value in line.items():
-                if isinstance(value, (int, float)) and key != "step":
-                    self._board.add_scalar(key, value, step)
-            if infos:
-                self._board.add_histogram("staleness_rows", np.asarray(ages), step, bins=range(max(ages) + 2))
-            for phase, value in line["seconds"].items():
-                self._board.add_scalar(f"seconds/{phase}", value, step)
+        if self._trackers:
+            self._trackers.log(line | self._coming)
+        self._coming = {"step": step + 1}
         self.last = line
 
     def add_evaluation(self, line: dict[str, Any]) -> None:
         """Write an evaluation that was made while the method trains (`raft_ray.evaluate.validation`)."""
         append_lines(self._dir / EVALUATIONS, [line])
-        with writing(self._board_dir):
-            for key, value in line.items():
-                if isinstance(value, (int, float)) and key != "step":
-                    self._board.add_scalar(f"evaluation/{key}", value, line["step"])
-            for key, value in line["of_base"].items():
-                if value is not None:
-                    self._board.add_scalar(f"evaluation/{key}_of_base", value, line["step"])
+        self._coming["evaluation"] = line
 
     def close(self) -> None:
-        """Write the last spans and flush TensorBoard."""
+        """Write the last spans and let the trackers finish."""
         self._write_spans()
-        with writing(self._board_dir):
-            self._board.close()
+        if self._trackers:
+            if "evaluation" in self._coming:
+                self._trackers.log(self._coming)
+            self._trackers.close()
 
     def _write_spans(self) -> None:
         began = self._began or 0.0
@@ -183,11 +174,6 @@ def write_event(run_dir: Path, what: str, who: str, node: str, text: str) -> Non
     """Append to `events.jsonl` of a run folder."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     append_lines(run_dir / "events.jsonl", [{"at": at, "what": what, "who": who, "node": node, "text": text}])
-
-
-def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
-    """The evaluations that were made while a method trained, in their order; none without any. Raises `RaftError`."""
-    return [line for _, line in read_lines(run_dir / EVALUATIONS, ["step"])]
 
 
 def steps_done(run_dir: str | Path) -> int:

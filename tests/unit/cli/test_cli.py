@@ -129,6 +129,8 @@ BAD_CONFIGS = [
     bad("run smoke learner.lr=fast", "learner.lr=fast", "a number"),
     bad("run smoke run.resume=maybe", "run.resume=maybe", "true or false"),
     bad("run smoke run.baselines=sft", "run.baselines=sft", "a list"),
+    bad("run smoke run.trackers=[swanlab]", "run.trackers=swanlab", "pip install 'raft-ray[swanlab]'"),
+    bad("run smoke run.trackers=[wandbb]", "run.trackers", "wandbb", "tensorboard, wandb, mlflow, trackio, swanlab"),
     bad("run smoke refine.fuser=no", "refine.fuser", "text"),
     bad("run smoke distill.method=rafft", "one of sft, sdft, opd, raft", "did you mean raft?"),
     bad("run smoke distill.balance=EMA", "one of ema, fixed"),

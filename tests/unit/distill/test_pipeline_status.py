@@ -46,7 +46,7 @@ def test_a_learner_that_does_not_come_back_takes_the_place_of_the_advice(pipelin
         assert pipeline.status()["advice"].startswith("learner-0 trains step 0 and has not been heard of for ")
         await pipeline.next_batch(1, 0, 1)
         assert pipeline.status()["advice"] is None
-        pipeline.finish()
+        await pipeline.finish()
 
     asyncio.run(work())
 
@@ -57,7 +57,7 @@ def test_a_method_that_does_not_distil_is_not_charged_for_the_weights_of_its_exp
         await pipeline.publish(WeightVersion(1, "packed", 7, 100), {"tokens": 1, "seconds": {}})
         progress = pipeline.progress()
         assert (progress["step"], progress["last"]["object_store_peak"]) == (1, 0)
-        pipeline.finish()
+        await pipeline.finish()
 
     asyncio.run(work())
 
