@@ -1,7 +1,7 @@
 """The comparison: every method on the same data and seeds, evaluated on the same questions. Runs in the driver.
 
 ```
-stage 1, once ──> for each seed, for each point of the grid: sft, sdft, opd, raft, ..., then fapm (prunes sft's model)
+stage 1, once ──> for each seed, for each point of the grid: sft, sdft, opd, raft, ..., then fapm, wise (of sft's model)
                   ──> evaluation: the base and every model ──> each row's point ──> compare.json, .csv, .md, .html
           seeds beyond `compare.grid_seeds`, at these points alone <──┘
 ```
@@ -33,7 +33,7 @@ from raft_ray.compare.charts import Traces
 from raft_ray.compare.comparison import BASE
 from raft_ray.compare.comparison import compare as summarise
 from raft_ray.compare.output import write_comparison
-from raft_ray.compare.plan import FAPM, PRUNED, Training, at_points, by_seeds, left_out, main_row, plan
+from raft_ray.compare.plan import DERIVED, SOURCE, Training, at_points, by_seeds, left_out, main_row, plan
 from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
 from raft_ray.compare.verdict import verdict
 from raft_ray.config import Config
@@ -70,7 +70,7 @@ def compare(config: Config) -> Path:
     configs = [each for each, _ in own]
     prepared = preflight(config, others=configs)
     asked = _asked(config, prepared)
-    if len({training.point for training in trainings}) > 1:
+    if len({(training.row, training.point) for training in trainings}) > len({training.row for training in trainings}):
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
     with running(config, prepared, others=configs, trainings=own, refines=True) as (bars, run_dir):
         _forget(trainings, run_dir)
@@ -133,7 +133,7 @@ class _Work:
         if row not in self._rows_of:
             self._rows_of[row] = self._rows
             if training.refines:  # Beside the main rows, to share their cache.
-                assert config is not None, "FAPM has no overrides"
+                assert config is not None, "derived rows have no overrides"
                 refined = partial(refined_rows, config, self._prepared, self._bars, self._run_dir, f"refined-{row}")
                 self._rows_of[row] = _tried(row, self.failed, refined)
         rows = self._rows_of[row]
@@ -144,7 +144,7 @@ class _Work:
         """The folder of one training's model."""
         config = training.config
         if config is None:
-            return self._prune(training)
+            return self._derive(training)
         folder = trained(config, self._prepared, rows, self._bars, training.folder, training.name)
         try:
             # Four times the model each; with a grid and seeds they would fill the disk.
@@ -153,21 +153,22 @@ class _Work:
             console.print(f"[yellow]{plain(training.name)}[/]: its checkpoints stay: {plain(error)}", highlight=False)
         return folder
 
-    def _prune(self, training: Training) -> str:
-        """FAPM's model."""
-        config, out = self._config, training.folder / "model"
+    def _derive(self, training: Training) -> str:
+        """The model of a derived row."""
+        config, out, source = self._config, training.folder / "model", training.source
+        assert source is not None
         if out.exists():
             return str(out)
-        tuned = _pruned(training, self._run_dir)
+        tuned, does = source.folder / "model", DERIVED[training.row]
         if not tuned.is_dir():
-            raise RaftError(f"{FAPM} prunes the model of {PRUNED}, which failed")
-        self._bars.update(f"{training.name}: prune", 0, 1)
+            raise RaftError(f"{training.row} {does} the model of {SOURCE}, which failed")
+        self._bars.update(f"{training.name}: {does}", 0, 1)
         training.folder.mkdir(parents=True, exist_ok=True)
         options = actor_options(role="evaluate", num_cpus=config.teacher.num_cpus, num_gpus=0, threads=None)
-        task = ray.remote(_prune).options(**options)
-        ref = task.remote(self._prepared.folder, str(tuned), str(out), config.compare.sparsity)
+        task = ray.remote(_derive).options(**options)
+        ref = task.remote(self._prepared.folder, str(tuned), str(out), config.compare.sparsity, training.alpha)
         get(ref, config.teacher.timeout, f"{training.name} (a Ray task)")
-        self._bars.update(f"{training.name}: prune", 1, 1)
+        self._bars.update(f"{training.name}: {does}", 1, 1)
         return str(out)
 
     def _evaluated(self) -> dict[str, dict[str, Any]]:
@@ -214,14 +215,14 @@ class _Work:
 
 
 def _forget(trainings: list[Training], run_dir: Path) -> None:
-    """Take out of `eval.json` what is to be trained anew, since its folder was removed, and what was pruned of it."""
+    """Take out of `eval.json` what is to be trained anew, since its folder was removed, and what was derived of it."""
     path = run_dir / "eval.json"
     if not path.exists():
         return
     kept = read_evaluation(path)
     before = len(kept["methods"])
     for training in trainings:
-        if training.config is None and not _pruned(training, run_dir).exists():
+        if training.source and not (training.source.folder / "model").exists():
             shutil.rmtree(training.folder, ignore_errors=True)
         if not (training.folder / "model").exists():
             kept["methods"].pop(training.name, None)
@@ -229,11 +230,6 @@ def _forget(trainings: list[Training], run_dir: Path) -> None:
         path.unlink()
     elif len(kept["methods"]) < before:
         write_whole(path, json.dumps(kept, indent=1, ensure_ascii=False))
-
-
-def _pruned(training: Training, run_dir: Path) -> Path:
-    """The model that a training of FAPM prunes."""
-    return run_dir / "methods" / PRUNED / training.point / training.folder.name / "model"
 
 
 def _traces(main: str, trainings: list[Training], tuned: Tuned, run_dir: Path) -> Traces:
@@ -248,10 +244,14 @@ def _traces(main: str, trainings: list[Training], tuned: Tuned, run_dir: Path) -
     return Traces(run, {name: blocks[0] for name, blocks in tuned.methods.items()})
 
 
-def _prune(base: str, tuned: str, out: str, sparsity: float) -> None:
+def _derive(base: str, tuned: str, out: str, sparsity: float, alpha: float | None) -> None:
     from raft_ray.compare.fapm import prune_folder
+    from raft_ray.compare.wise import interpolate_folder
 
-    prune_folder(weights_folder(base), tuned, out, sparsity)
+    if alpha is None:
+        prune_folder(weights_folder(base), tuned, out, sparsity)
+    else:
+        interpolate_folder(weights_folder(base), tuned, out, alpha)
 
 
 def _tried(name: str, failed: dict[str, str], work: Callable[[], Any]) -> Any:

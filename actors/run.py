@@ -24,6 +24,7 @@ from actors.distill.actor_group import spawn
 from actors.distill.checkpoint import STATE, check_resumable, read_state
 from actors.distill.learner import LearnerTask
 from actors.distill.pipeline import PipelineActor
+from actors.distill.replay import ReplayActor
 from actors.distill.rollout import RolloutActor
 from actors.distill.seal import KEY_FILE, make_key, read_key
 from actors.distill.slots import Slots
@@ -47,7 +48,7 @@ from raft_ray import data
 from raft_ray.config import Config, settings
 from raft_ray.config.references import shown
 from raft_ray.distill.order import RowOrder
-from raft_ray.distill.rehearsal import encode_prompts
+from raft_ray.distill.rehearsal import encode_prompts, read_answers
 from raft_ray.errors import ConfigError, RaftError
 from raft_ray.evaluate.ifeval import measure_against_base
 from raft_ray.evaluate.kept import forget
@@ -267,7 +268,14 @@ def trained(
         config,
         order,
         str(run_dir),
-        partial(spawn, RolloutActor, _options(config, "rollout"), config, prepared.folder, str(run_dir)),
+        partial(
+            spawn,
+            ReplayActor if config.uses_given_trajectories else RolloutActor,
+            _options(config, "rollout"),
+            config,
+            prepared.folder,
+            str(run_dir),
+        ),
         partial(spawn, TeacherActor, _options(config, "teacher"), config, prepared.teacher, str(run_dir)),
     )
     phase = f"Stage 2: {name or config.distill.method.value}"
@@ -325,7 +333,9 @@ def _rehearsal(config: Config, prepared: Prepared, bars: Bars, run_dir: Path, fi
     prompts, told = rehearsal_prompts(config, chat, prepared.context, run_dir, bars.track("Stage 2: prompts"))
     if told:
         console.print(f"Rehearsal: {plain(told)}", highlight=False, soft_wrap=True)
-    return encode_prompts(prompts, chat, context=prepared.context, max_new_tokens=tokens, first=first)
+    answers, scored = read_answers(run_dir) if config.keeps_answers else None, not config.uses_replay
+    room = {"context": prepared.context, "max_new_tokens": tokens}
+    return encode_prompts(prompts, chat, **room, first=first, answers=answers, scored=scored)
 
 
 def _options(config: Config, role: str) -> dict[str, Any]:

@@ -223,7 +223,7 @@ class Rank:
 
     def _micro_batches(self, rows: list[tuple[EncodedRow, list[Sample]]], *, rehearsal: bool) -> list[MicroBatch]:
         """Those of the rehearsal rows, or of the others; as many on every rank, so that collectives match."""
-        scored = rehearsal or self.config.uses_distillation
+        scored = self.config.uses_rollouts if rehearsal else self.config.uses_distillation
         mine = [(row, samples) for row, samples in rows if row.rehearses == rehearsal]
         batches = make_micro_batches(
             [row for row, _ in mine],
@@ -269,7 +269,7 @@ class Rank:
             "tokens": int(all_tokens),
             "grad_norm": float(self.engine.get_global_grad_norm()),
             "temperature": self.config.distill.temperature if self.config.uses_rollouts else None,
-        } | ({"rehearsal_kl": losses.rehearsal} if self.rehearses else {})
+        } | ({f"rehearsal_{'kl' if self.config.uses_rollouts else 'ce'}": losses.rehearsal} if self.rehearses else {})
 
     def _evaluate(self, weights: WeightVersion) -> bool:
         """Wait for the evaluation of these weights, if it is due, and keep them where they are the best so far. Returns

@@ -75,7 +75,7 @@ class PipelineActor:
         log_to_file(Path(run_dir), "pipeline")
         self._config = config
         self._order = order
-        self._sampled = order if config.uses_distillation else order.rehearsal
+        self._sampled = order if config.uses_distillation else order.rehearsal if config.uses_rollouts else None
         """Which rows of each step are sampled and scored; none of a method without rollouts."""
         self._trackers = Trackers(config, Path(run_dir))
         self._records = RunRecords(run_dir, order, self._trackers)
@@ -177,7 +177,11 @@ class PipelineActor:
     async def _shard(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
         plain: list[tuple[SampleInfo | None, Any, int]] = []
         if not self._config.uses_distillation:
-            rows = [self._table[each.row] for each in self._order.batch_of(step) if self._order.owns(each)]
+            rows = [
+                self._table[each.row]
+                for each in self._order.batch_of(step)
+                if not self._sampled or self._order.owns(each)
+            ]
             shares = balanced_shards([len(row.prompt) + len(row.answer) for row in rows], ranks)
             plain = [(None, [], rows[i].row) for i in shares[rank]]
         if not self._sampled:

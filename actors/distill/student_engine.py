@@ -75,7 +75,7 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
     if learner.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    student = Student(model, config.distill.temperature)
+    student = Student(model, config.distill.temperature, config.distill.loss)
     optimizer = torch.optim.AdamW(
         student.parameters(),
         lr=learner.lr,

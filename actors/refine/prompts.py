@@ -2,8 +2,9 @@
 
     Sieve <── texts ── EnginePool ── RefineEngine self       batch after batch, until there are enough
 
-For these the model is given the opening of a user's turn and nothing else, at temperature 1. One engine of stage 1's
-kind writes, and ends with it; what a batch holds depends on the run's seed and its number alone.
+For prompts the model is given the opening of a user's turn and nothing else, at temperature 1. With
+`distill.rehearsal.kind=replay` or `replay_kl` it then answers them. One engine of stage 1's kind writes, and ends with
+it; what a batch holds depends on the run's seed and its number alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,11 +66,38 @@ def rehearsal_prompts(
             told = f"{len(prompts)} prompts of {shown(rehearsal.prompts)}"
         lines = with_forms(prompts, rehearsal.forms, seed)
         told += f"; {sum(line['form'] is not None for line in lines)} end with a form"
+        if config.keeps_answers:
+            lines = _answered(config, lines, run_dir, progress)
+            told += f"; the model answered them, {sum(line['truncated'] for line in lines)} up to the token limit"
         with writing(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
         write_prompts(run_dir, lines)
         write_event(run_dir, "rehearsal", "driver", here(), told)
     return read_prompts(run_dir, rehearsal.count), told
+
+
+def _answered(
+    config: Config, lines: list[dict[str, Any]], run_dir: Path, progress: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
+    """The lines with the original model's `answer`, and whether the token limit ended it (`truncated`)."""
+    plan, size, answered = replace(plan_pool(config, SELF), engines=1), config.refine.batch, []
+    with engine_pools([plan], str(run_dir)) as pools:
+        generate = PooledGenerate(pools[SELF], identity(config, SELF))
+        for start in range(0, len(lines), size):
+            progress(start, len(lines))
+            part = lines[start : start + size]
+            texts = generate(
+                [Request(line["messages"]) for line in part],
+                temperature=config.rollout.temperature,
+                max_new_tokens=config.distill.rehearsal.max_new_tokens,
+                seed=int(np.random.SeedSequence([config.run.seed, start]).generate_state(1)[0]),
+            )
+            answered += [
+                {**line, "answer": text.text, "truncated": text.truncated}
+                for line, text in zip(part, texts, strict=True)
+            ]
+    progress(len(lines), len(lines))
+    return answered
 
 
 def _self_written(

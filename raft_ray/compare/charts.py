@@ -12,7 +12,15 @@ from raft_ray.report.figures import Figure, distance_figure, training_figures
 from raft_ray.report.files import Record, Run, in_order
 from raft_ray.report.words import format_number, format_percent, method_css, method_label
 
-CURVES = ("SFT loss", "KL loss", "Rehearsal KL", "CE/KL ratio", "Weight λ of the KL", "Response length")
+CURVES = (
+    "SFT loss",
+    "KL loss",
+    "Rehearsal KL",
+    "Rehearsal loss",
+    "CE/KL ratio",
+    "Weight λ of the KL",
+    "Response length",
+)
 """Of the report's training figures, those that set methods apart."""
 
 

@@ -14,15 +14,13 @@ functions.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raft_ray.compare.derived import check_alike, derive_folder
 from raft_ray.errors import ConfigError, ModelError
-from raft_ray.models.weight_files import INDEX, matched_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,57 +51,20 @@ def fapm(
     if base_state.keys() != tuned_state.keys():
         odd = sorted(base_state.keys() ^ tuned_state.keys())
         raise ModelError(f"FAPM: base and tuned model have different parameters, such as {odd[0]}")
-    return {name: prune_tensor(base_state[name], tuned, sparsity, name) for name, tuned in tuned_state.items()}
+    return {name: prune_tensor(base_state[name], tuned, name, sparsity=sparsity) for name, tuned in tuned_state.items()}
 
 
 def prune_folder(base: str | Path, tuned: str | Path, out: str | Path, sparsity: float = SPARSITY) -> None:
-    """Write the pruned model of two safetensors folders to `out`: files and shards as `tuned` has them.
-
-    Holds one shard of the result, and beside it one tensor of each model. `out` must not exist, and appears only when
-    it is whole. A tied head that `tuned` stores beside its embeddings is left out. Raises as `fapm` does, and
-    `ModelError` for a folder without weights or an `out` that exists.
-    """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
+    """Write the pruned model of two safetensors folders to `out`, as `derive_folder` does. Raises as `fapm` does."""
     _check_sparsity(sparsity)
-    base, tuned, out = Path(base), Path(tuned), Path(out)
-    if out.exists():
-        raise ModelError(f"{out}: exists already; remove it, or name another folder for the pruned model")
-    base_files, tuned_files = matched_files(base, tuned)
-    shards: defaultdict[str, list[str]] = defaultdict(list)
-    for name, file in tuned_files.items():
-        shards[file].append(name)
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(tuned, part, ignore=shutil.ignore_patterns("*.safetensors", INDEX, "*.bin", "*.pt"))
-    size = 0
-    for file, names in shards.items():
-        state = {}
-        for name in names:
-            with safe_open(base_files[name], framework="pt") as old, safe_open(file, framework="pt") as new:
-                state[name] = prune_tensor(old.get_tensor(name), new.get_tensor(name), sparsity, name)
-        size += sum(tensor.nbytes for tensor in state.values())
-        save_file(state, part / Path(file).name, metadata={"format": "pt"})
-    if (tuned / INDEX).is_file():
-        index = {
-            "metadata": {"total_size": size},
-            "weight_map": {name: Path(file).name for name, file in tuned_files.items()},
-        }
-        (part / INDEX).write_text(json.dumps(index, indent=2))
-    part.rename(out)
+    derive_folder(base, tuned, out, partial(prune_tensor, sparsity=sparsity))
 
 
-def prune_tensor(base: Tensor, tuned: Tensor, sparsity: float, name: str = "tensor") -> Tensor:
+def prune_tensor(base: Tensor, tuned: Tensor, name: str = "tensor", *, sparsity: float = SPARSITY) -> Tensor:
     """One tensor of `fapm`, in the shape, dtype and device of `tuned`; `name` is for messages."""
     import torch
 
-    alike = base.dtype == tuned.dtype or (base.is_floating_point() and tuned.is_floating_point())
-    if base.shape != tuned.shape or not alike:
-        raise ModelError(
-            f"FAPM: {name} is {tuple(tuned.shape)} {tuned.dtype} in the tuned model, "
-            f"{tuple(base.shape)} {base.dtype} in the base"
-        )
+    check_alike("FAPM", base, tuned, name)
     if not tuned.is_floating_point():
         return tuned.detach().clone()
     base = base.detach().to(tuned)

@@ -20,9 +20,11 @@ from raft_ray.config import CompareConfig, Config, Method, settings
 from raft_ray.config.checks import SHARED
 from raft_ray.errors import ConfigError
 
-FAPM = "fapm"
-PRUNED = Method.sft.value
-"""The row that FAPM prunes."""
+FAPM, WISE = "fapm", "wise"
+DERIVED = {FAPM: "prunes", WISE: "interpolates"}
+"""Rows that are made of another row's model, without training, and what they do with it."""
+SOURCE = Method.sft.value
+"""The row whose model they take."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _POINT = re.compile(r"[\w .,+=()\[\]-]*")
@@ -39,14 +41,18 @@ class Training:
 
     row: str
     point: str
-    """`lr=0.0001,max_steps=64`: the values of `compare.grid`; blank without a grid."""
+    """`lr=0.0001,max_steps=64`: the values of `compare.grid`, and `wise`'s `alpha=0.5`; blank without any."""
     seed: int
     folder: Path
     """Its run folder; the model lies in `model/` of it."""
     config: Config | None
-    """None for FAPM, which trains nothing."""
+    """None for a derived row, which trains nothing."""
     refines: bool = False
     """Stage 1 is not the comparison's own."""
+    source: Training | None = None
+    """Of a derived row: the training whose model it takes."""
+    alpha: float | None = None
+    """Of `wise`: the tuned model's share."""
 
     @property
     def name(self) -> str:
@@ -55,7 +61,7 @@ class Training:
 
 
 def plan(config: Config, run_dir: Path) -> list[Training]:
-    """Every training, seed by seed, so that an interrupted comparison has whole seeds; FAPM after what it prunes.
+    """Every training, seed by seed, so that an interrupted comparison has whole seeds; then rows made of their models.
 
     Raises `ConfigError` naming the key under `compare` for what cannot be trained.
     """
@@ -67,10 +73,18 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
         (len(set(rows)) < len(rows), f"compare.methods={rows}: names one twice"),
         (len(set(seeds)) < len(seeds), f"compare.seeds={seeds}: names one twice"),
         (min(seeds, default=0) < 0, f"compare.seeds={seeds}: must be at least 0"),
-        (
-            FAPM in rows and PRUNED not in rows,
-            f"compare.methods={rows}: fapm prunes the model of sft; name sft as well",
+        *(
+            (
+                row in rows and SOURCE not in rows,
+                f"compare.methods={rows}: {row} {does} the model of {SOURCE}; name {SOURCE} as well",
+            )
+            for row, does in DERIVED.items()
         ),
+        (
+            WISE in rows and not wanted.alphas,
+            "compare.alphas is empty; name at least one, such as 0.5, or leave wise out of compare.methods",
+        ),
+        (len(set(map(_shown, wanted.alphas))) < len(wanted.alphas), f"compare.alphas={wanted.alphas}: names one twice"),
         (
             not config.eval.enabled,
             "eval.enabled=false: there is nothing to compare without an evaluation; leave it on",
@@ -89,22 +103,26 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
         if name not in _METHODS and not (isinstance(distill, dict) and "method" in distill):
             raise ConfigError(f"compare.overrides.{name}: no such row in compare.methods={rows}")
         _row_config(config, name, {})
-    ordered = sorted(rows, key=lambda row: row == FAPM)
     points = grid_points(wanted.grid)
-    configs = {(row, point): _row_config(config, row, values) for point, values in points.items() for row in ordered}
-    return [
-        Training(
-            row,
-            point,
-            seed,
-            folder,
-            replace(made, run=replace(made.run, seed=seed, dir=str(folder))) if made else None,
-            "refine" in (wanted.overrides.get(row) or {}),
-        )
-        for seed in wanted.seeds
-        for (row, point), made in configs.items()
-        for folder in [run_dir / "methods" / row / point / f"seed{seed}"]
-    ]
+    configs = {(row, point): _row_config(config, row, values) for point, values in points.items() for row in rows}
+    trainings = []
+    for seed in wanted.seeds:
+        trained = []
+        for (row, point), made in configs.items():
+            if made is not None:
+                folder = run_dir / "methods" / row / point / f"seed{seed}"
+                own = replace(made, run=replace(made.run, seed=seed, dir=str(folder)))
+                refines = "refine" in (wanted.overrides.get(row) or {})
+                trained.append(Training(row, point, seed, folder, own, refines))
+        trainings += trained
+        for source in (one for one in trained if one.row == SOURCE):
+            for row in (row for row in rows if row in DERIVED):
+                for alpha in wanted.alphas if row == WISE else [None]:
+                    share = [] if alpha is None else [f"alpha={_shown(alpha)}"]
+                    point = ",".join(filter(None, [source.point, *share]))
+                    folder = run_dir / "methods" / row / point / f"seed{seed}"
+                    trainings.append(Training(row, point, seed, folder, None, source=source, alpha=alpha))
+    return trainings
 
 
 def main_row(config: Config) -> str:
@@ -120,11 +138,9 @@ def by_seeds(trainings: list[Training], compare: CompareConfig) -> tuple[list[Tr
 
 
 def at_points(trainings: list[Training], chosen: Mapping[str, str]) -> list[Training]:
-    """Those at their row's chosen point, with the models that FAPM prunes at its own."""
-    wanted = set(chosen.items())
-    if FAPM in chosen:
-        wanted.add((PRUNED, chosen[FAPM]))
-    return [one for one in trainings if (one.row, one.point) in wanted]
+    """Those at their row's chosen point, with the models that derived rows take at their own."""
+    wanted = [one for one in trainings if chosen.get(one.row) == one.point]
+    return [one for one in trainings if one in wanted or any(one == each.source for each in wanted)]
 
 
 def left_out(config: Config) -> list[str]:
@@ -159,9 +175,10 @@ def _shown(value: Any) -> str:
 def _row_config(config: Config, row: str, point: dict[str, Any]) -> Config | None:
     overrides = copy.deepcopy(config.compare.overrides.get(row) or {})
     where = f"compare.overrides.{row}"
-    if row == FAPM:
+    if row in DERIVED:
         if overrides:
-            raise ConfigError(f"{where}: FAPM trains nothing; set compare.sparsity")
+            key = "compare.sparsity" if row == FAPM else "compare.alphas"
+            raise ConfigError(f"{where}: {row} trains nothing; set {key}")
         return None
     if not isinstance(overrides, dict) or not all(isinstance(values, dict) for values in overrides.values()):
         raise ConfigError(f"{where}: must hold sections, such as {{learner: {{lr: 1e-4}}}}")
@@ -191,7 +208,7 @@ def _method(row: str, overrides: dict[str, Any], where: str) -> str:
         return row
     if said not in _METHODS:
         raise ConfigError(
-            f"compare.methods: {row} is no method ({', '.join([*_METHODS, FAPM])}); "
+            f"compare.methods: {row} is no method ({', '.join([*_METHODS, *DERIVED])}); "
             f"say what it trains with {where}.distill.method"
         )
     return str(said)

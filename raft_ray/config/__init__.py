@@ -20,9 +20,11 @@ from raft_ray.config.training import (
     DistillConfig,
     Graphs,
     LearnerConfig,
+    Loss,
     Method,
     OnLongReference,
     RehearsalConfig,
+    RehearsalKind,
     RolloutConfig,
     Schedule,
     SyncBackend,
@@ -44,6 +46,7 @@ __all__ = [
     "Graphs",
     "Keep",
     "LearnerConfig",
+    "Loss",
     "Method",
     "ModelConfig",
     "OnBadRow",
@@ -52,6 +55,7 @@ __all__ = [
     "RefineGuardsConfig",
     "RefineModelConfig",
     "RehearsalConfig",
+    "RehearsalKind",
     "RolloutConfig",
     "RunConfig",
     "Schedule",
@@ -92,7 +96,25 @@ class Config:
     @property
     def uses_rollouts(self) -> bool:
         """There are rollouts and a teacher: for the rows of the training set, for rehearsal, or for both."""
-        return self.uses_distillation or self.distill.rehearsal.rows > 0
+        return self.uses_distillation or (self.distill.rehearsal.rows > 0 and not self.uses_replay)
+
+    @property
+    def uses_given_trajectories(self) -> bool:
+        """The teacher scores answers that are there already: nobody samples."""
+        if self.uses_distillation:
+            return self.distill.off_policy
+        return self.uses_rollouts and self.distill.rehearsal.kind is RehearsalKind.replay_kl
+
+    @property
+    def keeps_answers(self) -> bool:
+        """The original model answers the rehearsal's prompts, once."""
+        return self.distill.rehearsal.rows > 0 and self.distill.rehearsal.kind is not RehearsalKind.rollout
+
+    @property
+    def uses_replay(self) -> bool:
+        """Rehearsal is cross-entropy on the original model's answers."""
+        rehearsal = self.distill.rehearsal
+        return rehearsal.rows > 0 and rehearsal.kind is RehearsalKind.replay
 
     @property
     def uses_engines(self) -> bool:

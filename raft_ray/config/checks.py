@@ -12,7 +12,17 @@ from operator import attrgetter
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from raft_ray.config import Balance, Config, DomainMetric, Dtype, Keep, Method, RolloutConfig, SyncBackend
+from raft_ray.config import (
+    Balance,
+    Config,
+    DomainMetric,
+    Dtype,
+    Keep,
+    Method,
+    RehearsalKind,
+    RolloutConfig,
+    SyncBackend,
+)
 from raft_ray.config.keys import nearest
 from raft_ray.config.settings import MISSING, for_method, make
 from raft_ray.errors import ConfigError
@@ -63,6 +73,8 @@ def _resources(config: Config) -> tuple[float, float]:
     if config.uses_rollouts:
         cpus += teacher.actors * teacher.num_cpus
         gpus += teacher.actors * teacher.num_gpus
+    if config.keeps_answers:  # An engine writes prompts and answers before the learners start.
+        cpus, gpus = max(cpus, rollout.num_cpus), max(gpus, rollout.num_gpus)
     return cpus, gpus
 
 
@@ -151,6 +163,11 @@ def _evaluations(config: Config) -> Iterator[str]:
                     f"steps, or leave eval.{key} out"
                 )
         return
+    if config.uses_given_trajectories:
+        yield (
+            f"eval.every={asked.every}: there are no engines to ask where trajectories are given (distill.off_policy, "
+            "distill.rehearsal.kind=replay_kl); set eval.every=0"
+        )
     if asked.max_drift is not None and asked.keep is Keep.last and asked.patience is None:
         yield f"eval.max_drift={asked.max_drift:g}: decides nothing; set eval.keep=best or eval.patience, or drop it"
     if asked.domain_metric not in (DomainMetric.auto, DomainMetric.contains, DomainMetric.exact):
@@ -193,6 +210,13 @@ def _training(config: Config) -> Iterator[str]:
             f"learner.warmup_steps={learner.warmup_steps}: the warm-up would never end within "
             f"learner.max_steps={learner.max_steps}; lower it"
         )
+    if config.uses_replay:
+        yield from _rehearsal(config)
+    if distill.off_policy and not (config.uses_distillation and distill.method is Method.opd):
+        yield (
+            f"distill.off_policy=true: needs the teacher of distill.method=opd, which does not see the answer that it "
+            f"scores, not distill.method={distill.method.value}; leave it out"
+        )
     if not config.uses_engines:
         return
     if rollout.tensor_parallel > 1 and rollout.num_gpus < rollout.tensor_parallel:
@@ -209,7 +233,7 @@ def _training(config: Config) -> Iterator[str]:
     yield from _sync(config)
     if domain:
         yield from _no_room(config, "rollout.max_new_tokens")
-    if rehearsal:
+    if rehearsal and not config.uses_replay:
         yield from _rehearsal(config)
     capped = distill.max_lambda is not None and distill.max_lambda < distill.fixed_lambda
     if distill.balance is Balance.fixed and capped:
@@ -229,7 +253,19 @@ def _rehearsal(config: Config) -> Iterator[str]:
         )
     if not rehearsal.prompts:
         yield 'distill.rehearsal.prompts is empty; set it to "self", or name a file or data set with prompts'
-    if teacher not in (None, config.model.path):
+    if config.uses_replay and config.uses_distillation:
+        yield (
+            f"distill.rehearsal.kind=replay: is for methods without rollouts, not distill.method="
+            f"{config.distill.method.value}; set distill.rehearsal.kind=rollout, or distill.method=sft"
+        )
+    sampled, kind = config.uses_distillation and not config.distill.off_policy, rehearsal.kind
+    if config.uses_distillation and not config.uses_replay and sampled is not (kind is RehearsalKind.rollout):
+        fix = RehearsalKind.rollout if sampled else RehearsalKind.replay_kl
+        yield (
+            f"distill.rehearsal.kind={kind.value}: rows and prompts are both sampled or both not, and "
+            f"distill.off_policy={str(config.distill.off_policy).lower()}; set distill.rehearsal.kind={fix.value}"
+        )
+    if teacher not in (None, config.model.path) and not config.uses_replay:
         yield (
             f"teacher.path={teacher}: the student would rehearse another model's answers ({where}); leave teacher.path "
             "out, or set distill.rehearsal.rows=0"
@@ -252,6 +288,11 @@ def _elastic(rollout: RolloutConfig) -> Iterator[str]:
 def _sync(config: Config) -> Iterator[str]:
     """GPUs that `sync.backend` needs and lacks: NCCL refuses two members on one GPU, IPC works on one GPU only."""
     backend, staleness = config.sync.backend, config.sync.max_staleness
+    if config.uses_given_trajectories and (config.sync.in_flight or backend is not SyncBackend.object_store):
+        yield (
+            f"sync.backend={backend}, sync.in_flight={str(config.sync.in_flight).lower()}: no engine takes up weights "
+            "where trajectories are given (distill.off_policy, distill.rehearsal.kind=replay_kl); leave them out"
+        )
     if config.sync.in_flight and (staleness == 0 or backend is not SyncBackend.object_store):
         yield (
             "sync.in_flight=true: needs sync.max_staleness of 1 or more and sync.backend=object_store, not "

@@ -106,7 +106,8 @@ class CompareConfig:
     """`raft-ray compare`: what is trained on the same data, and evaluated on the same questions."""
 
     methods: list[str] = field(default_factory=lambda: ["sft", "sdft", "opd", "fapm", "raft"])
-    """Rows of the comparison: methods, `fapm` (which prunes `sft`), and names that `compare.overrides` describes."""
+    """Rows of the comparison: methods, `fapm` (which prunes `sft`), `wise` (which interpolates it with the original),
+    and names that `compare.overrides` describes."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """`run.seed` of each training; stage 1 and the evaluation keep the run's own."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -122,3 +123,6 @@ class CompareConfig:
     """Share of the test questions that the grid's values are chosen on; the others are reported. All without a grid."""
     sparsity: Fraction = 0.9
     """Share of the fine-tuned weights that FAPM puts back to the original's."""
+    alphas: list[Fraction] = field(default_factory=lambda: [0.25, 0.5, 0.75])
+    """α of `wise` (WiSE-FT, arXiv 2109.01903), `θ = (1-α) θ_original + α θ_sft`: each is a point, and one is chosen as
+    those of `compare.grid` are."""

@@ -17,8 +17,9 @@ from raft_ray.errors import ConfigError
 # A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
 _CHECKPOINT = {
     *("run.seed", "run.storage", "model.path", "model.dtype", "model.thinking", "model.date", "data.train"),
-    *("data.limit", "learner.global_batch_size", "distill.method", "distill.target"),
-    *(f"distill.rehearsal.{name}" for name in ("rows", "prompts", "forms")),
+    *("data.limit", "learner.global_batch_size"),
+    *(f"distill.{name}" for name in ("method", "target", "loss", "off_policy")),
+    *(f"distill.rehearsal.{name}" for name in ("rows", "kind", "prompts", "forms")),
     *("eval.every", "eval.validation", "eval.validation_rows"),
 }
 _RESOURCES = {"actors", "num_cpus", "num_gpus", "threads", "tokens", "timeout", "max_restarts", "max_failures"}

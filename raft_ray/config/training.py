@@ -41,6 +41,18 @@ class Target(StrEnum):
     fused = "fused"
 
 
+class Loss(StrEnum):
+    """What any method takes of the answers' tokens (`distill.loss`). The weights are constants for the gradient."""
+
+    ce = "ce"
+    """Cross-entropy, `-log p_t`."""
+    dft = "dft"
+    """DFT (arXiv 2508.05629): weighted by the token's own probability, `-p_t log p_t`."""
+    eaft = "eaft"
+    """EAFT (arXiv 2601.02151): weighted by the entropy of the student's 20 likeliest tokens, renormalised, over its
+    largest value: `-H_t / ln 20 · log p_t`. (The authors' code divides by 3.)"""
+
+
 class Balance(StrEnum):
     """Where λ of `L = L_SFT + λ L_KL` comes from (`distill.balance`)."""
 
@@ -48,6 +60,18 @@ class Balance(StrEnum):
     """Eqs. 11-12: the ratio of the two losses' bias-corrected moving averages."""
     fixed = "fixed"
     """`distill.fixed_lambda`."""
+
+
+class RehearsalKind(StrEnum):
+    """Whose answers to general prompts are learned from, and how (`distill.rehearsal.kind`)."""
+
+    rollout = "rollout"
+    """The student's: the KL of the original model's next tokens to the student's, on-policy."""
+    replay = "replay"
+    """The original model's, written once into `rehearsal.jsonl` at `rollout.temperature`: cross-entropy, without
+    rollouts or a teacher. For methods that have none either."""
+    replay_kl = "replay_kl"
+    """The same answers, off-policy: the KL of the original model's next tokens to the student's on them."""
 
 
 class OnLongReference(StrEnum):
@@ -185,6 +209,7 @@ class RehearsalConfig:
     rows: NonNegativeInt = 0
     """General prompts per step, beside the rows of `learner.global_batch_size`. The student answers them and the
     original model, which reads the same prompt, scores the answers: KL alone, with any method. 0 is off."""
+    kind: RehearsalKind = RehearsalKind.rollout
     prompts: str = "self"
     """`self`: the original model writes them, once, into `rehearsal.jsonl` of the run folder. Else a source of the
     kinds that `data.train` takes, with fields of the usual names: the prompts of its first `count` rows."""
@@ -202,6 +227,7 @@ class RehearsalConfig:
 class DistillConfig:
     method: Method = Method.raft
     target: Target = Target.auto
+    loss: Loss = Loss.ce
     temperature: PositiveFloat = 1.5
     """T of Eqs. 8-10."""
     top_k: PositiveInt = 512
@@ -212,6 +238,9 @@ class DistillConfig:
     """λ of `distill.balance=fixed`; 0 trains without distillation."""
     max_lambda: PositiveFloat | None = None
     """Cap on λ: a student close to its teacher has a KL near 0, and the ratio explodes."""
+    off_policy: bool = False
+    """The KL of `opd` is taken on the answer's own tokens, which nobody samples. On gold answers, with `loss=dft` and
+    a fixed λ, it is ASFT (arXiv 2509.23753; the authors' code has λ = 0.1, T = 1 and the whole vocabulary)."""
     rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
 
 

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from raft_ray.config import Balance, DistillConfig
+from raft_ray.config import Balance, DistillConfig, Loss
 from raft_ray.models.head import Head
+
+EAFT_TOP_K = 20
+"""Of the student's tokens, how many EAFT's entropy is of."""
 
 
 def token_weights(mask: Tensor, rows: int | None = None) -> Tensor:
@@ -184,6 +187,7 @@ def sft_loss(
     token_weight: Tensor,
     chunk_size: int = 256,
     head: Head | None = None,
+    loss: Loss = Loss.ce,
 ) -> Tensor:
     """Cross-entropy of the answer's tokens, Eq. 5, from hidden states, `chunk_size` positions at a time.
 
@@ -195,22 +199,29 @@ def sft_loss(
         labels: [n] integer, the answer's tokens.
         token_weight: [n] float, see `token_weights`.
         head: as in `topk_kl_from_hidden`.
+        loss: what each token's cross-entropy is weighted with beside `token_weight`.
 
     Returns:
         A float32 scalar.
     """
     head = head or Head(head_weight)
-    loss = hidden.new_zeros((), dtype=torch.float32)
+    total = hidden.new_zeros((), dtype=torch.float32)
     for start in range(0, hidden.shape[0], chunk_size):
         part = slice(start, start + chunk_size)
-        loss = loss + checkpoint(
-            _weighted_cross_entropy, hidden[part], head, labels[part], token_weight[part], use_reentrant=False
+        total = total + checkpoint(
+            _weighted_cross_entropy, hidden[part], head, labels[part], token_weight[part], loss, use_reentrant=False
         )
-    return loss
+    return total
 
 
-def _weighted_cross_entropy(hidden: Tensor, head: Head, labels: Tensor, token_weight: Tensor) -> Tensor:
-    losses = torch.nn.functional.cross_entropy(head.logits(hidden), labels.long(), reduction="none")
+def _weighted_cross_entropy(hidden: Tensor, head: Head, labels: Tensor, token_weight: Tensor, loss: Loss) -> Tensor:
+    logits = head.logits(hidden)
+    losses = torch.nn.functional.cross_entropy(logits, labels.long(), reduction="none")
+    if loss is Loss.dft:
+        token_weight = token_weight * (-losses.detach()).exp()
+    if loss is Loss.eaft:
+        top = logits.detach().topk(min(EAFT_TOP_K, logits.shape[-1])).values.log_softmax(-1)
+        token_weight = token_weight * -(top.exp() * top).sum(-1) / math.log(EAFT_TOP_K)
     return (losses * token_weight).sum()
 
 

@@ -3,6 +3,7 @@
 ```
  the model itself (actors/refine/prompts.py, Sieve) ──┐
  a file, data set, .. (`given_prompts`) ──────────────┴─> with_forms ──> RUN/rehearsal.jsonl ──> encode_prompts
+                    the model's own answers, for `replay` ───┘
 ```
 
 The file is written once: a run that goes on reads it, so that its rows are the same whatever would be written now.
@@ -29,6 +30,8 @@ from raft_ray.models.prompts import EncodedRow
 FILE = "rehearsal.jsonl"
 
 Messages = list[dict[str, str]]
+Answer = tuple[str, bool]
+"""A text, and whether the token limit ended it."""
 
 
 def room(config: Config, chat: Chat, context: int) -> Callable[[Messages], bool]:
@@ -114,10 +117,31 @@ def read_prompts(folder: Path, count: int) -> list[Messages]:
     return prompts
 
 
+def read_answers(folder: Path) -> list[Answer]:
+    """The original model's answers in `rehearsal.jsonl` of a run folder. Raises `RaftError` for a line without one."""
+    answers = []
+    for where, line in read_lines(folder / FILE):
+        if not isinstance(line.get("answer"), str):
+            raise RaftError(
+                f"{where}: has no answer to replay (distill.rehearsal.kind); remove the file, or start anew"
+            )
+        answers.append((line["answer"], bool(line.get("truncated"))))
+    return answers
+
+
 def encode_prompts(
-    prompts: Sequence[Messages], chat: Chat, *, context: int, max_new_tokens: int, first: int
+    prompts: Sequence[Messages],
+    chat: Chat,
+    *,
+    context: int,
+    max_new_tokens: int,
+    first: int,
+    answers: Sequence[Answer] | None = None,
+    scored: bool = False,
 ) -> dict[int, EncodedRow]:
-    """Rehearsal rows by index, from `first` on: the teacher reads what the student reads, and there is no answer.
+    """Rehearsal rows by index, from `first` on: the teacher reads what the student reads, and there is no answer; or
+    the original model's, without an end of turn where the token limit ended it, and no teacher. If `scored`, it is a
+    response that the teacher scores.
 
     Raises `DataError` for a prompt that leaves no room for an answer of `max_new_tokens`.
     """
@@ -129,5 +153,18 @@ def encode_prompts(
                 f"{FILE}: prompt {index - first} has {len(ids)} tokens and leaves no room for "
                 f"distill.rehearsal.max_new_tokens={max_new_tokens} in a context of {context}; lower that"
             )
-        rows[index] = EncodedRow(index, ids, [], ids)
+        if answers is None:
+            rows[index] = EncodedRow(index, ids, [], ids)
+            continue
+        text, truncated = answers[index - first]
+        try:
+            turn = chat.turn(messages, text)
+        except DataError as error:
+            raise DataError(f"{FILE}: prompt {index - first}: {error}") from error
+        # Encoded anew, a text may have a token more; one cut before its first word has its end alone.
+        answer = ((truncated and turn[:-1]) or turn)[:max_new_tokens]
+        if scored:
+            rows[index] = EncodedRow(index, ids, [], ids, response=tuple(answer))
+        else:
+            rows[index] = EncodedRow(index, ids, answer, [], replayed=True)
     return rows

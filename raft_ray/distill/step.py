@@ -45,7 +45,7 @@ class StepLosses:
     weight: float | None
     """λ."""
     rehearsal: float | None = None
-    """The KL of the rehearsal rows, not weighted; none in a step without any."""
+    """The KL of the rehearsal rows, or their cross-entropy, not weighted; none in a step without any."""
 
     @property
     def ce_kl_ratio(self) -> float | None:
@@ -90,9 +90,11 @@ def train_step(
     rehearsed = 0.0
     for batch in rehearsal:
         losses = engine(batch)
-        rehearsed += float(losses[1].detach())
+        # One of the two is 0: such rows are sampled for the KL, or replayed for the cross-entropy.
+        loss = losses.sum()
+        rehearsed += float(loss.detach())
         # The engine averages over ranks; the losses are parts of a sum.
-        engine.backward(rehearsal_weight * losses[1] * ranks)
+        engine.backward(rehearsal_weight * loss * ranks)
 
     def reduced() -> list[float]:
         return _finite(reduce([*sums, rehearsed] if rehearsal else sums))

@@ -7,7 +7,8 @@ apart:                           prompt | answer ŷ                   two sequen
                                  prompt | response z
 ```
 
-A rehearsal row has no answer: it is prompt and response in either layout. Micro-batches hold rows of one kind.
+A rehearsal row is prompt and response, or prompt and replayed answer, in either layout. Micro-batches hold rows of one
+kind.
 
 Both layouts give the same losses where all that a layer knows of a sequence is who sees whom and at which position;
 `sharing_error` measures on a row whether that is so. Sharing saves the prompt's second pass. The losses are
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raft_ray.config import Loss
 from raft_ray.distill.losses import sft_loss, topk_kl_from_hidden
 from raft_ray.distill.trajectory import Sample
 from raft_ray.models.head import Head, decoder_of
@@ -67,7 +69,7 @@ class MicroBatch:
     input_ids: Tensor
     """[B, L] int64, padded on the right."""
     answers: Positions
-    """Of the cross-entropy; n = tokens of the answers, 0 for rehearsal rows."""
+    """Of the cross-entropy; n = tokens of the answers, 0 for rehearsal rows that are sampled."""
     labels: Tensor
     """[n] int64."""
     position_ids: Tensor | None = None
@@ -107,10 +109,12 @@ class Student(nn.Module):
     Args:
         model: the causal model.
         temperature: T of the KL.
+        loss: of the answers' tokens.
     """
 
-    def __init__(self, model: Any, temperature: float) -> None:
+    def __init__(self, model: Any, temperature: float, loss: Loss = Loss.ce) -> None:
         super().__init__()
+        self.loss = loss
         self.model = model
         self.temperature = temperature
         self.topk_mass: list[float] = []
@@ -126,7 +130,7 @@ class Student(nn.Module):
             return _reading(hidden_BLD, batch, head)
         at = batch.answers
         hidden = hidden_BLD[at.sequences, at.columns]
-        sft = sft_loss(hidden, head.weight, batch.labels, at.weight, head=head)
+        sft = sft_loss(hidden, head.weight, batch.labels, at.weight, head=head, loss=self.loss)
         if batch.responses is None:
             return torch.stack([sft, torch.zeros_like(sft)])
         assert batch.teacher_ids is not None
@@ -253,7 +257,7 @@ def _pack(
     the first token of answer and response."""
     answers: list[tuple[int, Sequence[int]]] = []
     replies: list[tuple[int, Sequence[int]]] = []
-    sequences = [[*row.prompt, *row.answer[:-1]] for row in rows if not row.rehearses]
+    sequences = [[*row.prompt, *row.answer[:-1]] for row in rows if row.answer or responses is None]
     for b, row in enumerate(rows):
         end = len(row.prompt) - 1
         answers.append((b, range(end, end + len(row.answer))))

@@ -32,7 +32,7 @@ def least_gib(config: Config, parameters: int) -> dict[str, float]:
     if not learner.num_gpus:
         found["learner"] = ranks * (billions * per_rank + _PROCESS)
     if config.uses_engines:
-        if not rollout.num_gpus:
+        if not rollout.num_gpus and not config.uses_given_trajectories:
             found["rollout"] = rollout.actors * (billions * width + rollout.kv_cache_gib + _PROCESS)
         if config.uses_rollouts and not teacher.num_gpus:
             found["teacher"] = teacher.actors * (billions * width + _PROCESS)

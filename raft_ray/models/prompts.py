@@ -38,14 +38,19 @@ class EncodedRow:
     prompt: list[int]
     """What the student reads before it answers."""
     answer: list[int]
-    """The target of the cross-entropy, its end-of-turn token included; empty for a rehearsal row."""
+    """The target of the cross-entropy, its end-of-turn token included; empty for a rehearsal row that is sampled."""
     teacher_prompt: list[int]
     """What the teacher reads before the student's response; empty for rows that no teacher scores."""
 
+    replayed: bool = False
+    """A rehearsal row whose answer is the original model's."""
+    response: tuple[int, ...] = ()
+    """What the teacher scores of a rehearsal row where nobody samples it (`distill.rehearsal.kind=replay_kl`)."""
+
     @property
     def rehearses(self) -> bool:
-        """It is a rehearsal row: a general prompt, for which there is no answer."""
-        return not self.answer
+        """It is a rehearsal row: a general prompt, for which there is no answer but perhaps the original model's."""
+        return self.replayed or not self.answer
 
 
 def load_teacher_template(teacher: TeacherConfig) -> str:
@@ -57,7 +62,7 @@ def rows_digest(table: Mapping[int, EncodedRow]) -> str:
     """Of a training set as student and teacher meet it, in its order: equal for equal sets only."""
     digest = hashlib.sha256()
     for row in table.values():
-        for ids in (row.prompt, row.answer, row.teacher_prompt):
+        for ids in (row.prompt, row.answer, row.teacher_prompt, *([row.response] if row.response else [])):
             digest.update(np.asarray([len(ids), *ids], np.int32).tobytes())
     return digest.hexdigest()[:16]
 

@@ -40,11 +40,20 @@ def _share(value: float) -> str:
 
 
 CURVES: dict[str, tuple[str | Callable[[Record], float | None], str, dict[str, Any]]] = {
-    "SFT loss": ("sft_loss", "Cross-entropy on the answers trained on, nats per token.", {"smooth": True}),
+    "SFT loss": (
+        "sft_loss",
+        "Cross-entropy on the answers trained on, nats per token; weighted by token with distill.loss=dft or eaft.",
+        {"smooth": True},
+    ),
     "KL loss": ("kl_loss", "Teacher to student on the student's own responses, with T².", {"smooth": True}),
     "Rehearsal KL": (
         "rehearsal_kl",
         "Original model to student on the student's own answers to general prompts, with T².",
+        {"smooth": True},
+    ),
+    "Rehearsal loss": (
+        "rehearsal_ce",
+        "Cross-entropy on the original model's answers to general prompts, nats per token.",
         {"smooth": True},
     ),
     "CE/KL ratio": (

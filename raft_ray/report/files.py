@@ -22,10 +22,20 @@ from raft_ray.report.words import number
 from raft_ray.runs.spans import Span, read_spans
 from raft_ray.runs.tracked import EVALUATIONS, read_evaluations
 
-METHOD_ORDER = ("base", "sft", "fapm", "sdft", "opd")
+METHOD_ORDER = ("base", "sft", "fapm", "wise", "sdft", "opd")
 """The usual methods from plain to involved; others follow in alphabetical order, `raft` comes last."""
 
-LOSSES = ("loss", "sft_loss", "kl_loss", "rehearsal_kl", "lambda", "ce_kl_ratio", "teacher_mass", "student_mass")
+LOSSES = (
+    "loss",
+    "sft_loss",
+    "kl_loss",
+    "rehearsal_kl",
+    "rehearsal_ce",
+    "lambda",
+    "ce_kl_ratio",
+    "teacher_mass",
+    "student_mass",
+)
 ROLLOUTS = ("response_length", "truncated", "staleness", "staleness_max", "tokens")
 REHEARSAL = ("rehearsal_rows", "rehearsal_length", "rehearsal_truncated")
 NUMBERS = ("epoch", *LOSSES, *ROLLOUTS, *REHEARSAL, "lr", "grad_norm", "rows")

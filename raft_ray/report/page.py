@@ -125,7 +125,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         settings = f"T = {run.setting('distill.temperature')}, K = {run.setting('distill.top_k')}, {weight}"
         facts.append(("Distillation", settings if run.config else None))
         facts.append(("Staleness, at most", run.setting("sync.max_staleness")))
-    if any(usable(row.get("rehearsal_kl")) for row in rows):
+    if any(usable(row.get(key)) for row in rows for key in ("rehearsal_kl", "rehearsal_ce")):
         per_step, weight = run.setting("distill.rehearsal.rows"), run.setting("distill.rehearsal.weight")
         facts.append(("Rehearsal", f"{per_step} prompts per step, w = {weight}" if run.config else None))
     if run.refined is not None:

@@ -67,9 +67,9 @@ def format_p(p: float) -> str:
 
 
 def method_label(name: str) -> str:
-    """How a method is called in the report: `Base`, `SFT`, `RAFT`, any other name as it is."""
-    if name == "base":
-        return "Base"
+    """How a method is called in the report: `Base`, `SFT`, `WiSE-FT`, any other name as it is."""
+    if name in ("base", "wise"):
+        return {"base": "Base", "wise": "WiSE-FT"}[name]
     return name.upper() if name in ("sft", "fapm", "sdft", "opd", "raft") else name
 
 

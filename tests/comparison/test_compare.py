@@ -18,6 +18,8 @@ STRICT = "strict: {distill: {method: sft, target: fused}, refine: {tau: 1.0}}"
 """A row whose stage 1 accepts no rewrite."""
 GOLD = "sdft: {distill: {target: gold}}"
 """Random weights write no rewrite that is accepted, without which SDFT is refused."""
+BROKEN = "broken: {distill: {method: raft}, rollout: {timeout: 0.01}}"
+LOSSES = "dft: {distill: {method: sft, loss: dft}}, eaft: {distill: {method: sft, loss: eaft}}"
 
 
 def _state(folder: Path) -> dict:
@@ -43,14 +45,15 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
         "refine.enabled=true",
         "distill.target=auto",
         "learner.max_steps=2",
-        "compare.methods=[sft,sdft,opd,fapm,raft,strict,broken]",
+        "compare.methods=[sft,sdft,opd,fapm,wise,raft,strict,dft,eaft,broken]",
+        "compare.alphas=[0.5]",
         # A row with refined rows of its own; and one whose engines have no time to start.
-        f"compare.overrides={{{STRICT}, {GOLD}, broken: {{distill: {{method: raft}}, rollout: {{timeout: 0.01}}}}}}",
+        f"compare.overrides={{{STRICT}, {GOLD}, {LOSSES}, {BROKEN}}}",
     ]
     page = compare(make_config(run, *keys))
 
     result = json.loads((run / "compare.json").read_text())
-    assert list(result["methods"]) == ["base", "sft", "sdft", "opd", "raft", "strict", "fapm"]
+    assert list(result["methods"]) == ["base", "sft", "sdft", "opd", "raft", "strict", "dft", "eaft", "fapm", "wise"]
     assert result["main"] == json.loads((run / "eval.json").read_text())["main"] == "raft"
     assert list(result["failed"]) == ["broken/seed0"]
     assert "rollout-0" in result["failed"]["broken/seed0"]
@@ -73,11 +76,20 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
     expected = fapm(_state(tiny_model), _state(models["sft"]), 0.9)
     pruned = _state(models["fapm"])
     assert all(torch.equal(pruned[name], expected[name]) for name in expected)
+    between = _state(run / "methods/wise/alpha=0.5/seed0/model")
+    base, tuned = _state(tiny_model), _state(models["sft"])
+    assert all(torch.equal(between[name], 0.5 * base[name] + 0.5 * tuned[name]) for name in between)
+    first = {
+        name: json.loads((run / f"methods/{name}/seed0/metrics.jsonl").read_text().splitlines()[0])["sft_loss"]
+        for name in ("sft", "dft", "eaft")
+    }
+    # Random weights: every token is unlikely, and their entropy is nearly the largest.
+    assert first["dft"] < 0.1 * first["sft"] < 0.9 * first["sft"] < first["eaft"] < first["sft"]
     assert not torch.equal(pruned["model.norm.weight"], _state(models["sft"])["model.norm.weight"])
 
     # What is done is taken as it is: only the row that failed is tried again.
     before = {path: path.stat().st_mtime_ns for path in run.glob("methods/*/seed0/model/model.safetensors")}
-    keys[-1] = f"compare.overrides={{{STRICT}, {GOLD}, broken: {{distill: {{method: sft}}}}}}"
+    keys[-1] = f"compare.overrides={{{STRICT}, {GOLD}, {LOSSES}, broken: {{distill: {{method: sft}}}}}}"
     compare(make_config(run, *keys, "run.resume=true"))
     again = json.loads((run / "compare.json").read_text())
     assert again["failed"] == {}

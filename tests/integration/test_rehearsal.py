@@ -88,6 +88,47 @@ def test_deaths_change_nothing_in_a_run_that_rehearses(
     assert outcome(folder) == outcome(whole)
 
 
+def test_the_original_models_answers_are_replayed_without_rollouts_and_resumed_bit_for_bit(
+    tmp_path: Path, make_config: MakeConfig, prompts: Path
+) -> None:
+    keys = [*OWN, "distill.method=sft", "distill.rehearsal.kind=replay", f"distill.rehearsal.prompts={prompts}"]
+    whole = run(make_config(tmp_path / "whole", *keys, "learner.max_steps=4", "learner.checkpoint_every=2"))
+    answers = lines(whole / "rehearsal.jsonl")
+    assert len(answers) == 5
+    assert all(isinstance(line["answer"], str) and isinstance(line["truncated"], bool) for line in answers)
+    assert not list((whole / "logs").glob("rollout-*"))
+    metrics = lines(whole / "metrics.jsonl")
+    for line in metrics:
+        assert (line["rows"], line["rehearsal_rows"], line["rehearsal_length"]) == (4, 2, None)
+        assert line["loss"] == pytest.approx(line["sft_loss"] + 2.0 * line["rehearsal_ce"], rel=1e-9)
+        assert line["rehearsal_ce"] > 0
+
+    parts = run(make_config(tmp_path / "parts", *keys, "learner.max_steps=2", "learner.checkpoint_every=2"))
+    assert (parts / "rehearsal.jsonl").read_bytes() == (whole / "rehearsal.jsonl").read_bytes()
+    run(make_config(parts, *keys, "learner.max_steps=4", "learner.checkpoint_every=2", "run.resume=true"))
+    assert outcome(parts) == outcome(whole)
+
+
+def test_the_kl_on_given_answers_needs_no_engine_and_is_resumed_bit_for_bit(
+    tmp_path: Path, make_config: MakeConfig, prompts: Path
+) -> None:
+    asft = ["distill.method=opd", "distill.off_policy=true", "distill.loss=dft", "distill.temperature=1.0"]
+    asft += ["distill.balance=fixed", "distill.fixed_lambda=0.1", "distill.rehearsal.kind=replay_kl"]
+    keys = [*OWN, *asft, f"distill.rehearsal.prompts={prompts}", "learner.checkpoint_every=1"]
+    whole = run(make_config(tmp_path / "whole", *keys, "learner.max_steps=2"))
+    metrics = lines(whole / "metrics.jsonl")
+    # At first the student is the original model; what it is trained on takes it away from there.
+    assert metrics[0]["kl_loss"] < 1e-3 < metrics[1]["kl_loss"]
+    assert metrics[0]["rehearsal_kl"] < 1e-3 < metrics[1]["rehearsal_kl"]
+    for line in metrics:
+        total = line["sft_loss"] + 0.1 * line["kl_loss"] + 2.0 * line["rehearsal_kl"]
+        assert line["loss"] == pytest.approx(total, rel=1e-9)
+        assert line["staleness"] == 0
+    parts = run(make_config(tmp_path / "parts", *keys, "learner.max_steps=1"))
+    run(make_config(parts, *keys, "learner.max_steps=2", "run.resume=true"))
+    assert outcome(parts) == outcome(whole)
+
+
 def test_plain_fine_tuning_rehearses_too_and_two_sharded_ranks_do_what_one_does(
     tmp_path: Path, make_config: MakeConfig, prompts: Path
 ) -> None:

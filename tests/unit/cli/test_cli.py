@@ -152,6 +152,23 @@ BAD_CONFIGS = [
     bad("run smoke distill.rehearsal=4", "distill.rehearsal is a section", "distill.rehearsal.rows"),
     bad("run smoke distill.rehearsal.rows=-1", "distill.rehearsal.rows=-1", "at least 0"),
     bad("run smoke distill.rehearsal.weight=0", "distill.rehearsal.weight=0", "greater than 0"),
+    bad("run smoke distill.loss=eafd", "distill.loss=eafd", "ce, dft, eaft"),
+    bad(
+        "run smoke distill.rehearsal.rows=1 distill.rehearsal.kind=replay",
+        "distill.rehearsal.kind=replay",
+        "not distill.method=raft",
+        "set distill.rehearsal.kind=rollout, or distill.method=sft",
+    ),
+    bad("run smoke distill.off_policy=true", "distill.off_policy=true", "not distill.method=raft"),
+    bad(
+        "run smoke distill.rehearsal.rows=1 distill.rehearsal.kind=replay_kl",
+        "distill.rehearsal.kind=replay_kl",
+        "set distill.rehearsal.kind=rollout",
+    ),
+    bad(
+        "train sft distill.rehearsal.rows=1 distill.rehearsal.kind=replay_kl sync.in_flight=true data.train=x.jsonl",
+        "sync.in_flight=true: no engine takes up weights",
+    ),
     bad("run smoke distill.rehearsal.forms=2", "distill.rehearsal.forms=2", "between 0 and 1"),
     bad(
         "run smoke distill.rehearsal.rows=9 distill.rehearsal.count=8",

@@ -79,8 +79,8 @@ def test_a_resumed_comparison_evaluates_what_is_missing(asked: list[list[str]], 
     assert len(asked) == 2
 
 
-def test_a_model_whose_folder_was_removed_is_evaluated_anew_and_what_was_pruned_of_it_too(tmp_path: Path) -> None:
-    config = settings.load("smoke", ["compare.methods=[sft,fapm,raft]", f"run.dir={tmp_path}"])
+def test_a_model_whose_folder_was_removed_is_evaluated_anew_and_what_was_derived_of_it_too(tmp_path: Path) -> None:
+    config = settings.load("smoke", ["compare.methods=[sft,fapm,wise,raft]", f"run.dir={tmp_path}"])
     trainings = plan(config, tmp_path)
     for training in trainings:
         (training.folder / "model").mkdir(parents=True)
@@ -93,6 +93,7 @@ def test_a_model_whose_folder_was_removed_is_evaluated_anew_and_what_was_pruned_
     module._forget(trainings, tmp_path)
     assert set(json.loads((tmp_path / "eval.json").read_text())["methods"]) == {"base", "raft/seed0", "other/seed0"}
     assert not (tmp_path / "methods/fapm/seed0").exists()
+    assert not (tmp_path / "methods/wise/alpha=0.5/seed0").exists()
     assert (tmp_path / "methods/raft/seed0/model").exists()
 
 

@@ -72,6 +72,42 @@ def test_a_grid_trains_every_row_at_every_point() -> None:
             assert ("sft", one.point, one.seed) in [(t.row, t.point, t.seed) for t in trainings[:place]]
 
 
+def test_wise_makes_a_point_of_every_alpha_at_every_point_of_the_grid() -> None:
+    keys = ["compare.methods=[wise,sft]", "compare.alphas=[0,0.5]", "compare.seeds=[0,1]"]
+    plain = plan(_config(*keys, "compare.seeds=[0]"), RUN)
+    assert [one.name for one in plain] == ["sft/seed0", "wise/alpha=0/seed0", "wise/alpha=0.5/seed0"]
+    assert [one.alpha for one in plain] == [None, 0, 0.5]
+    assert plain[1].source == plain[2].source == plain[0]
+
+    config = _config(*keys, "compare.grid={learner.lr: [1, 2]}", "compare.grid_seeds=1")
+    trainings = plan(config, RUN)
+    points = {f"lr={lr},alpha={alpha}" for lr in (1, 2) for alpha in (0, 0.5)}
+    assert {one.point for one in trainings if one.row == "wise"} == points
+    _, others = by_seeds(trainings, config.compare)
+    further = at_points(others, {"base": "", "sft": "lr=1", "wise": "lr=2,alpha=0.5"})
+    assert [one.name for one in further] == ["sft/lr=1/seed1", "sft/lr=2/seed1", "wise/lr=2,alpha=0.5/seed1"]
+
+
+def test_the_preset_of_baselines_makes_the_rows_that_its_comments_name() -> None:
+    made = {one.row: one.config for one in plan(settings.load("baselines", []), RUN) if one.config}
+    used = {
+        name: (config.uses_distillation, config.uses_rollouts, config.uses_given_trajectories, config.keeps_answers)
+        for name, config in made.items()
+    }
+    assert used == {
+        "sft": (False, False, False, False),
+        "sdft": (False, False, False, False),
+        "opd": (True, True, False, False),
+        "dft": (False, False, False, False),
+        "asft": (True, True, True, False),
+        "eaft": (False, False, False, False),
+        "replay": (False, False, False, True),
+        "replay_kl": (False, True, True, True),
+        "rehearsal": (False, True, False, False),
+        "raft": (True, True, False, False),
+    }
+
+
 def test_a_row_may_change_stage_1() -> None:
     config = _config(
         "compare.methods=[raft,strict]", "compare.overrides={strict: {refine: {tau: 0.9}, distill: {method: raft}}}"
@@ -157,11 +193,18 @@ def test_the_seeds_beyond_the_grids_train_chosen_points_and_what_fapm_prunes_the
             ["compare.grid={teacher.template: [../../a.txt, b.txt]}"],
             "compare.grid.teacher.template: '../../a.txt' cannot",
         ),
-        (["compare.methods=[sft,raftt]"], "raftt is no method (sft, sdft, opd, raft, fapm); say what it trains"),
+        (["compare.methods=[sft,raftt]"], "raftt is no method (sft, sdft, opd, raft, fapm, wise); say what it trains"),
         (["compare.overrides={opt: {}}"], "compare.overrides.opt: no such row"),
         (["compare.overrides={own: {distill: 3}}"], "compare.overrides.own: no such row"),
         (["compare.overrides={own: {distill: {method: raft, top_kk: 3}}}"], "compare.overrides.own: unknown key"),
-        (["compare.overrides={fapm: {learner: {lr: 1}}}"], "FAPM trains nothing; set compare.sparsity"),
+        (["compare.overrides={fapm: {learner: {lr: 1}}}"], "fapm trains nothing; set compare.sparsity"),
+        (
+            ["compare.methods=[sft,wise]", "compare.overrides={wise: {learner: {lr: 1}}}"],
+            "wise trains nothing; set compare.alphas",
+        ),
+        (["compare.methods=[wise,raft]"], "wise interpolates the model of sft; name sft as well"),
+        (["compare.methods=[sft,wise]", "compare.alphas=[]"], "compare.alphas is empty; name at least one"),
+        (["compare.alphas=[0.5,0.5]"], "compare.alphas=[0.5, 0.5]: names one twice"),
         (["compare.overrides={sft: 3}"], "compare.overrides.sft: must hold sections"),
         (["compare.overrides={sft: {data: {limit: 3}}}"], "compare.overrides.sft.data: cannot differ"),
         (["compare.overrides={sft: {learner: {lrr: 1}}}"], "compare.overrides.sft: unknown key learner.lrr"),

@@ -16,7 +16,7 @@ from raft_ray.config.explain import explained
 from raft_ray.config.keys import hints, keys
 from raft_ray.errors import ConfigError
 
-PRESETS = ["ablations", "cluster", "demo", "opd", "raft", "sdft", "sft", "single_gpu", "smoke"]
+PRESETS = ["ablations", "baselines", "cluster", "demo", "opd", "raft", "sdft", "sft", "single_gpu", "smoke"]
 NUMBERS = [key for key, kind in keys().items() if re.match(r"(?!list).*(int|float)", str(kind))]
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers")
 OWN_DATA = ["data.train=train.jsonl", "data.test=test.jsonl"]

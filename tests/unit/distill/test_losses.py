@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from raft_ray.config import Loss
 from raft_ray.distill.losses import EmaBalancer, FixedBalancer, sft_loss, token_weights, topk_kl, topk_kl_from_hidden
 
 
@@ -215,6 +216,71 @@ class _Shapes(torch.utils._python_dispatch.TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.largest = max(self.largest, tensor.numel())
         return out
+
+
+def defined_weight(loss: Loss, logits: Tensor, label: int) -> Tensor:
+    """What the token's cross-entropy is weighted with, in float64, by the papers."""
+    if loss is Loss.ce:
+        return torch.ones((), dtype=torch.float64)
+    if loss is Loss.dft:
+        return logits.softmax(-1)[label]
+    likeliest = logits.sort(descending=True).values[:20].softmax(-1)
+    return -(likeliest * likeliest.log()).sum() / math.log(20)
+
+
+@pytest.mark.parametrize("loss", list(Loss))
+@pytest.mark.parametrize("vocabulary", [7, 50])
+@pytest.mark.parametrize("chunk_size", [3, 100])
+def test_every_loss_equals_its_definition_in_value_and_gradient(loss: Loss, vocabulary: int, chunk_size: int) -> None:
+    torch.manual_seed(vocabulary)
+    hidden, head = torch.randn(3, 5, 4), torch.randn(vocabulary, 4)
+    labels, mask = torch.randint(0, vocabulary, (3, 5)), torch.rand(3, 5) < 0.7
+    mask[1] = False
+    h1, w1 = (each.clone().requires_grad_() for each in (hidden, head))
+    found = sft_loss(h1.flatten(0, 1), w1, labels.flatten(), token_weights(mask).flatten(), chunk_size, loss=loss)
+    found.backward()
+
+    h2, w2 = (each.double().requires_grad_() for each in (hidden, head))
+    rows = []
+    for b in range(3):
+        tokens = []
+        for t in range(5):
+            if mask[b, t]:
+                logits = w2 @ h2[b, t]
+                tokens.append(
+                    -defined_weight(loss, logits.detach(), labels[b, t]) * logits.log_softmax(-1)[labels[b, t]]
+                )
+        if tokens:
+            rows.append(torch.stack(tokens).mean())
+    expected = torch.stack(rows).mean()
+    expected.backward()
+    assert float(found) == pytest.approx(float(expected), abs=1e-6)
+    assert h1.grad is not None
+    assert w1.grad is not None
+    torch.testing.assert_close(h1.grad.double(), h2.grad, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(w1.grad.double(), w2.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_the_weighted_losses_in_closed_form() -> None:
+    # Four tokens of probabilities 1/2, 1/4, 1/8, 1/8; the label has 1/4.
+    head = torch.tensor([[0.5], [0.25], [0.125], [0.125]]).log()
+    one, label = torch.ones(1, 1), torch.tensor([1])
+    assert float(sft_loss(one, head, label, torch.ones(1), loss=Loss.dft)) == pytest.approx(math.log(4) / 4, abs=1e-6)
+    entropy = 1.75 * math.log(2)
+    expected = entropy / math.log(20) * math.log(4)
+    assert float(sft_loss(one, head, label, torch.ones(1), loss=Loss.eaft)) == pytest.approx(expected, abs=1e-6)
+    # Of tokens that are all alike, the twenty that count have the largest entropy: the weight is 1.
+    even = sft_loss(one, torch.zeros(64, 1), label, torch.ones(1), loss=Loss.eaft)
+    assert float(even) == pytest.approx(math.log(64), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", list(Loss))
+def test_parts_of_a_batch_add_up_to_the_whole_sft_loss(loss: Loss) -> None:
+    torch.manual_seed(1)
+    hidden, head, labels, weight = torch.randn(9, 4), torch.randn(30, 4), torch.randint(0, 30, (9,)), torch.rand(9)
+    whole = sft_loss(hidden, head, labels, weight, loss=loss)
+    parts = [sft_loss(hidden[s], head, labels[s], weight[s], loss=loss) for s in (slice(0, 2), slice(2, 9))]
+    assert float(sum(parts)) == pytest.approx(float(whole), abs=1e-6)
 
 
 def test_neither_loss_makes_a_tensor_of_positions_by_vocabulary() -> None:

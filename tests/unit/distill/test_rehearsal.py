@@ -322,6 +322,58 @@ def test_a_student_that_is_the_original_has_nothing_to_rehearse() -> None:
     assert batch.tokens == sum(len(sample.trajectory.token_ids) for sample in answered)
 
 
+def test_replayed_answers_are_w_times_their_cross_entropy_also_under_accumulation() -> None:
+    rows, _ = rows_and_samples(5)
+    random = np.random.default_rng(6)
+    replayed = [
+        EncodedRow(100 + i, [5, 6, 7 + i], random.integers(3, 40, 1 + 2 * i).tolist(), [], replayed=True)
+        for i in range(4)
+    ]
+    replayed.append(EncodedRow(104, [5, 6], [], [], replayed=True))  # cut before its first word
+    assert all(row.rehearses for row in replayed)
+
+    def taken(tokens: int) -> tuple[StepLosses, list[Tensor]]:
+        engine = Engine()
+        own, others = (
+            make_micro_batches(each, None, total=5, tokens=tokens, share_prompt=False) for each in (rows, replayed)
+        )
+        losses = train_step(
+            engine,
+            own,
+            balancer=None,
+            rehearsal=[*others, empty_micro_batch(None)],
+            rehearsal_weight=3.0,
+            ranks=1,
+            keep_graph=False,
+            reduce=lambda values: values,
+        )
+        return losses, engine.gradients()
+
+    whole, gradients = taken(1000)
+    model = tiny_model(0)
+    student = Engine()
+    student.student.model = model
+
+    def mean_loss(these: list[EncodedRow]) -> Tensor:
+        found = []
+        for row in these:
+            if row.answer:
+                logits = model(torch.tensor([row.prompt + row.answer])).logits[0, len(row.prompt) - 1 : -1]
+                found.append(torch.nn.functional.cross_entropy(logits, torch.tensor(row.answer)))
+        return torch.stack(found).sum() / 5
+
+    sft, rehearsal = mean_loss(rows), mean_loss(replayed)
+    (sft + 3.0 * rehearsal).backward()
+    assert whole.sft == pytest.approx(float(sft), abs=1e-5)
+    assert whole.rehearsal == pytest.approx(float(rehearsal), abs=1e-5)
+    assert whole.loss == pytest.approx(float(sft + 3.0 * rehearsal), abs=1e-5)
+    parts, others = taken(20)
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-6)
+    for a, b, expected in zip(gradients, others, student.gradients(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(a, expected, atol=1e-5, rtol=1e-3)
+
+
 def test_a_loss_that_is_no_number_in_a_prompt_makes_no_update() -> None:
     prompts, answered = prompts_and_samples(2)
     answered[0].teacher_logprobs[0, 0] = np.nan

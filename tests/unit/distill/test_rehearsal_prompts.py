@@ -18,6 +18,7 @@ from raft_ray.distill.rehearsal import (
     FILE,
     encode_prompts,
     given_prompts,
+    read_answers,
     read_prompts,
     room,
     with_forms,
@@ -28,6 +29,7 @@ from raft_ray.errors import DataError, RaftError
 from raft_ray.evaluate.ifeval import load_prompts
 from raft_ray.models import TINY, load_chat, resolve
 from raft_ray.models.chat import Chat
+from raft_ray.models.prompts import rows_digest
 from raft_ray.preflight import preflight
 from raft_ray.refine.embed import make_embedder
 
@@ -161,6 +163,40 @@ def test_the_teacher_reads_what_the_student_reads_and_nobody_an_answer(chat: Cha
         encode_prompts(
             [prompts[1], [{"role": "user", "content": "Why? " * 10}]], chat, context=512, max_new_tokens=480, first=0
         )
+
+
+def test_replayed_answers_are_targets_or_what_the_teacher_scores_and_a_cut_one_does_not_end_its_turn(
+    chat: Chat, tmp_path: Path
+) -> None:
+    prompts = [[{"role": "user", "content": text}] for text in ("What is rain?", "Name a bird.", "Why?")]
+    written = [("Water that falls.", False), ("A robin and a", True), ("", True)]
+    write_prompts(
+        tmp_path,
+        [
+            {"messages": messages, "form": None, "answer": text, "truncated": cut}
+            for messages, (text, cut) in zip(prompts, written, strict=True)
+        ],
+    )
+    answers = read_answers(tmp_path)
+    assert answers == written
+    whole, cut, empty = (chat.turn(messages, text) for messages, (text, _) in zip(prompts, written, strict=True))
+    expected = [whole, cut[:-1], empty[:-1] or empty]
+
+    room = {"context": 512, "max_new_tokens": 64}
+    targets = encode_prompts(prompts, chat, **room, first=7, answers=answers)
+    assert [(row.answer, row.teacher_prompt, row.response) for row in targets.values()] == [
+        (e, [], ()) for e in expected
+    ]
+    scored = encode_prompts(prompts, chat, **room, first=7, answers=answers, scored=True)
+    assert [(row.answer, list(row.response)) for row in scored.values()] == [([], each) for each in expected]
+    assert all(row.teacher_prompt == row.prompt for row in scored.values())
+    assert all(row.rehearses for row in (*targets.values(), *scored.values()))
+    assert rows_digest(scored) != rows_digest(encode_prompts(prompts, chat, **room, first=7))
+    assert encode_prompts(prompts, chat, context=512, max_new_tokens=2, first=7, answers=answers)[7].answer == whole[:2]
+
+    write_prompts(tmp_path, with_forms(prompts, 0, 0))
+    with pytest.raises(RaftError, match=r"rehearsal\.jsonl line 1: has no answer to replay"):
+        read_answers(tmp_path)
 
 
 def test_a_prompt_that_fits_does_so_with_every_form(chat: Chat) -> None:
