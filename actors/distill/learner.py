@@ -39,7 +39,7 @@ from actors.runtime.remote import root_cause
 from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Config, Graphs, Keep
-from raft_ray.distill.losses import make_balancer
+from raft_ray.distill.losses import BudgetBalancer, make_balancer
 from raft_ray.distill.order import RowOrder
 from raft_ray.distill.schedule import learning_rate
 from raft_ray.distill.step import StepLosses, train_step
@@ -137,7 +137,7 @@ class Rank:
         """From the last checkpoint, or from the original model, to the last step, or until an evaluation ends training;
         rank 0 then exports the model."""
         learner, steps = self.config.learner, self.task.order.steps
-        distilling = self.balancer if self.config.uses_distillation else None
+        balances = self.config.uses_distillation or isinstance(self.balancer, BudgetBalancer)
         start = self._restore()
         weights = self._begin(start)
         done, ends = start, self._evaluate(weights)
@@ -157,7 +157,7 @@ class Rank:
             losses = train_step(
                 self.engine,
                 [batch.to(self.device) for batch in batches],
-                balancer=distilling,
+                balancer=self.balancer if balances else None,
                 rehearsal=[batch.to(self.device) for batch in rehearsal],
                 rehearsal_weight=self.config.distill.rehearsal.weight,
                 ranks=self.ranks,
@@ -187,7 +187,8 @@ class Rank:
         state = self.checkpoints.restore(self.engine)
         if state is None:
             return 0
-        self.balancer.load_state_dict(state.balancer)
+        if state.balancer.keys() == self.balancer.state_dict().keys():  # Else `run.allow_changes`: it begins anew.
+            self.balancer.load_state_dict(state.balancer)
         return state.step
 
     def _begin(self, step: int) -> WeightVersion:
@@ -259,6 +260,13 @@ class Rank:
         """The learners' part of a step's metrics."""
         masses, tokens = self.student.topk_mass, sum(batch.tokens for batch in batches)
         mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
+        rehearsal: dict[str, float | None] = {}
+        if self.rehearses and self.config.uses_rollouts:
+            rehearsal = {"rehearsal_kl": losses.rehearsal, "drift": losses.drift}
+        elif self.rehearses:
+            rehearsal = {"rehearsal_ce": losses.rehearsal}
+        if isinstance(self.balancer, BudgetBalancer):
+            rehearsal["drift_mean"] = self.balancer.mean
         return {
             "loss": losses.loss,
             "sft_loss": losses.sft,
@@ -269,7 +277,8 @@ class Rank:
             "tokens": int(all_tokens),
             "grad_norm": float(self.engine.get_global_grad_norm()),
             "temperature": self.config.distill.temperature if self.config.uses_rollouts else None,
-        } | ({f"rehearsal_{'kl' if self.config.uses_rollouts else 'ce'}": losses.rehearsal} if self.rehearses else {})
+            **rehearsal,
+        }
 
     def _evaluate(self, weights: WeightVersion) -> bool:
         """Wait for the evaluation of these weights, if it is due, and keep them where they are the best so far. Returns

@@ -147,4 +147,6 @@ def _note(last: dict[str, Any] | None) -> str:
         note += f"  kl {last['kl_loss']:.3f}  λ {last['lambda']:.2f}"
     if last.get("rehearsal_kl") is not None:
         note += f"  rehearsal {last['rehearsal_kl']:.3f}"
+    if last.get("drift_mean") is not None:
+        note += f"  drift {last['drift_mean']:.3f}"
     return note

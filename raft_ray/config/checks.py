@@ -217,6 +217,11 @@ def _training(config: Config) -> Iterator[str]:
             f"distill.off_policy=true: needs the teacher of distill.method=opd, which does not see the answer that it "
             f"scores, not distill.method={distill.method.value}; leave it out"
         )
+    if distill.balance is Balance.budget and (not distill.rehearsal.rows or config.uses_replay):
+        yield (
+            "distill.balance=budget: its drift is that of rehearsal rows which a teacher scores; set "
+            "distill.rehearsal.rows=4 (with distill.rehearsal.kind=rollout), or distill.balance=ema"
+        )
     if not config.uses_engines:
         return
     if rollout.tensor_parallel > 1 and rollout.num_gpus < rollout.tensor_parallel:

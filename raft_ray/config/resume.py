@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raft_ray.config import Config, settings
+from raft_ray.config import Balance, Config, settings
 from raft_ray.errors import ConfigError
 
 # A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
@@ -81,9 +81,10 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
 
 def deciding(config: Config) -> dict[str, Any]:
     """The values, as JSON has them, of the keys that decide what model a number of steps makes."""
-    # Without rehearsal, or evaluations meanwhile, none of their keys decides anything.
+    # Without rehearsal, a budget, or evaluations meanwhile, none of their keys decides anything.
     left_out = ["run.storage"]
     left_out += [] if config.distill.rehearsal.rows else ["distill.rehearsal."]
+    left_out += [] if config.distill.balance is Balance.budget else ["distill.drift_budget"]
     left_out += [] if config.eval.every else ["eval."]
     values = settings.flatten(config)
     return {key: value for key, value in values.items() if _trains(key) and not key.startswith(tuple(left_out))}

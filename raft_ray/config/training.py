@@ -60,6 +60,8 @@ class Balance(StrEnum):
     """Eqs. 11-12: the ratio of the two losses' bias-corrected moving averages."""
     fixed = "fixed"
     """`distill.fixed_lambda`."""
+    budget = "budget"
+    """`distill.drift_budget`: `L = L_SFT + λ (L_KL + w L_rehearsal)`, λ steered by the drift of the steps before."""
 
 
 class RehearsalKind(StrEnum):
@@ -87,7 +89,8 @@ class Graphs(StrEnum):
     """How λ, which needs the whole batch's losses, meets gradient accumulation (`learner.graphs`)."""
 
     two_pass = "two_pass"
-    """Forward every micro-batch without a graph for its losses, then again with one: least memory."""
+    """Forward every micro-batch without a graph for its losses, then again with one: least memory. Once is enough
+    where λ is known before (`distill.balance=budget`)."""
     keep_graph = "keep_graph"
     """Keep the graphs of all micro-batches until λ is known: fastest, memory grows with the batch."""
 
@@ -233,11 +236,16 @@ class DistillConfig:
     top_k: PositiveInt = 512
     """K: how many of the teacher's tokens carry the target."""
     balance: Balance = Balance.ema
+    drift_budget: PositiveFloat = 0.05
+    """Of `distill.balance=budget`, with any method and rehearsal: how far the student may go from the original model,
+    as their KL on rehearsal rows at temperature 1, in nats per token. λ grows while a moving average is above it."""
     ema_beta: DecayRate = 0.9
+    """β of the moving averages, of the losses or of the drift."""
     fixed_lambda: NonNegativeFloat = 1.0
     """λ of `distill.balance=fixed`; 0 trains without distillation."""
     max_lambda: PositiveFloat | None = None
-    """Cap on λ: a student close to its teacher has a KL near 0, and the ratio explodes."""
+    """Cap on λ: a student close to its teacher has a KL near 0, and the ratio explodes. With a drift budget none is
+    1000."""
     off_policy: bool = False
     """The KL of `opd` is taken on the answer's own tokens, which nobody samples. On gold answers, with `loss=dft` and
     a fixed λ, it is ASFT (arXiv 2509.23753; the authors' code has λ = 0.1, T = 1 and the whole vocabulary)."""

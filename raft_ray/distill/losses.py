@@ -77,6 +77,7 @@ def topk_kl_from_hidden(
     temperature: float,
     chunk_size: int = 32,
     head: Head | None = None,
+    drift: Tensor | None = None,
 ) -> Tensor:
     """`topk_kl` from hidden states, with the same value and gradients, never holding an [n, V] tensor.
 
@@ -91,14 +92,14 @@ def topk_kl_from_hidden(
         token_weight: [n] float, see `token_weights`; a position of weight 0 is ignored.
         temperature: T > 0.
         head: what `head_weight` belongs to, where logits have a bias, a scale or a soft cap.
+        drift: [] float32, to which the same KL at T = 1 is added, without a gradient; none does not measure it.
 
     Returns:
         A float32 scalar.
     """
     head = head or Head(head_weight)
-    return _TopKKL.apply(
-        hidden, head_weight, head.bias, teacher_ids, teacher_logprobs, token_weight, temperature, chunk_size, head
-    )
+    targets = (teacher_ids, teacher_logprobs, token_weight, temperature)
+    return _TopKKL.apply(hidden, head_weight, head.bias, *targets, chunk_size, head, drift)
 
 
 class _TopKKL(torch.autograd.Function):
@@ -116,6 +117,7 @@ class _TopKKL(torch.autograd.Function):
         temperature: float,
         chunk_size: int,
         head: Head,
+        drift: Tensor | None,
     ) -> Tensor:
         head = replace(head, weight=head_weight, bias=bias)
         n = hidden.shape[0]
@@ -131,6 +133,8 @@ class _TopKKL(torch.autograd.Function):
             kl, teacher, student = _renormalised_kl(logits, target, temperature)
             weight = token_weight[part].float()
             loss += temperature**2 * (weight * kl).sum()
+            if drift is not None:
+                drift += (weight * _renormalised_kl(logits, target, 1.0)[0]).sum()
             slope[part] = (student - teacher) * (weight * temperature).unsqueeze(-1) * head.slope(logits)
         ctx.save_for_backward(hidden, head_weight, teacher_ids, slope)
         ctx.bias = None if bias is None else bias.dtype
@@ -166,7 +170,7 @@ class _TopKKL(torch.autograd.Function):
             grad_hidden,
             None if grad_head is None else grad_head.to(head_weight.dtype),
             None if grad_bias is None else grad_bias.to(ctx.bias),
-            *[None] * 6,
+            *[None] * 7,
         )
 
 
@@ -287,8 +291,64 @@ class FixedBalancer:
         del state
 
 
-def make_balancer(config: DistillConfig) -> EmaBalancer | FixedBalancer:
+class BudgetBalancer:
+    """λ of `L = L_SFT + λ (L_KL + w L_rehearsal)`, steered so that the drift stays at a budget.
+
+    As the adaptive KL coefficient of PPO (arXiv 1909.08593, 2.2), λ grows while the drift's bias-corrected moving
+    average m̂ is above the budget and shrinks while it is below. Since the drift answers tens of steps later, λ also
+    follows the error's change, which brakes before the budget is reached:
+    `e_s = min(m̂_s / budget - 1, 1)`, `log λ_{s+1} = log λ_s + 0.05 e_s + (e_s - e_{s-1})`, with `λ_1 = 1`, `e_0 = -1`.
+
+    Feed it the drift of the whole step (all ranks, all micro-batches), so that λ is one number.
+
+    Args:
+        budget: nats per token, above 0.
+        beta: β of the moving average, in [0, 1).
+        max_lambda: cap on λ; none is 1000. The floor is 0.01, from which λ can come back.
+    """
+
+    def __init__(self, budget: float, beta: float = 0.9, max_lambda: float | None = None) -> None:
+        self.budget = budget
+        self.beta = beta
+        self._most = 1000.0 if max_lambda is None else max_lambda
+        self._steps = 0
+        self._drift = 0.0
+        self.weight = min(1.0, self._most)
+        """λ of the next step, known before its losses."""
+
+    @property
+    def mean(self) -> float:
+        """m̂, in nats per token; 0 before the first step."""
+        return self._drift / (1 - self.beta**self._steps) if self._steps else 0.0
+
+    def update(self, drift: float) -> None:
+        """Take in the drift of a step, in nats per token. Raises `ValueError` for one that is not finite."""
+        if not math.isfinite(drift):
+            raise ValueError(f"the drift must be finite, got {drift}")
+        before = self._error()
+        self._steps += 1
+        self._drift = self.beta * self._drift + (1 - self.beta) * drift
+        error = self._error()
+        self.weight = min(max(self.weight * math.exp(0.05 * error + error - before), 0.01), self._most)
+
+    def _error(self) -> float:
+        return min(self.mean / self.budget - 1, 1.0)
+
+    def state_dict(self) -> dict[str, float]:
+        """The average, the step and λ, for checkpoints."""
+        return {"steps": self._steps, "drift": self._drift, "weight": self.weight}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._steps, self._drift, self.weight = int(state["steps"]), state["drift"], state["weight"]
+
+
+Balancer = EmaBalancer | FixedBalancer | BudgetBalancer
+
+
+def make_balancer(config: DistillConfig) -> Balancer:
     """The balance of a run's losses (`distill.balance`)."""
+    if config.balance is Balance.budget:
+        return BudgetBalancer(config.drift_budget, config.ema_beta, config.max_lambda)
     if config.balance is Balance.ema:
         return EmaBalancer(config.ema_beta, max_lambda=config.max_lambda)
     return FixedBalancer(config.fixed_lambda)

@@ -5,8 +5,9 @@ forwarded for their losses; after one all-reduce of two numbers every rank has t
 `L_SFT + λ L_KL` are taken, λ a constant. `two_pass` forwards without a graph first and again with one (about a third
 more work), from the same random state, so that dropout hides the same; `keep_graph` keeps all graphs, as is always done
 with a single micro-batch. Without distillation there is no λ, and each micro-batch is forwarded once, as are those of
-rehearsal rows, whose weight is known: `L = L_SFT + λ L_KL + w L_rehearsal`. Either way the gradient is exactly that of
-the whole batch.
+rehearsal rows, whose weight is known: `L = L_SFT + λ L_KL + w L_rehearsal`. Under a drift budget λ follows from the
+steps before, so all are forwarded once: `L = L_SFT + λ (L_KL + w L_rehearsal)`. Either way the gradient is exactly that
+of the whole batch.
 
 Knows nothing about Ray or data; the engine is DeepSpeed's, or anything with the same three calls.
 """
@@ -21,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raft_ray.distill.losses import EmaBalancer, FixedBalancer
+from raft_ray.distill.losses import Balancer, BudgetBalancer
 from raft_ray.distill.student import MicroBatch
 
 
@@ -46,6 +47,8 @@ class StepLosses:
     """λ."""
     rehearsal: float | None = None
     """The KL of the rehearsal rows, or their cross-entropy, not weighted; none in a step without any."""
+    drift: float | None = None
+    """The rehearsal rows' KL at T = 1, in nats per token; 0 of replayed ones."""
 
     @property
     def ce_kl_ratio(self) -> float | None:
@@ -59,7 +62,7 @@ def train_step(
     engine: TrainEngine,
     batches: Sequence[MicroBatch],
     *,
-    balancer: EmaBalancer | FixedBalancer | None,
+    balancer: Balancer | None,
     rehearsal: Sequence[MicroBatch] = (),
     rehearsal_weight: float = 0.0,
     ranks: int,
@@ -70,9 +73,10 @@ def train_step(
     """Take one optimizer step; equal numbers of micro-batches on every rank.
 
     Args:
-        engine: `engine(batch)` gives `[2]`, the batch's weighted (SFT, KL); gradients are averaged over `ranks`.
+        engine: `engine(batch)` gives `[3]`, the batch's weighted (SFT, KL, drift); gradients are averaged over `ranks`.
         batches: this rank's micro-batches of rows with answers.
-        balancer: gives λ, from the losses of these rows alone; none for methods without distillation.
+        balancer: gives λ, from the losses of these rows alone; a drift budget gives it to every method, from the drift
+            of the steps before, and takes in this step's; else none for methods without distillation.
         rehearsal: this rank's micro-batches of rehearsal rows.
         rehearsal_weight: w.
         keep_graph: keep the graphs of all micro-batches instead of forwarding twice.
@@ -84,30 +88,39 @@ def train_step(
     sums = [0.0, 0.0]
 
     def count(losses: Tensor) -> None:
-        for i, value in enumerate(losses.detach().tolist()):
+        for i, value in enumerate(losses.detach()[:2].tolist()):
             sums[i] += value
 
-    rehearsed = 0.0
+    budget = balancer if isinstance(balancer, BudgetBalancer) else None
+    weight = 1.0 if budget is None else budget.weight
+    rehearsal_weight *= weight
+    rehearsed = drift = 0.0
     for batch in rehearsal:
         losses = engine(batch)
         # One of the two is 0: such rows are sampled for the KL, or replayed for the cross-entropy.
-        loss = losses.sum()
+        loss = losses[:2].sum()
         rehearsed += float(loss.detach())
+        drift += float(losses[2].detach())
         # The engine averages over ranks; the losses are parts of a sum.
         engine.backward(rehearsal_weight * loss * ranks)
 
     def reduced() -> list[float]:
-        return _finite(reduce([*sums, rehearsed] if rehearsal else sums))
+        return _finite(reduce([*sums, rehearsed, drift] if rehearsal else sums))
 
-    if balancer is None:
+    if balancer is None or isinstance(balancer, BudgetBalancer):
+        distils = any(batch.responses is not None for batch in batches)
         for batch in batches:
             losses = engine(batch)
             count(losses)
-            engine.backward(losses[0] * ranks)
-        sft, _, *rest = reduced()
+            engine.backward((losses[0] + weight * losses[1] if distils else losses[0]) * ranks)
+        sft, kl, *rest = reduced()
+        if budget and rest:
+            budget.update(rest[1])
         on_gradients()
         engine.step()
-        return _with_rehearsal(StepLosses(sft, sft, None, None), rest, rehearsal_weight)
+        known = weight if budget else None
+        found = StepLosses(sft + weight * kl, sft, kl, known) if distils else StepLosses(sft, sft, None, known)
+        return _with_rehearsal(found, rest, rehearsal_weight)
 
     with torch.set_grad_enabled(keep_graph or len(batches) == 1):
         for index, batch in enumerate(batches):
@@ -131,16 +144,18 @@ def train_step(
 
 
 def _with_rehearsal(losses: StepLosses, rehearsal: list[float], weight: float) -> StepLosses:
-    """The step's losses with the KL of its rehearsal rows, if it has any."""
+    """The step's losses with KL and drift of its rehearsal rows, if it has any."""
     if not rehearsal:
         return losses
-    return replace(losses, loss=losses.loss + weight * rehearsal[0], rehearsal=rehearsal[0])
+    kl, drift = rehearsal
+    return replace(losses, loss=losses.loss + weight * kl, rehearsal=kl, drift=drift)
 
 
 def _finite(losses: list[float]) -> list[float]:
     """The losses, before an update is made of them. Raises `ValueError`."""
     if not all(map(math.isfinite, losses)):
-        found = ", ".join(f"{name}={loss}" for name, loss in zip(("sft", "kl", "rehearsal"), losses, strict=False))
+        names = ("sft", "kl", "rehearsal", "drift")
+        found = ", ".join(f"{name}={loss}" for name, loss in zip(names, losses, strict=False))
         raise ValueError(f"losses must be finite, got {found}; lower learner.lr")
     return losses
 

@@ -104,7 +104,9 @@ class Reading(NamedTuple):
 
 
 class Student(nn.Module):
-    """Wraps a transformers causal model: `forward(micro_batch)` is its weighted losses `[2]`, float32: (SFT, KL).
+    """Wraps a transformers causal model: `forward(micro_batch)` is `[3]`, float32: its weighted SFT, KL and drift.
+
+    The drift is the KL of rehearsal rows at T = 1, without a gradient, and 0 for other rows.
 
     Args:
         model: the causal model.
@@ -132,7 +134,7 @@ class Student(nn.Module):
         hidden = hidden_BLD[at.sequences, at.columns]
         sft = sft_loss(hidden, head.weight, batch.labels, at.weight, head=head, loss=self.loss)
         if batch.responses is None:
-            return torch.stack([sft, torch.zeros_like(sft)])
+            return torch.stack([sft, *torch.zeros(2, device=sft.device)])
         assert batch.teacher_ids is not None
         assert batch.teacher_logprobs is not None
         at = batch.responses
@@ -141,10 +143,18 @@ class Student(nn.Module):
         if len(batch.labels) and at.weight.any():
             with torch.no_grad():
                 self.topk_mass.append(_topk_mass(hidden, head, batch.teacher_ids))
+        drift = torch.zeros((), device=hidden.device)
         kl = topk_kl_from_hidden(
-            hidden, head.weight, batch.teacher_ids, batch.teacher_logprobs, at.weight, self.temperature, head=head
+            hidden,
+            head.weight,
+            batch.teacher_ids,
+            batch.teacher_logprobs,
+            at.weight,
+            self.temperature,
+            head=head,
+            drift=None if len(batch.labels) else drift,
         )
-        return torch.stack([sft, kl])
+        return torch.stack([sft, kl, drift])
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
         """[B, L, D]."""

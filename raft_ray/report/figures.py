@@ -15,7 +15,7 @@ from markupsafe import Markup
 from raft_ray.evaluate.statistics import wilson
 from raft_ray.report.charts import Format, Point, Series, line_chart, scatter
 from raft_ray.report.files import Record, Run
-from raft_ray.report.words import format_number, format_percent, method_css, method_label, usable
+from raft_ray.report.words import format_number, format_percent, method_css, method_label, number, usable
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,18 @@ CURVES: dict[str, tuple[str | Callable[[Record], float | None], str, dict[str, A
         "Cross-entropy on the original model's answers to general prompts, nats per token.",
         {"smooth": True},
     ),
+    "Drift": (
+        "drift",
+        "KL on the answers to general prompts at temperature 1, nats per token; dashed: the budget, if there is one "
+        "(distill.drift_budget).",
+        {"zero": True, "smooth": True},
+    ),
     "CE/KL ratio": (
         balance,
         "L_SFT over λ · L_KL; at 1 (dashed) the two weigh the same in the sum.",
         {"log": True, "reference": 1.0, "smooth": True},
     ),
-    "Weight λ of the KL": ("lambda", "L = L_SFT + λ · L_KL.", {"log": True}),
+    "Weight λ of the KL": ("lambda", "L = L_SFT + λ · L_KL; a drift budget's λ weighs rehearsal, too.", {"log": True}),
     "Response length": ("response_length", "Tokens, mean of the step's rollouts.", {"zero": True, "smooth": True}),
     "Truncated responses": (
         "truncated",
@@ -133,6 +139,8 @@ def lines_figure(title: str, note: str, lines: list[Series], **options: Any) -> 
 
 def _curves(run: Run, title: str) -> Figure | None:
     value, note, options = CURVES[title]
+    if title == "Drift" and run.setting("distill.balance") == "budget":
+        options = options | {"reference": number(run.setting("distill.drift_budget"))}
     lines = [
         Series(
             method_label(name),

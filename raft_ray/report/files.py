@@ -25,19 +25,12 @@ from raft_ray.runs.tracked import EVALUATIONS, read_evaluations
 METHOD_ORDER = ("base", "sft", "fapm", "wise", "sdft", "opd")
 """The usual methods from plain to involved; others follow in alphabetical order, `raft` comes last."""
 
-LOSSES = (
-    "loss",
-    "sft_loss",
-    "kl_loss",
-    "rehearsal_kl",
-    "rehearsal_ce",
-    "lambda",
-    "ce_kl_ratio",
-    "teacher_mass",
-    "student_mass",
-)
+LOSSES = ("loss", "sft_loss", "kl_loss", "lambda", "ce_kl_ratio", "teacher_mass", "student_mass")
 ROLLOUTS = ("response_length", "truncated", "staleness", "staleness_max", "tokens")
-REHEARSAL = ("rehearsal_rows", "rehearsal_length", "rehearsal_truncated")
+REHEARSAL = (
+    *("rehearsal_kl", "rehearsal_ce", "drift", "drift_mean"),
+    *("rehearsal_rows", "rehearsal_length", "rehearsal_truncated"),
+)
 NUMBERS = ("epoch", *LOSSES, *ROLLOUTS, *REHEARSAL, "lr", "grad_norm", "rows")
 """The keys of a metrics line that hold a number or null."""
 

@@ -120,14 +120,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Seed", run.setting("run.seed")),
     ]
     if any(usable(row.get("kl_loss")) for row in rows):
-        fixed = run.setting("distill.balance") == "fixed"
-        weight = f"λ = {run.setting('distill.fixed_lambda')}" if fixed else "λ by moving averages"
+        weight = {"fixed": f"λ = {run.setting('distill.fixed_lambda')}", "budget": "λ by the drift"}.get(
+            run.setting("distill.balance"), "λ by moving averages"
+        )
         settings = f"T = {run.setting('distill.temperature')}, K = {run.setting('distill.top_k')}, {weight}"
         facts.append(("Distillation", settings if run.config else None))
         facts.append(("Staleness, at most", run.setting("sync.max_staleness")))
     if any(usable(row.get(key)) for row in rows for key in ("rehearsal_kl", "rehearsal_ce")):
         per_step, weight = run.setting("distill.rehearsal.rows"), run.setting("distill.rehearsal.weight")
         facts.append(("Rehearsal", f"{per_step} prompts per step, w = {weight}" if run.config else None))
+        if run.setting("distill.balance") == "budget":
+            facts.append(("Drift budget", f"{run.setting('distill.drift_budget')} nats per token"))
     if run.refined is not None:
         facts.append(("Filter τ", run.setting("refine.tau")))
     facts.append(("Finished", f"{run.finished:%Y-%m-%d %H:%M} UTC" if run.finished else None))

@@ -46,6 +46,8 @@ def _progress(status: dict[str, Any]) -> Text:
         text += f", staleness {last['staleness']:.1f} (most {last['staleness_max']})"
     if last and last.get("rehearsal_kl") is not None:
         text += f", rehearsal KL {last['rehearsal_kl']:.3f}"
+    if last and last.get("drift_mean") is not None:
+        text += f", drift {last['drift_mean']:.3f} nats per token, λ {last['lambda']:.2f}"
     return Text(text)
 
 

@@ -13,6 +13,7 @@ from listener import Listener, first_of, once
 from run_files import lines, outcome
 
 from raft_ray.config import Config
+from raft_ray.distill.losses import BudgetBalancer
 from raft_ray.errors import RaftError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -144,3 +145,28 @@ def test_plain_fine_tuning_rehearses_too_and_two_sharded_ranks_do_what_one_does(
     sampled = [line["row"] for line in lines(one / "trace.jsonl") if line["version"] is not None]
     assert len(sampled) == 4
     assert set(sampled) <= set(range(10, 15))
+
+
+def test_a_drift_budget_steers_lambda_and_is_resumed_bit_for_bit(
+    tmp_path: Path, make_config: MakeConfig, prompts: Path
+) -> None:
+    keys = [*OWN, f"distill.rehearsal.prompts={prompts}", "distill.balance=budget", "learner.checkpoint_every=2"]
+    whole = run(make_config(tmp_path / "whole", *keys, "learner.max_steps=4"))
+    parts = run(make_config(tmp_path / "parts", *keys, "learner.max_steps=2"))
+    run(make_config(parts, *keys, "learner.max_steps=4", "run.resume=true"))
+    assert outcome(parts) == outcome(whole)
+    balancer = BudgetBalancer(0.05)
+    for line in lines(whole / "metrics.jsonl"):
+        assert line["lambda"] == balancer.weight
+        balancer.update(line["drift"])
+        assert line["drift_mean"] == balancer.mean
+        total = line["sft_loss"] + line["lambda"] * (line["kl_loss"] + 2.0 * line["rehearsal_kl"])
+        assert line["loss"] == pytest.approx(total, rel=1e-9)
+
+
+def test_plain_fine_tuning_keeps_a_drift_budget_too(tmp_path: Path, make_config: MakeConfig, prompts: Path) -> None:
+    keys = [*OWN, f"distill.rehearsal.prompts={prompts}", "distill.balance=budget", "distill.method=sft"]
+    for line in lines(run(make_config(tmp_path / "run", *keys, "learner.max_steps=2")) / "metrics.jsonl"):
+        assert line["kl_loss"] is None
+        total = line["sft_loss"] + line["lambda"] * 2.0 * line["rehearsal_kl"]
+        assert line["loss"] == pytest.approx(total, rel=1e-9)

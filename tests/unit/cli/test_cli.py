@@ -169,6 +169,8 @@ BAD_CONFIGS = [
         "train sft distill.rehearsal.rows=1 distill.rehearsal.kind=replay_kl sync.in_flight=true data.train=x.jsonl",
         "sync.in_flight=true: no engine takes up weights",
     ),
+    bad("run smoke distill.balance=budget", "distill.balance=budget", "set distill.rehearsal.rows=4"),
+    bad("run smoke distill.drift_budget=0", "distill.drift_budget=0", "greater than 0"),
     bad("run smoke distill.rehearsal.forms=2", "distill.rehearsal.forms=2", "between 0 and 1"),
     bad(
         "run smoke distill.rehearsal.rows=9 distill.rehearsal.count=8",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from step_fixture import TEMPERATURE, rows_and_samples, tiny_model
 from torch import Tensor
 
 from raft_ray.distill.ledger import Ledger
-from raft_ray.distill.losses import EmaBalancer, FixedBalancer, topk_kl
+from raft_ray.distill.losses import BudgetBalancer, EmaBalancer, FixedBalancer, topk_kl
 from raft_ray.distill.order import RowOrder, SampleId
 from raft_ray.distill.step import StepLosses, train_step
 from raft_ray.distill.student import MicroBatch, Student, empty_micro_batch, make_micro_batches
@@ -27,7 +28,7 @@ from raft_ray.models.prompts import EncodedRow
 from raft_ray.runs.records import RunRecords
 
 WEIGHT = 2.0
-Balancer = EmaBalancer | FixedBalancer | None
+Balancer = EmaBalancer | FixedBalancer | BudgetBalancer | None
 
 
 def info(sample_id: SampleId, version: int = 0, length: int = 3) -> SampleInfo:
@@ -238,7 +239,7 @@ def stepped(
             losses = train_step(
                 engine,
                 own,
-                balancer=FixedBalancer(1.0) if balancer and not again else balancer,
+                balancer=FixedBalancer(1.0) if balancer and not again else deepcopy(balancer),
                 rehearsal=rehearsal,
                 rehearsal_weight=WEIGHT,
                 ranks=len(parts),
@@ -300,6 +301,45 @@ def test_accumulation_and_ranks_give_the_single_batchs_losses_and_gradients(
     assert cut.rehearsal == pytest.approx(whole.rehearsal, rel=1e-5)
     for one, other in zip(want, found, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [[slice(None)], [slice(0, 2), slice(2, 5)]], ids=["one rank", "two ranks"])
+def test_under_a_budget_accumulation_and_ranks_give_the_single_batchs_drift_and_gradients(parts: list[slice]) -> None:
+    balancer = BudgetBalancer(0.05)
+    balancer.weight = 0.5
+    whole, want = stepped(balancer)
+    cut, found = stepped(balancer, 1, parts, share_prompt=False, keep_graph=False)
+    assert whole.weight == cut.weight == 0.5
+    assert whole.kl is not None
+    assert whole.rehearsal is not None
+    assert whole.loss == pytest.approx(whole.sft + 0.5 * (whole.kl + WEIGHT * whole.rehearsal), rel=1e-6)
+    assert whole.drift
+    assert cut.drift == pytest.approx(whole.drift, rel=1e-5)
+    for one, other in zip(want, found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("distils", [True, False])
+def test_a_budget_takes_in_the_drift_of_a_step_that_forwards_every_micro_batch_once(distils: bool) -> None:
+    rows, samples = rows_and_samples(4)
+    prompts, answered = prompts_and_samples(4)
+    engine, balancer, calls = Engine(), BudgetBalancer(1e-6), []
+    engine.student.register_forward_hook(lambda *_: calls.append(1))
+    own = make_micro_batches(rows, samples if distils else None, total=4, tokens=1, share_prompt=False)
+    losses = train_step(
+        engine,
+        own,
+        balancer=balancer,
+        rehearsal=make_micro_batches(prompts, answered, total=4, tokens=1, share_prompt=False),
+        rehearsal_weight=WEIGHT,
+        ranks=1,
+        keep_graph=False,
+        reduce=lambda values: values,
+    )
+    assert len(calls) == 8
+    assert losses.weight == 1.0 < balancer.weight
+    assert balancer.mean == pytest.approx(losses.drift)
+    assert (losses.kl is not None) is distils
 
 
 def test_lambda_comes_from_the_rows_of_the_training_set_alone() -> None:
@@ -378,7 +418,7 @@ def test_a_loss_that_is_no_number_in_a_prompt_makes_no_update() -> None:
     prompts, answered = prompts_and_samples(2)
     answered[0].teacher_logprobs[0, 0] = np.nan
     engine = Engine()
-    with pytest.raises(ValueError, match=r"losses must be finite, got sft=.*, rehearsal=nan; lower learner\.lr"):
+    with pytest.raises(ValueError, match=r"must be finite, got sft=.*, rehearsal=nan, drift=nan; lower learner\.lr"):
         train_step(
             engine,
             make_micro_batches(rows_and_samples(2)[0], None, total=2, tokens=1000, share_prompt=True),

@@ -117,7 +117,7 @@ def test_two_ranks_get_the_same_lambda_and_the_single_ranks_gradient() -> None:
         student = Student(tiny_model(0), TEMPERATURE)
         with torch.no_grad():
             (batch,) = make_micro_batches(rows[part], samples[part], total=6, tokens=1000, share_prompt=True)
-            found: list[float] = student(batch).tolist()
+            found: list[float] = student(batch)[:2].tolist()
             return found
 
     shares = [slice(0, 2), slice(2, 6)]

@@ -18,6 +18,8 @@ NO_WAIT = {
     "gap.result()",
     "task.result()",
     "call.result()",
+    # A daemon thread without work, for whose end nobody waits without a limit.
+    "self._queue.get()",
 }
 
 
