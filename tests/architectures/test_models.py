@@ -90,7 +90,7 @@ def test_losses_and_gradients_are_those_of_the_models_own_logits(named: tuple[st
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     want = torch.autograd.grad(plain.sum(), parameters, allow_unused=True)
     batches = make_micro_batches(found, scored, total=2, tokens=1000, share_prompt=share)
-    losses = sum(Student(model, T)(batch) for batch in batches)
+    losses = sum(Student(model, T)(batch) for batch in batches)[:2]
     got = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
     assert torch.allclose(losses, plain, rtol=1e-4)
     for one, other in zip(got, want, strict=True):
