@@ -170,6 +170,11 @@ BAD_CONFIGS = [
         "sync.in_flight=true: no engine takes up weights",
     ),
     bad("run smoke distill.balance=budget", "distill.balance=budget", "set distill.rehearsal.rows=4"),
+    bad(
+        "train sft distill.balance=budget distill.rehearsal.rows=1 distill.rehearsal.kind=replay data.train=x.jsonl",
+        "distill.balance=budget: its drift is that of rehearsal rows which a teacher scores",
+        "with distill.rehearsal.kind=rollout",
+    ),
     bad("run smoke distill.drift_budget=0", "distill.drift_budget=0", "greater than 0"),
     bad("run smoke distill.rehearsal.forms=2", "distill.rehearsal.forms=2", "between 0 and 1"),
     bad(

@@ -130,6 +130,10 @@ def test_calls_of_engines_are_cut_alike_however_many_engines_there_are(source: s
         (["eval.max_drift=0.1"], r"eval\.max_drift=0\.1: nothing is evaluated"),
         (["eval.validation=a.jsonl"], r"eval\.validation=a\.jsonl: nothing is evaluated"),
         (["eval.every=5", "eval.max_drift=0.1"], r"eval\.max_drift=0\.1: decides nothing; set eval\.keep=best"),
+        (
+            ["eval.every=5", "distill.method=opd", "distill.off_policy=true"],
+            r"eval\.every=5: there are no engines to ask where trajectories are given",
+        ),
         (["eval.every=5", "eval.domain_metric=letter"], r"eval\.domain_metric=letter: is not taken while"),
         (
             ["eval.every=5", "eval.validation=train.jsonl"],
