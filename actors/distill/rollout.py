@@ -7,6 +7,7 @@ pipeline decides when it takes up a new one: between two batches, or with `sync.
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from raft_ray.config import Config
 from raft_ray.distill.trajectory import RolloutBatch, Trajectory, with_tokens
 from raft_ray.errors import RaftError
 from raft_ray.evaluate.validation import Answer
+from raft_ray.models.chat import Chat
 from raft_ray.models.prompts import EncodedRow
 
 
@@ -38,11 +40,10 @@ class RolloutActor(WeightReceiver):
 
     def __init__(self, config: Config, folder: str, table: list[ray.ObjectRef], name: str, run_dir: str) -> None:
         log_to_file(Path(run_dir), name)
-        self._config = config
+        self._config, self._folder = config, folder
         self._table: dict[int, EncodedRow] = ray.get(table[0], timeout=config.rollout.timeout)
         self._one = threading.Lock()
         """A rollout batch that nobody waits for any more, after learners began anew, ends before the next."""
-        self._chat = models.load_chat(folder, config.model)
         context = models.model_context(folder, config.model)
         engine = Engine(folder, config.model, config.rollout, context=context, weight_sync=config.sync.backend)
         super().__init__(name, engine, config.sync)
@@ -51,6 +52,11 @@ class RolloutActor(WeightReceiver):
         """The actor's node, once its engine runs and has nothing left to do."""
         with self._one:
             return here()
+
+    @cached_property
+    def _chat(self) -> Chat:
+        """Of the model; for runs with evaluations, since others need no tokenizer here."""
+        return models.load_chat(self._folder, self._config.model)
 
     def answer(self, part: Part) -> list[Answer]:
         """Greedy answers to a part of an evaluation, and the verdicts on them.
