@@ -28,7 +28,7 @@ from actors.distill.replay import ReplayActor
 from actors.distill.rollout import RolloutActor
 from actors.distill.seal import KEY_FILE, make_key, read_key
 from actors.distill.slots import Slots
-from actors.distill.storage import locate
+from actors.distill.storage import check_storage, locate
 from actors.distill.student_engine import try_model
 from actors.distill.teacher import TeacherActor
 from actors.distill.trackers import check_node, track_evaluations
@@ -168,6 +168,8 @@ def running(
     if prepared.parameters and prepared.train and address_of(config) is None:
         for one in (config, *others):
             check_memory(one, prepared.parameters, psutil.virtual_memory().total)
+    if trainings:
+        check_storage(config)
     with locked(run_dir, console.print):
         # Another driver may have been at work here since it was looked at first.
         check_run_dir(config)

@@ -224,6 +224,12 @@ class Storage:
                 filesystem.delete_file(str(root / name))
 
 
+def check_storage(config: Config) -> None:
+    """Refuse a `run.storage` that cannot be reached from here, before anything is made. Raises `RaftError`."""
+    if config.run.storage is not None:
+        Storage(_path(config.run.storage), "").has_any()
+
+
 def locate(config: Config, run_dir: Path) -> Storage:
     """Where the run in `run_dir` has its checkpoints: its folder `checkpoints`, or one of its own in `run.storage`.
 
@@ -239,8 +245,12 @@ def locate(config: Config, run_dir: Path) -> Storage:
             return Storage(**read_json(file, fix))
         except TypeError as error:
             raise RaftError(f"{file}: not readable; {fix}") from error
-    local = local_storage(config.run.storage)
     name = f"{Path(config.run.dir).absolute().name}-{config.distill.method.value}-{uuid.uuid4().hex[:8]}"
-    storage = Storage(str(local.absolute()) if local else config.run.storage, name)
+    storage = Storage(_path(config.run.storage), name)
     write_whole(file, json.dumps(asdict(storage), indent=1) + "\n")
     return storage
+
+
+def _path(storage: str) -> str:
+    local = local_storage(storage)
+    return str(local.absolute()) if local else storage

@@ -61,6 +61,15 @@ def test_engines_for_which_there_is_no_room_leave_no_run_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_storage_that_cannot_be_reached_leaves_no_run_folder(config: Config, tmp_path: Path) -> None:
+    config.run.storage = "hdfs://"
+
+    with pytest.raises(RaftError, match=r"run\.storage=hdfs://: cannot be opened"):
+        running(config, prepared(config), trainings=[(config, Path())]).__enter__()
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_refused_resume_leaves_the_config_of_the_run_as_it_is(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
