@@ -3,13 +3,12 @@
     Sieve <── texts ── EnginePool ── RefineEngine self       batch after batch, until there are enough
 
 For prompts the model is given the opening of a user's turn and nothing else, at temperature 1. With
-`distill.rehearsal.kind=replay` or `replay_kl` it then answers them. One engine of stage 1's kind writes, and ends with
-it; what a batch holds depends on the run's seed and its number alone.
+`distill.rehearsal.kind=replay` or `replay_kl` it then answers them. One engine of stage 1's kind writes both; what a
+batch holds depends on the run's seed and its number alone (`RefineEngine` forgets prefixes before each).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from actors.refine.engines import PooledGenerate, identity, plan_pool
-from actors.refine.flow import engine_pools
+from actors.refine.flow import Progress, engine_pools
 from actors.runtime.cluster import here
 from raft_ray.config import Config
 from raft_ray.config.references import shown
@@ -38,7 +37,7 @@ PATIENCE = 8
 
 
 def rehearsal_prompts(
-    config: Config, chat: Chat, context: int, run_dir: Path, progress: Callable[[int, int], None]
+    config: Config, chat: Chat, context: int, run_dir: Path, progress: Progress
 ) -> tuple[list[Messages], str]:
     """The prompts in `rehearsal.jsonl` of `run_dir`, which is written first where it is not there, and where they come
     from, in words (blank where they were there).
@@ -57,18 +56,22 @@ def rehearsal_prompts(
                 f"{run_dir / FILE}: gone, and the training that is there goes on with no other prompts; put it back, "
                 "or start anew with another --run-dir"
             )
-        if rehearsal.prompts == SELF:
-            texts, refused = _self_written(config, chat, context, run_dir, progress)
-            prompts = [[{"role": "user", "content": text}] for text in texts]
-            told = f"{len(prompts)} prompts that the model wrote, {refused}"
-        else:
-            prompts = given_prompts(config, chat, context)
-            told = f"{len(prompts)} prompts of {shown(rehearsal.prompts)}"
-        lines = with_forms(prompts, rehearsal.forms, seed)
-        told += f"; {sum(line['form'] is not None for line in lines)} end with a form"
-        if config.keeps_answers:
-            lines = _answered(config, lines, run_dir, progress)
-            told += f"; the model answered them, {sum(line['truncated'] for line in lines)} up to the token limit"
+        writes = rehearsal.prompts == SELF or config.keeps_answers
+        plans = [replace(plan_pool(config, SELF), engines=1)] if writes else []
+        with engine_pools(plans, str(run_dir)) as pools:
+            generate = {name: PooledGenerate(pool, identity(config, name)) for name, pool in pools.items()}
+            if rehearsal.prompts == SELF:
+                texts, refused = _self_written(config, chat, context, generate[SELF], progress)
+                prompts = [[{"role": "user", "content": text}] for text in texts]
+                told = f"{len(prompts)} prompts that the model wrote, {refused}"
+            else:
+                prompts = given_prompts(config, chat, context)
+                told = f"{len(prompts)} prompts of {shown(rehearsal.prompts)}"
+            lines = with_forms(prompts, rehearsal.forms, seed)
+            told += f"; {sum(line['form'] is not None for line in lines)} end with a form"
+            if config.keeps_answers:
+                lines = _answered(config, lines, generate[SELF], progress)
+                told += f"; the model answered them, {sum(line['truncated'] for line in lines)} up to the token limit"
         with writing(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
         write_prompts(run_dir, lines)
@@ -77,33 +80,30 @@ def rehearsal_prompts(
 
 
 def _answered(
-    config: Config, lines: list[dict[str, Any]], run_dir: Path, progress: Callable[[int, int], None]
+    config: Config, lines: list[dict[str, Any]], generate: PooledGenerate, progress: Progress
 ) -> list[dict[str, Any]]:
     """The lines with the original model's `answer`, and whether the token limit ended it (`truncated`)."""
-    plan, size, answered = replace(plan_pool(config, SELF), engines=1), config.refine.batch, []
-    with engine_pools([plan], str(run_dir)) as pools:
-        generate = PooledGenerate(pools[SELF], identity(config, SELF))
-        for start in range(0, len(lines), size):
-            progress(start, len(lines))
-            part = lines[start : start + size]
-            texts = generate(
-                [Request(line["messages"]) for line in part],
-                temperature=config.rollout.temperature,
-                max_new_tokens=config.distill.rehearsal.max_new_tokens,
-                seed=int(np.random.SeedSequence([config.run.seed, start]).generate_state(1)[0]),
-            )
-            answered += [
-                {**line, "answer": text.text, "truncated": text.truncated}
-                for line, text in zip(part, texts, strict=True)
-            ]
+    size, answered = config.refine.batch, []
+    for start in range(0, len(lines), size):
+        progress(start, len(lines))
+        part = lines[start : start + size]
+        texts = generate(
+            [Request(line["messages"]) for line in part],
+            temperature=config.rollout.temperature,
+            max_new_tokens=config.distill.rehearsal.max_new_tokens,
+            seed=_seed(config, start),
+        )
+        answered += [
+            {**line, "answer": text.text, "truncated": text.truncated} for line, text in zip(part, texts, strict=True)
+        ]
     progress(len(lines), len(lines))
     return answered
 
 
 def _self_written(
-    config: Config, chat: Chat, context: int, run_dir: Path, progress: Callable[[int, int], None]
+    config: Config, chat: Chat, context: int, generate: PooledGenerate, progress: Progress
 ) -> tuple[list[str], str]:
-    """`distill.rehearsal.count` prompts, and what was refused beside them, in words; Ray must be running."""
+    """`distill.rehearsal.count` prompts, and what was refused beside them, in words."""
     count = config.distill.rehearsal.count
     has_room = room(config, chat, context)
 
@@ -114,22 +114,18 @@ def _self_written(
             return False
 
     sieve = Sieve(fits, make_embedder(config.refine.embedder).embed)
-    plan = replace(plan_pool(config, SELF), engines=1)
     asked = 0
     progress(0, count)
-    with engine_pools([plan], str(run_dir)) as pools:
-        generate = PooledGenerate(pools[SELF], identity(config, SELF))
-        while len(sieve.kept) < count and asked < PATIENCE * count:
-            seed = int(np.random.SeedSequence([config.run.seed, asked]).generate_state(1)[0])
-            texts = generate(
-                [Request([])] * config.refine.batch,
-                temperature=1.0,
-                max_new_tokens=min(TURN_TOKENS, context // 2),
-                seed=seed,
-            )
-            sieve.add((text.text, text.truncated) for text in texts)
-            asked += len(texts)
-            progress(min(count, len(sieve.kept)), count)
+    while len(sieve.kept) < count and asked < PATIENCE * count:
+        texts = generate(
+            [Request([])] * config.refine.batch,
+            temperature=1.0,
+            max_new_tokens=min(TURN_TOKENS, context // 2),
+            seed=_seed(config, asked),
+        )
+        sieve.add((text.text, text.truncated) for text in texts)
+        asked += len(texts)
+        progress(min(count, len(sieve.kept)), count)
     if len(sieve.kept) < count:
         raise RaftError(
             f"distill.rehearsal.count={count}: of {asked} user's turns that {config.model.path} wrote, "
@@ -137,3 +133,8 @@ def _self_written(
             "distill.rehearsal.prompts"
         )
     return sieve.kept[:count], sieve.summary()
+
+
+def _seed(config: Config, done: int) -> int:
+    """Of the batch that comes after so many texts."""
+    return int(np.random.SeedSequence([config.run.seed, done]).generate_state(1)[0])
