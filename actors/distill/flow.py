@@ -350,7 +350,7 @@ class Flow:
         a version that was pushed: it comes while held, in no other way."""
         if self._holding:
             return
-        pushed = self.published.packed is None
+        pushed = self.published.packed is None and not self._config.uses_given_trajectories
         ready = self.ledger.capacity.ready
         served = []
         for actor, future in self._idle.values():

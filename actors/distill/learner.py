@@ -195,7 +195,7 @@ class Rank:
         """Tell the pipeline where training starts. Also of version 0: an engine that survived a restart may hold later
         weights."""
         weights = WeightVersion(step)
-        if self.config.uses_engines:
+        if self.config.loads_weights:
             weights = self.publisher.pack(step)
             probe = make_probe(self.engine, self.config, self.task.folder, self.table, self.device)
             weights = replace(weights, probe=probe)
@@ -254,7 +254,8 @@ class Rank:
         steps = self.task.order.steps
         if version == steps or (self.config.evaluates(version, steps) and not self.config.uses_rollouts):
             return self.publisher.pack(version)
-        return self.publisher.publish(version) if self.config.uses_rollouts else WeightVersion(version)
+        rolls_out = self.config.uses_rollouts and self.config.loads_weights
+        return self.publisher.publish(version) if rolls_out else WeightVersion(version)
 
     def _metrics(self, losses: StepLosses, batches: list[MicroBatch]) -> dict[str, Any]:
         """The learners' part of a step's metrics."""

@@ -106,6 +106,11 @@ class Config:
         return self.uses_rollouts and self.distill.rehearsal.kind is RehearsalKind.replay_kl
 
     @property
+    def loads_weights(self) -> bool:
+        """There are engines, which take up the learners' weights."""
+        return self.uses_engines and not self.uses_given_trajectories
+
+    @property
     def keeps_answers(self) -> bool:
         """The original model answers the rehearsal's prompts, once."""
         return self.distill.rehearsal.rows > 0 and self.distill.rehearsal.kind is not RehearsalKind.rollout

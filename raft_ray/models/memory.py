@@ -31,11 +31,11 @@ def least_gib(config: Config, parameters: int) -> dict[str, float]:
     found = {}
     if not learner.num_gpus:
         found["learner"] = ranks * (billions * per_rank + _PROCESS)
-    if config.uses_engines:
-        if not rollout.num_gpus and not config.uses_given_trajectories:
-            found["rollout"] = rollout.actors * (billions * width + rollout.kv_cache_gib + _PROCESS)
-        if config.uses_rollouts and not teacher.num_gpus:
-            found["teacher"] = teacher.actors * (billions * width + _PROCESS)
+    if config.loads_weights and not rollout.num_gpus:
+        found["rollout"] = rollout.actors * (billions * width + rollout.kv_cache_gib + _PROCESS)
+    if config.uses_rollouts and not teacher.num_gpus:
+        found["teacher"] = teacher.actors * (billions * width + _PROCESS)
+    if config.loads_weights:
         found["object store"] = billions * width
     return found
 

@@ -41,6 +41,18 @@ def test_every_row_is_trained_once_however_many_actors_there_are(monkeypatch: py
     run(work())
 
 
+def test_given_trajectories_are_of_the_newest_version_though_no_weights_come_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        keys = ("distill.method=opd", "distill.off_policy=true", "learner.global_batch_size=4", "sync.max_staleness=0")
+        running = Running(config(*keys), 12, monkeypatch)
+        for step in range(3):
+            assert {info.version for info in await running.train(step, pushed=True)} == {step}
+
+    run(work())
+
+
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_an_evaluation_goes_before_all_rollouts_and_loses_no_part_with_an_actor(
     monkeypatch: pytest.MonkeyPatch, staleness: int

@@ -165,6 +165,18 @@ def test_a_rank_goes_on_from_its_checkpoint_and_a_method_without_rollouts_packs_
     assert run.published[0]["temperature"] is None
 
 
+def test_where_trajectories_are_given_only_the_last_weights_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, "opd", 1, "distill.off_policy=true")
+    assert run.said == [
+        ("begin", WeightVersion(1)),
+        ("publish", 2),
+        ("pack", 3),
+        ("publish", 3),
+        ("save", 3),
+        ("export", "weights 3"),
+    ]
+
+
 @pytest.mark.parametrize("method", ["raft", "sft"])
 def test_a_run_that_was_killed_before_its_export_only_exports(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch, method, 3)

@@ -21,6 +21,8 @@ def test_what_a_billion_parameters_take_by_role() -> None:
         {"learner": 18.4, "rollout": 2.9, "teacher": 2.4, "object store": 2}
     )
     assert least_gib(config("distill.method=sft"), GIB) == pytest.approx({"learner": 18.4})
+    given = config("distill.method=opd", "distill.off_policy=true")
+    assert least_gib(given, GIB) == pytest.approx({"learner": 18.4, "teacher": 2.4})
     full = config("model.dtype=float32", "learner.zero_stage=0")
     assert least_gib(full, GIB)["learner"] == pytest.approx(16.4)
 
