@@ -152,6 +152,18 @@ class Flow:
         self.ledger.regenerate(step, rows)
         self._dispatch()
 
+    def stranded(self, step: int) -> bool:
+        """Whether there is work for `step`, and no rollout actor that holds the weights: those that held them are gone,
+        and where weights are pushed a new one has them only from the next push."""
+        held = any(actor.version == self.published.version for actor in self._rollouts)
+        works = self.evaluation is not None or self.ledger.needs_rollouts(step)
+        return self._pushed and works and not held and not self._holding
+
+    @property
+    def _pushed(self) -> bool:
+        """The weights were pushed, so that an actor without them cannot load them."""
+        return self.published.packed is None and not self._config.uses_given_trajectories
+
     def _at_rest(self) -> list[ActorState]:
         """Rollout actors that can take part in a push: not those that are to leave, since a group must stay whole."""
         waiting = [actor for actor, _ in self._idle.values()]
@@ -173,6 +185,7 @@ class Flow:
                     group.serves(actor, await within(ready, group.timeout, actor.name, "starting"))
                 await work(actor)
                 group.remove(actor)
+                self._loops.notify()
                 return
             except DataLost as error:
                 logging.warning("%s", error)
@@ -350,11 +363,10 @@ class Flow:
         a version that was pushed: it comes while held, in no other way."""
         if self._holding:
             return
-        pushed = self.published.packed is None and not self._config.uses_given_trajectories
         ready = self.ledger.capacity.ready
         served = []
         for actor, future in self._idle.values():
-            if actor.leaving or future.done() or (pushed and actor.version != self.published.version):
+            if actor.leaving or future.done() or (self._pushed and actor.version != self.published.version):
                 continue
             batch = self._take()
             if batch is None:
@@ -423,4 +435,6 @@ class Flow:
             logging.error("given up: %s", final)
             self._records.event("given up", actor.name, actor.node, str(final))
             return False
+        finally:
+            self._loops.notify()
         return True

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 STARTING_AGAIN = "the pipeline actor and the learners are starting again; ask in a minute"
 
 
-class NotBegunError(RuntimeError):
-    """Asked of a process that has no rows: no error of the run, but one after which the learners start again."""
+class BeginAnewError(RuntimeError):
+    """This process has no rows, or no rollout actor has weights: no error of the run, but the learners start again."""
 
 
 class PipelineActor:
@@ -194,7 +194,7 @@ class PipelineActor:
                 shard = self._flow.ledger.shard(step, rank, ranks)
             except RaftError as error:
                 self._loops.fail(RaftError(f"{error}; the last time: {self._flow.last_loss}"))
-            return shard is not None
+            return shard is not None or self._has_no_weights(step)
 
         timeout = self._config.learner.timeout
         await self._loops.wait_for(arrived, lambda: f"the samples of step {step}", timeout, "learner.timeout")
@@ -283,10 +283,19 @@ class PipelineActor:
         await self._wait(complete, version)
 
     async def _wait(self, condition: Callable[[], bool], version: int) -> None:
-        timeout = self._config.learner.timeout
+        timeout, what = self._config.learner.timeout, f"the evaluation of version {version}"
         await self._loops.wait_for(
-            condition, lambda: f"the evaluation of version {version}", timeout, "learner.timeout"
+            lambda: condition() or self._has_no_weights(version), lambda: what, timeout, "learner.timeout"
         )
+
+    def _has_no_weights(self, step: int) -> bool:
+        """Never, of what a learner waits for at `step`: it raises `BeginAnewError` then, since no push would come."""
+        if self._flow.stranded(step):
+            raise BeginAnewError(
+                f"no rollout actor is left that holds version {self._flow.published.version}, which was pushed; the "
+                "learners begin anew, and give it to those that have started since"
+            )
+        return False
 
     # What the driver and the command line call.
 
@@ -383,7 +392,7 @@ class PipelineActor:
     @property
     def _flow(self) -> Flow:
         if self._going is None:
-            raise NotBegunError("the pipeline actor has been started again; the learners have to begin anew")
+            raise BeginAnewError("the pipeline actor has been started again; the learners have to begin anew")
         return self._going
 
     def _new_flow(self, published: WeightVersion) -> Flow:

@@ -232,6 +232,12 @@ class Ledger:
             return None
         return [record.samples[each] for each in record.shards[rank] if each in record.samples]
 
+    def needs_rollouts(self, step: int) -> bool:
+        """Whether rows of a step that is not done have yet to be generated, or to be generated again."""
+        if self.generated_whole(step):
+            return any(batch.step == step for batch in self._back)
+        return step < self.order.steps
+
     def generated_whole(self, step: int) -> bool:
         """Whether all lengths of a step are known: before, no rank has a shard."""
         record = self._records.get(step)

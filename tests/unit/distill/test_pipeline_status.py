@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flow_fakes import PACKED, Actor
 
 from actors.distill import pipeline as module
-from actors.distill.pipeline import NotBegunError, PipelineActor
+from actors.distill.pipeline import BeginAnewError, PipelineActor
 from actors.engine.weight_sync import WeightVersion
+from actors.runtime.remote import ActorLost
 from raft_ray.config import settings
 from raft_ray.distill.order import RowOrder
+from raft_ray.distill.trajectory import RolloutBatch
 from raft_ray.errors import RaftError
 from raft_ray.models.prompts import EncodedRow
 
@@ -67,6 +70,53 @@ def test_a_process_that_was_started_again_says_so_and_sends_the_learners_back_to
 ) -> None:
     with pytest.raises(RaftError, match="are starting again; ask in a minute"):
         pipeline.status()
-    with pytest.raises(NotBegunError):
+    with pytest.raises(BeginAnewError):
         asyncio.run(pipeline.hold(1))
     assert pipeline.progress()["step"] == 0
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_learners_begin_anew_where_the_last_actor_with_the_weights_that_were_pushed_dies_and_they_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staleness: int
+) -> None:
+    monkeypatch.setattr(module, "log_to_file", lambda *_: None)
+    monkeypatch.setattr("actors.distill.actor_group.kill", lambda _: None)
+    died: list[int] = []
+
+    async def generate(actor: Actor, batch: RolloutBatch) -> Any:
+        if batch.step == 2 and not died:
+            died.append(batch.step)
+            raise ActorLost(f"{actor.name} died while generating")
+        return await actor._generate(batch)
+
+    def make(table: list[Any], name: str) -> Any:
+        return Actor(name, generate=generate)
+
+    keys = ["data.train=unused.jsonl", "learner.global_batch_size=4", "sync.backend=nccl", "learner.timeout=20"]
+    config = settings.load("raft", [*keys, f"sync.max_staleness={staleness}"])
+    pipeline = PipelineActor(config, RowOrder(16, 4, 1, 0), str(tmp_path), make, make)
+
+    async def work() -> None:
+        table: Any = asyncio.get_running_loop().create_future()
+        table.set_result({row: EncodedRow(row, [1], [2], [3]) for row in range(16)})
+
+        async def train(step: int) -> None:
+            assert len(await pipeline.next_batch(step, 0, 1)) == 4
+            for actor in (await pipeline.hold(step + 1)).values():
+                actor.version = step + 1
+            await pipeline.publish(WeightVersion(step + 1), {"tokens": 1, "seconds": {}})
+
+        await pipeline.begin(WeightVersion(0, PACKED), [table])
+        for step in range(2):
+            await train(step)
+        if not staleness:
+            with pytest.raises(BeginAnewError, match="no rollout actor is left that holds version 2, which was pushed"):
+                await train(2)
+            await pipeline.begin(WeightVersion(2, PACKED), [table])
+        # With a staleness of 1 it died before the learners came to that step: their next push reached its successor.
+        for step in range(2, 4):
+            await train(step)
+        assert died == [2]
+        await pipeline.finish()
+
+    asyncio.run(work())
