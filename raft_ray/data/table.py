@@ -7,13 +7,16 @@ another time.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +31,7 @@ MOST = 1024
 _BATCH = 64
 """Rows that are read from disk together."""
 _DIGESTS = 2**256
+_PREFIX = "raft-ray-rows-"
 _TEXTS = pa.list_(pa.large_string())
 _SCHEMA = pa.schema(
     {
@@ -158,8 +162,14 @@ def read_table(source: Source, config: DataConfig, *, split: Split, check: Check
 
 
 def _new_table() -> RowTable:
-    """An empty one, whose file goes with it."""
-    kept = tempfile.NamedTemporaryFile(prefix="raft-ray-rows-", suffix=".arrow")  # noqa: SIM115
+    """An empty one, whose file goes with it, and with a process that is killed at the next one's start: as long as it
+    lives, it holds a lock on the file."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    kept = tempfile.NamedTemporaryFile(prefix=_PREFIX, suffix=".arrow")  # noqa: SIM115
+    fcntl.flock(kept, fcntl.LOCK_EX)
     return RowTable(kept.name, kept=kept)
 
 

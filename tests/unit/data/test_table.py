@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
+import signal
+import subprocess
+import sys
+import tempfile
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -198,3 +203,28 @@ def test_memory_does_not_grow_with_the_source(tmp_path: Path, kind: str) -> None
 def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of its 2 rows can be used \(line 1: field 'answer' is missing"):
         table_of(Path(write(tmp_path / "rows.jsonl", [False] * 2)))
+
+
+def test_the_file_of_a_process_that_was_killed_goes_with_the_next_table_and_no_other_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = write(tmp_path / "rows.jsonl", [True] * 3), tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    killed = f"""
+import os, signal
+from raft_ray.config import DataConfig
+from raft_ray.data import read_table
+table = read_table({source!r}, DataConfig(), split="train")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    assert subprocess.run([sys.executable, "-c", killed], env=environment, timeout=300).returncode == -signal.SIGKILL
+    (left,) = folder.iterdir()
+    first = table_of(Path(source))
+    assert not left.exists()
+    second = table_of(Path(source))
+    assert list(first) == list(second)
+    assert len(list(folder.iterdir())) == 2
+    del first, second
+    assert list(folder.iterdir()) == []
