@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,14 @@ import psutil
 import ray
 from ray.train import TrainingFailedError
 from rich.console import Console
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from actors.distill.actor_group import spawn
 from actors.distill.checkpoint import STATE, check_resumable, read_state
 from actors.distill.learner import LearnerTask
-from actors.distill.pipeline import PipelineActor
-from actors.distill.replay import ReplayActor
-from actors.distill.rollout import RolloutActor
 from actors.distill.seal import KEY_FILE, make_key, read_key
 from actors.distill.slots import Slots
+from actors.distill.start import start_pipeline
 from actors.distill.storage import check_storage, locate
 from actors.distill.student_engine import try_model
-from actors.distill.teacher import TeacherActor
 from actors.distill.trackers import check_node, track_evaluations
 from actors.distill.validation import check_continues
 from actors.distill.worker_group import train as train_workers
@@ -40,7 +34,7 @@ from actors.refine.flow import refine as refine_rows
 from actors.refine.gap import measure_gap
 from actors.refine.prompts import rehearsal_prompts
 from actors.runtime import attach
-from actors.runtime.cluster import actor_options, address_of, cluster, here, on_node, own_tmp
+from actors.runtime.cluster import address_of, cluster, here, own_tmp
 from actors.runtime.progress import Bars
 from actors.runtime.remote import ActorLost, last_line, root_cause, understood
 from actors.runtime.watch import Watch
@@ -58,7 +52,7 @@ from raft_ray.files import write_whole, writing
 from raft_ray.models import load_chat, resolve
 from raft_ray.models.memory import check_memory
 from raft_ray.models.prompts import EncodedRow, rows_digest
-from raft_ray.preflight import Prepared, check_targets, encode, preflight, write_bad
+from raft_ray.preflight import Prepared, check_targets, encode, preflight
 from raft_ray.printable import plain
 from raft_ray.report import write_refine_report, write_report
 from raft_ray.report.files import read_evaluation
@@ -185,7 +179,7 @@ def running(
                 if refines:
                     check_resources(config)
                 settings.save(config, run_dir / "config.yaml")
-                write_bad(prepared, run_dir)
+                data.write_bad_rows(prepared.train.bad, run_dir / "bad_rows.jsonl")
                 if bad := len(prepared.train.bad):
                     console.print(
                         f"[yellow]{plain(bad)} rows left out[/], listed in {plain(run_dir / 'bad_rows.jsonl')}"
@@ -264,22 +258,7 @@ def trained(
         chat = load_chat(prepared.folder, config.model)
         questions = make_validation_set(config, chat, prepared.context, prepared.validation)
         table.append(ray.put(questions))
-    pipeline = _start_pipeline(
-        config,
-        run_dir,
-        config,
-        order,
-        str(run_dir),
-        partial(
-            spawn,
-            ReplayActor if config.uses_given_trajectories else RolloutActor,
-            _options(config, "rollout"),
-            config,
-            prepared.folder,
-            str(run_dir),
-        ),
-        partial(spawn, TeacherActor, _options(config, "teacher"), config, prepared.teacher, str(run_dir)),
-    )
+    pipeline = start_pipeline(config, run_dir, order, prepared.folder, prepared.teacher)
     phase = f"Stage 2: {name or config.distill.method.value}"
     watch = Watch(pipeline, bars, phase, learner.timeout, here())
     try:
@@ -338,41 +317,6 @@ def _rehearsal(config: Config, prepared: Prepared, bars: Bars, run_dir: Path, fi
     answers, scored = read_answers(run_dir) if config.keeps_answers else None, not config.uses_replay
     room = {"context": prepared.context, "max_new_tokens": tokens}
     return encode_prompts(prompts, chat, **room, first=first, answers=answers, scored=scored)
-
-
-def _options(config: Config, role: str) -> dict[str, Any]:
-    """Resources and process environment of a role's actors."""
-    section = config.rollout if role == "rollout" else config.teacher
-    options = actor_options(
-        role=role,
-        num_cpus=section.num_cpus,
-        num_gpus=section.num_gpus,
-        threads=section.threads,
-        overlapped=config.sync.max_staleness > 0,
-        keep_memory=role == "teacher",
-    )
-    if role == "rollout" and config.sync.in_flight:
-        options["max_concurrency"] = 2  # weights come in while a rollout batch is being written
-    return options
-
-
-def _start_pipeline(config: Config, run_dir: Path, *arguments: Any) -> Any:
-    """The pipeline actor, under its run folder's name. Raises `RaftError` while another run trains in the folder."""
-    actor = ray.remote(PipelineActor).options(
-        **actor_options(role="pipeline", num_cpus=int(config.uses_engines), num_gpus=0, threads=1),
-        **on_node(),
-        name=attach.actor_name(run_dir),
-        namespace=attach.NAMESPACE,
-        max_restarts=config.learner.max_restarts,
-    )
-    # A driver that was killed leaves its actor for a moment; the name is free when Ray has ended it.
-    taken = retry(
-        retry=retry_if_exception_type(ValueError), wait=wait_fixed(1), stop=stop_after_delay(30), reraise=True
-    )
-    try:
-        return taken(actor.remote)(*arguments)
-    except ValueError as error:
-        raise RaftError(f"run.dir={run_dir}: another run trains there; end it, or choose another --run-dir") from error
 
 
 def _evaluated(

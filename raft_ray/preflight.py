@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raft_ray import models
 from raft_ray.config import Config, DomainMetric, Method, OnBadRow, RefineConfig, RehearsalConfig, Target
-from raft_ray.data import BadRow, Row, RowTable, check_rows, length_check, read_rows, read_table, write_bad_rows
+from raft_ray.data import BadRow, Row, RowTable, check_rows, length_check, read_rows, read_table
 from raft_ray.data.general import general_prompts
 from raft_ray.distill.rehearsal import given_prompts
 from raft_ray.errors import ConfigError, DataError, ModelError
@@ -26,20 +24,10 @@ from raft_ray.evaluate.mmlu import LETTERS, load_mmlu
 from raft_ray.evaluate.open_questions import load_open_questions
 from raft_ray.evaluate.validation import validation_rows
 from raft_ray.models.chat import Chat
-from raft_ray.models.prompts import (
-    EncodedRow,
-    PromptEncoder,
-    load_teacher_template,
-    show_messages,
-    show_prompt,
-    show_row,
-)
+from raft_ray.models.prompts import EncodedRow, PromptEncoder, load_teacher_template
 from raft_ray.refine import check_refine
 from raft_ray.refine.embed import make_embedder
-from raft_ray.refine.roles import SELF, is_local, load_prompts, local_models, model_config, rewrite_chat
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from raft_ray.refine.roles import SELF, is_local, local_models, model_config
 
 
 @dataclass(frozen=True)
@@ -379,33 +367,3 @@ def target_of(config: Config) -> Target:
     if config.distill.target is not Target.auto:
         return config.distill.target
     return {Method.sft: Target.gold, Method.sdft: Target.rewrite}.get(config.distill.method, Target.fused)
-
-
-def show_prompts(config: Config, row: int, console: Console) -> None:
-    """Print what student, teacher and rewriter read for training row `row` (0-based), with the ids around the joins.
-
-    Takes the row's fused answer where the file has one, else its gold answer. Raises as `preflight` does.
-    """
-    prepared = preflight(config)
-    if not 0 <= row < len(prepared.train):
-        raise ConfigError(f"--row {row}: the training set has rows 0 to {len(prepared.train) - 1}")
-    chosen = prepared.train[row]
-    chosen = replace(chosen, fused=chosen.fused or chosen.answer)
-    encoder = make_encoder(config, models.load_chat(prepared.folder, config.model))
-    encoded, _ = encode(config, prepared.folder, [chosen])
-    show_row(encoder, encoded[row], console)
-    if not config.refine.enabled:
-        return
-    name = config.refine.rewriter
-    asked = rewrite_chat(load_prompts(config.refine).rewrite, chosen.messages, chosen.prompt, chosen.answer)
-    if is_local(config.refine, name):
-        model = model_config(config, name)
-        show_prompt(models.load_chat(models.resolve(model.path), model), asked, f"rewriter ({name})", console)
-    else:
-        # An endpoint has its own template.
-        show_messages(asked, f"rewriter ({name}, by its own chat template)", console)
-
-
-def write_bad(prepared: Prepared, run_dir: Path) -> None:
-    """List the rows that were left out in `RUN/bad_rows.jsonl`."""
-    write_bad_rows(prepared.train.bad, run_dir / "bad_rows.jsonl")

@@ -104,7 +104,7 @@ class Running:
             quarantine=lambda *_: None,
             span=lambda _: None,
         )
-        self.loops = Loops()
+        self.loops = Loops(20)
 
         def make(name: str) -> Actor:
             self.made.append(Actor(name, **rollout))
@@ -141,7 +141,7 @@ class Running:
             found[:] = shard or []
             return shard is not None
 
-        await self.loops.wait_for(arrived, lambda: f"step {step}", 20, "limit")
+        await self.loops.wait_for(arrived, lambda: f"step {step}")
         return [info for info, _ in found]
 
     async def train(self, step: int, *, pushed: bool = False) -> list[SampleInfo]:

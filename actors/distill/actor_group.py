@@ -25,8 +25,7 @@ from typing import Any
 import ray
 
 from actors.distill.validation import Part
-from actors.runtime.remote import ActorLost
-from raft_ray.config import Config
+from actors.runtime.remote import ActorLost, within
 from raft_ray.distill.trajectory import RolloutBatch
 from raft_ray.errors import RaftError
 
@@ -102,6 +101,10 @@ class ActorState:
     def who(self) -> str:
         """Name and node, for messages."""
         return f"{self.name} on {self.node}"
+
+    async def ping(self, timeout: float) -> None:
+        """While it waits for work it answers; raises `ActorLost` if it does not."""
+        await within(self.handle.ready.remote(), timeout, self.who, "waiting for work")
 
     def status(self) -> dict[str, Any]:
         """What `raft-ray status` shows of it."""
@@ -186,6 +189,19 @@ class ActorGroup:
             raise RaftError(f"{error} (restarted {actor.restarts} times, {key})")
         actor.restarted(self._make(actor.name))
 
+    def replace(self, actor: ActorState, error: ActorLost) -> RaftError | None:
+        """Restart an actor that was lost. Returns why it is given up instead, if it is; raises that where it was the
+        last of its group."""
+        try:
+            self.restart(actor, error)
+        except RaftError as final:
+            self.remove(actor)
+            if not len(self):
+                raise
+            self.wanted -= not actor.leaving
+            return final
+        return None
+
     def remove(self, actor: ActorState) -> None:
         """End an actor for good."""
         kill(actor)
@@ -199,19 +215,6 @@ class ActorGroup:
         for actor in staying[: max(0, count)]:
             actor.leaving = True
             self._placed.discard(actor.name)
-
-
-def spawn(
-    actor: type,
-    options: dict[str, Any],
-    config: Config,
-    folder: str,
-    run_dir: str,
-    table: list[ray.ObjectRef],
-    name: str,
-) -> Any:
-    """Start a rollout or teacher actor of a run; with all but the name bound, a group's `make`."""
-    return ray.remote(actor).options(**options).remote(config, folder, table, name, run_dir)
 
 
 def kill(actor: ActorState) -> None:

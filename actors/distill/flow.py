@@ -8,10 +8,9 @@
 ```
 
 Who waits for whom: an idle rollout actor waits for a batch, for which slots must be free (`publish` frees them), and
-takes up the newest version before it begins; a generated batch waits for an idle teacher. Each event looks only at
-what it concerns, so that the work of a step grows with its batches, not with batches times actors.
-
-An evaluation (`actors.distill.validation`) goes before all rollouts of its version.
+takes up the newest version before it begins; a generated batch waits for an idle teacher. An evaluation
+(`actors.distill.validation`) goes before all rollouts of its version. Each event looks only at what it concerns, so
+that the work of a step grows with its batches, not with batches times actors.
 
 A death brings the batch back to the ledger and a new actor in the dead one's place, within its budget; what no restart
 can mend ends all loops. Batches are handed out in the order of the steps, so the oldest step never starves.
@@ -53,7 +52,6 @@ class Flow:
         loops: run here; the pipeline's waits see their failure.
         rollouts, teachers: the actors; a resumed run goes on with those of before.
         published: the learners' weights at the step that comes first.
-        samples: the method has rollouts; else its rollout actors answer evaluations alone.
     """
 
     def __init__(
@@ -66,7 +64,6 @@ class Flow:
         rollouts: ActorGroup,
         teachers: ActorGroup,
         published: WeightVersion,
-        samples: bool = True,
     ) -> None:
         self.ledger = Ledger(
             order,
@@ -82,14 +79,9 @@ class Flow:
         """Why a rollout batch was last given back by an engine that it may have killed."""
         self.evaluation: Evaluation | None = None
         """Of the version published, until it is complete."""
-        self._config = config
-        self._samples = samples
-        self._records = records
-        self._metrics = metrics
-        self._loops = loops
-        self._rollouts = rollouts
-        self._teachers = teachers
-        self._limits = metrics.limits
+        self._config, self._records, self._loops = config, records, loops
+        self._metrics, self._limits = metrics, metrics.limits
+        self._rollouts, self._teachers = rollouts, teachers
         self._generated: asyncio.Queue[tuple[RolloutBatch, ray.ObjectRef]] = asyncio.Queue()
         """Rollout batches that wait for a teacher."""
         self._idle: dict[str, tuple[ActorState, asyncio.Future[RolloutBatch | Part | None]]] = {}
@@ -127,8 +119,6 @@ class Flow:
         await self._loops.wait_for(
             lambda: not self._working and bool(self._at_rest()),
             lambda: f"the rest of {', '.join(sorted(self._working)) or 'any rollout actor'} before version {version}",
-            self._config.learner.timeout,
-            "learner.timeout",
         )
         self._held = self._at_rest()
         return {actor.name: actor.handle for actor in self._held}
@@ -153,11 +143,10 @@ class Flow:
         self._dispatch()
 
     def stranded(self, step: int) -> bool:
-        """Whether there is work for `step`, and no rollout actor that holds the weights: those that held them are gone,
-        and where weights are pushed a new one has them only from the next push."""
-        held = any(actor.version == self.published.version for actor in self._rollouts)
+        """Whether there is work for `step`, and no rollout actor has the weights nor gets them before the next push."""
         works = self.evaluation is not None or self.ledger.needs_rollouts(step)
-        return self._pushed and works and not held and not self._holding
+        held = self._holding or any(actor.version == self.published.version for actor in self._rollouts)
+        return self._pushed and works and not held
 
     @property
     def _pushed(self) -> bool:
@@ -166,9 +155,8 @@ class Flow:
 
     def _at_rest(self) -> list[ActorState]:
         """Rollout actors that can take part in a push: not those that are to leave, since a group must stay whole."""
-        waiting = [actor for actor, _ in self._idle.values()]
-        weightless = [actor for actor in self._rollouts if actor.state is State.WEIGHTLESS]
-        return [actor for actor in (*waiting, *weightless) if not actor.leaving]
+        resting = [each for each in self._rollouts if each.name in self._idle or each.state is State.WEIGHTLESS]
+        return [actor for actor in resting if not actor.leaving]
 
     def _begin_rollout(self, actor: ActorState) -> None:
         self._loops.spawn(self._live(self._rollouts, actor, self._serve))
@@ -190,14 +178,15 @@ class Flow:
             except DataLost as error:
                 logging.warning("%s", error)
                 actor.engaged = False
-                if group is self._teachers:
-                    self._give_back(actor, error)
-                else:
-                    await self._newer_weights(actor, error)
+                if group is self._rollouts:
+                    self._rests(actor, State.WEIGHTLESS)
+                self._give_back(actor, error)
+                if group is self._rollouts:
+                    await self._newer_weights()
             except ActorLost as error:
                 self._rests(actor, State.LOST)
                 self._give_back(actor, error)
-                if not self._replace(group, actor, error):
+                if not self._replaced(group, actor, error):
                     return
             except BaseException:
                 # Cancelled, or an error that ends the run: its state must not look like work.
@@ -220,8 +209,7 @@ class Flow:
             rows = len(batch.sample_ids)
             with self._metrics.doing(actor, State.GENERATING, batch.step) as clock:
                 limit = self._limits.of("generate", self._rollouts.timeout, rows)
-                doing = f"generating rollout batch {batch.index} of step {batch.step}"
-                lengths = await within(lengths_ref, limit, actor.who, doing)
+                lengths = await within(lengths_ref, limit, actor.who, f"generating {batch}")
                 self._metrics.longest(batch.step, "rollout", clock())
                 # As if its longest answer had all the tokens that one may have: a later one may.
                 whole = self._config.longest_rollout / max(1, *lengths)
@@ -247,10 +235,9 @@ class Flow:
             written = max(1, *(len(answer.token_ids) for answer in answers))
             self._limits.took(kind, clock() * longest / written, len(part.indices))
         actor.batch, actor.engaged = None, False
-        if self.evaluation is not None:
-            self.evaluation.answered(part, answers)
-            if self.evaluation.complete:
-                self.evaluation = None
+        if (going := self.evaluation) is not None:
+            going.answered(part, answers)
+            self.evaluation = None if going.complete else going
         self._loops.notify()
 
     async def _teach(self, actor: ActorState) -> None:
@@ -265,8 +252,7 @@ class Flow:
             rows = len(batch.sample_ids)
             with self._metrics.doing(actor, State.SCORING, batch.step) as clock:
                 limit = self._limits.of("score", self._teachers.timeout, rows)
-                doing = f"scoring rollout batch {batch.index} of step {batch.step}"
-                infos, seconds = await within(head, limit, actor.who, doing)
+                infos, seconds = await within(head, limit, actor.who, f"scoring {batch}")
                 self._limits.took("score", clock(), rows)
             actor.rows += rows
             self._metrics.add(batch.step, "teacher", seconds)
@@ -286,9 +272,8 @@ class Flow:
             return 0.0
         with self._metrics.doing(actor, State.LOADING, batch.step) as clock:
             await self._send(actor, newest)
-            took = clock()
-        self._metrics.longest(batch.step, "load", took)
-        return took
+            self._metrics.longest(batch.step, "load", clock())
+            return clock()
 
     async def _offer(self, actor: ActorState, published: WeightVersion) -> None:
         """Weights for an actor that is in the middle of a rollout batch (`sync.in_flight`)."""
@@ -297,33 +282,20 @@ class Flow:
                 return  # newer ones have come; they are offered too
             try:
                 await self._send(actor, published)
-            except DataLost as error:
+            except (DataLost, ActorLost) as error:  # The actor's own loop meets the same death, and mends it.
                 logging.warning("%s", error)
-            except ActorLost:
-                pass  # the actor's own loop meets the same death, and mends it
 
     async def _send(self, actor: ActorState, weights: WeightVersion) -> None:
         begun = self._metrics.now()
-        await within(
-            actor.handle.load_weights.remote(weights),
-            self._limits.of("load", self._config.sync.timeout),
-            actor.who,
-            f"loading weights of version {weights.version}",
-        )
+        call, limit = actor.handle.load_weights.remote(weights), self._limits.of("load", self._config.sync.timeout)
+        await within(call, limit, actor.who, f"loading weights of version {weights.version}")
         self._limits.took("load", self._metrics.now() - begun)
         actor.version = weights.version
 
-    async def _newer_weights(self, actor: ActorState, error: DataLost) -> None:
+    async def _newer_weights(self) -> None:
         """The weights are gone with the learner that made them; the next version comes from its successor."""
         version = self.published.version
-        self._rests(actor, State.WEIGHTLESS)
-        self._give_back(actor, error)
-        await self._loops.wait_for(
-            lambda: self.published.version > version,
-            lambda: f"a version after {version}",
-            self._config.learner.timeout,
-            "learner.timeout",
-        )
+        await self._loops.wait_for(lambda: self.published.version > version, lambda: f"a version after {version}")
 
     async def _next_work(self, actor: ActorState) -> RolloutBatch | Part | None:
         """A part of the evaluation that goes on, else the next rollout batch in order once there are slots for it; none
@@ -337,11 +309,10 @@ class Flow:
             self._dispatch()
         try:
             while not (await asyncio.wait((future,), timeout=PING))[0]:
-                await self._ping(self._rollouts, actor)
+                await actor.ping(self._rollouts.timeout)
             return await future
         except ActorLost:
-            if future.done():
-                actor.batch = await future
+            actor.batch = await future if future.done() else None
             raise
         finally:
             self._idle.pop(actor.name, None)
@@ -352,11 +323,7 @@ class Flow:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PING):
                     return await self._generated.get()
-            await self._ping(self._teachers, actor)
-
-    async def _ping(self, group: ActorGroup, actor: ActorState) -> None:
-        """An idle actor answers; raises `ActorLost` if it does not."""
-        await within(actor.handle.ready.remote(), group.timeout, actor.who, "waiting for work")
+            await actor.ping(self._teachers.timeout)
 
     def _dispatch(self) -> None:
         """Hand batches to idle rollout actors, as long as there are both. Not while actors are held, nor to one without
@@ -384,18 +351,17 @@ class Flow:
         """What comes next. Rollouts wait for the end of an evaluation, and find their engines as they would without."""
         if self.evaluation is not None:
             return self.evaluation.take()
-        return self.ledger.take(self._parts()) if self._samples else None
+        if not self._config.uses_rollouts:
+            return None
+        rows = self._config.rollout.batch_rows
+        parts = -(-self.ledger.order.rows_per_step // rows) if rows else max(1, self._rollouts.placed)
+        return self.ledger.take(parts)
 
     def _release(self) -> None:
         """Let idle rollout actors go that are to leave; while actors are held all stay."""
         for actor, future in self._idle.values():
             if actor.leaving and not self._holding and not future.done():
                 future.set_result(None)
-
-    def _parts(self) -> int:
-        """Into how many rollout batches a step is cut."""
-        rows = self._config.rollout.batch_rows
-        return -(-self.ledger.order.rows_per_step // rows) if rows else max(1, self._rollouts.placed)
 
     def _rests(self, actor: ActorState, state: State) -> None:
         """An actor does nothing with a rollout batch from now on."""
@@ -421,20 +387,13 @@ class Flow:
         self._dispatch()
         self._loops.notify()
 
-    def _replace(self, group: ActorGroup, actor: ActorState, error: ActorLost) -> bool:
+    def _replaced(self, group: ActorGroup, actor: ActorState, error: ActorLost) -> bool:
         """Start a lost actor again; false if it is given up, while others of its group go on. Raises `RaftError`."""
         logging.warning("%s", error)
         self._records.event("lost", actor.name, actor.node, str(error))
-        try:
-            group.restart(actor, error)
-        except RaftError as final:
-            group.remove(actor)
-            if not len(group):
-                raise
-            group.wanted -= not actor.leaving
+        final = group.replace(actor, error)
+        self._loops.notify()
+        if final:
             logging.error("given up: %s", final)
             self._records.event("given up", actor.name, actor.node, str(final))
-            return False
-        finally:
-            self._loops.notify()
-        return True
+        return not final

@@ -87,7 +87,7 @@ class PipelineActor:
         self._scaled_by_hand = False
         self._stopped: str | None = None
         self._run_dir = Path(run_dir)
-        self._loops = Loops()
+        self._loops = Loops(config.learner.timeout)
         self._metrics = Metrics(self._records)
         self._notices: list[str] = []
         self._going: Flow | None = None
@@ -196,8 +196,7 @@ class PipelineActor:
                 self._loops.fail(RaftError(f"{error}; the last time: {self._flow.last_loss}"))
             return shard is not None or self._has_no_weights(step)
 
-        timeout = self._config.learner.timeout
-        await self._loops.wait_for(arrived, lambda: f"the samples of step {step}", timeout, "learner.timeout")
+        await self._loops.wait_for(arrived, lambda: f"the samples of step {step}")
         return plain + [(info, [sample], info.sample_id.row) for info, sample in shard or []]
 
     async def lost(self, step: int, rows: list[int]) -> None:
@@ -283,10 +282,8 @@ class PipelineActor:
         await self._wait(complete, version)
 
     async def _wait(self, condition: Callable[[], bool], version: int) -> None:
-        timeout, what = self._config.learner.timeout, f"the evaluation of version {version}"
-        await self._loops.wait_for(
-            lambda: condition() or self._has_no_weights(version), lambda: what, timeout, "learner.timeout"
-        )
+        what = f"the evaluation of version {version}"
+        await self._loops.wait_for(lambda: condition() or self._has_no_weights(version), lambda: what)
 
     def _has_no_weights(self, step: int) -> bool:
         """Never, of what a learner waits for at `step`: it raises `BeginAnewError` then, since no push would come."""
@@ -396,14 +393,5 @@ class PipelineActor:
         return self._going
 
     def _new_flow(self, published: WeightVersion) -> Flow:
-        return Flow(
-            self._config,
-            self._sampled or self._order,
-            self._records,
-            self._metrics,
-            self._loops,
-            self._rollouts,
-            self._teachers,
-            published,
-            samples=bool(self._sampled),
-        )
+        order, actors = self._sampled or self._order, (self._rollouts, self._teachers)
+        return Flow(self._config, order, self._records, self._metrics, self._loops, *actors, published)

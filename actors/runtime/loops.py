@@ -14,9 +14,14 @@ from raft_ray.errors import RaftError
 
 
 class Loops:
-    """Tasks, those who wait for what the tasks do, and the error that ended them."""
+    """Tasks, those who wait for what the tasks do, and the error that ended them.
 
-    def __init__(self) -> None:
+    Args:
+        timeout: `learner.timeout`, seconds that a wait may take.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
         self.error: RaftError | None = None
         """The first one; what fails later is mostly its consequence."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,20 +68,21 @@ class Loops:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def wait_for(self, condition: Callable[[], bool], what: Callable[[], str], timeout: float, key: str) -> None:
-        """Wait until `condition` holds. Raises `RaftError`: that of a loop, or after `timeout` seconds, of `key`.
+    async def wait_for(self, condition: Callable[[], bool], what: Callable[[], str]) -> None:
+        """Wait until `condition` holds. Raises `RaftError`: that of a loop, or of `learner.timeout`.
 
         Args:
             what: says for what it was, for the message.
         """
         restarts = self._restarts
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(self.timeout):
                 while self.error is None and not condition():
                     await self._changed.wait()
                     if restarts != self._restarts:
                         raise RaftError("the learners have begun anew")
         except TimeoutError:
-            raise self.fail(RaftError(f"pipeline: {what()} did not come within {key}={timeout:g} s")) from None
+            late = RaftError(f"pipeline: {what()} did not come within learner.timeout={self.timeout:g} s")
+            raise self.fail(late) from None
         if self.error is not None:
             raise self.error

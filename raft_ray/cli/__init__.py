@@ -5,7 +5,7 @@ Every error that a user can mend is one line on stderr; only defects show a trac
 Ray, vLLM and torch are imported inside the commands that need them, so that `--help` answers at once.
 """
 
-from raft_ray.cli import stages, evaluate, view, doctor, watch  # isort: skip - commands in the order of --help
+from raft_ray.cli import stages, evaluate, view, prompts, doctor, watch  # isort: skip - commands in the order of --help
 from raft_ray.cli.app import app
 
-__all__ = ["app", "doctor", "evaluate", "stages", "view", "watch"]
+__all__ = ["app", "doctor", "evaluate", "prompts", "stages", "view", "watch"]

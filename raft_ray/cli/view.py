@@ -1,4 +1,4 @@
-"""Commands to look with: a run's report after it, its config and its prompts before it."""
+"""Commands to look with: a run's report after it, its config before it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.syntax import Syntax
 
-from raft_ray.checks import check
 from raft_ray.cli.app import BEFORE, ConfigArgument, Overrides, command, load, say
 from raft_ray.config import settings
 from raft_ray.config.explain import explained
@@ -56,24 +55,3 @@ def show_config(
         Console().print(Syntax(text, "yaml", background_color="default"))
     else:
         print(text, end="")
-
-
-@command("show-prompts", BEFORE)
-def show_prompts(
-    config: ConfigArgument = "demo",
-    overrides: Overrides = None,
-    row: Annotated[int, typer.Option("--row", min=0, help="Index of the training row.")] = 0,
-) -> None:
-    """Print what the models read for one training row.
-
-    What student, teacher and rewriter read, token for token.
-
-    [bold]Examples[/bold]
-      raft-ray show-prompts demo --row 7
-      raft-ray show-prompts raft data.train=train.jsonl teacher.template=my.txt
-    """
-    loaded = load(config, overrides)
-    check(loaded)
-    from raft_ray import preflight
-
-    preflight.show_prompts(loaded, row, Console())

@@ -23,6 +23,9 @@ class RolloutBatch:
     failures: int = 0
     """Engines that died on these rows."""
 
+    def __str__(self) -> str:
+        return f"rollout batch {self.index} of step {self.step}"
+
     def seed(self, run_seed: int) -> int:
         """Seed of the rollout batch's sampling: the same wherever and whenever it is generated."""
         return int(np.random.SeedSequence([run_seed, self.step, self.index]).generate_state(1)[0])

@@ -20,10 +20,8 @@ from raft_ray.config import OnLongReference, TeacherConfig
 from raft_ray.errors import DataError
 from raft_ray.models.chat import Chat
 from raft_ray.models.templates import fill, load_prompt
-from raft_ray.printable import plain
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
 Messages = list[dict[str, str]]
@@ -151,53 +149,3 @@ class PromptEncoder:
         *before, last = messages
         content = fill(self.teacher_template, prompt=last["content"], answer=reference)
         return [*before, {"role": last["role"], "content": content}]
-
-
-def show_prompt(chat: Chat, messages: Messages, who: str, console: Console) -> None:
-    """Print what a model reads of a chat."""
-    ids = chat.prompt(messages)
-    _show(f"[bold]{who}[/] reads {len(ids)} tokens", str(chat.tokenizer.decode(ids)), console)
-
-
-def show_messages(messages: Messages, who: str, console: Console) -> None:
-    """Print a chat whose template is not known."""
-    _show(f"[bold]{who}[/]", "\n".join(f"{each['role']}: {each['content']}" for each in messages), console)
-
-
-def _show(title: str, text: str, console: Console) -> None:
-    from rich.markup import escape
-
-    console.rule(title, align="left")
-    console.print(escape(text), highlight=False)
-
-
-def show_row(encoder: PromptEncoder, row: EncodedRow, console: Console, around: int = 6) -> None:
-    """Print what student and teacher read for a row, and the ids on both sides of the joins."""
-
-    def decode(ids: list[int]) -> str:
-        return str(encoder.tokenizer.decode(ids))
-
-    parts = [("student", row.prompt)]
-    if row.teacher_prompt:
-        parts.append(("teacher", row.teacher_prompt))
-    for name, prompt in parts:
-        console.rule(f"[bold]{name}[/] reads {len(prompt)} tokens, then the response", align="left")
-        console.print(plain(decode(prompt)), highlight=False, end="")
-        console.print(f"[green]{plain(decode(row.answer))}[/]", highlight=False)
-        console.print("\n[bold]The join[/], as id:token")
-        for label, ids, style in (
-            ("prompt ends", prompt[-around:], "yellow"),
-            ("response begins", row.answer[:around], "green"),
-        ):
-            cells = "  ".join(f"{i}:{decode([i])!r}" for i in ids)
-            console.print(f"[dim]{label:>15}[/]  [{style}]{plain(cells)}[/]", highlight=False)
-        console.print()
-    end = repr(decode(row.answer[-1:]))
-    console.print(
-        f"The answer has {len(row.answer)} tokens and ends with id {row.answer[-1]:d} ({plain(end)}). "
-        "In training the response is what the student samples; the teacher gets the same ids.",
-        highlight=False,
-    )
-    console.print(plain(encoder.chat.summary()), highlight=False)
-    if difference := encoder.chat.difference():
-        console.print(f"[yellow]{plain(difference)}[/]", highlight=False)

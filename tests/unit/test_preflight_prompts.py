@@ -15,9 +15,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from raft_ray import models
 from raft_ray.cli.app import load
+from raft_ray.cli.prompts import print_prompts
 from raft_ray.config import Config, Method, ModelConfig, settings
 from raft_ray.errors import ConfigError, DataError, ModelError
-from raft_ray.preflight import encode, preflight, show_prompts
+from raft_ray.preflight import encode, preflight
 from raft_ray.runs.folders import check_run_dir
 
 GOOD = {"prompt": "What is iron?", "answer": "A metal."}
@@ -166,7 +167,7 @@ def test_the_exported_tokenizer_thinks_by_default_as_the_run_did(model: Path, tm
 def test_show_prompts_shows_what_the_rewriter_reads_and_where_generation_stops(model: Path, tmp_path: Path) -> None:
     shaped(model, "qwen3")
     console = Console(file=io.StringIO(), width=200)
-    show_prompts(config(tmp_path, [GOOD], "refine.enabled=true"), 0, console)
+    print_prompts(config(tmp_path, [GOOD], "refine.enabled=true"), 0, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     rewriter = text[text.index("rewriter (self) reads") :]
     assert "What is iron?" in rewriter
@@ -180,7 +181,7 @@ def test_show_prompts_shows_the_chat_that_an_endpoint_is_sent(
 ) -> None:
     console = Console(file=io.StringIO(), width=200)
     far = ("refine.models.far.base_url=http://localhost:1/v1", "refine.models.far.model=m", "refine.rewriter=far")
-    show_prompts(config(tmp_path, [GOOD], "refine.enabled=true", *far), 0, console)
+    print_prompts(config(tmp_path, [GOOD], "refine.enabled=true", *far), 0, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "user: " in text[text.index("rewriter (far, by its own chat template)") :]
 

@@ -80,7 +80,7 @@ def test_an_evaluation_goes_before_all_rollouts_and_loses_no_part_with_an_actor(
         asked = ValidationSet([Question("general", [1, 2], 4) for _ in range(100)], DomainMetric.auto, 10)
         going = running.flow.evaluation = Evaluation(1, asked)
         await running.train(0)
-        await running.loops.wait_for(lambda: going.complete, lambda: "it", 20, "limit")
+        await running.loops.wait_for(lambda: going.complete, lambda: "it")
         assert sorted(going.answers) == list(range(100))
         # Four parts, one of them twice.
         assert said[:5] == [("answer", 1)] * 5
@@ -97,11 +97,11 @@ def test_without_rollouts_the_actors_answer_evaluations_alone(monkeypatch: pytes
         raise AssertionError("there is nothing to sample")
 
     async def work() -> None:
-        running = Running(config("learner.global_batch_size=4"), 8, monkeypatch, generate=generate)
-        running.flow._samples = False
+        keys = ("distill.method=sft", "learner.global_batch_size=4")
+        running = Running(config(*keys), 8, monkeypatch, generate=generate)
         asked = ValidationSet([Question("general", [1], 4)], DomainMetric.auto, 10)
         going = running.flow.evaluation = Evaluation(0, asked)
-        await running.loops.wait_for(lambda: going.complete, lambda: "it", 20, "limit")
+        await running.loops.wait_for(lambda: going.complete, lambda: "it")
         await running.settled()
         assert running.loops.error is None
 
@@ -305,17 +305,18 @@ def test_the_first_error_of_loops_is_the_one_that_is_raised() -> None:
         raise RaftError(text)
 
     async def work() -> None:
-        loops = Loops()
+        loops = Loops(5)
         loops.spawn(fails("the cause"))
         loops.spawn(fails("a consequence"))
         await asyncio.sleep(0)
         loops.fail(RaftError("another"))
         for _ in range(2):
             with pytest.raises(RaftError, match="the cause"):
-                await loops.wait_for(lambda: False, lambda: "nothing", 5, "limit")
+                await loops.wait_for(lambda: False, lambda: "nothing")
         await loops.restart()
-        with pytest.raises(RaftError, match="nothing did not come within limit"):
-            await loops.wait_for(lambda: False, lambda: "nothing", 0.01, "limit")
+        loops.timeout = 0.01
+        with pytest.raises(RaftError, match=r"nothing did not come within learner\.timeout=0\.01 s"):
+            await loops.wait_for(lambda: False, lambda: "nothing")
 
     run(work())
 
@@ -324,8 +325,8 @@ def test_who_waited_before_a_new_beginning_neither_goes_on_nor_ends_it() -> None
     """The call of a learner that is gone, whose time would run out later."""
 
     async def work() -> None:
-        loops = Loops()
-        wait = asyncio.create_task(loops.wait_for(lambda: False, lambda: "nothing", 5, "limit"))
+        loops = Loops(5)
+        wait = asyncio.create_task(loops.wait_for(lambda: False, lambda: "nothing"))
         await asyncio.sleep(0)
         await loops.restart()
         with pytest.raises(RaftError, match="begun anew"):
@@ -359,7 +360,7 @@ def test_two_looks_for_room_at_once_start_no_more_than_fits() -> None:
 
         room: Any = Two()
         rollouts: Any = Started()
-        loops = Loops()
+        loops = Loops(5)
         growth = Growth(room, loops, rollouts, lambda _: None)
         await asyncio.gather(growth.to(5), growth.to(5))
         assert len(started) == 2

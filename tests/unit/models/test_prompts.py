@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from raft_ray.cli.prompts import print_row
 from raft_ray.config import ModelConfig, OnLongReference
 from raft_ray.errors import DataError
 from raft_ray.models import TINY, load_chat, resolve
-from raft_ray.models.prompts import PromptEncoder, show_row
+from raft_ray.models.prompts import PromptEncoder
 
 TEMPLATE = "Background reference knowledge: {answer}\nAnswer the question based on the reference knowledge: {prompt}"
 TEXT = st.lists(
@@ -113,7 +114,7 @@ def test_a_row_whose_answer_does_not_fit_the_context_is_refused(encoder: PromptE
 def test_show_row_prints_both_readers_and_marks_the_join(encoder: PromptEncoder) -> None:
     console = Console(file=io.StringIO(), width=200)
     row = encoder.row(0, QUESTION, "Marie Curie.", "Marie Curie.")
-    show_row(encoder, row, console)
+    print_row(encoder, row, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "student reads" in text
     assert "teacher reads" in text
