@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Mapping
 
 import swanlab
 
-from raft_ray.runs.trackers.tracker import PROJECT, TrackedRun, TrackerClient
+from raft_ray.runs.trackers.tracker import TrackedRun, TrackerClient
 
 OFFLINE = ("offline", "local")
 
@@ -22,26 +20,11 @@ class Client(TrackerClient):
 
     def __init__(self, run: TrackedRun, first: int) -> None:
         if first == 0:
-            for old in (run.folder / "swanlab").glob(f"run-*-{run.id}"):
-                shutil.rmtree(old)
+            run.remove(f"swanlab/run-*-{run.id}")
         # Metrics alone: no commands, hosts, packages, code or terminals of the user's.
         probe = swanlab.Settings.Probe(
             hardware=False, runtime=False, requirements=False, git=False, swanlab=False, monitor=False
         )
         quiet = swanlab.Settings(interactive=False, probe=probe, terminal=swanlab.Settings.Terminal(proxy_type="none"))
-        self._run = swanlab.init(
-            project=os.environ.get("SWANLAB_PROJ_NAME", PROJECT),
-            id=run.id,
-            resume="allow",
-            name=run.name,
-            group=run.group,
-            log_dir=str(run.folder / "swanlab"),
-            config=dict(run.config),
-            settings=quiet,
-        )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def finish(self) -> None:
-        self._run.finish()
+        folder = str(run.folder / "swanlab")
+        self._run = swanlab.init(**run.opening("SWANLAB_PROJ_NAME", id=run.id, log_dir=folder, settings=quiet))

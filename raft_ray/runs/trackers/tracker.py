@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -36,6 +38,17 @@ class TrackedRun:
         place = [part for part in parts[at + 1 :] if part != seed] or [config.distill.method.value]
         return cls(folder, run_id, "-".join([parts[at - 1], *place, seed]), parts[at - 1], settings.flatten(config))
 
+    def opening(self, project: str, **more: Any) -> dict[str, Any]:
+        """How W&B's client, and those that are used as it is, are asked for the run; `project` names a variable."""
+        where = os.environ.get(project, PROJECT)
+        own = {"name": self.name, "group": self.group, "config": dict(self.config)}
+        return {"project": where, "resume": "allow", **own, **more}
+
+    def remove(self, pattern: str) -> None:
+        """Remove what an earlier start of the run has left in its folder."""
+        for old in self.folder.glob(pattern):
+            shutil.rmtree(old)
+
 
 class TrackerClient:
     """One tracker's client. Every method may raise whatever the client raises.
@@ -54,12 +67,15 @@ class TrackerClient:
         """
         return last
 
+    _run: Any
+    """The run of a client that is used as W&B's is."""
+
     def __init__(self, run: TrackedRun, first: int) -> None:
         raise NotImplementedError
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """The metrics of a step; steps come in order."""
-        raise NotImplementedError
+        self._run.log(dict(values), step=step)
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         """The evaluation of the model after step `step`."""
@@ -67,6 +83,7 @@ class TrackerClient:
 
     def finish(self) -> None:
         """Send or write what is on the way."""
+        self._run.finish()
 
 
 def client(tracker: Tracker) -> type[TrackerClient]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 
 import trackio
@@ -25,19 +24,5 @@ class Client(TrackerClient):
                 for old in trackio.Api().runs(project):
                     if old.name == name:
                         old.delete()
-        self._run = trackio.init(
-            project=project,
-            name=name,
-            group=run.group,
-            resume="allow",
-            config=dict(run.config),
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def finish(self) -> None:
-        self._run.finish()
+        quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        self._run = trackio.init(**run.opening("TRACKIO_PROJECT", **{"name": name, **quiet}))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 
 import wandb
 
-from raft_ray.runs.trackers.tracker import PROJECT, TrackedRun, TrackerClient
+from raft_ray.runs.trackers.tracker import TrackedRun, TrackerClient
 
 OFFLINE = ("offline", "dryrun")
 
@@ -22,8 +21,7 @@ class Client(TrackerClient):
 
     def __init__(self, run: TrackedRun, first: int) -> None:
         if first == 0:
-            for old in (run.folder / "wandb").glob(f"offline-run-*-{run.id}"):
-                shutil.rmtree(old)
+            run.remove(f"wandb/offline-run-*-{run.id}")
         # Metrics alone: no commands, hosts, packages, code or terminals of the user's.
         quiet = wandb.Settings(
             console="off",
@@ -35,22 +33,7 @@ class Client(TrackerClient):
             x_disable_stats=True,
             x_save_requirements=False,
         )
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            id=run.id,
-            resume="allow",
-            name=run.name,
-            group=run.group,
-            dir=str(run.folder),
-            config=dict(run.config),
-            settings=quiet,
-        )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        self._run = wandb.init(**run.opening("WANDB_PROJECT", id=run.id, dir=str(run.folder), settings=quiet))
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         self._run.summary.update(dict(values))
-
-    def finish(self) -> None:
-        self._run.finish()
