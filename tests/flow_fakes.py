@@ -17,7 +17,7 @@ from actors.runtime.loops import Loops
 from raft_ray.config import Config
 from raft_ray.distill.order import RowOrder
 from raft_ray.distill.trajectory import RolloutBatch, SampleInfo
-from raft_ray.evaluate.validation import Answer
+from raft_ray.evaluate.answers import Answer
 
 PACKED: Any = "weights"
 """Stands for a reference in the object store."""
@@ -71,7 +71,7 @@ class Actor:
 
     async def _answer(self, part: Part) -> list[Answer]:
         assert self.version == part.step
-        return [Answer({}, self.name, [1], False) for _ in part.indices]
+        return [Answer(self.name, [1], False) for _ in part.indices]
 
     async def _score(self, infos: Any) -> Any:
         infos = await infos

@@ -22,7 +22,7 @@ from raft_ray.announce import announce
 from raft_ray.config import Config
 from raft_ray.distill.trajectory import RolloutBatch, Trajectory, with_tokens
 from raft_ray.errors import RaftError
-from raft_ray.evaluate.validation import Answer
+from raft_ray.evaluate.answers import Answer
 from raft_ray.models.chat import Chat
 from raft_ray.models.prompts import EncodedRow
 
@@ -76,7 +76,7 @@ class RolloutActor(WeightReceiver):
             self._engine.forget_prefixes()
         texts = [self._chat.text(each.token_ids) for each in completions]
         return [
-            Answer(question.correct(text), text, each.token_ids, each.truncated)
+            Answer(text, each.token_ids, each.truncated, question.correct(text))
             for question, each, text in zip(part.questions, completions, texts, strict=True)
         ]
 

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 from raft_ray.config import Config, Keep
 from raft_ray.errors import RaftError
+from raft_ray.evaluate.answers import Answer
 from raft_ray.evaluate.selection import best, kept_steps, reason, stops
-from raft_ray.evaluate.validation import Answer, Question, ValidationSet, evaluation_line
+from raft_ray.evaluate.validation import Question, ValidationSet, evaluation_line
 from raft_ray.files import write_whole, writing
 from raft_ray.json_files import read_object
 from raft_ray.runs.records import RunRecords

@@ -22,9 +22,9 @@ from raft_ray.config.references import shown
 from raft_ray.data import Row
 from raft_ray.data.general import general_prompts
 from raft_ray.evaluate import domain, ifeval
+from raft_ray.evaluate.answers import Answer, length
 from raft_ray.evaluate.judged import Answered, chat_of, domain_cases, open_cases
 from raft_ray.evaluate.kept import AnswerStore, Place, Written
-from raft_ray.evaluate.length import length
 from raft_ray.evaluate.mmlu import Mmlu, load_mmlu
 from raft_ray.evaluate.open_questions import OpenQuestion, load_open_questions
 from raft_ray.evaluate.subset import subset
@@ -52,15 +52,6 @@ class Turn:
     @property
     def place(self) -> Place:
         return Place(self.kind, self.index, self.number, self.sample)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model wrote. A prompt without room in the context stays unanswered, which counts as wrong and cut off."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    truncated: bool = True
 
 
 @dataclass(frozen=True)
@@ -229,11 +220,10 @@ class EvalActor(Actor):
             result["ifeval"] = ifeval.score(asked.ifeval, *(self._texts("ifeval", sample) for sample in samples))
         if asked.general:
             given = [self._answer(turn) for turn in self._of("general")]
-            texts = [one.text for one in given]
-            result["length"] = length(texts, [len(one.token_ids) for one in given], [one.truncated for one in given])
+            result["length"] = length(given)
             result["general_answers"] = [
-                {"prompt": prompt, "answer": text}
-                for prompt, text in self._shown(list(zip(asked.general, texts, strict=True)))
+                {"prompt": prompt, "answer": one.text}
+                for prompt, one in self._shown(list(zip(asked.general, given, strict=True)))
             ]
         result["open_answers"] = [
             {

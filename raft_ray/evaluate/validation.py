@@ -6,7 +6,7 @@
  IFEval (a slice) ───────────────────> ifeval ──┘                                    drift (the learner's) ──────┘
 ```
 
-Scores are those of the evaluation at the end (`domain`, `ifeval`, `length`, `drift`), of greedy answers. Knows nothing
+Scores are those of the evaluation at the end (`domain`, `ifeval`, `answers`, `drift`), of greedy answers. Knows nothing
 about engines or who asks; how lines compare is `raft_ray.evaluate.selection`'s.
 """
 
@@ -25,7 +25,7 @@ from raft_ray.data import Row, RowTable, check_rows, read_rows
 from raft_ray.data.general import general_prompts
 from raft_ray.errors import ConfigError, DataError, RaftError
 from raft_ray.evaluate import domain, ifeval
-from raft_ray.evaluate.length import length
+from raft_ray.evaluate.answers import Answer, length
 from raft_ray.evaluate.subset import subset
 
 if TYPE_CHECKING:
@@ -59,16 +59,6 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model wrote, and the verdicts on it. A prompt without room in the context stays unanswered."""
-
-    correct: dict[str, bool]
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    truncated: bool = True
-
-
-@dataclass(frozen=True)
 class ValidationSet:
     """All questions, those with the longest answers first."""
 
@@ -94,16 +84,13 @@ class ValidationSet:
     def measure(self, answers: Mapping[int, Answer]) -> dict[str, Any]:
         """What answers by index of question tell: keys of a line of `evaluations.jsonl`."""
         given = {
-            kind: [answers.get(index) or Answer(one.correct("")) for index, one in self._of(kind)]
+            kind: [answers.get(index) or Answer(correct=one.correct("")) for index, one in self._of(kind)]
             for kind in ("domain", "ifeval", "general")
         }
         verdicts = {name: [answer.correct[name] for answer in given["domain"]] for name in ("contains", "exact")}
         metric = DomainMetric.contains if self.metric is DomainMetric.auto else self.metric
         scored = domain.summary(verdicts, metric)
-        general = given["general"]
-        lengths = length(
-            [one.text for one in general], [len(one.token_ids) for one in general], [one.truncated for one in general]
-        )
+        lengths = length(given["general"])
         return {
             "accuracy": scored["accuracy"],
             "metric": scored["metric"],

@@ -12,8 +12,9 @@ import pytest
 from actors.distill.validation import BASE, Evaluation, Validation, check_continues, known_base
 from raft_ray.config import Config, DomainMetric, settings
 from raft_ray.errors import RaftError
+from raft_ray.evaluate.answers import Answer
 from raft_ray.evaluate.drift import Drift
-from raft_ray.evaluate.validation import Answer, Question, ValidationSet
+from raft_ray.evaluate.validation import Question, ValidationSet
 from raft_ray.json_files import append_lines
 from raft_ray.runs.trained import Trained, read_trained
 
@@ -39,7 +40,7 @@ def evaluated(made: Validation, step: int, text: str, drift: float) -> None:
     going = made.evaluation_of(step)
     assert isinstance(going, Evaluation)
     while (part := going.take()) is not None:
-        going.answered(part, [Answer(one.correct(text), text, [7], False) for one in part.questions])
+        going.answered(part, [Answer(text, [7], False, one.correct(text)) for one in part.questions])
     if step == 0:
         made.base_pairs()
     made.record(Drift(drift, drift, 1.0, 1, 1))

@@ -13,10 +13,10 @@ from raft_ray.config.checks import check
 from raft_ray.data import read_table
 from raft_ray.errors import ConfigError, DataError
 from raft_ray.evaluate import ifeval
+from raft_ray.evaluate.answers import Answer
 from raft_ray.evaluate.drift import Drift
 from raft_ray.evaluate.validation import (
     CHUNK_SIZE,
-    Answer,
     evaluation_line,
     make_validation_set,
     validation_rows,
@@ -85,7 +85,7 @@ def test_answers_are_scored_as_at_the_end_and_shown_by_their_share_of_the_base(s
     def answers(texts: dict[str, str]) -> dict[int, Answer]:
         found = ((index, one, texts[one.kind]) for index, one in enumerate(asked.questions))
         return {
-            index: Answer(one.correct(text), text, list(range(len(text.split()))), False) for index, one, text in found
+            index: Answer(text, list(range(len(text.split()))), False, one.correct(text)) for index, one, text in found
         }
 
     right = rows[0].answer
