@@ -20,7 +20,7 @@ def check(config: Config, *, trains: bool = True) -> None:
     # The command line starts without them.
     from raft_ray.evaluate.judged import check_judges
     from raft_ray.models.prompts import load_teacher_template
-    from raft_ray.refine import check_refine
+    from raft_ray.refine.roles import check_refine
 
     checks.check(config, trains=trains)
     if config.refine.enabled:

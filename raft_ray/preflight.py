@@ -25,9 +25,8 @@ from raft_ray.evaluate.open_questions import load_open_questions
 from raft_ray.evaluate.validation import validation_rows
 from raft_ray.models.chat import Chat
 from raft_ray.models.prompts import EncodedRow, PromptEncoder, load_teacher_template
-from raft_ray.refine import check_refine
 from raft_ray.refine.embed import make_embedder
-from raft_ray.refine.roles import SELF, is_local, local_models, model_config
+from raft_ray.refine.roles import SELF, check_refine, is_local, local_models, model_config
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raft_ray.refine.gap import GAP, VALUES, VALUES_SCHEMA, Gap
-from raft_ray.refine.schema import RefinedRow, refined_table, write_summary
+from raft_ray.refine.schema import RefinedRow, part_files, refined_table, write_summary
 
 ROWS = 400
 TAU = 0.8
@@ -110,3 +110,8 @@ def write_refine_run(folder: Path, rows: int = ROWS) -> Path:
     (refined / GAP).write_text(json.dumps(gap.result()))
     write_summary(refined, SUMMARY)
     return folder
+
+
+def read_refined(folder: Path) -> list[RefinedRow]:
+    """All rows of a refined folder, in their order."""
+    return pa.concat_tables(map(pq.read_table, part_files(folder))).sort_by("row").to_pylist()

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from refine_fixture import read_refined
+
 from raft_ray.config import (
     Config,
     DataConfig,
@@ -20,8 +22,7 @@ from raft_ray.config import (
 from raft_ray.config.precision import of_cpu
 from raft_ray.data import read_table
 from raft_ray.models import EMBEDDED, TINY
-from raft_ray.refine import read_refined, read_summary
-from raft_ray.refine.schema import RefinedRow
+from raft_ray.refine.schema import RefinedRow, read_summary
 
 Row = tuple[str, str]
 

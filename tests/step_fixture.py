@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from raft_ray.distill.losses import _renormalised_kl, token_weights
 from raft_ray.distill.order import SampleId
 from raft_ray.distill.teacher import score
 from raft_ray.distill.trajectory import Sample, Trajectory
@@ -45,3 +47,17 @@ def rows_and_samples(count: int, kept: int = 12) -> tuple[list[EncodedRow], list
         for i, (response, (ids, values, _)) in enumerate(zip(responses, scored, strict=True))
     ]
     return rows, samples
+
+
+def topk_kl(
+    student_logits: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor, mask: Tensor, temperature: float
+) -> Tensor:
+    """What `topk_kl_from_hidden` computes, from logits [B, L, V] of all positions: to be compared with."""
+    weights = token_weights(mask)
+    chosen = student_logits.gather(-1, teacher_ids.long()).float()
+    # A position that does not count may hold anything, NaN included: it must touch neither value nor gradient.
+    keep = mask.bool().unsqueeze(-1)
+    kl, _, _ = _renormalised_kl(
+        torch.where(keep, chosen, 0.0), torch.where(keep, teacher_logprobs.float(), 0.0), temperature
+    )
+    return temperature**2 * (weights * kl).sum()

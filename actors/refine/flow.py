@@ -32,10 +32,9 @@ from actors.runtime.data_context import quiet_data
 from raft_ray.config import Config
 from raft_ray.data import RowTable, Slice
 from raft_ray.errors import ConfigError, RaftError
-from raft_ray.refine import check_refine
 from raft_ray.refine.cache import Counts
 from raft_ray.refine.parts import fingerprint, sort_out
-from raft_ray.refine.roles import NONE, load_prompts, local_models
+from raft_ray.refine.roles import NONE, check_refine, load_prompts, local_models
 from raft_ray.refine.schema import part_files, write_summary
 from raft_ray.refine.summary import Summary, spending
 
@@ -47,7 +46,7 @@ _log = logging.getLogger(__name__)
 def refine(rows: RowTable, config: Config, out: Path, progress: Progress | None = None) -> Path:
     """Refine the training set's rows into the folder `out` (`RUN/refined`); Ray must be running.
 
-    Writes part files, whose names sort in the order of the rows, and the counts of `raft_ray.refine.read_summary`.
+    Writes part files, whose names sort in the order of the rows, and the counts of `raft_ray.refine.schema.read_summary`.
     With `refine.enabled=false` the rows pass as they are.
 
     Args:

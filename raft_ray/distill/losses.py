@@ -42,32 +42,6 @@ def token_weights(mask: Tensor, rows: int | None = None) -> Tensor:
     return mask / lengths.clamp(min=1) / max(rows, 1)
 
 
-def topk_kl(
-    student_logits: Tensor, teacher_ids: Tensor, teacher_logprobs: Tensor, mask: Tensor, temperature: float
-) -> Tensor:
-    """Top-K temperature KL, Eqs. 8-10: `T² · mean_i mean_t KL(q̃ ‖ p̃)`, both renormalised on the teacher's set.
-
-    Args:
-        student_logits: [B, L, V].
-        teacher_ids: [B, L, K] integer, the teacher's top-K tokens.
-        teacher_logprobs: [B, L, K] the teacher's log-probabilities at temperature 1, or its raw logits (the
-            renormalisation cancels any shift). A padded slot holds `-inf`; its id may be anything in range.
-        mask: [B, L] the response positions that count.
-        temperature: T > 0.
-
-    Returns:
-        A float32 scalar; 0 where no position counts. `K ≥ V` gives the full-vocabulary KL.
-    """
-    weights = token_weights(mask)
-    chosen = student_logits.gather(-1, teacher_ids.long()).float()
-    # A position that does not count may hold anything, NaN included: it must touch neither value nor gradient.
-    keep = mask.bool().unsqueeze(-1)
-    kl, _, _ = _renormalised_kl(
-        torch.where(keep, chosen, 0.0), torch.where(keep, teacher_logprobs.float(), 0.0), temperature
-    )
-    return temperature**2 * (weights * kl).sum()
-
-
 def topk_kl_from_hidden(
     hidden: Tensor,
     head_weight: Tensor,
@@ -79,16 +53,18 @@ def topk_kl_from_hidden(
     head: Head | None = None,
     drift: Tensor | None = None,
 ) -> Tensor:
-    """`topk_kl` from hidden states, with the same value and gradients, never holding an [n, V] tensor.
+    """Top-K temperature KL, Eqs. 8-10: `T² · mean_i mean_t KL(q̃ ‖ p̃)`, both renormalised on the teacher's set.
 
-    Only the K rows of the head that the teacher chose are multiplied, `chunk_size` positions at a time, which is all
-    that the renormalised loss depends on. Memory above the inputs: [n, K] floats and `chunk_size · K · D`.
+    From hidden states: only the K rows of the head that the teacher chose are multiplied, `chunk_size` positions at a
+    time, which is all that the renormalised loss depends on. Memory above the inputs: [n, K] floats and
+    `chunk_size · K · D`. `K ≥ V` gives the full-vocabulary KL.
 
     Args:
         hidden: [n, D] the student's last hidden states at the positions that predict response tokens.
         head_weight: [V, D] of the output head.
         teacher_ids: [n, K] integer.
-        teacher_logprobs: [n, K] log-probabilities or logits; `-inf` in padded slots.
+        teacher_logprobs: [n, K] the teacher's log-probabilities at temperature 1, or its raw logits (the
+            renormalisation cancels any shift). A padded slot holds `-inf`; its id may be anything in range.
         token_weight: [n] float, see `token_weights`; a position of weight 0 is ignored.
         temperature: T > 0.
         head: what `head_weight` belongs to, where logits have a bias, a scale or a soft cap.

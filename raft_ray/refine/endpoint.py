@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +52,6 @@ class Endpoint:
         self.identity = f"{self._base_url} {config.model}"
         self._refused: set[str] = set()
         self._spent: list[str] = []
-        self._counts: Counter[str] = Counter()
 
     def __call__(
         self,
@@ -74,13 +72,6 @@ class Endpoint:
         options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed, "schema": schema}
         return asyncio.run(self._all(requests, options)) if requests else []
 
-    def usage(self) -> dict[str, float]:
-        """Since the start: HTTP requests, how many of them were retries, failed requests, tokens and their cost."""
-        names = ("requests", "retries", "failures", "input_tokens", "output_tokens")
-        counts = {name: self._counts[name] for name in names}
-        input_cost = counts["input_tokens"] * self._config.input_cost
-        return {**counts, "cost": (input_cost + counts["output_tokens"] * self._config.output_cost) / 1e6}
-
     async def _all(self, requests: Sequence[Request], options: dict[str, Any]) -> list[Completion]:
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request otherwise
         self._spent = []
@@ -90,7 +81,7 @@ class Endpoint:
             api_key=api_key(self._key, self._config),
             timeout=self._config.timeout,
             max_retries=self._config.retries,
-            http_client=_HttpClient(self._config.timeout, self._counts),
+            http_client=_HttpClient(self._config.timeout),
         )
         async with client:
             try:
@@ -121,11 +112,6 @@ class Endpoint:
                         self._do_without(refused, error)
                     else:
                         completion = self._unanswered(error)
-        self._counts.update(
-            failures=int(completion.failed is not None),
-            input_tokens=completion.input_tokens,
-            output_tokens=completion.output_tokens,
-        )
         return completion
 
     def _parameters(
@@ -184,20 +170,18 @@ class Endpoint:
 
 
 class _HttpClient(openai.DefaultAsyncHttpxClient):
-    """Counts `requests` and `retries`, and tells openai's client, by what it raises, what else is worth a retry.
+    """Tells openai's client, by what it raises, what else is worth a retry.
 
     Args:
         limit: seconds for one answer as a whole; the client's own limit is for each read, and a server that drips
             would never reach it.
     """
 
-    def __init__(self, limit: float, counts: Counter[str]) -> None:
+    def __init__(self, limit: float) -> None:
         super().__init__()
         self._limit = limit
-        self._counts = counts
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        self._counts.update(requests=1, retries=int(request.headers.get("x-stainless-retry-count", "0") != "0"))
         try:
             async with asyncio.timeout(self._limit):
                 response = await super().send(request, **options)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raft_ray.errors import DataError
 from raft_ray.files import write_whole
@@ -94,20 +93,6 @@ def refined_table(rows: list[RefinedRow]) -> pa.Table:
 def part_files(folder: Path) -> list[Path]:
     """The Parquet files of a refined folder."""
     return sorted(folder.glob("part-*.parquet"))
-
-
-def read_refined(folder: Path) -> list[RefinedRow]:
-    """All rows of a refined folder, ordered by `row`. Raises `DataError` where there are none, or other files."""
-    files = part_files(folder)
-    if not files:
-        raise DataError(f"{folder}: no refined rows there (part-*.parquet); run `raft-ray refine` first")
-    tables = []
-    for file in files:
-        table = pq.read_table(file)
-        if missing := [name for name in REFINED_SCHEMA.names if name not in table.column_names]:
-            raise DataError(f"{file}: not a file of refined rows, it lacks the columns {', '.join(missing)}")
-        tables.append(table.select(REFINED_SCHEMA.names).cast(REFINED_SCHEMA))
-    return pa.concat_tables(tables).sort_by("row").to_pylist()
 
 
 SUMMARY = "_summary.json"

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from refine_fixture import read_refined
 from refine_runs import TINY_REFINE, make_config, refine, refined_folder, summary, tiny_rows
 
 from raft_ray.config import Config, RefineModelConfig, SimilarityOn
 from raft_ray.errors import ConfigError, ModelError
 from raft_ray.models import EMBEDDED, TINY
-from raft_ray.refine import missing_facts, read_refined
 from raft_ray.refine.generation import Request
+from raft_ray.refine.key_facts import missing_facts
 from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, part_files
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

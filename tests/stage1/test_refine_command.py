@@ -7,11 +7,11 @@ from pathlib import Path
 
 import datasets
 import pytest
+from refine_fixture import read_refined
 from typer.testing import CliRunner
 
 from raft_ray.cli import app
 from raft_ray.refine.gap import VALUES_SCHEMA, read_gap
-from raft_ray.refine.schema import read_refined
 
 
 @pytest.mark.usefixtures("ray_cluster")

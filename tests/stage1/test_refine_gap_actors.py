@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from refine_fixture import read_refined
 
 from raft_ray.config import Config, Dtype
 from raft_ray.errors import DataError, RaftError
@@ -16,7 +17,7 @@ from raft_ray.models.likelihood import mean_log_likelihoods
 from raft_ray.models.prompts import PromptEncoder
 from raft_ray.refine.gap import GAP, VALUES, measure_rows, read_gap
 from raft_ray.refine.refiner import unrefined
-from raft_ray.refine.schema import RefinedRow, read_refined, refined_table
+from raft_ray.refine.schema import RefinedRow, refined_table
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

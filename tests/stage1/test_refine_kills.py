@@ -11,10 +11,10 @@ import psutil
 import pytest
 from interrupting import begun, interrupted
 from listener import Listener, Rule, first_of, once
+from refine_fixture import read_refined
 from refine_runs import TINY_REFINE, make_config, refine, refined_folder, summary, tiny_rows
 
 from raft_ray.config import Config, settings
-from raft_ray.refine import read_refined
 from raft_ray.refine.schema import RefinedRow, part_files
 
 ROWS = tiny_rows(14)

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from step_fixture import topk_kl
 
-from raft_ray.distill.losses import BudgetBalancer, topk_kl, topk_kl_from_hidden
+from raft_ray.distill.losses import BudgetBalancer, topk_kl_from_hidden
 
 
 def test_the_drift_is_the_kl_at_temperature_1_and_measuring_it_changes_neither_loss_nor_gradient() -> None:

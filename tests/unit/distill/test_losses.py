@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from step_fixture import topk_kl
 from torch import Tensor
 
 from raft_ray.config import Loss
-from raft_ray.distill.losses import EmaBalancer, FixedBalancer, sft_loss, token_weights, topk_kl, topk_kl_from_hidden
+from raft_ray.distill.losses import EmaBalancer, FixedBalancer, sft_loss, token_weights, topk_kl_from_hidden
 
 
 def defined_kl(logits: Tensor, ids: Tensor, values: Tensor, mask: Tensor, temperature: float) -> Tensor:

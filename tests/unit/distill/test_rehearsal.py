@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from step_fixture import TEMPERATURE, rows_and_samples, tiny_model
+from step_fixture import TEMPERATURE, rows_and_samples, tiny_model, topk_kl
 from torch import Tensor
 
 from raft_ray.distill.ledger import Ledger
-from raft_ray.distill.losses import BudgetBalancer, EmaBalancer, FixedBalancer, topk_kl
+from raft_ray.distill.losses import BudgetBalancer, EmaBalancer, FixedBalancer
 from raft_ray.distill.order import RowOrder, SampleId
 from raft_ray.distill.step import StepLosses, train_step
 from raft_ray.distill.student import MicroBatch, Student, empty_micro_batch, make_micro_batches

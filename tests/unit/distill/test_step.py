@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from step_fixture import TEMPERATURE, rows_and_samples, tiny_model
+from step_fixture import TEMPERATURE, rows_and_samples, tiny_model, topk_kl
 from torch import Tensor
 
-from raft_ray.distill.losses import EmaBalancer, FixedBalancer, token_weights, topk_kl
+from raft_ray.distill.losses import EmaBalancer, FixedBalancer, token_weights
 from raft_ray.distill.order import SampleId
 from raft_ray.distill.step import StepLosses, train_step
 from raft_ray.distill.student import MicroBatch, Student, empty_micro_batch, make_micro_batches

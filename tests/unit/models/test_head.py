@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from step_fixture import topk_kl
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -19,7 +20,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from raft_ray.distill.losses import sft_loss, topk_kl, topk_kl_from_hidden
+from raft_ray.distill.losses import sft_loss, topk_kl_from_hidden
 from raft_ray.errors import ModelError
 from raft_ray.models.head import Head, check_head
 

@@ -10,7 +10,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from refine_fixture import refined_row, write_refine_run
+from refine_fixture import read_refined, refined_row, write_refine_run
 from typer.testing import CliRunner
 
 from raft_ray import models
@@ -22,7 +22,7 @@ from raft_ray.preflight import encode, preflight
 from raft_ray.refine import export as module
 from raft_ray.refine.export import export
 from raft_ray.refine.gap import GAP, VALUES
-from raft_ray.refine.schema import SUMMARY, read_refined, refined_table
+from raft_ray.refine.schema import SUMMARY, refined_table
 
 ROWS = 300
 OUTS = {"hf": "data", "jsonl": "data.jsonl", "parquet": "data.parquet"}

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from raft_ray.errors import ConfigError
 from raft_ray.models.templates import fill, load_prompt
-from raft_ray.refine import semantic_filter
+from raft_ray.refine.embed import semantic_filter
 
 finite = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 pairs = st.tuples(st.integers(0, 6), st.integers(1, 5)).flatmap(

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from raft_ray.config import RefineConfig, SimilarityOn
 from raft_ray.data.normalise import Passage
 from raft_ray.errors import ConfigError
-from raft_ray.refine import key_facts, missing_facts
 from raft_ray.refine.embed import make_embedder
 from raft_ray.refine.guards import Draft, refusal
 from raft_ray.refine.judges import Case, make_judges
-from raft_ray.refine.key_facts import invented_facts
+from raft_ray.refine.key_facts import invented_facts, key_facts, missing_facts
 
 
 @pytest.mark.parametrize(

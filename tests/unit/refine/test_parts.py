@@ -7,12 +7,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from refine_fixture import read_refined
 
 from raft_ray.config import Config, RefineConfig, RefineModelConfig, RunConfig
 from raft_ray.data import Row, Slice
 from raft_ray.errors import DataError
-from raft_ray.refine import read_refined, unrefined
 from raft_ray.refine.parts import fingerprint, part_name, sort_out, write_part
+from raft_ray.refine.refiner import unrefined
 from raft_ray.refine.roles import RefinePrompts
 from raft_ray.refine.schema import FAILED, REFINED_SCHEMA, part_files, refined_table
 from raft_ray.refine.summary import Summary, spending

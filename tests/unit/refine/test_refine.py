@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from refine_fixture import read_refined
 
 from raft_ray.config import Config, Dtype, ModelConfig, RefineConfig, RefineModelConfig
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError, DataError
-from raft_ray.refine import Completion, Refiner, check_refine, read_refined, read_summary, unrefined
-from raft_ray.refine.generation import Request
+from raft_ray.refine.generation import Completion, Request
 from raft_ray.refine.judges import Case
-from raft_ray.refine.roles import RefinePrompts, load_prompts, local_models, model_config, models_used
-from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, refined_table, write_summary
+from raft_ray.refine.refiner import Refiner, unrefined
+from raft_ray.refine.roles import RefinePrompts, check_refine, load_prompts, local_models, model_config, models_used
+from raft_ray.refine.schema import REFINED_SCHEMA, RefinedRow, read_summary, refined_table, write_summary
 from raft_ray.refine.summary import Summary
 
 REWRITE = "{prompt} The answer is {answer}.\nRepeat this answer as one complete sentence."
@@ -314,9 +315,7 @@ def test_refined_rows_survive_parquet_and_come_back_in_order(tmp_path: Path) -> 
     assert found["score_mean"] == pytest.approx(0.4)
 
 
-def test_a_folder_without_refined_rows_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no refined rows"):
-        read_refined(tmp_path)
+def test_a_folder_in_which_stage_1_did_not_finish_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did not finish"):
         read_summary(tmp_path)
 

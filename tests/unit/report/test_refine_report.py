@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from page import Page
-from refine_fixture import ROWS, SUMMARY, TAU, refined_row, write_refine_run
+from refine_fixture import ROWS, SUMMARY, TAU, read_refined, refined_row, write_refine_run
 
 from raft_ray.errors import RaftError
 from raft_ray.refine.gap import GAP, VALUES
 from raft_ray.refine.schema import SUMMARY as SUMMARY_FILE
-from raft_ray.refine.schema import read_refined, refined_table, write_summary
+from raft_ray.refine.schema import refined_table, write_summary
 from raft_ray.report import REFINE_REPORT, write_refine_report, write_report
 from raft_ray.report.counts import Counts, Reservoir, used_range
 from raft_ray.report.refine_facts import NEAREST, SAMPLES, Facts, read_facts
