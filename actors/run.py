@@ -113,9 +113,7 @@ def train(config: Config) -> Path:
 
 def evaluate_model(config: Config, model: str, *, base: str | None) -> dict[str, Any]:
     """Evaluate one model, beside the base that drift, weight distance and retention are measured against, if any.
-
-    Writes `eval.json` in the run folder and returns its content.
-    """
+    Writes `eval.json` in the run folder and returns its content."""
     prepared = preflight(config, trains=False)
     named = {"base": base, "model": model}
     folders = {name: resolve(path) for name, path in named.items() if path is not None}

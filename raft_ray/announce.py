@@ -15,12 +15,8 @@ VARIABLE = "RAFT_RAY_ANNOUNCE"
 
 
 def announce(who: str, state: str, step: int | None = None, **more: Any) -> None:
-    """Say that `who` (an actor's name) is about to do `state`, and wait for the listener's leave.
-
-    `more` goes into the line as it is.
-
-    Raises `OSError` when the socket is named but nobody listens.
-    """
+    """Say that `who` (an actor's name) is about to do `state`, and wait for the listener's leave. `more` goes into the
+    line as it is. Raises `OSError` when the socket is named but nobody listens."""
     path = os.environ.get(VARIABLE)
     if not path:
         return

@@ -23,10 +23,8 @@ class Unusable(Exception):
 
 
 def read_objects(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | Unusable]]:
-    """The number of each line that is not blank, from 1 on, with its object or why it is none.
-
-    Reads bytes, so that a line which is not UTF-8 costs only itself.
-    """
+    """The number of each line that is not blank, from 1 on, with its object or why it is none. Reads bytes, so that a
+    line which is not UTF-8 costs only itself."""
     for number, line in enumerate(lines, start=1):
         line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():

@@ -21,9 +21,7 @@ def hide(value: str, instead: str) -> None:
 
 def printable(text: str) -> str:
     """`text` with every character that would act on a terminal, or cannot be written, as its escape; newlines stay.
-
-    What is hidden (`hide`) is replaced.
-    """
+    What is hidden (`hide`) is replaced."""
     for value in sorted((value for value in _hidden if value in text), key=len, reverse=True):
         if not Path(value).exists():
             text = text.replace(value, _hidden[value])

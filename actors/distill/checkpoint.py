@@ -71,9 +71,7 @@ class State:
 
     def check_settings(self, config: Config) -> str | None:
         """Refuse keys that decide the model and have changed since, or name them where `run.allow_changes` allows it.
-
-        Raises `RaftError`.
-        """
+        Raises `RaftError`."""
         changed = "; ".join(changes(self.settings, deciding(config)))
         if not changed:
             return None
@@ -115,11 +113,9 @@ class State:
 def check_resumable(
     storage: Storage, key: bytes, config: Config, order: RowOrder, digest: str
 ) -> tuple[str | None, int]:
-    """What the driver does before a run's actors start: clear up the storage, and refuse a checkpoint that its
-    learners could not load. Returns the checkpoint to go on from and its step; none and 0 without one.
-
-    Raises `RaftError`; see `Storage.recover` and `State.check`.
-    """
+    """What the driver does before a run's actors start: clear up the storage, and refuse a checkpoint that its learners
+    could not load. Returns the checkpoint to go on from and its step; none and 0 without one. Raises `RaftError`; see
+    `Storage.recover` and `State.check`."""
     if not (name := storage.recover(config.learner.keep, key)):
         return None, 0
     state = read_state(storage, name, key)
@@ -193,13 +189,9 @@ class Checkpoints:
             self._storage.register(Path(reported[-1].checkpoint.path).name, self._keep)
 
     def restore(self, engine: Any) -> State | None:
-        """Load the last checkpoint into the engine and the random generators; None without one. All ranks.
-
-        On another number of ranks the random states are left as they are: each belongs to a share of the rows that
-        no rank has any more.
-
-        Raises `RaftError` when a file is not what was sealed, or DeepSpeed cannot convert or load it.
-        """
+        """Load the last checkpoint into the engine and the random generators; None without one. All ranks. On another
+        number of ranks the random states are left as they are: each belongs to a share of the rows that no rank has any
+        more. Raises `RaftError` when a file is not what was sealed, or DeepSpeed cannot convert or load it."""
         if self._state is None:
             return None
         with self._readable() as (folder, shards):

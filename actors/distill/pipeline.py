@@ -162,10 +162,8 @@ class PipelineActor:
 
     async def next_batch(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
         """The rows that `rank` trains on at `step`: `(info, [sample ref], row)` each, balanced by tokens over ranks.
-
-        Waits until the rank's shard is scored. A row that nobody samples is `(None, [], row)`.
-        Raises the error that stopped the pipeline, or `RaftError` after `learner.timeout`.
-        """
+        Waits until the rank's shard is scored. A row that nobody samples is `(None, [], row)`. Raises the error that
+        stopped the pipeline, or `RaftError` after `learner.timeout`."""
         now = self._metrics.now()
         if rank in self._ranks:
             self._metrics.limits.took("train", now - self._ranks[rank][1])
@@ -206,10 +204,8 @@ class PipelineActor:
 
     async def hold(self, version: int) -> dict[str, Any]:
         """Bring every rollout actor to rest before a back end pushes `version` into them; `publish` lets them go on.
-
-        Returns the handles by name. An actor that starts meanwhile is left out: it serves from the next push on.
-        Raises `RaftError` when they do not come to rest within `learner.timeout`.
-        """
+        Returns the handles by name. An actor that starts meanwhile is left out: it serves from the next push on. Raises
+        `RaftError` when they do not come to rest within `learner.timeout`."""
         return await self._flow.hold(version)
 
     async def publish(self, weights: WeightVersion, record: dict[str, Any]) -> None:
@@ -248,9 +244,7 @@ class PipelineActor:
 
     async def evaluated(self, version: int, rank: int, drift: Drift | None) -> Verdict:
         """What the evaluation of `version` decides, once it is complete; every rank asks, and rank 0 brings the drift.
-
-        Raises `RaftError` after `learner.timeout`.
-        """
+        Raises `RaftError` after `learner.timeout`."""
         self._ranks[rank] = f"waits for the evaluation of version {version}", self._metrics.now()
         lines = self._validation.lines
         if drift is not None and version not in lines:
@@ -308,10 +302,8 @@ class PipelineActor:
         }
 
     def status(self) -> dict[str, Any]:
-        """Who does what, the queue, rates and the bottleneck; see `raft_ray.runs.status` for how it is shown.
-
-        Raises `RaftError` while the pipeline actor itself starts again.
-        """
+        """Who does what, the queue, rates and the bottleneck; see `raft_ray.runs.status` for how it is shown. Raises
+        `RaftError` while the pipeline actor itself starts again."""
         if self._going is None:
             raise RaftError(STARTING_AGAIN)
         capacity = self._flow.ledger.capacity

@@ -19,10 +19,8 @@ from raft_ray.models.prompts import EncodedRow
 
 
 class ReplayActor:
-    """Gives each row's answer as its trajectory, as of the newest weights: these have no part in it.
-
-    Args: as of `RolloutActor`, of which it has the methods that the pipeline calls.
-    """
+    """Gives each row's answer as its trajectory, as of the newest weights: these have no part in it. It has the
+    methods of `RolloutActor` that the pipeline calls."""
 
     def __init__(self, config: Config, folder: str, table: list[ray.ObjectRef], name: str, run_dir: str) -> None:
         log_to_file(Path(run_dir), name)

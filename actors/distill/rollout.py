@@ -59,10 +59,8 @@ class RolloutActor(WeightReceiver):
         return models.load_chat(self._folder, self._config.model)
 
     def answer(self, part: Part) -> list[Answer]:
-        """Greedy answers to a part of an evaluation, and the verdicts on them.
-
-        Raises `RaftError` when the actor holds another version than the part's.
-        """
+        """Greedy answers to a part of an evaluation, and the verdicts on them. Raises `RaftError` when the actor holds
+        another version than the part's."""
         with self._one:
             if (version := self.held()) != part.step:
                 raise RaftError(f"{self.name} holds version {version}; version {part.step} is to be evaluated")
@@ -81,10 +79,8 @@ class RolloutActor(WeightReceiver):
         ]
 
     def generate(self, batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
-        """Trajectories for a rollout batch's rows, as two return values: their lengths, and the trajectories.
-
-        Raises `RaftError` when the actor holds no known version.
-        """
+        """Trajectories for a rollout batch's rows, as two return values: their lengths, and the trajectories. Raises
+        `RaftError` when the actor holds no known version."""
         updates: list[tuple[int, list[int]]] = []
         """Each version that the rollout batch is written with, and the tokens that its rows had before."""
 

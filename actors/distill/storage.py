@@ -232,10 +232,8 @@ def check_storage(config: Config) -> None:
 
 def locate(config: Config, run_dir: Path) -> Storage:
     """Where the run in `run_dir` has its checkpoints: its folder `checkpoints`, or one of its own in `run.storage`.
-
-    Runs share `run.storage`, even ones that call their folder the same on different machines: the name there is
-    drawn once and kept in `storage.json` of the run folder. Raises `RaftError` where that file cannot be read.
-    """
+    Runs share `run.storage`, even ones that call their folder the same on different machines: the name there is drawn
+    once and kept in `storage.json` of the run folder. Raises `RaftError` where that file cannot be read."""
     if config.run.storage is None:
         return Storage(str(run_dir), "checkpoints")
     file = run_dir / "storage.json"

@@ -49,9 +49,7 @@ class TeacherActor:
 
     def score(self, trajectories: list[Trajectory]) -> list[object]:
         """Targets for a rollout batch's trajectories: `[(infos, seconds), sample, sample, ...]`, one return value each.
-
-        Called with `num_returns = 1 + len(trajectories)`.
-        """
+        Called with `num_returns = 1 + len(trajectories)`."""
         from raft_ray.distill.teacher import score
 
         announce(self.name, "scoring")

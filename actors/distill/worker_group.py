@@ -87,9 +87,7 @@ def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda contr
 @contextmanager
 def _health_checks(limit: float) -> Iterator[None]:
     """Let Ray Train replace a worker that does not answer for `limit` seconds, and not for ten minutes as by default.
-
-    Ray Train takes it from the environment; what the user has set there counts.
-    """
+    Ray Train takes it from the environment; what the user has set there counts."""
     given = HEALTH_VARIABLE in os.environ
     os.environ.setdefault(HEALTH_VARIABLE, f"{limit:g}")
     try:

@@ -255,10 +255,8 @@ class Engine:
         self.llm.collective_rpc(unpack_experts)
 
     def weights_changed(self) -> None:
-        """Forget what was derived from the old weights; call after every way of replacing them.
-
-        Raises `RaftError` for a model whose experts vLLM has not taken up.
-        """
+        """Forget what was derived from the old weights; call after every way of replacing them. Raises `RaftError` for
+        a model whose experts vLLM has not taken up."""
         if not all(self.llm.collective_rpc(repack)):
             raise RaftError(
                 f"{self._folder}: vLLM does not take up new weights for the experts of this architecture while it "
@@ -277,10 +275,8 @@ def seed_worker(worker: Any, seed: int) -> None:
 
 
 def unpack_experts(worker: Any) -> None:
-    """Let a vLLM worker pack its experts for the CPU with the next weights too; elsewhere nothing happens.
-
-    vLLM packs them with the kernel's first weights only; later ones would be read as if they were packed.
-    """
+    """Let a vLLM worker pack its experts for the CPU with the next weights too; elsewhere nothing happens. vLLM packs
+    them with the kernel's first weights only; later ones would be read as if they were packed."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -289,11 +285,9 @@ def unpack_experts(worker: Any) -> None:
 
 
 def repack(worker: Any) -> bool:
-    """Pack a vLLM worker's output head for the CPU anew; elsewhere nothing is packed and nothing happens.
-
-    vLLM's reload packs the layers that it loads. A head tied to the embeddings is not loaded by itself, so it would
-    go on computing logits from the packed copy of the old weights. Returns whether all experts have been packed again.
-    """
+    """Pack a vLLM worker's output head for the CPU anew; elsewhere nothing is packed and nothing happens. vLLM's reload
+    packs the layers that it loads. A head tied to the embeddings is not loaded by itself, so it would go on computing
+    logits from the packed copy of the old weights. Returns whether all experts have been packed again."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for module in worker.model_runner.get_model().modules():

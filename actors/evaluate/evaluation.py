@@ -137,10 +137,8 @@ class Evaluation:
             block["weight_distance"] = get(ref, teacher.timeout, f"weight distance of {name} (a Ray task)")
 
     def answer(self) -> tuple[ray.ObjectRef | None, dict[str, ray.ObjectRef]]:
-        """Let every model answer, and fill in what its answers tell.
-
-        Returns the base's general answers and, by model, the answers that judges read (none without judges).
-        """
+        """Let every model answer, and fill in what its answers tell. Returns the base's general answers and, by model,
+        the answers that judges read (none without judges)."""
         rollout = self.config.rollout
         longest = max(turn.limit for turn in self.asked.turns(self.config.eval))
         timeout = rollout.timeout * max(1.0, longest / rollout.max_new_tokens)

@@ -63,11 +63,9 @@ class JudgeActor(Actor):
             self.model = Endpoint(self.name, self.config.refine.models[self.name])
 
     def take(self, whose: str, answers: Answered) -> list[int]:
-        """Go on with the answers of the model `whose`. Returns how many each batch has.
-
-        Verdicts are kept by model, so that a batch is known or asked for as a whole: an endpoint that fails now and
-        then would seem to fail altogether where little of a batch is left to ask.
-        """
+        """Go on with the answers of the model `whose`. Returns how many each batch has. Verdicts are kept by model, so
+        that a batch is known or asked for as a whole: an endpoint that fails now and then would seem to fail altogether
+        where little of a batch is left to ask."""
         price = self.config.refine.models.get(self.name, RefineModelConfig())
         self.meters: dict[str, Metered] = {}
         self.judges: dict[str, LlmJudge] = {}
@@ -89,10 +87,8 @@ class JudgeActor(Actor):
         return [len(cases) for _, cases in self.batches]
 
     def judge(self, batch: int) -> None:
-        """Judge one batch of the answers; batches are in order.
-
-        Raises what the model raises: `RaftError` where an endpoint answered nothing, `ConfigError` where it refuses.
-        """
+        """Judge one batch of the answers; batches are in order. Raises what the model raises: `RaftError` where an
+        endpoint answered nothing, `ConfigError` where it refuses."""
         kind, cases = self.batches[batch]
         self.verdicts[kind] += self.judges[kind].verdicts(cases)
 

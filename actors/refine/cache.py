@@ -69,10 +69,8 @@ class CacheActor(CompletionStore):
 
 @contextmanager
 def cache_actor(run_dir: Path, role: str) -> Iterator[Any]:
-    """The handle of a `CacheActor` on this node, where the run folder is; the actor ends with the block.
-
-    Raises `RaftError` for a damaged file.
-    """
+    """The handle of a `CacheActor` on this node, where the run folder is; the actor ends with the block. Raises
+    `RaftError` for a damaged file."""
     who = f"{role}-cache on {here()}"
     with keeper(CacheActor, role, str(run_dir), role) as handle:
         get(handle.counts.remote(), _TIMEOUT, who)

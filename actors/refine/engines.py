@@ -95,9 +95,7 @@ class RefineEngine:
         schema: dict[str, Any] | None = None,
     ) -> list[Completion]:
         """A text for each request, without special tokens and thinking; see `raft_ray.refine.generation.Generate`.
-
-        Requests without a chat are for user's turns, and come by themselves.
-        """
+        Requests without a chat are for user's turns, and come by themselves."""
         announce(self._name, "generating", requests=len(requests))
         asks = not any(request.chat for request in requests)
         opening, end = self._chat.user_turn if asks else ([], 0)

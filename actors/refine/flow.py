@@ -46,8 +46,8 @@ _log = logging.getLogger(__name__)
 def refine(rows: RowTable, config: Config, out: Path, progress: Progress | None = None) -> Path:
     """Refine the training set's rows into the folder `out` (`RUN/refined`); Ray must be running.
 
-    Writes part files, whose names sort in the order of the rows, and the counts of `raft_ray.refine.schema.read_summary`.
-    With `refine.enabled=false` the rows pass as they are.
+    Writes part files, whose names sort in the order of the rows, and the counts of `_summary.json`. With
+    `refine.enabled=false` the rows pass as they are.
 
     Args:
         rows: of the training set.

@@ -44,10 +44,8 @@ def reachable(run_dir: Path) -> Iterator[None]:
 
 
 def find(run: Path) -> Path:
-    """The record of what trains in a run folder: itself, a baseline or a training of a comparison.
-
-    Raises `RaftError` when nothing does.
-    """
+    """The record of what trains in a run folder: itself, a baseline or a training of a comparison. Raises `RaftError`
+    when nothing does."""
     found = next((path for path in (run / _FILE, *sorted(run.glob(f"methods/**/{_FILE}"))) if path.exists()), None)
     if found is None:
         raise RaftError(f"{run}: nothing trains in this run folder at the moment (no {_FILE})")

@@ -143,9 +143,7 @@ def start(config: Config, *others: Config) -> None:
 @contextmanager
 def loopback() -> Iterator[None]:
     """A Ray that starts in the block takes the loopback address for all its ports, also those that ask for no token.
-
-    `ray.init` replaces a loopback address by the host's, unless clusters are switched off, as they are on macOS.
-    """
+    `ray.init` replaces a loopback address by the host's, unless clusters are switched off, as they are on macOS."""
     from ray._private import ray_constants
 
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
@@ -255,10 +253,8 @@ def actor_options(
 
 
 def log_to_file(run_dir: Path, name: str) -> None:
-    """Send this process's stdout, stderr and logging to `RUN/logs/NAME.log`, so that the terminal stays readable.
-
-    On a node that does not see the run folder the file is made there at the same path.
-    """
+    """Send this process's stdout, stderr and logging to `RUN/logs/NAME.log`, so that the terminal stays readable. On a
+    node that does not see the run folder the file is made there at the same path."""
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -302,9 +298,7 @@ def _remove_tmp(name: str) -> None:
 @contextmanager
 def keeper(kind: type, role: str, *arguments: Any) -> Iterator[Any]:
     """The handle of an actor that keeps a file of the run folder, on this node, where that is; it ends with the block.
-
-    It takes no CPU of its own, since those for whom it keeps may hold all, and Ray starts it again where it dies.
-    """
+    It takes no CPU of its own, since those for whom it keeps may hold all, and Ray starts it again where it dies."""
     import ray
 
     options = actor_options(role=role, num_cpus=0, num_gpus=0, threads=1)

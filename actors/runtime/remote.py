@@ -131,9 +131,7 @@ def failure(error: ray.exceptions.RayError, who: str, doing: str) -> RaftError:
 
 def root_cause(error: BaseException) -> BaseException:
     """What was raised first, out of what Ray wraps around it for each call that it passed and Ray Train for its ranks.
-
-    Ray Data keeps its text only, and so does Ray of what an actor's start raised: see `written`.
-    """
+    Ray Data keeps its text only, and so does Ray of what an actor's start raised: see `written`."""
     if isinstance(error, ray.exceptions.RayTaskError):
         return root_cause(error.cause)
     if failures := getattr(error, "worker_failures", None):

@@ -56,10 +56,8 @@ def check(config: Config, *, trains: bool = True) -> None:
 
 def required_resources(config: Config) -> tuple[float, float]:
     """CPUs and GPUs that stage 2 holds at the same time: the most that the main method or a baseline asks for.
-
     Distillation and rehearsal run rollout actors, teachers, learners and one pipeline actor side by side; `sft` and
-    `sdft` alone run learners only, with `eval.every` rollout actors and the pipeline actor as well.
-    """
+    `sdft` alone run learners only, with `eval.every` rollout actors and the pipeline actor as well."""
     needs = [_resources(made) for made in (config, *(for_method(config, name) for name in config.run.baselines))]
     return max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)
 

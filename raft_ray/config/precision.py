@@ -18,11 +18,8 @@ def settle(config: Config) -> None:
 
 
 def of_cpu() -> Dtype:
-    """bfloat16 where this machine's CPU computes in it, else float32.
-
-    A CPU without AVX-512 (most laptops, AMD before Zen 4) converts every number to and fro, several times slower than
-    computing in float32 (`docs/benchmarks.md`).
-    """
+    """bfloat16 where this machine's CPU computes in it, else float32. A CPU without AVX-512 (most laptops, AMD before
+    Zen 4) converts every number to and fro, several times slower than computing in float32 (`docs/benchmarks.md`)."""
     import torch
 
     has = torch.cpu.get_capabilities()

@@ -91,10 +91,8 @@ def keep_references(config: Any, raw: Mapping[str, Any]) -> None:
 
 
 def check_no_credentials(values: Mapping[str, Any]) -> None:
-    """Refuse a URI that holds credentials, which would reach files and logs.
-
-    Raises `ConfigError` naming the key, without the URI.
-    """
+    """Refuse a URI that holds credentials, which would reach files and logs. Raises `ConfigError` naming the key,
+    without the URI."""
     for path, value in leaves(values):
         if isinstance(value, str) and "://" in value and (secret := _secret_in(value)):
             raise ConfigError(

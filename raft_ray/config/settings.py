@@ -80,12 +80,9 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def for_method(config: Config, method: str) -> Config:
-    """`config` as it is for training `method` as a baseline: its `run.overrides` applied, its own target.
-
-    Another method than the config's own rehearses, and keeps a drift budget, only where its overrides say so.
-
-    Raises `ConfigError` if those overrides have unknown keys or wrong values.
-    """
+    """`config` as it is for training `method` as a baseline: its `run.overrides` applied, its own target. Another
+    method than the config's own rehearses, and keeps a drift budget, only where its overrides say so. Raises
+    `ConfigError` if those overrides have unknown keys or wrong values."""
     distill = replace(config.distill, method=Method(method), target=Target.auto)
     if distill.method is not config.distill.method:
         balance = Balance.ema if distill.balance is Balance.budget else distill.balance
@@ -95,10 +92,8 @@ def for_method(config: Config, method: str) -> Config:
 
 
 def make(below: Config, layers: list[_Layer]) -> Config:
-    """`below` with the values of `layers`, later ones over earlier, resolved and validated.
-
-    Raises `ConfigError` for the first value that pydantic refuses, with the layer that it came from.
-    """
+    """`below` with the values of `layers`, later ones over earlier, resolved and validated. Raises `ConfigError` for
+    the first value that pydantic refuses, with the layer that it came from."""
     from pydantic import ValidationError
 
     raw = shown(below)

@@ -62,10 +62,8 @@ def is_known(path: Path) -> bool:
 
 
 def read_file(path: Path, where: str) -> Records:
-    """The records of a file, JSON unless its ending says otherwise; one that could not be read is an `Unusable`.
-
-    Raises `DataError`, beginning with `where`, for a file that cannot be read as its ending says.
-    """
+    """The records of a file, JSON unless its ending says otherwise; one that could not be read is an `Unusable`. Raises
+    `DataError`, beginning with `where`, for a file that cannot be read as its ending says."""
     compression = _COMPRESSION.get(path.suffix)
     try:
         if batches := _COLUMNAR.get(path.suffix):

@@ -18,11 +18,9 @@ _SHIPPED = Path(__file__).with_name("general_prompts.jsonl")
 
 
 def general_prompts(path: str | None = None) -> list[str]:
-    """The prompts in the file's order: the 60 shipped ones, or those of the JSONL file `path` (`eval.general`).
-
-    Each line of the file is an object with a `prompt` string; other fields (`category`) and blank lines are
-    passed over. Raises `DataError`, naming file and line, for a file that cannot be read or has no prompts.
-    """
+    """The prompts in the file's order: the 60 shipped ones, or those of the JSONL file `path` (`eval.general`). Each
+    line of the file is an object with a `prompt` string; other fields (`category`) and blank lines are passed over.
+    Raises `DataError`, naming file and line, for a file that cannot be read or has no prompts."""
     file = _SHIPPED if path is None else home(path)
     where = f"eval.general={path or file.name}"
     if not file.is_file():

@@ -225,10 +225,8 @@ def numbers(text: str) -> list[str]:
 
 
 def keys(text: str, *, answer: bool = False) -> list[str]:
-    """What of `text` is compared: the tokens' keys without articles; a text of nothing but articles keeps them.
-
-    An `answer` may open with a capital article, which elsewhere is a name (vitamin A).
-    """
+    """What of `text` is compared: the tokens' keys without articles; a text of nothing but articles keeps them. An
+    `answer` may open with a capital article, which elsewhere is a name (vitamin A)."""
     found = tokens(text)
     kept = [
         token.key

@@ -130,9 +130,7 @@ def _chat(record: dict[str, Any], field: str, columns: ColumnsConfig) -> tuple[C
 
 def _agrees(value: Any, texts: list[str]) -> bool:
     """Whether a field beside a chat holds nothing, contains one of `texts` or is a part of one, such as its result.
-
-    Contained is what `raft_ray.data.normalise` finds: whole words, numbers by value. A number counts as its text.
-    """
+    Contained is what `raft_ray.data.normalise` finds: whole words, numbers by value. A number counts as its text."""
     if value in (None, [], {}):
         return True
     if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -173,10 +173,8 @@ def check_any(rows: Sized, bad: Collection[BadRow], source: Source, split: Split
 
 
 def check_rows(rows: Sized, bad: Collection[BadRow], config: DataConfig, source: str) -> None:
-    """Let the run go on with `rows`, or raise `DataError` in one line, as `data.on_bad_row` wants it.
-
-    With `error` any bad row stops the run; with `skip` only a set without a good row does.
-    """
+    """Let the run go on with `rows`, or raise `DataError` in one line, as `data.on_bad_row` wants it. With `error` any
+    bad row stops the run; with `skip` only a set without a good row does."""
     if bad and config.on_bad_row is OnBadRow.error:
         raise DataError(
             f"{source}: {len(bad)} of {len(bad) + len(rows)} rows cannot be used ({_some(bad)}); "
@@ -204,11 +202,9 @@ def _some(bad: Collection[BadRow]) -> str:
 
 
 def length_check(config: DataConfig, count_tokens: CountTokens) -> Check:
-    """What refuses rows beyond `data.max_prompt` or `data.max_answer`, which bounds each of the answers and choices.
-
-    Of a text of megabytes, which would take minutes and gigabytes, the beginning is counted first: where that alone has
-    more than twice the tokens allowed, so has the whole.
-    """
+    """What refuses rows beyond `data.max_prompt` or `data.max_answer`, which bounds each of the answers and choices. Of
+    a text of megabytes, which would take minutes and gigabytes, the beginning is counted first: where that alone has
+    more than twice the tokens allowed, so has the whole."""
 
     def check(row: Row) -> str | None:
         most_prompt, most_answer = _CHARACTERS * config.max_prompt, _CHARACTERS * config.max_answer

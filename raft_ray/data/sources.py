@@ -28,10 +28,8 @@ _NO_HUB_NAMES = {".txt", ".gz", ".zst", ".xlsx", ".yaml"}
 
 
 def records(source: Source, config: DataConfig, split: Split) -> Records:
-    """The records of `source`, one source after the other; one that could not be read is an `Unusable`.
-
-    Raises `DataError`, naming the key, the source and the fix, when one is missing, of an unknown kind or broken.
-    """
+    """The records of `source`, one source after the other; one that could not be read is an `Unusable`. Raises
+    `DataError`, naming the key, the source and the fix, when one is missing, of an unknown kind or broken."""
     parts = [part for each in ([source] if isinstance(source, str) else source) for part in _parts(each, config, split)]
     for name, found in parts:
         for place, record in found:

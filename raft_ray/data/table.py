@@ -59,11 +59,8 @@ class Slice:
 
 
 class RowTable:
-    """Good rows by index, and the bad ones that stood among them.
-
-    Pickled, it is the path of its file: another process of this node reads the same rows, as long as the first one
-    keeps the table.
-    """
+    """Good rows by index, and the bad ones that stood among them. Pickled, it is the path of its file: another process
+    of this node reads the same rows, as long as the first one keeps the table."""
 
     def __init__(self, path: str = "", count: int = 0, kept: object = None) -> None:
         self._path, self._count = path, count

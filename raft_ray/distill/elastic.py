@@ -42,11 +42,9 @@ class Bottleneck:
 
 
 def bottleneck(loads: Mapping[str, Load]) -> Bottleneck | None:
-    """Which role the others wait for, from `loads`; None as long as no learner is among them.
-
-    Learners that do not wait limit the run, unless the rollouts or teachers are full too (balanced). For learners
-    that wait, it is the busier of the other two roles, unless that one has room as well: then they wait in turns.
-    """
+    """Which role the others wait for, from `loads`; None as long as no learner is among them. Learners that do not wait
+    limit the run, unless the rollouts or teachers are full too (balanced). For learners that wait, it is the busier of
+    the other two roles, unless that one has room as well: then they wait in turns."""
     learner = loads.get("learner")
     if learner is None:
         return None

@@ -151,10 +151,8 @@ class Ledger:
         self._back.appendleft(batch)
 
     def failed(self, batch: RolloutBatch) -> list[int]:
-        """An engine died on `batch`: it will be taken again, as a whole or row by row.
-
-        Returns the rows that are now quarantined: a single one that an engine has died on alone, else none.
-        """
+        """An engine died on `batch`: it will be taken again, as a whole or row by row. Returns the rows that are now
+        quarantined: a single one that an engine has died on alone, else none."""
         if batch.step not in self._records:
             return []
         failures = batch.failures + 1

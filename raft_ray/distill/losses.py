@@ -229,10 +229,8 @@ class EmaBalancer:
         self._kl = 0.0
 
     def update(self, sft: float, kl: float) -> float:
-        """Take in the losses of step s = 1, 2, ... and return that step's λ, a constant for the gradient.
-
-        Raises `ValueError` for a loss that is not finite, before it can poison the averages.
-        """
+        """Take in the losses of step s = 1, 2, ... and return that step's λ, a constant for the gradient. Raises
+        `ValueError` for a loss that is not finite, before it can poison the averages."""
         if not (math.isfinite(sft) and math.isfinite(kl)):
             raise ValueError(f"losses must be finite, got sft={sft}, kl={kl}")
         self._steps += 1

@@ -46,9 +46,7 @@ def room(config: Config, chat: Chat, context: int) -> Callable[[Messages], bool]
 
 def given_prompts(config: Config, chat: Chat, context: int) -> list[Messages]:
     """The prompts of the source that `distill.rehearsal.prompts` names: of its first `count` rows that can be used.
-
-    Raises `DataError` for a source that cannot be read, a row that cannot be used (`data.on_bad_row`), and too few.
-    """
+    Raises `DataError` for a source that cannot be read, a row that cannot be used (`data.on_bad_row`), and too few."""
     rehearsal = config.distill.rehearsal
     where = f"distill.rehearsal.prompts={rehearsal.prompts}"
     fits = room(config, chat, context)

@@ -97,9 +97,7 @@ class SampleInfo:
 
 
 def with_tokens(spans: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """Those of the `(version, first token)` spans that have a token, of a response of `length` > 0 tokens.
-
-    A row may have ended before an update, or not have begun; a version is then not part of it.
-    """
+    """Those of the `(version, first token)` spans that have a token, of a response of `length` > 0 tokens. A row may
+    have ended before an update, or not have begun; a version is then not part of it."""
     ends = [start for _, start in spans[1:]] + [length]
     return [span for span, end in zip(spans, ends, strict=True) if span[1] < min(end, length)]

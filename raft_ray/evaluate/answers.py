@@ -20,9 +20,7 @@ class Answer:
 
 def length(answers: Sequence[Answer]) -> dict[str, float | int]:
     """Words (split at white space), tokens (end-of-turn token included), and the share that the token limit cut off.
-
-    Raises `ValueError` where there is no answer.
-    """
+    Raises `ValueError` where there is no answer."""
     if not answers:
         raise ValueError("the length of no answers")
     words = [len(answer.text.split()) for answer in answers]

@@ -75,10 +75,8 @@ class Reference:
         return Drift(0.0, 0.0, 1.0, len(self.hidden_nD), len(self.sequences))
 
     def compare(self, tuned_model: PreTrainedModel, *, chunk_size: int = 256) -> Drift:
-        """The drift of `tuned_model`, with the logits of `chunk_size` positions at one time.
-
-        Raises `ModelError` when its vocabulary is another.
-        """
+        """The drift of `tuned_model`, with the logits of `chunk_size` positions at one time. Raises `ModelError` when
+        its vocabulary is another."""
         head = Head.of(tuned_model).in_float32()
         if head.rows != self.head.rows:
             raise ModelError(f"drift: the tuned model has {head.rows} output tokens, its base {self.head.rows}")

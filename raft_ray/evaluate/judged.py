@@ -146,9 +146,7 @@ def domain_part(
     opinions: Mapping[str, JudgeResult], prompt_file: str, prompt: str
 ) -> tuple[list[bool], dict[str, Any]]:
     """The verdict on each of the domain's questions, and the `judged` part of a `domain` block (`docs/design.md`).
-
-    There a judge's `right` is the share of votes for right among the answers that it judged, none if it judged none.
-    """
+    There a judge's `right` is the share of votes for right among the answers that it judged, none if it judged none."""
     correct, unjudged = majority({name: opinion.scores for name, opinion in opinions.items()})
     judges = _judges(opinions, "right", lambda score: score >= RIGHT)
     return correct, {"unjudged": unjudged, "prompt": _recorded(prompt_file, prompt), "judges": judges}

@@ -57,11 +57,9 @@ class Mmlu:
 
 
 def load_mmlu(folder: str, rows: int | None, seed: int, shots: Sequence[int]) -> Mmlu:
-    """The questions under `folder`: all, or a subset of `rows` drawn with `seed`, in the files' order.
-
-    Raises `ConfigError` where there are fewer files, questions or examples than the keys ask for, `DataError`, naming
-    file and line, for a row that is no question.
-    """
+    """The questions under `folder`: all, or a subset of `rows` drawn with `seed`, in the files' order. Raises
+    `ConfigError` where there are fewer files, questions or examples than the keys ask for, `DataError`, naming file and
+    line, for a row that is no question."""
     root = home(folder)
     where = f"eval.mmlu={folder}"
     if not root.is_dir():
@@ -91,11 +89,9 @@ def load_mmlu(folder: str, rows: int | None, seed: int, shots: Sequence[int]) ->
 
 
 def scores(questions: Sequence[MmluQuestion], chosen: Sequence[int]) -> dict[str, Any]:
-    """Accuracy over all questions, as lm-eval averages its subjects (by their size), and of each subject.
-
-    Returns `{"accuracy", "n", "correct": [bool], "subjects": {name: accuracy}}`. Raises `ValueError` where the
-    lengths differ or nothing was asked.
-    """
+    """Accuracy over all questions, as lm-eval averages its subjects (by their size), and of each subject. Returns
+    `{"accuracy", "n", "correct": [bool], "subjects": {name: accuracy}}`. Raises `ValueError` where the lengths differ
+    or nothing was asked."""
     if len(questions) != len(chosen) or not questions:
         raise ValueError(f"{len(chosen)} answers to {len(questions)} MMLU questions")
     correct = [question.right == choice for question, choice in zip(questions, chosen, strict=True)]

@@ -34,10 +34,8 @@ class OpenQuestion:
 
 
 def load_open_questions(path: str) -> list[OpenQuestion]:
-    """The questions of the file `path` (`eval.open`), in its order.
-
-    Raises `DataError`, naming file and line, for a file that is unreadable or empty, or has a line that is no question.
-    """
+    """The questions of the file `path` (`eval.open`), in its order. Raises `DataError`, naming file and line, for a
+    file that is unreadable or empty, or has a line that is no question."""
     where = f"eval.open={path}"
     file = home(path)
     if not file.is_file():

@@ -52,10 +52,8 @@ class Paired:
 
 
 def estimate(verdicts: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """The mean over seeds and questions, and its percentile bootstrap interval.
-
-    Raises `ValueError` where seeds have different numbers of questions or there is nothing.
-    """
+    """The mean over seeds and questions, and its percentile bootstrap interval. Raises `ValueError` where seeds have
+    different numbers of questions or there is nothing."""
     table_SQ = _table(verdicts)
     return _estimate(float(table_SQ.mean()), _means(table_SQ, draws, seed))
 
@@ -91,11 +89,9 @@ def average(estimates: Sequence[Estimate], *, independent: bool = True) -> Estim
 
 
 def paired(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Paired:
-    """Whether a is better than b on the same questions.
-
-    Seeds are matched in their order where both have the same number; otherwise each side's are averaged first, and
-    chance between its seeds does not enter. Raises `ValueError` where the questions differ in number.
-    """
+    """Whether a is better than b on the same questions. Seeds are matched in their order where both have the same
+    number; otherwise each side's are averaged first, and chance between its seeds does not enter. Raises `ValueError`
+    where the questions differ in number."""
     first_SQ, second_SQ = _tables(a, b)
     wins = first_SQ.mean(0) > 0.5, second_SQ.mean(0) > 0.5
     only_a, only_b = int((wins[0] & ~wins[1]).sum()), int((wins[1] & ~wins[0]).sum())

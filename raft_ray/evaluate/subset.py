@@ -12,10 +12,8 @@ T = TypeVar("T")
 
 
 def subset(items: Sequence[T], count: int | None, seed: int, refusal: str | None = None) -> list[T]:
-    """At most `count` items (all for none), drawn with `seed`, in their own order.
-
-    Raises `ConfigError`, beginning with `refusal`, where one is given and there are fewer.
-    """
+    """At most `count` items (all for none), drawn with `seed`, in their own order. Raises `ConfigError`, beginning with
+    `refusal`, where one is given and there are fewer."""
     if refusal is not None and count is not None and count > len(items):
         raise ConfigError(f"{refusal}; leave the key out for all of them")
     if count is None or count >= len(items):

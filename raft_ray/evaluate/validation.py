@@ -151,11 +151,9 @@ def make_validation_set(config: Config, chat: Chat, context: int, rows: Sequence
 def validation_rows(
     config: Config, train: RowTable, count_tokens: Callable[[list[dict[str, str]], str], tuple[int, int]]
 ) -> tuple[RowTable, list[Row]]:
-    """The rows that are trained on, and the validation questions: those of `eval.validation`, or rows held out.
-
-    The rows held out are drawn with `run.seed`, and the others are numbered anew. Raises `ConfigError` or `DataError`
-    where there are too few, or what else the evaluations need is missing.
-    """
+    """The rows that are trained on, and the validation questions: those of `eval.validation`, or rows held out. The
+    rows held out are drawn with `run.seed`, and the others are numbered anew. Raises `ConfigError` or `DataError` where
+    there are too few, or what else the evaluations need is missing."""
     asked, seed = config.eval, config.run.seed
     _instructions(config)
     general_prompts(asked.general)

@@ -29,10 +29,8 @@ def cache_dir() -> Path:
 
 
 def builtin_folder(path: str) -> str | None:
-    """The folder of a built-in model, made if it is missing, safe among processes; none for other models.
-
-    Raises `ModelError` for an unknown `embedded:`/`random:` name.
-    """
+    """The folder of a built-in model, made if it is missing, safe among processes; none for other models. Raises
+    `ModelError` for an unknown `embedded:`/`random:` name."""
     if not path.startswith(("embedded:", "random:")):
         return None
     makers = {EMBEDDED: ("SmolLM2-135M-Instruct", _write_embedded), TINY: ("tiny", _write_tiny)}

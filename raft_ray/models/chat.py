@@ -111,10 +111,8 @@ class Chat:
 
     def turn(self, messages: Messages, answer: str) -> list[int]:
         """Ids of the assistant's turn as the template writes it, up to and including the first token on which
-        generation stops. Raises `DataError`.
-
-        Encoded apart from the prompt, because generation, too, starts after the prompt's ids.
-        """
+        generation stops. Raises `DataError`. Encoded apart from the prompt, because generation, too, starts after the
+        prompt's ids."""
         prompt = self._render(messages, generate=True)
         full = self._render([*messages, {"role": "assistant", "content": answer}], generate=False)
         begin, end = _TAGS
@@ -138,9 +136,7 @@ class Chat:
     @cached_property
     def user_turn(self) -> tuple[list[int], int]:
         """Ids that open a chat's first user turn, for a model to go on with, and the id that ends it in the template.
-
-        Raises `ModelError` for a template that ends it with none: nobody could tell a whole turn from a cut one.
-        """
+        Raises `ModelError` for a template that ends it with none: nobody could tell a whole turn from a cut one."""
         text = self._render([{"role": "user", "content": _QUESTION}], generate=False)
         opening, _, after = text.rpartition(_QUESTION)
         end = self._marker_in(after)

@@ -79,10 +79,8 @@ def remove_randomness(text: Any) -> None:
 
 
 def check_repeatable(model: Any) -> None:
-    """Refuse a model that computes something else in training than otherwise, though dropout is off.
-
-    Raises `ModelError`.
-    """
+    """Refuse a model that computes something else in training than otherwise, though dropout is off. Raises
+    `ModelError`."""
     import torch
 
     from raft_ray.models.head import last_hidden
@@ -101,10 +99,8 @@ def check_repeatable(model: Any) -> None:
 
 def settle_attention(model: Any) -> None:
     """Let a model attend by its own code where PyTorch's kernel would leave something out, such as a soft cap.
-
     transformers hands a layer's wishes to the kernel as keywords; those that the kernel does not know are dropped
-    without a word.
-    """
+    without a word."""
     import inspect
 
     import torch

@@ -113,10 +113,7 @@ def response_hidden(model: Any, sequences: Sequence[Pair], *, tokens: int = 4096
 
 @torch.inference_mode()
 def check_head(model: Any) -> None:
-    """Refuse a model whose logits `Head` does not make as the model itself does, to rounding.
-
-    Raises `ModelError`.
-    """
+    """Refuse a model whose logits `Head` does not make as the model itself does, to rounding. Raises `ModelError`."""
     head = Head.of(model)
     seeded = torch.Generator().manual_seed(0)
     ids = torch.randint(head.rows, (1, 16), generator=seeded).to(head.weight.device)

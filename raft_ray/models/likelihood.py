@@ -142,10 +142,8 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, continuation: 
 
 
 def cut(context: list[int], continuation: list[int], limit: int) -> list[int]:
-    """The context without what a model that reads `limit` tokens cannot read (the last token is only predicted).
-
-    Raises `ValueError` where not even one token is left.
-    """
+    """The context without what a model that reads `limit` tokens cannot read (the last token is only predicted). Raises
+    `ValueError` where not even one token is left."""
     room = limit + 1 - len(continuation)
     if room < 1:
         raise ValueError(f"a continuation of {len(continuation)} tokens leaves no context within {limit} tokens")

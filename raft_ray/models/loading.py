@@ -33,10 +33,8 @@ _SAMPLE, _SAMPLES = 1 << 20, 32
 
 
 def resolve(path: str) -> str:
-    """A local folder for `path`, or the hub name itself; makes built-in models where they are missing.
-
-    Raises `ModelError` for an unknown built-in name, a folder that does not exist, or a file.
-    """
+    """A local folder for `path`, or the hub name itself; makes built-in models where they are missing. Raises
+    `ModelError` for an unknown built-in name, a folder that does not exist, or a file."""
     if (builtin := builtin_folder(path)) is not None:
         return builtin
     folder = home(path)
@@ -51,10 +49,8 @@ def resolve(path: str) -> str:
 
 
 def model_identity(folder: str) -> str:
-    """What tells a model from every other: for a folder a hash of its files, for a hub name the name.
-
-    Of large files only a MiB in each of `_SAMPLES` places is read, which training changes all the same.
-    """
+    """What tells a model from every other: for a folder a hash of its files, for a hub name the name. Of large files
+    only a MiB in each of `_SAMPLES` places is read, which training changes all the same."""
     root = Path(folder)
     if not root.is_dir():
         return folder
@@ -146,9 +142,7 @@ def load_model(
 
 def check_weights(folder: str, config: ModelConfig) -> int | None:
     """Refuse a local folder whose tensors are not those of its architecture; reads names and shapes, not the tensors.
-
-    Returns the number of parameters. Hub names pass, uncounted: loading tells. Raises `ModelError`.
-    """
+    Returns the number of parameters. Hub names pass, uncounted: loading tells. Raises `ModelError`."""
     if not os.path.isdir(folder):
         return None
     return sum(parameter.numel() for parameter in _from_checkpoint(folder, config, device_map="meta").parameters())
@@ -192,11 +186,9 @@ def checkpoint_tensors(folder: str, config: ModelConfig, state: dict[str, torch.
 
 
 def model_context(folder: str, config: ModelConfig) -> int:
-    """Longest prompt + response in tokens: `model.context`, or the limit that the model's own config states.
-
-    Where rotary factors depend on the length (`raft_ray.models.rope`), the limit is the length that the short ones hold
-    for; a longer context is to be asked for. Raises `ModelError`.
-    """
+    """Longest prompt + response in tokens: `model.context`, or the limit that the model's own config states. Where
+    rotary factors depend on the length (`raft_ray.models.rope`), the limit is the length that the short ones hold for;
+    a longer context is to be asked for. Raises `ModelError`."""
     settings = _config(folder, config)
     text = settings.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
@@ -260,9 +252,7 @@ def _config(folder: str, config: ModelConfig) -> Any:
 
 def _check_folder(folder: str, config: ModelConfig) -> None:
     """Refuse a local folder that holds no model that can be trained: parts are missing, an adapter, quantised weights.
-
-    Hub names pass: loading tells. Raises `ModelError`.
-    """
+    Hub names pass: loading tells. Raises `ModelError`."""
     root = Path(folder)
     if not root.is_dir():
         return

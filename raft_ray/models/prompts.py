@@ -97,13 +97,9 @@ class PromptEncoder:
         return self.chat.turn(messages, answer)
 
     def teacher_prompt(self, messages: Messages, reference: str, where: str = "row") -> list[int]:
-        """Ids that the teacher reads before the response: Eq. 7's reference and question in the last user turn.
-
-        A prompt that leaves no room for `max_new_tokens` is an error naming its length, or, with `shorten`, its
-        reference is cut from the end until it fits; question and template stay whole.
-
-        Raises `DataError`.
-        """
+        """Ids that the teacher reads before the response: Eq. 7's reference and question in the last user turn. A
+        prompt that leaves no room for `max_new_tokens` is an error naming its length, or, with `shorten`, its reference
+        is cut from the end until it fits; question and template stay whole. Raises `DataError`."""
         if self.teacher_template is None:
             return self.prompt(messages)
         room = self.context - self.max_new_tokens

@@ -29,11 +29,9 @@ _WRAPPED = re.compile(
 
 
 def without_thinking(text: str) -> str:
-    """`text` without its blocks of thinking, stripped; empty where it is nothing else.
-
-    A block that only ends took the text from its beginning, one that only begins takes it to its end. An answer that
-    is wrapped as such after the thinking is unwrapped.
-    """
+    """`text` without its blocks of thinking, stripped; empty where it is nothing else. A block that only ends took the
+    text from its beginning, one that only begins takes it to its end. An answer that is wrapped as such after the
+    thinking is unwrapped."""
     answer = _PLAIN_CHANNELS.sub("", text)
     for begin, end in _BLOCKS:
         answer = _without(answer, begin, end)

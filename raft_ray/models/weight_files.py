@@ -44,11 +44,8 @@ def weight_files(folder: str | Path) -> dict[str, str]:
 
 
 def matched_files(base_folder: str | Path, tuned_folder: str | Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The files of two models with the same parameters.
-
-    A stored copy of tied embeddings is left out of both: saving may or may not write it, and it is no parameter of
-    its own. Raises `ModelError` where the names differ.
-    """
+    """The files of two models with the same parameters. A stored copy of tied embeddings is left out of both: saving
+    may or may not write it, and it is no parameter of its own. Raises `ModelError` where the names differ."""
     base, tuned = weight_files(base_folder), weight_files(tuned_folder)
     config = Path(base_folder) / "config.json"
     settings = read_object(config, raises=ModelError) if config.is_file() else {}

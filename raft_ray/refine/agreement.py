@@ -32,9 +32,7 @@ class Agreement:
 
 def agreement(scores: Sequence[Mapping[str, float | None]]) -> Agreement:
     """The agreement over candidates: for each, the score in [0, 1] of every judge; missing or None where it gave none.
-
-    Meant for `SAMPLE` candidates at most.
-    """
+    Meant for `SAMPLE` candidates at most."""
     found = [{judge: value for judge, value in candidate.items() if value is not None} for candidate in scores]
     judges = sorted({judge for candidate in found for judge in candidate})
     shared = [candidate for candidate in found if len(candidate) > 1]

@@ -37,10 +37,8 @@ class Embedder(Protocol):
 
 
 def make_embedder(name: str) -> Embedder:
-    """The embedder that `refine.embedder` names: `wordllama`, or a sentence-transformers name or folder.
-
-    Raises `ConfigError` where the package is missing or the model cannot be loaded.
-    """
+    """The embedder that `refine.embedder` names: `wordllama`, or a sentence-transformers name or folder. Raises
+    `ConfigError` where the package is missing or the model cannot be loaded."""
     embedder = WordLlamaEmbedder() if name == WORDLLAMA else SentenceTransformerEmbedder(name)
     if embedder.limit is None:
         return embedder
@@ -76,10 +74,8 @@ class WindowEmbedder:
         return np.asarray(rows, dtype=np.float32)
 
     def _windows(self, text: str) -> list[tuple[str, int]]:
-        """Parts of `text`, all of it together, with their numbers of tokens; cut between words where possible.
-
-        None but the first begins with white space, which some tokenizers would read as one more token.
-        """
+        """Parts of `text`, all of it together, with their numbers of tokens; cut between words where possible. None but
+        the first begins with white space, which some tokenizers would read as one more token."""
         spans = self.spans(text)
         if len(spans) <= self.limit:
             return [(text, len(spans))]

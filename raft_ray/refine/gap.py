@@ -199,10 +199,8 @@ def describe(gap: dict[str, Any]) -> str:
 
 
 def describe_reference(gap: dict[str, Any]) -> str | None:
-    """Whether the teacher uses the reference, in one sentence; none where it was not measured.
-
-    Likelihoods are said as probabilities a token (geometric means), which need no logarithms to be understood.
-    """
+    """Whether the teacher uses the reference, in one sentence; none where it was not measured. Likelihoods are said as
+    probabilities a token (geometric means), which need no logarithms to be understood."""
     rise, shown = gap["all"]["conditioned_minus_fused"], gap["all"][CONDITIONED]
     if not rise["n"]:
         return None

@@ -165,10 +165,8 @@ GUARDS: dict[str, Callable[[Draft, RefineGuardsConfig], bool]] = {guard.__name__
 
 def refusal(draft: Draft, *, off: Collection[str] = (), limits: RefineGuardsConfig | None = None) -> str | None:
     """Why `draft` cannot be used: the name of the first guard that fires, those in `off` left out; none if it can.
-
-    Thinking in the text is not looked at: what is nothing else is `empty`. `limits` is `refine.guards`; none takes
-    its defaults.
-    """
+    Thinking in the text is not looked at: what is nothing else is `empty`. `limits` is `refine.guards`; none takes its
+    defaults."""
     draft = replace(draft, text=without_thinking(draft.text))
     limits = limits or RefineGuardsConfig()
     return next((name for name, fires in GUARDS.items() if name not in off and fires(draft, limits)), None)
@@ -192,10 +190,8 @@ def _spaced(text: str) -> str:
 
 
 def in_another_language(text: str, *known: str, least: float) -> bool:
-    """Whether `text` makes every language that one of `known` may be in less likely than `least`.
-
-    False where either cannot be told: `text` or all of `known` are a few words, or no language of `known` is likely.
-    """
+    """Whether `text` makes every language that one of `known` may be in less likely than `least`. False where either
+    cannot be told: `text` or all of `known` are a few words, or no language of `known` is likely."""
     if len(words(text)) < _LANGUAGE_WORDS:
         return False
     spoken: set[str] = set()

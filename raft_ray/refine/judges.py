@@ -161,10 +161,8 @@ class NoVerdictError(ValueError):
 
 
 def read_verdict(completion: Completion) -> Verdict:
-    """The verdict that a model wrote: one JSON object, alone or in a code fence, thinking before it left out.
-
-    Raises `NoVerdictError` with its `reason` for anything else.
-    """
+    """The verdict that a model wrote: one JSON object, alone or in a code fence, thinking before it left out. Raises
+    `NoVerdictError` with its `reason` for anything else."""
     if completion.failed is not None:
         raise NoVerdictError("failed")
     if completion.too_long:

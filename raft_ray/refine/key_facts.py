@@ -71,12 +71,9 @@ _LINKS = frozenset(
 
 
 def key_facts(answer: str) -> list[str]:
-    """The facts of `answer`, as they are written there, in order, without repeats.
-
-    A terse answer (see `TERSE_WORDS`) gives its content, cut at list separators; a longer one its code, quoted
-    strings, numbers and names. The letter of a multiple-choice answer is a fact of its own. A long answer without
-    any of these has no key facts.
-    """
+    """The facts of `answer`, as they are written there, in order, without repeats. A terse answer (see `TERSE_WORDS`)
+    gives its content, cut at list separators; a longer one its code, quoted strings, numbers and names. The letter of a
+    multiple-choice answer is a fact of its own. A long answer without any of these has no key facts."""
     found: list[tuple[int, str]] = []
     # What was taken leaves a gap, so that its numbers and names do not count twice.
     rest = _take(_CHOICE, answer, found)
@@ -107,10 +104,8 @@ def missing_facts(answer: str, text: str, right: Sequence[str] = ()) -> list[str
 
 
 def invented_facts(known: str, text: str) -> list[str]:
-    """Numbers and names in `text` of which `known` (question and gold answer) does not have every word.
-
-    The first word of a sentence, which is capitalised anyway, counts only as part of a longer name.
-    """
+    """Numbers and names in `text` of which `known` (question and gold answer) does not have every word. The first word
+    of a sentence, which is capitalised anyway, counts only as part of a longer name."""
     has = {*_canonical(known), *unjoined(_canonical(known))}
     return _unique(
         fact

@@ -63,11 +63,9 @@ def write_part(table: pa.Table, part: Slice, settings: str, folder: Path) -> Non
 
 
 def sort_out(folder: Path, slices: Iterable[Slice], settings: str) -> list[Slice]:
-    """Which slices are still to be refined; removes the part files of others or of other settings.
-
-    Nothing is lost by it: their texts are in the cache. Raises `DataError` for a part file of unknown origin, and for
-    one whose rows were changed since they were written.
-    """
+    """Which slices are still to be refined; removes the part files of others or of other settings. Nothing is lost by
+    it: their texts are in the cache. Raises `DataError` for a part file of unknown origin, and for one whose rows were
+    changed since they were written."""
     wanted = {part_name(part): part for part in slices}
     pending = dict(wanted)
     for file in part_files(folder):

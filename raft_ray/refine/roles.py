@@ -92,10 +92,8 @@ def model_config(config: Config, name: str) -> ModelConfig:
 
 
 def check_endpoint(name: str, config: RefineModelConfig, *, used: bool = True) -> None:
-    """Raises `ConfigError`, naming the key, for what can be known to be wrong before anything is asked.
-
-    An endpoint that is not `used` needs no key in the environment.
-    """
+    """Raises `ConfigError`, naming the key, for what can be known to be wrong before anything is asked. An endpoint
+    that is not `used` needs no key in the environment."""
     key = f"refine.models.{name}"
     address = urlsplit(config.base_url or "")
     for wrong, message in (

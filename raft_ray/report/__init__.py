@@ -27,11 +27,9 @@ REFINE_REPORT = "refine_report.html"
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` and return its path; and stage 1's report, where there are refined rows.
-
-    The pages hold their own style and charts and load nothing. Sections whose files are missing say so.
-    Raises `RaftError` for a folder without a run, or naming file and line (or key) of a malformed file.
-    """
+    """Write `run_dir/report.html` and return its path; and stage 1's report, where there are refined rows. The pages
+    hold their own style and charts and load nothing. Sections whose files are missing say so. Raises `RaftError` for a
+    folder without a run, or naming file and line (or key) of a malformed file."""
     from raft_ray.report.files import read_run
     from raft_ray.report.page import page
 

@@ -244,10 +244,8 @@ def scatter(
     y_form: Format,
     front: Sequence[tuple[float, float]] = (),
 ) -> Markup:
-    """Points with error bars, smaller ones where a point has no label; both axes start at zero.
-
-    `front` is a dashed line through these places.
-    """
+    """Points with error bars, smaller ones where a point has no label; both axes start at zero. `front` is a dashed
+    line through these places."""
     chart = Chart(label, x_label)
     chart.limit("x", 0.0, max(point.x for point in points) * 1.05, x_form)
     chart.limit("y", 0.0, max(max(point.y, point.high or 0) for point in points), y_form)

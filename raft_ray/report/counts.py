@@ -11,10 +11,8 @@ T = TypeVar("T")
 
 
 class Counts:
-    """How many values fell into each of `bins` bins of equal width over [low, high].
-
-    Values outside count in the first or the last bin; those that are not finite do not count.
-    """
+    """How many values fell into each of `bins` bins of equal width over [low, high]. Values outside count in the first
+    or the last bin; those that are not finite do not count."""
 
     def __init__(self, low: float, high: float, bins: int) -> None:
         self.low, self.width = low, (high - low) / bins
@@ -47,10 +45,8 @@ def used_range(many: Sequence[Counts], every: int = 1) -> slice:
 
 
 class Reservoir(Generic[T]):
-    """A uniform sample of at most `size` of the items offered, in the order in which they came.
-
-    The same items and seed give the same sample.
-    """
+    """A uniform sample of at most `size` of the items offered, in the order in which they came. The same items and seed
+    give the same sample."""
 
     def __init__(self, size: int, seed: int = 0) -> None:
         self._size, self._random = size, random.Random(seed)

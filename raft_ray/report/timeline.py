@@ -83,10 +83,8 @@ def timeline_figure(spans: Sequence[Span]) -> Figure:
 def _lanes(
     label: str, groups: list[list[str]], spans: list[Span], marks: dict[str, float], window: tuple[float, float]
 ) -> Markup:
-    """Lanes in groups, the spans on them cut to the window, and named vertical marks through all lanes.
-
-    As wide as the page, so that on a small screen it scrolls instead of shrinking its text.
-    """
+    """Lanes in groups, the spans on them cut to the window, and named vertical marks through all lanes. As wide as the
+    page, so that on a small screen it scrolls instead of shrinking its text."""
     middles: dict[str, float] = {}
     bottom = 0.0
     for group in groups:

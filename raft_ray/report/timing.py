@@ -44,11 +44,9 @@ def recorded(row: Record) -> Seconds:
 
 
 def wall(row: Record) -> Seconds:
-    """The step's wall time by phase: adds up to the recorded total, where there is one.
-
-    If the phases together are longer than the total, work beside the learner and the learner's waiting for it are
-    the same seconds: each of `BESIDE` gets its share of the wait, the rest of the wait stays `wait`.
-    """
+    """The step's wall time by phase: adds up to the recorded total, where there is one. If the phases together are
+    longer than the total, work beside the learner and the learner's waiting for it are the same seconds: each of
+    `BESIDE` gets its share of the wait, the rest of the wait stays `wait`."""
     seconds = recorded(row)
     total = (row.get("seconds") or {}).get("total")
     if not usable(total):
@@ -83,9 +81,7 @@ def time_figure(run: Run) -> Figure | None:
 
 def totals(run: Run) -> list[Record]:
     """A row per method that has times: `method`, `wall` and `recorded` by phase, `seconds` (wall), `steps`, `tokens`.
-
-    `hidden` is the share of the work beside the learner that it did not wait for, None without such work.
-    """
+    `hidden` is the share of the work beside the learner that it did not wait for, None without such work."""
     rows: list[Record] = []
     for name, steps in run.metrics.items():
         by_wall, by_record = _sums(map(wall, steps)), _sums(map(recorded, steps))

@@ -87,11 +87,9 @@ def verdict(main: str, methods: dict[str, Record]) -> Verdict:
 
 
 def better_accuracy(a: Record, b: Record) -> tuple[int, float] | None:
-    """(sign of a − b if significant else 0, p) of two domain accuracies; None where one was not measured.
-
-    Over the same questions: McNemar's exact test on the questions that only one of them got right. Where the
-    answers are not paired: the normal approximation for two proportions.
-    """
+    """(sign of a − b if significant else 0, p) of two domain accuracies; None where one was not measured. Over the same
+    questions: McNemar's exact test on the questions that only one of them got right. Where the answers are not paired:
+    the normal approximation for two proportions."""
     first, second = a.get("domain"), b.get("domain")
     if not first or not second:
         return None

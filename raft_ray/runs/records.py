@@ -66,11 +66,9 @@ class RunRecords:
             self._began = max((span.end for span in spans), default=0.0)
 
     def span(self, span: Span) -> None:
-        """Record what an actor did; it reaches `spans.jsonl` with the next step's records, or on closing.
-
-        Its times are seconds since this process began the run. In a resumed run's file they go on where those of the
-        process before it end.
-        """
+        """Record what an actor did; it reaches `spans.jsonl` with the next step's records, or on closing. Its times are
+        seconds since this process began the run. In a resumed run's file they go on where those of the process before
+        it end."""
         self._spans.append(span)
 
     def quarantined(self) -> list[int]:
@@ -182,10 +180,8 @@ def steps_done(run_dir: str | Path) -> int:
 
 
 def missing_steps(run_dir: Path, step: int) -> dict[str, int]:
-    """By file, how many of the first `step` steps are not in a run's `metrics.jsonl` and `trace.jsonl`.
-
-    Files that have all are left out. Raises `RaftError` for a malformed line.
-    """
+    """By file, how many of the first `step` steps are not in a run's `metrics.jsonl` and `trace.jsonl`. Files that have
+    all are left out. Raises `RaftError` for a malformed line."""
     found = {}
     for name in ("metrics.jsonl", "trace.jsonl"):
         there = {line["step"] for _, line in read_lines(run_dir / name, ["step"])}

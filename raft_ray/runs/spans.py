@@ -34,10 +34,8 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Span:
-    """A line of `spans.jsonl`; see `docs/design.md`.
-
-    `start` and `end` are seconds since the run's pipeline began; `step` is the optimizer step that it was for.
-    """
+    """A line of `spans.jsonl`; see `docs/design.md`. `start` and `end` are seconds since the run's pipeline began;
+    `step` is the optimizer step that it was for."""
 
     who: str
     what: str
@@ -76,11 +74,8 @@ class Span:
 
 
 def read_spans(path: Path) -> list[Span]:
-    """The spans of a file in its order, none if it is not there.
-
-    A last line that a killed run left unfinished is dropped. Raises `RaftError` that names file and line for any
-    other line that is no span.
-    """
+    """The spans of a file in its order, none if it is not there. A last line that a killed run left unfinished is
+    dropped. Raises `RaftError` that names file and line for any other line that is no span."""
     spans = []
     for where, value in read_lines(path):
         try:
@@ -91,11 +86,9 @@ def read_spans(path: Path) -> list[Span]:
 
 
 def loads(spans: Sequence[Span], since: float, until: float) -> dict[str, Load]:
-    """The `Load` of each role that was there between `since` and `until` (seconds), in the order of `ROLES`.
-
-    A member is there from its first span after its start on, and gone after its last one if its role went on to later
-    steps without it: an actor that joined late or left early is no less busy for it.
-    """
+    """The `Load` of each role that was there between `since` and `until` (seconds), in the order of `ROLES`. A member
+    is there from its first span after its start on, and gone after its last one if its role went on to later steps
+    without it: an actor that joined late or left early is no less busy for it."""
     found: dict[str, Load] = {}
     for role in ROLES:
         there, busy, waiting, members = 0.0, 0.0, 0.0, 0
@@ -119,11 +112,9 @@ def loads(spans: Sequence[Span], since: float, until: float) -> dict[str, Load]:
 
 
 def training_window(spans: Sequence[Span]) -> Interval:
-    """(since, until) from where the first step's training began to where the last one's did.
-
-    Leaves out the start-up and holds whole rounds of all roles, so that shares compare. Without two trained steps
-    it is everything but starting. `(0.0, 0.0)` without spans.
-    """
+    """(since, until) from where the first step's training began to where the last one's did. Leaves out the start-up
+    and holds whole rounds of all roles, so that shares compare. Without two trained steps it is everything but
+    starting. `(0.0, 0.0)` without spans."""
     begun = step_starts(spans)
     if len(begun) > 1:
         return begun[min(begun)], begun[max(begun)]

@@ -51,9 +51,7 @@ class Trained:
 
     def is_finished(self, model: Path) -> bool:
         """Whether `model` is the model that this training ends with; false where none, or one of fewer steps, is there.
-
-        Raises `ConfigError` for a model of other rows, other settings or more steps.
-        """
+        Raises `ConfigError` for a model of other rows, other settings or more steps."""
         found = read_trained(model)
         if found is None:
             return False
@@ -72,10 +70,8 @@ class Trained:
 
 
 def read_trained(model: Path) -> Trained | None:
-    """What the model in a folder was trained with; none without a model, or one that raft-ray did not train.
-
-    Raises `RaftError` for a file that cannot be read.
-    """
+    """What the model in a folder was trained with; none without a model, or one that raft-ray did not train. Raises
+    `RaftError` for a file that cannot be read."""
     if not (model / FILE).exists():
         return None
     value: Any = read_json(model / FILE, "remove the folder, and the model is written anew by --resume")

@@ -25,11 +25,8 @@ _table = partial(table, "chemistry")
 
 
 def rows(split: Split) -> list[dict[str, Any]]:
-    """The questions of a split, by atomic number: `prompt`, `answer`, `answers`, `kind`, `element`.
-
-    Training asks for fact i in row i, testing in rows 2i and 2i+1. Raises `DataError` if the package `mendeleev` is
-    missing.
-    """
+    """The questions of a split, by atomic number: `prompt`, `answer`, `answers`, `kind`, `element`. Training asks for
+    fact i in row i, testing in rows 2i and 2i+1. Raises `DataError` if the package `mendeleev` is missing."""
     return ask(_facts(), _table("wordings"), split, about="element")
 
 

@@ -57,10 +57,8 @@ def _tables(domain: str) -> dict[str, Any]:
 
 def ask(facts: Iterable[Fact], wordings: Mapping[str, Wording], split: Split, *, about: str) -> list[dict[str, Any]]:
     """`QUESTIONS[split]` rows a fact, in order: `prompt`, `answer`, `answers`, `kind`, and the subject as `about`.
-
-    `answer` is a sentence or two, `answers` the short texts of which one must be in a right answer. The wordings
-    name the subject `{about}` too. Training asks for fact i in row i, testing in rows 2i and 2i+1.
-    """
+    `answer` is a sentence or two, `answers` the short texts of which one must be in a right answer. The wordings name
+    the subject `{about}` too. Training asks for fact i in row i, testing in rows 2i and 2i+1."""
     asked: Counter[str] = Counter()
     rows = []
     for fact in facts:

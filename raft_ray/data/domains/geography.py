@@ -21,11 +21,8 @@ _table = partial(table, "geography")
 
 
 def rows(split: Split) -> list[dict[str, Any]]:
-    """The questions of a split, by country: `prompt`, `answer`, `answers`, `kind`, `country`.
-
-    Training asks for fact i in row i, testing in rows 2i and 2i+1. Raises `DataError` if the package `countryinfo` is
-    missing.
-    """
+    """The questions of a split, by country: `prompt`, `answer`, `answers`, `kind`, `country`. Training asks for fact i
+    in row i, testing in rows 2i and 2i+1. Raises `DataError` if the package `countryinfo` is missing."""
     return ask(_facts(), _table("wordings"), split, about="country")
 
 

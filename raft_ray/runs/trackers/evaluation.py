@@ -29,10 +29,8 @@ def scores(block: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str
 def track_evaluation(
     config: Config, folder: Path, block: Mapping[str, Any], base: Mapping[str, Any] | None
 ) -> list[str]:
-    """Put a training's evaluation into its runs in the trackers, and the steps that they lack.
-
-    Returns a line for each tracker that failed. Raises `RaftError` for a `metrics.jsonl` that cannot be read.
-    """
+    """Put a training's evaluation into its runs in the trackers, and the steps that they lack. Returns a line for each
+    tracker that failed. Raises `RaftError` for a `metrics.jsonl` that cannot be read."""
     *lines, last = tracked_lines(folder)
     if "evaluation" in last:
         lines.append(last)

@@ -61,10 +61,8 @@ class TrackerClient:
     @classmethod
     def keeps(cls, step: int, last: int) -> int:
         """Of the steps up to `last`, the last that stays when a run goes on at `step`: opened with the one after it as
-        `first`, it forgets all that follow. Those that cannot forget keep what they have: it is the same again.
-
-        Stores on this disk are made anew (-1): after a kill nobody knows how much of what was logged is in them.
-        """
+        `first`, it forgets all that follow. Those that cannot forget keep what they have: it is the same again. Stores
+        on this disk are made anew (-1): after a kill nobody knows how much of what was logged is in them."""
         return last
 
     _run: Any
