@@ -10,13 +10,8 @@ from raft_ray.config.settings import for_method
 
 
 def check(config: Config, *, trains: bool = True) -> None:
-    """Refuse values that cannot work, prompt files that are not there, and judges that cannot be asked.
-
-    Args:
-        trains: the training set is needed; an evaluation goes without.
-
-    Raises `ConfigError`.
-    """
+    """Refuse values that cannot work, prompt files that are not there, and judges that cannot be asked. `trains`: the
+    training set is needed; an evaluation goes without. Raises `ConfigError`."""
     # The command line starts without them.
     from raft_ray.evaluate.judged import check_judges
     from raft_ray.models.prompts import load_teacher_template

@@ -64,15 +64,9 @@ def _integer(digits: str) -> float:
 
 
 def read_lines(path: Path, numbers: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
-    """`(FILE line N, object)` of every line of a JSONL file that is not blank; none where there is no file.
-
-    A last line that a killed process left unfinished is dropped.
-
-    Args:
-        numbers: keys that must be whole numbers in every line.
-
-    Raises `RaftError`, which names file and line, for any other line that is no JSON object with these keys.
-    """
+    """`(FILE line N, object)` of every line of a JSONL file that is not blank; none where there is no file. A last line
+    that a killed process left unfinished is dropped. `numbers`: keys that must be whole numbers in every line. Raises
+    `RaftError`, which names file and line, for any other line that is no JSON object with these keys."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -347,12 +347,7 @@ def _required(config: Config, row: Row) -> str:
 
 def check_rewrites(config: Config, rewrites: int) -> None:
     """Refuse to train on rewrites where there are none: single rows keep their gold answers, but all would be SFT.
-
-    Args:
-        rewrites: rows with an accepted rewrite.
-
-    Raises `DataError`.
-    """
+    `rewrites`: rows with an accepted rewrite. Raises `DataError`."""
     if target_of(config) is Target.rewrite and not rewrites:
         why = "stage 1 accepted none" if config.refine.enabled else "refine.enabled=false, and no row brings one along"
         raise DataError(

@@ -156,11 +156,8 @@ class ActorGroup:
             self.add(placed=True)
 
     def add(self, *, placed: bool) -> ActorState:
-        """A new actor under the lowest free name.
-
-        Args:
-            placed: the cluster is known to have room for it; otherwise it counts from when it is ready.
-        """
+        """A new actor under the lowest free name. `placed`: the cluster is known to have room for it; otherwise it
+        counts from when it is ready."""
         number = next(n for n in range(len(self._actors) + 1) if f"{self.role}-{n}" not in self._actors)
         name = f"{self.role}-{number}"
         actor = self._actors[name] = ActorState(name, self._make(name))

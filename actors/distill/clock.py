@@ -6,11 +6,8 @@ import time
 
 
 class Clock:
-    """Seconds by phase; `lap(name)` ends a phase that began with the last lap.
-
-    Args:
-        checkpoint: seconds that the checkpoint before the step took, which counts to it.
-    """
+    """Seconds by phase; `lap(name)` ends a phase that began with the last lap. `checkpoint`: seconds that the
+    checkpoint before the step took, which counts to it."""
 
     def __init__(self, checkpoint: float = 0.0) -> None:
         self._start = self._last = time.perf_counter()

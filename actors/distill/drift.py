@@ -23,12 +23,8 @@ from raft_ray.models.prompts import EncodedRow
 
 
 class DriftMeter:
-    """All ranks call its methods together, and each finds the same.
-
-    Args:
-        engine: of DeepSpeed, around a `Student` with the original model's weights.
-        pairs: prompt ids and response ids of the original model's answers, at least one.
-    """
+    """All ranks call its methods together, and each finds the same. `engine`: of DeepSpeed, around a `Student` with the
+    original model's weights. `pairs`: prompt ids and response ids of the original model's answers, at least one."""
 
     def __init__(self, engine: Any, config: Config, pairs: Sequence[Pair]) -> None:
         self._engine, self._learner = engine, config.learner

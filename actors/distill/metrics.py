@@ -23,11 +23,7 @@ _LEARNER = ("checkpoint", "wait", "forward_backward", "optimizer", "sync")
 
 
 class Metrics:
-    """Times of one process, in seconds since it began.
-
-    Args:
-        records: get every span.
-    """
+    """Times of one process, in seconds since it began. `records`: get every span."""
 
     def __init__(self, records: RunRecords) -> None:
         self.limits = Limits()

@@ -98,13 +98,9 @@ class PipelineActor:
         """When the number of rollout actors was last changed, or the run began."""
 
     async def prepare(self, table: list[ray.ObjectRef]) -> None:
-        """Let the actors start; done once in the life of this process.
-
-        Not a matter of the constructor, whose arguments Ray may have to find again when it restarts this actor.
-
-        Args:
-            table: references of the encoded training rows by row index, and of the validation set, if it has one.
-        """
+        """Let the actors start; done once in the life of this process. Not a matter of the constructor, whose arguments
+        Ray may have to find again when it restarts this actor. `table`: references of the encoded training rows by row
+        index, and of the validation set, if it has one."""
         if self._table:
             return
         self._table, *asked = [await part for part in table]
@@ -136,12 +132,9 @@ class PipelineActor:
         return self._stopped
 
     async def begin(self, weights: WeightVersion, table: list[ray.ObjectRef]) -> None:
-        """(Re)start at step `weights.version` with the learner's weights; what was on the way is dropped.
-
-        Args:
-            weights: packed, for methods that have rollout actors.
-            table: as for `prepare`; a restarted pipeline actor has it from here.
-        """
+        """(Re)start at step `weights.version` with the learner's weights; what was on the way is dropped. `weights`:
+        packed, for methods that have rollout actors. `table`: as for `prepare`; a restarted pipeline actor has it from
+        here."""
         step = weights.version
         announce("pipeline", "begin", step)
         await self.prepare(table)
@@ -210,11 +203,8 @@ class PipelineActor:
 
     async def publish(self, weights: WeightVersion, record: dict[str, Any]) -> None:
         """Step `weights.version - 1` is done: record it, free its slots and offer its weights to the rollout actors.
-
-        Args:
-            weights: packed, but where nobody needs them or `hold`'s actors have them already.
-            record: the learner's part of the step's metrics.
-        """
+        `weights`: packed, but where nobody needs them or `hold`'s actors have them already. `record`: the learner's
+        part of the step's metrics."""
         announce("pipeline", "publish", weights.version)
         step = weights.version - 1
         self._metrics.learned(step, record["seconds"])

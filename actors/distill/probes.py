@@ -29,13 +29,8 @@ def may_share_prompts(
     engine: Any, config: Config, table: dict[int, EncodedRow], device: Any, mean: Callable[[float], float]
 ) -> tuple[bool, str | None]:
     """Whether rows may share their prompts, measured on the longest row that can come, and what the user must know.
-
-    Args:
-        engine: of DeepSpeed, around a `Student`.
-        mean: over all ranks, which must decide alike.
-
-    Raises `ModelError` where `learner.share_prompt=true` cannot be had, or the measurement has spoilt the engine.
-    """
+    `engine`: of DeepSpeed, around a `Student`. `mean`: over all ranks, which must decide alike. Raises `ModelError`
+    where `learner.share_prompt=true` cannot be had, or the measurement has spoilt the engine."""
     wanted = config.learner.share_prompt
     if wanted is False:
         return False, None

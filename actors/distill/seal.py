@@ -100,12 +100,8 @@ def seal(folder: Path, key: bytes, *, step: int, rank: int, ranks: int) -> None:
 def broken(
     files: dict[str, tuple[int, str]], key: bytes, opened: Callable[[str], BinaryIO], to: Path | None = None
 ) -> list[str]:
-    """Those of `files` that are not what was sealed.
-
-    Args:
-        opened: opens a file for reading.
-        to: a folder into which they are copied on the way; none only reads them.
-    """
+    """Those of `files` that are not what was sealed. `opened`: opens a file for reading. `to`: a folder into which they
+    are copied on the way; none only reads them."""
 
     def is_broken(name: str) -> bool:
         with opened(name) as source:

@@ -84,11 +84,8 @@ class Slots:
 
 
 class Growth:
-    """The start of rollout actors that are wanted, as there are slots for them; `loops` run the wait.
-
-    Args:
-        begin: sets a new one to work.
-    """
+    """The start of rollout actors that are wanted, as there are slots for them; `loops` run the wait. `begin`: sets a
+    new one to work."""
 
     def __init__(self, slots: Slots, loops: Loops, rollouts: ActorGroup, begin: Callable[[ActorState], None]) -> None:
         self._slots, self._loops, self._rollouts, self._begin = slots, loops, rollouts, begin

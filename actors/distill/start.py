@@ -21,13 +21,8 @@ from raft_ray.errors import RaftError
 
 
 def start_pipeline(config: Config, run_dir: Path, order: RowOrder, folder: str, teacher: str) -> Any:
-    """The handle of the pipeline actor, under its run folder's name.
-
-    Args:
-        folder, teacher: of the original model, and of the teacher's.
-
-    Raises `RaftError` while another run trains in the folder.
-    """
+    """The handle of the pipeline actor, under its run folder's name. `folder`, `teacher`: of the original model, and of
+    the teacher's. Raises `RaftError` while another run trains in the folder."""
     actor = ray.remote(PipelineActor).options(
         **actor_options(role="pipeline", num_cpus=int(config.uses_engines), num_gpus=0, threads=1),
         **on_node(),

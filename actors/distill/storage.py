@@ -152,10 +152,7 @@ class Storage:
 
     def _changed(self, name: str, key: bytes, to: Path | None = None) -> str | None:
         """A file of a checkpoint that is missing or not what was sealed, found by reading all; none where it is whole.
-
-        Args:
-            to: a folder into which the files are copied on the way.
-        """
+        `to`: a folder into which the files are copied on the way."""
         filesystem, root = self._at
         if not (parts := self._parts(name, key)):
             return "a file"

@@ -32,14 +32,9 @@ def check_node(configs: Iterable[Config]) -> None:
 def track_evaluations(
     trainings: Mapping[str, tuple[Config, Path]], methods: Mapping[str, Any], run_dir: Path
 ) -> list[str]:
-    """Put each training's evaluation into its runs in the trackers. A tracker that fails stops nothing.
-
-    Args:
-        trainings: config and run folder by name in `methods`.
-        methods: that part of `eval.json`.
-
-    Returns a line for each failure, which is in the training's `events.jsonl` as well.
-    """
+    """Put each training's evaluation into its runs in the trackers. A tracker that fails stops nothing. `trainings`:
+    config and run folder by name in `methods`. `methods`: that part of `eval.json`. Returns a line for each failure,
+    which is in the training's `events.jsonl` as well."""
     tracked = {name: each for name, each in trainings.items() if each[0].run.trackers and name in methods}
     if not tracked:
         return []

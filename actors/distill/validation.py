@@ -103,11 +103,7 @@ class Evaluation:
 
 
 class Validation:
-    """A run's evaluations: which versions are due, their records, and what follows from them.
-
-    Args:
-        steps: of the run.
-    """
+    """A run's evaluations: which versions are due, their records, and what follows from them. `steps`: of the run."""
 
     def __init__(self, config: Config, run_dir: Path, records: RunRecords, steps: int) -> None:
         self._config, self._asked, self._steps = config, config.eval, steps

@@ -21,11 +21,8 @@ SILENCE = 60.0
 
 def train(task: LearnerTask, controlled_by: Callable[[Any], None] = lambda controller: None) -> None:
     """Run the worker group to the end of training. Raises `TrainingFailedError` when restarts are used up, and
-    `ActorLost` when Ray Train's controller dies.
-
-    Args:
-        controlled_by: called with Ray Train's controller when it has started.
-    """
+    `ActorLost` when Ray Train's controller dies. `controlled_by`: called with Ray Train's controller when it has
+    started."""
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

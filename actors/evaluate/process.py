@@ -56,12 +56,9 @@ class Process:
         timeout: float | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """Let a method work through batches of these sizes, in order, and report how much of them is done.
-
-        Args:
-            timeout: of each call, where it is another than the process's.
-            limits: what calls for the same batches have taken so far, where all models take about as long.
-        """
+        """Let a method work through batches of these sizes, in order, and report how much of them is done. `timeout`:
+        of each call, where it is another than the process's. `limits`: what calls for the same batches have taken so
+        far, where all models take about as long."""
         for batch in range(len(sizes)):
             report(sum(sizes[:batch]), sum(sizes))
             ref = getattr(self.actor, method).remote(batch)

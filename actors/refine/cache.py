@@ -38,11 +38,8 @@ _log = logging.getLogger(__name__)
 
 
 class CacheActor(CompletionStore):
-    """An actor on the node of the run folder; its first call says what is wrong with the file.
-
-    Args:
-        role: of the models: `refine`, `judge`. Names the file and the log.
-    """
+    """An actor on the node of the run folder; its first call says what is wrong with the file. `role`: of the models:
+    `refine`, `judge`. Names the file and the log."""
 
     def __init__(self, run_dir: str, role: str) -> None:
         super().__init__(Path(run_dir) / f"{role}_cache.sqlite")
@@ -115,10 +112,7 @@ def keep_beating(actor: Any, name: str) -> None:
 @contextmanager
 def hung_workers_killed(cache: Any) -> Iterator[None]:
     """For the block a worker that has not been heard of for `SILENCE` seconds is killed, with a warning that names it.
-
-    Args:
-        cache: handle of the `CacheActor` that they tell.
-    """
+    `cache`: handle of the `CacheActor` that they tell."""
 
     def look() -> None:
         try:

@@ -138,11 +138,8 @@ class _Engine:
 
 
 class EnginePool:
-    """An asyncio actor: hands calls to whichever engine is free.
-
-    Args:
-        options: of each engine's actor, made where the run's environment is known.
-    """
+    """An asyncio actor: hands calls to whichever engine is free. `options`: of each engine's actor, made where the
+    run's environment is known."""
 
     def __init__(self, plan: PoolPlan, options: dict[str, Any], run_dir: str) -> None:
         self._plan = plan

@@ -63,14 +63,9 @@ def scale(run: Path, rollouts: int, address: str | None = None) -> dict[str, Any
 
 
 def _ask(run: Path, address: str | None, call: Callable[[Any], Any]) -> dict[str, Any]:
-    """The answer of the pipeline actor of what trains in a run folder; joins the cluster meanwhile.
-
-    Args:
-        address: of the cluster, if not the one on record (another network's view of it).
-        call: to the pipeline actor.
-
-    Raises `RaftError` when nothing trains there, or its cluster does not answer, and what the pipeline raised.
-    """
+    """The answer of the pipeline actor of what trains in a run folder; joins the cluster meanwhile. `address`: of the
+    cluster, if not the one on record (another network's view of it). `call`: to the pipeline actor. Raises `RaftError`
+    when nothing trains there, or its cluster does not answer, and what the pipeline raised."""
     found = find(run)
     record = read_json(found)
     if not isinstance(record, dict) or not {"address", "namespace", "pipeline"} <= record.keys():

@@ -39,14 +39,9 @@ CONNECT = 30.0
 
 @contextmanager
 def cluster(config: Config, *others: Config) -> Iterator[None]:
-    """Ray for the time of the block. A local one is started and ended; a given one is joined and left; one that
-    this process has joined already is used and kept.
-
-    Args:
-        others: of what trains there, one at a time, beside `config`'s own.
-
-    Raises `ConfigError` when the cluster lacks CPUs or GPUs for the roles, naming what asks for how much.
-    """
+    """Ray for the time of the block. A local one is started and ended; a given one is joined and left; one that this
+    process has joined already is used and kept. `others`: of what trains there, one at a time, beside `config`'s own.
+    Raises `ConfigError` when the cluster lacks CPUs or GPUs for the roles, naming what asks for how much."""
     import ray
 
     ours = not ray.is_initialized()
@@ -163,12 +158,8 @@ def private_token() -> None:
 
 def check_address(address: str, key: str) -> None:
     """Refuse what is no address of a Ray cluster, and one at which nobody listens: Ray itself would wait for minutes.
-
-    Args:
-        key: the config key, variable or option that names it.
-
-    Raises `ConfigError`, and `RaftError` after at most `CONNECT` seconds.
-    """
+    `key`: the config key, variable or option that names it. Raises `ConfigError`, and `RaftError` after at most
+    `CONNECT` seconds."""
     if address.startswith(("http://", "https://")):
         raise ConfigError(
             f"{key}={address}: that is a dashboard, for `ray job submit`; a run joins a cluster at HOST:6379, or "

@@ -25,11 +25,7 @@ class Limits:
             self._longest[kind] = (seconds, rows)
 
     def of(self, kind: str, most: float, rows: int = 1) -> float:
-        """Seconds that a call of `rows` rows may take.
-
-        Args:
-            most: the configured limit, which is never exceeded.
-        """
+        """Seconds that a call of `rows` rows may take. `most`: the configured limit, which is never exceeded."""
         if kind not in self._longest:
             return most
         seconds, known = self._longest[kind]

@@ -14,11 +14,8 @@ from raft_ray.errors import RaftError
 
 
 class Loops:
-    """Tasks, those who wait for what the tasks do, and the error that ended them.
-
-    Args:
-        timeout: `learner.timeout`, seconds that a wait may take.
-    """
+    """Tasks, those who wait for what the tasks do, and the error that ended them. `timeout`: `learner.timeout`, seconds
+    that a wait may take."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
@@ -69,11 +66,8 @@ class Loops:
         self._changed = asyncio.Event()
 
     async def wait_for(self, condition: Callable[[], bool], what: Callable[[], str]) -> None:
-        """Wait until `condition` holds. Raises `RaftError`: that of a loop, or of `learner.timeout`.
-
-        Args:
-            what: says for what it was, for the message.
-        """
+        """Wait until `condition` holds. Raises `RaftError`: that of a loop, or of `learner.timeout`. `what`: says for
+        what it was, for the message."""
         restarts = self._restarts
         try:
             async with asyncio.timeout(self.timeout):

@@ -73,13 +73,8 @@ class _Bars(Progress):
 
 
 class Bars:
-    """The progress of a run; a context manager.
-
-    Args:
-        console: where to draw. Off a terminal (a job's log) each phase prints a line when it starts and ends, and
-            in between when time has passed and work was done.
-        clock: seconds.
-    """
+    """The progress of a run; a context manager. `console`: where to draw. Off a terminal (a job's log) each phase
+    prints a line when it starts and ends, and in between when time has passed and work was done. `clock`: seconds."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console

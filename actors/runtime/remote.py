@@ -44,14 +44,8 @@ class DataLost(RaftError):
 
 
 async def within(ref: Any, timeout: float, who: str, doing: str) -> Any:
-    """The value of a call to an actor.
-
-    Args:
-        timeout: seconds.
-        who, doing: name the actor, with its node, and what it does, for the message.
-
-    Raises `ActorLost`, `DataLost` or `RaftError`, see above.
-    """
+    """The value of a call to an actor. `timeout`: seconds. `who`, `doing`: name the actor, with its node, and what it
+    does, for the message. Raises `ActorLost`, `DataLost` or `RaftError`, see above."""
     # The call goes on when this wait is cancelled; nobody asks for its value then.
     call = asyncio.ensure_future(_value(ref))
     call.add_done_callback(lambda done: done.cancelled() or done.exception())

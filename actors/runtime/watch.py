@@ -84,12 +84,8 @@ class Pulse:
 
 
 class Watch:
-    """Looks at a method's pipeline actor and at the controller of its learners.
-
-    Args:
-        limit: `learner.timeout`.
-        node: this host, where both run.
-    """
+    """Looks at a method's pipeline actor and at the controller of its learners. `limit`: `learner.timeout`. `node`:
+    this host, where both run."""
 
     def __init__(self, pipeline: Any, bars: Bars, phase: str, limit: float, node: str) -> None:
         self.trouble: list[str] = []

@@ -35,11 +35,8 @@ _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 
 
 def check(config: Config, *, trains: bool = True) -> None:
-    """Refuse values out of range and keys that contradict each other. Raises `ConfigError`.
-
-    Args:
-        trains: the training set is needed; an evaluation goes without.
-    """
+    """Refuse values out of range and keys that contradict each other. Raises `ConfigError`. `trains`: the training set
+    is needed; an evaluation goes without."""
     make(config, [])
     _refuse(_values(config, trains))
     _refuse(_lengths(config))

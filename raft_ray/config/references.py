@@ -67,12 +67,8 @@ def leaves(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any,
 
 
 def keep_references(config: Any, raw: Mapping[str, Any]) -> None:
-    """Make a `Reference` of every text in `config` that holds a value from the environment.
-
-    Args:
-        config: resolved; its sections are changed.
-        raw: the same as plain containers, interpolations unresolved.
-    """
+    """Make a `Reference` of every text in `config` that holds a value from the environment. `config`: resolved; its
+    sections are changed. `raw`: the same as plain containers, interpolations unresolved."""
     values = [os.environ[name] for name in _VARIABLE.findall(str(raw)) if os.environ.get(name)]
     for path, text in leaves(raw):
         if not (isinstance(text, str) and "${" in text):

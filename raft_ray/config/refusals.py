@@ -26,11 +26,8 @@ _RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", 
 
 
 def refusal(error: ErrorDetails, values: Any) -> tuple[tuple[int | str, ...], str]:
-    """The path of what is refused, and the line.
-
-    Args:
-        values: what was validated, with references unresolved: what they stand for may be secret.
-    """
+    """The path of what is refused, and the line. `values`: what was validated, with references unresolved: what they
+    stand for may be secret."""
     path = error["loc"]
     if path[-1] == "[key]" and entry_type(type_at(path[:-2])):
         rule = "a name has letters, digits, - and _ only, and begins with no digit"

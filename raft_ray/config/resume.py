@@ -52,13 +52,9 @@ def keep_date(config: Config) -> None:
 
 
 def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None:
-    """Refuse to go on in `folder` with settings that what is kept there was not made with.
-
-    Args:
-        longer: it may be trained for more steps or, until its model is there, go on with other settings.
-
-    Raises `ConfigError` naming the key, its two values, and how to have it made anew.
-    """
+    """Refuse to go on in `folder` with settings that what is kept there was not made with. `longer`: it may be trained
+    for more steps or, until its model is there, go on with other settings. Raises `ConfigError` naming the key, its two
+    values, and how to have it made anew."""
     saved_path = folder / "config.yaml"
     if not saved_path.is_file():
         raise ConfigError(f"run.dir={folder}: there is no run to resume (no config.yaml there); leave out --resume")

@@ -30,11 +30,8 @@ _FIELDS_SHOWN = 20
 
 
 def row_fields(record: dict[str, Any], columns: ColumnsConfig, *, with_choices: bool) -> dict[str, Any]:
-    """`messages`, `answer`, `answers`, `choices`, `rewrite` and `fused` of a `Row`. Raises `Unusable`.
-
-    Args:
-        with_choices: of a test question; training has no use for them.
-    """
+    """`messages`, `answer`, `answers`, `choices`, `rewrite` and `fused` of a `Row`. Raises `Unusable`. `with_choices`:
+    of a test question; training has no use for them."""
     refined = all(record.get(name) is not None for name in ("fused", "messages", "answer"))
     if refined:
         # A refined file has its own column names, whatever the names in the file that it was made from.

@@ -135,12 +135,8 @@ def read_rows(
 
 def iterate(source: Source, config: DataConfig, *, split: Split, check: Check | None = None) -> Iterator[Row | BadRow]:
     """The rows of `source`, good and bad, one at a time; ends after `data.limit` good ones of the training set.
-
-    Args:
-        check: what a good row must pass besides.
-
-    Raises `DataError` when the source is missing, of an unknown kind or broken.
-    """
+    `check`: what a good row must pass besides. Raises `DataError` when the source is missing, of an unknown kind or
+    broken."""
     limit = config.limit if split == "train" else None
     index = 0
     for (line, unit, file), record in records(source, config, split):

@@ -145,13 +145,8 @@ class RowTable:
 
 
 def read_table(source: Source, config: DataConfig, *, split: Split, check: Check | None = None) -> RowTable:
-    """The rows of `source`, read and checked in one pass.
-
-    Args:
-        check: what a good row must pass besides.
-
-    Raises `DataError` when the source is missing, of an unknown kind, broken, empty, or has no usable row.
-    """
+    """The rows of `source`, read and checked in one pass. `check`: what a good row must pass besides. Raises
+    `DataError` when the source is missing, of an unknown kind, broken, empty, or has no usable row."""
     table = _new_table()
     table.write(iterate(source, config, split=split, check=check))
     check_any(table, table.bad, source, split)

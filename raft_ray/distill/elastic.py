@@ -85,12 +85,8 @@ def _spare(role: str, load: Load) -> str:
 
 @dataclass
 class ElasticPolicy:
-    """Keeps the number of rollout actors between two bounds.
-
-    Args:
-        least, most: actors. Equal bounds never change anything.
-        patience: steps between two changes.
-    """
+    """Keeps the number of rollout actors between two bounds. `least`, `most`: actors. Equal bounds never change
+    anything. `patience`: steps between two changes."""
 
     least: int
     most: int
@@ -103,11 +99,8 @@ class ElasticPolicy:
         return self.least == self.most
 
     def target(self, actors: int, loads: Mapping[str, Load]) -> int:
-        """Actors wanted after a step; at most one more or less than `actors`, and within the bounds at once.
-
-        Args:
-            loads: of the roles, since the last change.
-        """
+        """Actors wanted after a step; at most one more or less than `actors`, and within the bounds at once. `loads`:
+        of the roles, since the last change."""
         inside = min(max(actors, self.least), self.most)
         if inside != actors:
             self._watched = 0

@@ -131,10 +131,7 @@ class Ledger:
 
     def take(self, parts: int) -> RolloutBatch | None:
         """The next rollout batch to generate: one that came back, else the oldest undispatched rows if there are slots.
-
-        Args:
-            parts: into how many rollout batches a step is cut when its first one is taken.
-        """
+        `parts`: into how many rollout batches a step is cut when its first one is taken."""
         while (batch := self._upcoming(parts)) is not None:
             if batch.step not in self._records:
                 continue  # Its rows came by another rollout batch, and the step is done.

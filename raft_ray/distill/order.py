@@ -22,12 +22,8 @@ import numpy as np
 
 @dataclass
 class Capacity:
-    """Admission of rows: `in_flight + ready ≤ (max_staleness + 1) · batch`.
-
-    Args:
-        batch: rows per step.
-        max_staleness: S ≥ 0.
-    """
+    """Admission of rows: `in_flight + ready ≤ (max_staleness + 1) · batch`. `batch`: rows per step. `max_staleness`: S
+    ≥ 0."""
 
     batch: int
     max_staleness: int
@@ -163,15 +159,9 @@ class RowOrder:
 
 
 def balanced_shards(tokens: list[int], ranks: int) -> list[list[int]]:
-    """Split rows over ranks so that the heaviest rank has few tokens: longest first, to the lightest rank.
-
-    Args:
-        tokens: tokens of each row.
-        ranks: how many shards.
-
-    Returns:
-        Indices into `tokens`, a list for each rank (a rank may have none), ascending within a rank.
-    """
+    """Split rows over ranks so that the heaviest rank has few tokens: longest first, to the lightest rank. `tokens`:
+    tokens of each row. `ranks`: how many shards. Returns indices into `tokens`, a list for each rank (a rank may have
+    none), ascending within a rank."""
     shards: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
     for index in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):

@@ -26,12 +26,8 @@ NEAR = 0.95
 
 
 class Sieve:
-    """Keeps what is of use, in order, and counts the rest by reason.
-
-    Args:
-        fits: whether a text can be asked as it stands, with room for an answer.
-        embed: texts to vectors [N, d], as the embedder of stage 1 does.
-    """
+    """Keeps what is of use, in order, and counts the rest by reason. `fits`: whether a text can be asked as it stands,
+    with room for an answer. `embed`: texts to vectors [N, d], as the embedder of stage 1 does."""
 
     def __init__(self, fits: Callable[[str], bool], embed: Callable[[list[str]], npt.NDArray[np.float32]]) -> None:
         self.kept: list[str] = []

@@ -95,12 +95,8 @@ def drift_between(
     *,
     chunk_size: int = 256,
 ) -> Drift:
-    """The drift by two models' hidden states [n, D] at the same response tokens, and their heads.
-
-    Args:
-        lengths: tokens of each answer, which make n.
-        chunk_size: positions that have logits at one time.
-    """
+    """The drift by two models' hidden states [n, D] at the same response tokens, and their heads. `lengths`: tokens of
+    each answer, which make n. `chunk_size`: positions that have logits at one time."""
     divergences: list[torch.Tensor] = []
     agreed = 0
     for base_CD, tuned_CD in zip(base_nD.split(chunk_size), tuned_nD.split(chunk_size), strict=True):

@@ -133,11 +133,8 @@ def conversation(messages: Sequence[Message]) -> str:
 
 def majority(scores: Mapping[str, Sequence[float | None]]) -> tuple[list[bool], int]:
     """Whether more than half of the judges that answered count each answer as right, and of how many answers none did.
-
-    Args:
-        scores: by judge, of the same answers. Half of the votes is not more than half; an answer that nobody judged is
-            wrong.
-    """
+    `scores`: by judge, of the same answers. Half of the votes is not more than half; an answer that nobody judged is
+    wrong."""
     votes = [[score >= RIGHT for score in given if score is not None] for given in zip(*scores.values(), strict=True)]
     return [2 * sum(one) > len(one) for one in votes], sum(not one for one in votes)
 
@@ -155,16 +152,9 @@ def domain_part(
 def open_part(
     questions: Sequence[OpenQuestion], opinions: Mapping[str, JudgeResult], prompt_file: str, prompt: str
 ) -> dict[str, Any]:
-    """The `open` part of a model's block (`docs/design.md`).
-
-    A question's score is the mean over all judges' scores of all its turns; a question of which no turn was judged
-    scores 0 and is `unjudged`.
-
-    Args:
-        opinions: by judge, with a score per turn, question by question.
-
-    Raises `ValueError` where the scores are not one per turn, or nothing was asked.
-    """
+    """The `open` part of a model's block (`docs/design.md`). A question's score is the mean over all judges' scores of
+    all its turns; a question of which no turn was judged scores 0 and is `unjudged`. `opinions`: by judge, with a score
+    per turn, question by question. Raises `ValueError` where the scores are not one per turn, or nothing was asked."""
     turns = [len(question.turns) for question in questions]
     if not turns or any(len(opinion.scores) != sum(turns) for opinion in opinions.values()):
         raise ValueError(f"open questions with {sum(turns)} turns and other numbers of scores")

@@ -70,13 +70,8 @@ def estimate_of(values: Sequence[float], *, draws: int = DRAWS, seed: int = 0) -
 
 def average(estimates: Sequence[Estimate], *, independent: bool = True) -> Estimate:
     """The mean of several estimates, such as one per domain, with its interval; none where one of them has none.
-
-    Args:
-        independent: each side's width is `sqrt(Σ wᵢ²) / n`. Estimates over the same questions are not: their errors may
-            be all the same, and the widths are averaged.
-
-    Raises `ValueError` for nothing.
-    """
+    `independent`: each side's width is `sqrt(Σ wᵢ²) / n`. Estimates over the same questions are not: their errors may
+    be all the same, and the widths are averaged. Raises `ValueError` for nothing."""
     if not estimates:
         raise ValueError("nothing to average")
     mean, n = fmean(one.mean for one in estimates), len(estimates)

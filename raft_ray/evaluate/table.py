@@ -40,11 +40,8 @@ class _Column:
 
 def summary_table(evaluation: dict[str, Any]) -> Table:
     """`Method | domain accuracy | drift | IFEval strict/loose | MMLU | open questions | words | weight distance`.
-
-    Args:
-        evaluation: the content of `eval.json`, or its `methods` part. The run's main method is bold; MMLU and open
-            questions have no column if no method has them.
-    """
+    `evaluation`: the content of `eval.json`, or its `methods` part. The run's main method is bold; MMLU and open
+    questions have no column if no method has them."""
     methods: dict[str, Block] = evaluation.get("methods", evaluation)
     # One column per number of examples in the prompt.
     shots = list(dict.fromkeys(name for method in methods.values() for name in method.get("mmlu") or {}))

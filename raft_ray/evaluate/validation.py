@@ -108,12 +108,8 @@ class ValidationSet:
 def evaluation_line(
     step: int, figures: Mapping[str, Any], drift: Drift, base: Mapping[str, Any] | None, seconds: float
 ) -> dict[str, Any]:
-    """A line of `evaluations.jsonl`.
-
-    Args:
-        figures: of `ValidationSet.measure`.
-        base: the line of step 0; none for that itself.
-    """
+    """A line of `evaluations.jsonl`. `figures`: of `ValidationSet.measure`. `base`: the line of step 0; none for that
+    itself."""
     found = {"step": step, **figures, "drift": drift.kl, "drift_first": drift.kl_first, "top1": drift.top1_agreement}
     base = base or found
     return found | {

@@ -20,13 +20,8 @@ _PROBE_TOKENS = 16
 
 
 def check_keys(folder: str, found: dict[str, Any]) -> None:
-    """Refuse a checkpoint whose tensors are not the model's: transformers would make missing ones up.
-
-    Args:
-        found: transformers' loading info.
-
-    Raises `ModelError` naming the tensors.
-    """
+    """Refuse a checkpoint whose tensors are not the model's: transformers would make missing ones up. `found`:
+    transformers' loading info. Raises `ModelError` naming the tensors."""
     faults = []
     for kind, what in (
         ("missing_keys", "tensors missing"),
@@ -46,13 +41,8 @@ def check_keys(folder: str, found: dict[str, Any]) -> None:
 
 
 def check_ties(folder: str, model: Any, tied: bool) -> None:
-    """Refuse a local checkpoint that holds two different tensors where its config makes them one.
-
-    Args:
-        tied: by the config before loading: transformers unties what differs, and vLLM does not.
-
-    Raises `ModelError`.
-    """
+    """Refuse a local checkpoint that holds two different tensors where its config makes them one. `tied`: by the config
+    before loading: transformers unties what differs, and vLLM does not. Raises `ModelError`."""
     import torch
     from safetensors import safe_open
 

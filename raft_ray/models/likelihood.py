@@ -51,12 +51,8 @@ class Chosen:
 
 
 def choose(model: PreTrainedModel, questions: Sequence[Choices], *, limit: int, tokens: int = 4096) -> list[Chosen]:
-    """The model's choice for each question, in the questions' order.
-
-    Args:
-        limit: tokens that the model reads; longer contexts are cut from the left.
-        tokens: tokens per forward pass (padded).
-    """
+    """The model's choice for each question, in the questions' order. `limit`: tokens that the model reads; longer
+    contexts are cut from the left. `tokens`: tokens per forward pass (padded)."""
     pairs = [(cut(question.context, ids, limit), ids) for question in questions for ids in question.continuations]
     found = iter(log_likelihoods(model, pairs, tokens=tokens))
     chosen = []

@@ -161,13 +161,8 @@ def check_rollouts(folder: str, config: ModelConfig) -> None:
 
 def checkpoint_tensors(folder: str, config: ModelConfig, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A model's tensors under the names and in the form in which checkpoints of its architecture hold them.
-
-    transformers packs the experts of a layer into one tensor when it loads them, for instance.
-
-    Args:
-        folder: of the original model.
-        state: by their names in the model, `named_parameters` and persistent buffers.
-    """
+    transformers packs the experts of a layer into one tensor when it loads them, for instance. `folder`: of the
+    original model. `state`: by their names in the model, `named_parameters` and persistent buffers."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.core_model_loading import revert_weight_conversion

@@ -15,11 +15,7 @@ _PROCESS = 0.4
 
 
 def least_gib(config: Config, parameters: int) -> dict[str, float]:
-    """GiB by role, all its processes together; roles on GPUs are left out.
-
-    Args:
-        parameters: of the model.
-    """
+    """GiB by role, all its processes together; roles on GPUs are left out. `parameters`: of the model."""
     billions = parameters / _GIB
     width = 4 if config.model.dtype is Dtype.float32 else 2
     learner, rollout, teacher = config.learner, config.rollout, config.teacher

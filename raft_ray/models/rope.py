@@ -28,12 +28,8 @@ def original_length(text: Any) -> int | None:
 
 def freeze(config: Any, context: int | None) -> Any:
     """Write into a model's config which factors hold for every row of up to `context` tokens; returns the config.
-
-    Args:
-        context: `model.context`; none is the longest for which nothing has to be written.
-
-    Raises `ModelError` for a context that dynamic NTK would stretch.
-    """
+    `context`: `model.context`; none is the longest for which nothing has to be written. Raises `ModelError` for a
+    context that dynamic NTK would stretch."""
     text = config.get_text_config()
     original = original_length(text)
     if original is None or context is None or context <= original:

@@ -47,13 +47,9 @@ class Store(Protocol):
 
 
 class CompletionStore:
-    """Completions in a SQLite file, which survives the death of its process at any moment.
-
-    Every method raises `RaftError`, which names the file, where it is damaged or its disk is full.
-
-    Args:
-        path: of the file; made at the first use if it is not there. One process may have it open.
-    """
+    """Completions in a SQLite file, which survives the death of its process at any moment. Every method raises
+    `RaftError`, which names the file, where it is damaged or its disk is full. `path`: of the file; made at the first
+    use if it is not there. One process may have it open."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

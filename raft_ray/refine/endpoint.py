@@ -35,14 +35,9 @@ _KEY_TO_MEND = {401: ".api_key_env", 403: ".api_key_env", 404: ".model"}
 
 
 class Endpoint:
-    """A chat endpoint. One call at a time.
-
-    Args:
-        name: its key under `refine.models`, for errors.
-        config: `base_url`, `model`, and how to ask.
-
-    Raises `ConfigError` for a config that cannot work, a key that is not in the environment included.
-    """
+    """A chat endpoint. One call at a time. `name`: its key under `refine.models`, for errors. `config`: `base_url`,
+    `model`, and how to ask. Raises `ConfigError` for a config that cannot work, a key that is not in the environment
+    included."""
 
     def __init__(self, name: str, config: RefineModelConfig) -> None:
         check_endpoint(name, config)
@@ -170,12 +165,8 @@ class Endpoint:
 
 
 class _HttpClient(openai.DefaultAsyncHttpxClient):
-    """Tells openai's client, by what it raises, what else is worth a retry.
-
-    Args:
-        limit: seconds for one answer as a whole; the client's own limit is for each read, and a server that drips
-            would never reach it.
-    """
+    """Tells openai's client, by what it raises, what else is worth a retry. `limit`: seconds for one answer as a whole;
+    the client's own limit is for each read, and a server that drips would never reach it."""
 
     def __init__(self, limit: float) -> None:
         super().__init__()

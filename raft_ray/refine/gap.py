@@ -50,13 +50,9 @@ RESAMPLES = 1000
 def measure_rows(
     rows: Sequence[dict[str, Any]], encoder: PromptEncoder, score: Callable[[list[Pair]], list[float]]
 ) -> list[dict[str, Any]]:
-    """Rows with `COLUMNS` to rows of `VALUES_SCHEMA`, in order. A text that a row repeats is read once.
-
-    Args:
-        encoder: the model's chat template and context; with a teacher template, fused answers are read in the
-            teacher's place too.
-        score: the mean log-likelihood per token of answers after their prompts, both as ids.
-    """
+    """Rows with `COLUMNS` to rows of `VALUES_SCHEMA`, in order. A text that a row repeats is read once. `encoder`: the
+    model's chat template and context; with a teacher template, fused answers are read in the teacher's place too.
+    `score`: the mean log-likelihood per token of answers after their prompts, both as ids."""
     wanted: dict[tuple[int, str | None], Pair] = {}
     for number, row in enumerate(rows):
         prompt = encoder.prompt(row["messages"])
@@ -146,11 +142,7 @@ class Means:
 
 
 class Gap:
-    """What rows of `VALUES_SCHEMA` come to, taken in one after the other.
-
-    Args:
-        seed: of the bootstrap.
-    """
+    """What rows of `VALUES_SCHEMA` come to, taken in one after the other. `seed`: of the bootstrap."""
 
     def __init__(self, seed: int) -> None:
         names = (*KINDS, CONDITIONED, "rewrite_minus_gold", "fused_minus_gold", "conditioned_minus_fused")

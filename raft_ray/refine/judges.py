@@ -191,12 +191,8 @@ JUDGES = (EmbeddingJudge.name, KeyFactsJudge.name, ExactJudge.name)
 def make_judges(
     refine: RefineConfig, embedder: Embedder, template: str = "", generate: Callable[[str], Generate] | None = None
 ) -> list[Judge]:
-    """The judges that `refine.judges` names, in order.
-
-    Args:
-        template: text of the prompt file of judges that are models.
-        generate: the model of a name.
-    """
+    """The judges that `refine.judges` names, in order. `template`: text of the prompt file of judges that are models.
+    `generate`: the model of a name."""
     rules: dict[str, Judge] = {
         EmbeddingJudge.name: EmbeddingJudge(embedder, refine.similarity_on),
         KeyFactsJudge.name: KeyFactsJudge(),

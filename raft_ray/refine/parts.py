@@ -33,11 +33,8 @@ _NOT_IN_THE_ROWS = ("actors", "workers", "max_workers", "gap", "models", *_PROMP
 
 
 def fingerprint(config: Config, prompts: RefinePrompts, identities: Mapping[str, str]) -> str:
-    """Of everything but the rows that decides what is in a part file.
-
-    Args:
-        identities: by name, of the models that have a role.
-    """
+    """Of everything but the rows that decides what is in a part file. `identities`: by name, of the models that have a
+    role."""
     refine = {name: value for name, value in asdict(config.refine).items() if name not in _NOT_IN_THE_ROWS}
     text = json.dumps([refine, config.run.seed, prompts.hashes(), dict(identities)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -12,13 +12,8 @@ SHOWN = 5
 
 def side_by_side(main: str, methods: dict[str, Record], part: str, limit: int = SHOWN) -> list[dict[str, Any]]:
     """The main method's first questions (or the first method's that has any), each with every method's sample.
-
-    Args:
-        methods: block by method, as eval.json has it.
-        part: of a block: `answers`, `general_answers` or `open_answers`.
-
-    Returns `[{"prompt": all turns, "sample": the main method's own, "answers": [(method, sample or none)]}]`.
-    """
+    `methods`: block by method, as eval.json has it. `part`: of a block: `answers`, `general_answers` or `open_answers`.
+    Returns `[{"prompt": all turns, "sample": the main method's own, "answers": [(method, sample or none)]}]`."""
     leader = next((name for name in [main, *methods] if (methods.get(name) or {}).get(part)), None)
     if leader is None:
         return []

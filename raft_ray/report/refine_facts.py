@@ -36,11 +36,8 @@ LEAST_LIKELIHOOD = -20.0
 
 
 class Facts:
-    """Counts over refined rows.
-
-    Args:
-        tau: threshold of Eq. 3, around which rows are kept to read; none where it is not known.
-    """
+    """Counts over refined rows. `tau`: threshold of Eq. 3, around which rows are kept to read; none where it is not
+    known."""
 
     def __init__(self, tau: float | None) -> None:
         self.tau = tau

@@ -55,12 +55,8 @@ class Holder:
 @contextmanager
 def locked(run_dir: Path, say: Callable[[str], object]) -> Iterator[None]:
     """Hold the lock of a run folder for the block; the folder is made, and removed again if nothing is left in it.
-
-    Args:
-        say: told when a dead driver's lock is taken over.
-
-    Raises `RaftError` when another driver lives in the folder, or it cannot be written.
-    """
+    `say`: told when a dead driver's lock is taken over. Raises `RaftError` when another driver lives in the folder, or
+    it cannot be written."""
     new = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     with writing(f"run.dir={run_dir}"):
         run_dir.mkdir(parents=True, exist_ok=True)

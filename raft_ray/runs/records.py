@@ -87,10 +87,7 @@ class RunRecords:
         self, step: int, infos: Sequence[SampleInfo], record: dict[str, Any], quarantined: Collection[SampleId] = ()
     ) -> None:
         """Write a step: `record` is the learner's part, `infos` are the step's samples (none without rollouts).
-
-        Args:
-            quarantined: samples of the step whose rows were quarantined, so that nothing was trained on them.
-        """
+        `quarantined`: samples of the step whose rows were quarantined, so that nothing was trained on them."""
         sample_ids = [sample_id for sample_id in self._order.batch_of(step) if sample_id not in quarantined]
         ages = [step - info.version for info in infos]
         own = [info for info in infos if self._order.owns(info.sample_id)]

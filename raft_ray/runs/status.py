@@ -12,12 +12,8 @@ from raft_ray.printable import plain, printable
 
 
 def status_view(status: dict[str, Any]) -> RenderableType:
-    """Progress, actors, queue, rates and advice.
-
-    Args:
-        status: `step, steps, version, last, error, actors, learners, ranks, waits_for_room, queue, rates, advice,
-            evaluation, evaluating`.
-    """
+    """Progress, actors, queue, rates and advice. `status`: `step, steps, version, last, error, actors, learners, ranks,
+    waits_for_room, queue, rates, advice, evaluation, evaluating`."""
     lines: list[RenderableType] = [_progress(status)]
     if status.get("evaluation") or status.get("evaluating"):
         lines.append(_evaluation(status.get("evaluation"), status.get("evaluating")))

@@ -26,13 +26,8 @@ _SQL = ("sqlite", "mysql", "postgresql", "mssql")
 
 
 def check_trackers(trackers: Iterable[Tracker], where: str = "") -> None:
-    """Refuse trackers whose package is not installed here or whose key is not in the environment.
-
-    Args:
-        where: closes the message: of which process that is true.
-
-    Raises `ConfigError`, which shows no key.
-    """
+    """Refuse trackers whose package is not installed here or whose key is not in the environment. `where`: closes the
+    message: of which process that is true. Raises `ConfigError`, which shows no key."""
     for tracker in trackers:
         for wrong in _wrong(tracker, os.environ):
             raise ConfigError(f"run.trackers={tracker.value}: {wrong}{where}")

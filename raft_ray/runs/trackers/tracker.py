@@ -51,12 +51,8 @@ class TrackedRun:
 
 
 class TrackerClient:
-    """One tracker's client. Every method may raise whatever the client raises.
-
-    Args:
-        run: opened anew, or gone on with where the tracker has its id.
-        first: the first step that will be logged.
-    """
+    """One tracker's client. Every method may raise whatever the client raises. `run`: opened anew, or gone on with
+    where the tracker has its id. `first`: the first step that will be logged."""
 
     @classmethod
     def keeps(cls, step: int, last: int) -> int:
