@@ -12,14 +12,8 @@ from raft_ray.errors import RaftError
 
 def write_whole(path: Path, text: str, *, errors: str = "strict") -> None:
     """Write a text file anew, in UTF-8: who reads it meanwhile, or after a death in between, finds the text before.
-
-    Args:
-        path: of the file; `PATH.new` beside it is overwritten.
-        text: all of it.
-        errors: what happens to lone surrogates, which JSON carries and UTF-8 cannot; as for `str.encode`.
-
-    Raises `RaftError` where the file system does not take it.
-    """
+    `PATH.new` beside it is overwritten. `errors` is for lone surrogates, which JSON carries and UTF-8 cannot; as for
+    `str.encode`. Raises `RaftError` where the file system does not take it."""
     new = path.with_name(f"{path.name}.new")
     with writing(path):
         new.write_text(text, encoding="utf-8", errors=errors)

@@ -291,14 +291,10 @@ def _test_rows(config: Config, chat: Chat, context: int) -> list[Row]:
 
 
 def encode(config: Config, folder: str, rows: Iterable[Row]) -> tuple[dict[int, EncodedRow], list[BadRow]]:
-    """The training rows of a method as token ids, by index: its target answer, and its teacher's prompt.
-
-    A row whose rewrite or fused answer does not fit keeps its gold answer under `data.on_bad_row=skip`, as one whose
-    rewrite was refused, and is among the second list's.
-
-    Raises `DataError` for a row whose target is missing or that does not fit, and where a method that trains on
-    rewrites has none at all.
-    """
+    """The training rows of a method as token ids, by index: its target answer, and its teacher's prompt. A row whose
+    rewrite or fused answer does not fit keeps its gold answer under `data.on_bad_row=skip`, as one whose rewrite was
+    refused, and is among the second list's. Raises `DataError` for a row whose target is missing or that does not fit,
+    and where a method that trains on rewrites has none at all."""
     encoder = make_encoder(config, models.load_chat(folder, config.model))
     target, taught = target_of(config), config.uses_distillation
     encoded, unfit = {}, []

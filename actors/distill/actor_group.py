@@ -120,14 +120,9 @@ class ActorState:
 
 
 class ActorGroup:
-    """The actors of a role.
-
-    Args:
-        role: prefix of their names, and the section of the config that has their `max_restarts`.
-        make: makes the actor of a name; returns its handle at once.
-        timeout: seconds in which one that is ready or starts must answer.
-        max_restarts: of each actor.
-    """
+    """The actors of a role, which is the prefix of their names and the section of the config that has their
+    `max_restarts`. `make` makes the actor of a name and returns its handle at once; `timeout` is the seconds in which
+    one that is ready or starts must answer."""
 
     def __init__(self, role: str, make: Callable[[str], Any], timeout: float, max_restarts: int) -> None:
         self.role, self.timeout = role, timeout

@@ -55,14 +55,8 @@ class BeginAnewError(RuntimeError):
 
 
 class PipelineActor:
-    """One a training run. Async: every method may wait while others go on.
-
-    Args:
-        config: of the run.
-        order: which rows each step trains on.
-        run_dir: for the records and the log.
-        make_rollout, make_teacher: make the actor of a name, given the table, and return its handle at once.
-    """
+    """One a training run. Async: every method may wait while others go on. `make_rollout` and `make_teacher` make the
+    actor of a name, given the table, and return its handle at once."""
 
     def __init__(
         self,
@@ -331,11 +325,9 @@ class PipelineActor:
 
     async def scale(self, rollouts: int) -> dict[str, Any]:
         """Have so many rollout actors from now on: new ones start, superfluous ones leave after their rollout batch.
-
         Switches the `rollout.min_actors`/`max_actors` policy off. Returns how many were wanted `before`, how many there
-        are `now`, and what the others wait for (`waits`; none if all fit). Those start when there is room.
-        Raises `RaftError` for less than one, for methods without rollouts, and while the pipeline actor starts again.
-        """
+        are `now`, and what the others wait for (`waits`; none if all fit). Those start when there is room. Raises
+        `RaftError` for less than one, for methods without rollouts, and while the pipeline actor starts again."""
         if self._going is None:
             raise RaftError(STARTING_AGAIN)
         if not self._config.uses_engines:

@@ -28,15 +28,8 @@ from raft_ray.models.prompts import EncodedRow
 
 
 class RolloutActor(WeightReceiver):
-    """Samples trajectories from the student; its weights come by the methods of `WeightReceiver`.
-
-    Args:
-        config: of the run.
-        folder: of the original model, which the engine starts with; the learner's weights replace it before use.
-        table: the encoded training rows by row index, as a reference in a list.
-        name: of the actor, for logs, traces and errors.
-        run_dir: where its log goes.
-    """
+    """Samples trajectories from the student; its weights come by the methods of `WeightReceiver`, and replace those of
+    the original model in `folder` before use. `table` is as of `TeacherActor`."""
 
     def __init__(self, config: Config, folder: str, table: list[ray.ObjectRef], name: str, run_dir: str) -> None:
         log_to_file(Path(run_dir), name)

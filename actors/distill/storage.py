@@ -53,13 +53,10 @@ class Storage:
         return f"checkpoint_{step:08d}_{uuid.uuid4().hex[:8]}"
 
     def recover(self, keep: int, key: bytes) -> str | None:
-        """Before a driver trains: the newest whole checkpoint. None without one.
-
-        Of the newest every byte is read; where it is not what was sealed, the one before is taken, with a warning.
-        All else is deleted but the `keep` newest that are whole: Ray Train's own list, too, so that it begins anew.
-
-        Raises `RaftError` where checkpoints were registered of which none is whole.
-        """
+        """Before a driver trains: the newest whole checkpoint. None without one. Of the newest every byte is read;
+        where it is not what was sealed, the one before is taken, with a warning. All else is deleted but the `keep`
+        newest that are whole: Ray Train's own list, too, so that it begins anew. Raises `RaftError` where checkpoints
+        were registered of which none is whole."""
         with self._reached():
             whole, registered = self._whole(key), self._registered()
             names = sorted({*whole, *registered})

@@ -21,15 +21,8 @@ from raft_ray.models.prompts import EncodedRow
 
 
 class TeacherActor:
-    """Scores trajectories under the frozen model.
-
-    Args:
-        config: of the run.
-        folder: of the teacher's model.
-        table: the encoded training rows by row index, as a reference in a list.
-        name: of the actor, for logs and errors.
-        run_dir: where its log goes.
-    """
+    """Scores trajectories under the frozen model in `folder`; `table` is the encoded training rows by row index, as a
+    reference in a list."""
 
     def __init__(self, config: Config, folder: str, table: list[ray.ObjectRef], name: str, run_dir: str) -> None:
         log_to_file(Path(run_dir), name)

@@ -50,8 +50,6 @@ def refine(rows: RowTable, config: Config, out: Path, progress: Progress | None 
     `refine.enabled=false` the rows pass as they are.
 
     Args:
-        rows: of the training set.
-        config: of the run.
         out: folder for the refined rows; made here. With `run.resume` part files of the same rows and settings are
             kept, and whatever else models wrote before is taken from the cache.
         progress: called with (rows done, rows) as files are finished.

@@ -39,14 +39,9 @@ Progress = Callable[[int, int], None]
 def measure_gap(config: Config, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Measure the gap of the refined rows in `folder`, write it there, and return it; Ray must be running.
 
-    A gap that was measured on the same files with the same model and template is not measured again.
-
-    Args:
-        config: of the run.
-        folder: `RUN/refined`.
-        progress: called with (rows measured, rows).
-
-    Raises `DataError` for a folder without refined rows, `RaftError` when the model cannot read them.
+    A gap that was measured on the same files with the same model and template is not measured again. `progress` is
+    called with (rows measured, rows). Raises `DataError` for a folder without refined rows, `RaftError` when the model
+    cannot read them.
     """
     folder = folder.absolute()
     files = part_files(folder)

@@ -40,14 +40,9 @@ def rehearsal_prompts(
     config: Config, chat: Chat, context: int, run_dir: Path, progress: Progress
 ) -> tuple[list[Messages], str]:
     """The prompts in `rehearsal.jsonl` of `run_dir`, which is written first where it is not there, and where they come
-    from, in words (blank where they were there).
-
-    Args:
-        chat, context: of the original model.
-        progress: called with (prompts there, prompts wanted).
-
-    Raises `RaftError` where too few can be had, and where the file has gone from a training that has begun.
-    """
+    from, in words (blank where they were there). `chat`, `context`: of the original model. `progress`: called with
+    (prompts there, prompts wanted). Raises `RaftError` where too few can be had, and where the file has gone from a
+    training that has begun."""
     rehearsal, seed = config.distill.rehearsal, config.run.seed
     told = ""
     if not (run_dir / FILE).exists():

@@ -17,14 +17,10 @@ from raft_ray.errors import RaftError
 
 @contextmanager
 def quiet_data(what: str, logs: str, *, start_timeout: float) -> Iterator[DataContext]:
-    """Ray Data without bars and notices for the block. Yields its settings, for those that the caller adds.
-
-    Args:
-        what: opens the message of a failure, which ends with where the workers' `logs` are.
-        start_timeout: longest wait for the first workers, seconds.
-
-    Raises a worker's own error if that was written for the user, else `RaftError` with the reason.
-    """
+    """Ray Data without bars and notices for the block. Yields its settings, for those that the caller adds. `what`:
+    opens the message of a failure, which ends with where the workers' `logs` are. `start_timeout`: longest wait for the
+    first workers, seconds. Raises a worker's own error if that was written for the user, else `RaftError` with the
+    reason."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False

@@ -59,16 +59,10 @@ async def within(ref: Any, timeout: float, who: str, doing: str) -> Any:
 
 
 def get(ref: Any, timeout: float, who: str) -> Any:
-    """The value of a call, for a caller that waits and has no other actor to ask.
-
-    Unlike `within` it does not count a defect as a death: what the actor raised is raised here, with its traceback.
-
-    Args:
-        timeout: seconds.
-        who: names the actor, with its node, for the message.
-
-    Raises `RaftError` with which the actor refused, or that names `who` if it dies or is late (`Hung`).
-    """
+    """The value of a call, for a caller that waits and has no other actor to ask. Unlike `within` it does not count a
+    defect as a death: what the actor raised is raised here, with its traceback. `timeout`: seconds. `who`: names the
+    actor, with its node, for the message. Raises `RaftError` with which the actor refused, or that names `who` if it
+    dies or is late (`Hung`)."""
     try:
         return ray.get(ref, timeout=timeout)
     except ray.exceptions.GetTimeoutError as error:

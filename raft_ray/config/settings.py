@@ -52,13 +52,10 @@ def presets() -> list[str]:
 
 
 def load(preset_or_path: str, overrides: list[str] | None = None) -> Config:
-    """The config of a preset, YAML file or run folder, with `key=value` overrides applied last.
-
-    What came from the environment (`${oc.env:NAME}`) is there resolved, as a `raft_ray.config.references.Reference`.
-    Keys without a value keep `MISSING`; `raft_ray.config.checks.check` refuses those that a run needs.
-
-    Raises `ConfigError`: one line that names file, key, what the key takes and the nearest valid name.
-    """
+    """The config of a preset, YAML file or run folder, with `key=value` overrides applied last. What came from the
+    environment (`${oc.env:NAME}`) is there resolved, as a `raft_ray.config.references.Reference`. Keys without a value
+    keep `MISSING`; `raft_ray.config.checks.check` refuses those that a run needs. Raises `ConfigError`: one line that
+    names file, key, what the key takes and the nearest valid name."""
     made = make(Config(), [*_files(_find(preset_or_path)), *(("", _parse(each)) for each in overrides or [])])
     settle(made)
     return made

@@ -31,12 +31,10 @@ _FIXES = {
 
 
 def read_chat(value: Any, field: str) -> list[dict[str, str]]:
-    """The messages in `value`, the field `field` of a record: `role` and `content` each.
-
-    Raises `Unusable`, naming message and field, for what cannot be honoured: other roles than `ROLES`, parts that are
-    no text, and fields beside role and content that hold anything but `METADATA`. `weight` may be 0 (`train` false)
-    where nothing is trained, before the last message, and 1 (true) anywhere.
-    """
+    """The messages in `value`, the field `field` of a record: `role` and `content` each. Raises `Unusable`, naming
+    message and field, for what cannot be honoured: other roles than `ROLES`, parts that are no text, and fields beside
+    role and content that hold anything but `METADATA`. `weight` may be 0 (`train` false) where nothing is trained,
+    before the last message, and 1 (true) anywhere."""
     if not isinstance(value, list) or not value:
         raise Unusable(f"field '{field}' is not a list of messages")
     return [_message(message, number, number == len(value)) for number, message in enumerate(value, start=1)]

@@ -208,12 +208,10 @@ class Ledger:
                 self._back.append(replace(batch, failures=0))
 
     def shard(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo, Any]] | None:
-        """The samples that `rank` trains on at `step`, in the order of the batch; none while any is missing.
-
-        Rows are shared out by length as soon as all of the step are generated, so a rank need not wait for the
-        scoring of another rank's rows. Raises `RaftError` when every row of the step was quarantined, those of
-        rehearsal beside them left out.
-        """
+        """The samples that `rank` trains on at `step`, in the order of the batch; none while any is missing. Rows are
+        shared out by length as soon as all of the step are generated, so a rank need not wait for the scoring of
+        another rank's rows. Raises `RaftError` when every row of the step was quarantined, those of rehearsal beside
+        them left out."""
         record = self._records.get(step)
         if record is None or record.unknown:
             return None

@@ -70,8 +70,7 @@ def topk_kl_from_hidden(
         head: what `head_weight` belongs to, where logits have a bias, a scale or a soft cap.
         drift: [] float32, to which the same KL at T = 1 is added, without a gradient; none does not measure it.
 
-    Returns:
-        A float32 scalar.
+    Returns a float32 scalar.
     """
     head = head or Head(head_weight)
     targets = (teacher_ids, teacher_logprobs, token_weight, temperature)
@@ -181,8 +180,7 @@ def sft_loss(
         head: as in `topk_kl_from_hidden`.
         loss: what each token's cross-entropy is weighted with beside `token_weight`.
 
-    Returns:
-        A float32 scalar.
+    Returns a float32 scalar.
     """
     head = head or Head(head_weight)
     total = hidden.new_zeros((), dtype=torch.float32)

@@ -139,10 +139,8 @@ def encode_prompts(
 ) -> dict[int, EncodedRow]:
     """Rehearsal rows by index, from `first` on: the teacher reads what the student reads, and there is no answer; or
     the original model's, without an end of turn where the token limit ended it, and no teacher. If `scored`, it is a
-    response that the teacher scores.
-
-    Raises `DataError` for a prompt that leaves no room for an answer of `max_new_tokens`.
-    """
+    response that the teacher scores. Raises `DataError` for a prompt that leaves no room for an answer of
+    `max_new_tokens`."""
     rows = {}
     for index, messages in enumerate(prompts, start=first):
         ids = chat.prompt(messages)

@@ -39,17 +39,11 @@ def exact(response: str, answers: Sequence[str]) -> bool:
 
 
 def summary(verdicts: Mapping[str, Sequence[bool]], metric: DomainMetric) -> dict[str, Any]:
-    """The `domain` part of `eval.json`: every measure that was taken, and the one that counts.
-
-    Args:
-        verdicts: for each measure (`contains`, `exact`, `choice`, `choice_norm`, `letter`, `judged`), whether each
-            question was answered right.
-        metric: the measure that `accuracy` and `correct` are of; `auto` takes `choice` where it was taken, else
-            `contains`.
-
-    Returns `{"accuracy", "n", "correct", "metric", "metrics": {measure: {"accuracy", "correct"}}}`. Raises
-    `ValueError` where the measures differ in length or nothing was asked.
-    """
+    """The `domain` part of `eval.json`: every measure that was taken, and the one that counts. `verdicts`: for each
+    measure (`contains`, `exact`, `choice`, `choice_norm`, `letter`, `judged`), whether each question was answered
+    right. `metric`: the measure that `accuracy` and `correct` are of; `auto` takes `choice` where it was taken, else
+    `contains`. Returns `{"accuracy", "n", "correct", "metric", "metrics": {measure: {"accuracy", "correct"}}}`. Raises
+    `ValueError` where the measures differ in length or nothing was asked."""
     counts = {len(rights) for rights in verdicts.values()}
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"domain measures over {sorted(counts)} questions")

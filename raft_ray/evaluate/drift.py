@@ -52,15 +52,10 @@ class Drift:
 
 
 class Reference:
-    """The base model's side, computed once and compared with any number of tuned models.
-
-    Holds the base's hidden states at the response positions and its head; the model itself is not kept.
-
-    Args:
-        sequences: `(prompt_ids, response_ids)` of answers that the base wrote; every prompt has a token, and empty
-            answers are left out. Raises `ValueError` when there is no response token.
-        tokens: tokens per forward pass (padded).
-    """
+    """The base model's side, computed once and compared with any number of tuned models. Holds the base's hidden states
+    at the response positions and its head; the model itself is not kept. `sequences`: `(prompt_ids, response_ids)` of
+    answers that the base wrote; every prompt has a token, and empty answers are left out. Raises `ValueError` when
+    there is no response token. `tokens`: tokens per forward pass (padded)."""
 
     def __init__(self, base_model: PreTrainedModel, sequences: Sequence[Pair], *, tokens: int = 4096) -> None:
         self.sequences = [pair for pair in sequences if pair[1]]
@@ -114,11 +109,9 @@ def drift_between(
 
 def weight_distance(base_folder: str, tuned_folder: str) -> dict[str, Any]:
     """`‖W - W0‖₂ / ‖W0‖₂`, where W is a layer's parameters one after the other, in float64, read tensor by tensor.
-
     Returns `{"total": over all parameters, "layers": {"0": ..., "embed": ..., "other": ...}}`; `other` holds the final
-    norm and an untied head. Tied embeddings count once, also where one of the folders stores the head as well.
-    Raises `ModelError` where names or shapes differ, or a folder has no readable safetensors weights.
-    """
+    norm and an untied head. Tied embeddings count once, also where one of the folders stores the head as well. Raises
+    `ModelError` where names or shapes differ, or a folder has no readable safetensors weights."""
     base, tuned = matched_files(base_folder, tuned_folder)
     moved: defaultdict[str, float] = defaultdict(float)
     size: defaultdict[str, float] = defaultdict(float)

@@ -103,11 +103,9 @@ def paired(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Pa
 
 def ratio(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
     """The mean of a over the mean of b, with its percentile bootstrap interval: a draw has the same questions in both.
-
     Seeds are matched as in `paired`; where their numbers differ, b's are averaged first. There is no interval where b
     is 0 in so many draws that it has no upper end. Raises `ValueError` where b's mean is 0, or the questions differ in
-    number.
-    """
+    number."""
     first_SQ, second_SQ = _tables(a, b)
     if not second_SQ.any():
         raise ValueError("a ratio to a mean of 0")
@@ -121,14 +119,10 @@ def ratio(a: Verdicts, b: Verdicts, *, draws: int = DRAWS, seed: int = 0) -> Est
 
 
 def on_base(own: Verdicts, base: Verdicts, *, seed: int = 0) -> dict[str, Any]:
-    """What is left of the base's score, as `eval.json` and `compare.json` have it (`docs/design.md`).
-
-    Args:
-        base: nothing where it was not measured, or `own` are the base's.
-
-    Returns `retention`, `retention_low` and `retention_high`, the ratio to the base's mean with its interval, and
-    `on_base`, the paired difference; each is none where it cannot be told.
-    """
+    """What is left of the base's score, as `eval.json` and `compare.json` have it (`docs/design.md`). `base`: nothing
+    where it was not measured, or `own` are the base's. Returns `retention`, `retention_low` and `retention_high`, the
+    ratio to the base's mean with its interval, and `on_base`, the paired difference; each is none where it cannot be
+    told."""
     kept = ratio(own, base, seed=seed) if base and np.any(base) else None
     return {
         "retention": kept and kept.mean,

@@ -92,14 +92,10 @@ def last_hidden(model: Any, ids_BL: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def response_hidden(model: Any, sequences: Sequence[Pair], *, tokens: int = 4096) -> Tensor:
-    """The last hidden states that predict each response token: `[n, D]`, in the order of `sequences`.
-
-    The body works in the model's own dtype; what measures the hidden states takes `Head.of(model).in_float32()`, since
-    a bfloat16 head would add noise of the size of what is measured.
-
-    Args:
-        tokens: of a forward pass, padding included (at least one sequence).
-    """
+    """The last hidden states that predict each response token: `[n, D]`, in the order of `sequences`. The body works in
+    the model's own dtype; what measures the hidden states takes `Head.of(model).in_float32()`, since a bfloat16 head
+    would add noise of the size of what is measured. `tokens`: of a forward pass, padding included (at least one
+    sequence)."""
     device = next(model.parameters()).device
     parts: dict[int, Tensor] = {}
     for batch in micro_batches([len(prompt) + len(response) for prompt, response in sequences], tokens):

@@ -119,16 +119,10 @@ def _generation_stops(folder: str, config: ModelConfig) -> list[int]:
 def load_model(
     folder: str, config: ModelConfig, dtype: torch.dtype | None = None, *, dropout: bool = False
 ) -> PreTrainedModel:
-    """The causal language model on the CPU, in `dtype` (default: `model.dtype`).
-
-    What comes back computes what the run assumes: every tensor is the checkpoint's, rotary factors are those of
-    `model.context` for every row, attention leaves nothing out, and `Head` makes its logits.
-
-    Args:
-        dropout: keep what the model's config drops at random in training.
-
-    Only from safetensors, unless `model.allow_pickle`. Raises `ModelError`.
-    """
+    """The causal language model on the CPU, in `dtype` (default: `model.dtype`). What comes back computes what the run
+    assumes: every tensor is the checkpoint's, rotary factors are those of `model.context` for every row, attention
+    leaves nothing out, and `Head` makes its logits. `dropout`: keep what the model's config drops at random in
+    training. Only from safetensors, unless `model.allow_pickle`. Raises `ModelError`."""
     import torch
 
     from raft_ray.models.head import check_head

@@ -67,20 +67,15 @@ def rows_digest(table: Mapping[int, EncodedRow]) -> str:
 
 @dataclass
 class PromptEncoder:
-    """Chats to token ids.
-
-    Args:
-        chat: tokenizer and chat template.
-        context: longest prompt + response in tokens.
-        max_new_tokens: longest response, for which a prompt must leave room.
-        teacher_template: text with `{prompt}` and `{answer}`; none for a teacher that reads what the student reads.
-        on_long_reference: what to do with a teacher prompt that does not fit.
-    """
+    """Chats to token ids."""
 
     chat: Chat
     context: int
+    """Longest prompt + response in tokens."""
     max_new_tokens: int = 0
+    """Longest response, for which a prompt must leave room."""
     teacher_template: str | None = None
+    """Text with `{prompt}` and `{answer}`; none for a teacher that reads what the student reads."""
     on_long_reference: OnLongReference = OnLongReference.error
 
     @property

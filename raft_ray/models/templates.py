@@ -15,15 +15,9 @@ from raft_ray.files import home
 
 
 def load_prompt(name_or_path: str, fields: tuple[str, ...], key: str) -> str:
-    """The text of a prompt file, without the line break at its end.
-
-    Args:
-        name_or_path: a name under `configs/prompts/` (without `.txt`), or the path of a file.
-        fields: names that the text must contain as `{name}`.
-        key: config key that named the file, for errors.
-
-    Raises `ConfigError` for a file that does not exist or cannot be read, and for a missing field.
-    """
+    """The text of a prompt file, without the line break at its end: of a name under `configs/prompts/` (without `.txt`)
+    or the path of a file, which the config's `key` names. Raises `ConfigError` for a file that does not exist or cannot
+    be read, and where one of `fields` is missing in it as `{name}`."""
     path, elsewhere = home(name_or_path), ""
     if not ("/" in name_or_path or "\\" in name_or_path or name_or_path.endswith(".txt")):
         folder = configs_dir() / "prompts"

@@ -57,13 +57,10 @@ class Endpoint:
         seed: int,
         schema: dict[str, Any] | None = None,
     ) -> list[Completion]:
-        """See `Generate`. Sampling is as reproducible as the server makes it: it is told a seed for each request.
-
-        A request whose retries are used up, or that the server's content filter refuses, comes back `failed`.
-
-        Raises `ConfigError` where the server refuses what trying again cannot mend (401, 404, 400), and `RaftError`
-        where every request used up its retries.
-        """
+        """See `Generate`. Sampling is as reproducible as the server makes it: it is told a seed for each request. A
+        request whose retries are used up, or that the server's content filter refuses, comes back `failed`. Raises
+        `ConfigError` where the server refuses what trying again cannot mend (401, 404, 400), and `RaftError` where
+        every request used up its retries."""
         options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed, "schema": schema}
         return asyncio.run(self._all(requests, options)) if requests else []
 

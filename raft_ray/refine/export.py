@@ -55,16 +55,10 @@ def check_export(form: str, out: Path) -> None:
 
 
 def export(refined: Path, form: str, out: Path) -> int:
-    """Write the rows of the folder `refined` to `out`, and return how many there are.
-
-    `out` appears when it is complete; an export that was cut off leaves `OUT.partial`, which the next one replaces.
-
-    Args:
-        refined: `RUN/refined`.
-        form: `hf` (a folder for `datasets.load_from_disk`), `jsonl` or `parquet`.
-
-    Raises `ConfigError` as `check_export` does, `DataError` where there are no refined rows.
-    """
+    """Write the rows of the folder `refined` to `out`, and return how many there are. `out` appears when it is
+    complete; an export that was cut off leaves `OUT.partial`, which the next one replaces. `refined`: `RUN/refined`.
+    `form`: `hf` (a folder for `datasets.load_from_disk`), `jsonl` or `parquet`. Raises `ConfigError` as `check_export`
+    does, `DataError` where there are no refined rows."""
     from datasets import Dataset, Features, disable_progress_bars, enable_progress_bars
     from datasets.exceptions import DatasetGenerationError
     from datasets.utils import are_progress_bars_disabled

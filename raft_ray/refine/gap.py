@@ -98,14 +98,9 @@ class Interval(TypedDict):
 
 class Means:
     """Means with 95% intervals of some columns over the same rows, by Poisson bootstrap: a resample counts each row
-    Poisson(1) times, which needs only the running sums of each resample, never the rows.
-
-    The same rows in the same order and the same seed give the same intervals, however they were cut into `add`s.
-
-    Args:
-        names: of the columns.
-        seed: of the resamples.
-    """
+    Poisson(1) times, which needs only the running sums of each resample, never the rows. The same rows in the same
+    order and the same seed give the same intervals, however they were cut into `add`s. `names`: of the columns. `seed`:
+    of the resamples."""
 
     def __init__(self, names: Sequence[str], seed: int) -> None:
         self._names = list(names)

@@ -90,14 +90,10 @@ def key_facts(answer: str) -> list[str]:
 
 
 def missing_facts(answer: str, text: str, right: Sequence[str] = ()) -> list[str]:
-    """The key facts of `answer` that `text` does not state; empty if it has them all.
-
-    Where a row names the short answers that count as `right`, the fact is one of them, and `answer` its wording.
-
-    Numbers count by value (`1,538` is `1538`, `three` is `3`), words by their sequence without regard to case,
-    accents, punctuation, articles and regular plurals. A fact that spells a function word (the symbols `He`, `As`,
-    `No`) counts only in its own case.
-    """
+    """The key facts of `answer` that `text` does not state; empty if it has them all. Where a row names the short
+    answers that count as `right`, the fact is one of them, and `answer` its wording. Numbers count by value (`1,538` is
+    `1538`, `three` is `3`), words by their sequence without regard to case, accents, punctuation, articles and regular
+    plurals. A fact that spells a function word (the symbols `He`, `As`, `No`) counts only in its own case."""
     if right:
         return [] if any(states(text, fact) for fact in right) else [right[0]]
     return [fact for fact in key_facts(answer) if not states(text, fact)]

@@ -69,17 +69,11 @@ def source(row: RefinedRow) -> str:
 
 
 def spending(counts: Counts, before: Counts, refine: RefineConfig) -> dict[str, Any]:
-    """What the rows took, from the cache's counts.
-
-    Args:
-        counts: since the run folder was made, runs that were killed included.
-        before: the counts when this run began.
-
-    Returns:
-        `cache`: `hits` and `misses` of this run, in requests. `stages`: of this run, `rows`, `seconds` of its workers
-        (waiting for models included) and `rows_per_second` a worker. `models`: in all runs, by model `asks`,
-        `failed`, `input_tokens`, `output_tokens`, `seconds` of waiting, `cost`; and the same by role in `roles`.
-    """
+    """What the rows took, from the cache's counts. `counts`: since the run folder was made, runs that were killed
+    included. `before`: the counts when this run began. Returns `cache`: `hits` and `misses` of this run, in requests.
+    `stages`: of this run, `rows`, `seconds` of its workers (waiting for models included) and `rows_per_second` a
+    worker. `models`: in all runs, by model `asks`, `failed`, `input_tokens`, `output_tokens`, `seconds` of waiting,
+    `cost`; and the same by role in `roles`."""
     now = {key: amount - before.get(key, 0.0) for key, amount in counts.items()}
     stages = {}
     for stage in ("rewrite", "fuse"):

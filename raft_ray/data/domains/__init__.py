@@ -23,14 +23,9 @@ DOMAINS: dict[str, Callable[[Split], list[dict[str, Any]]]] = {
 
 def load(name: str, split: Split) -> list[dict[str, Any]]:
     """The domain's rows, always in the same order: `prompt`, `answer`, `answers` (list), and what the fact is about.
-
-    Args:
-        name: a key of `DOMAINS`, or `NAME:COUNT` for so many of its facts.
-        split: `train` or `test`; the fact of row i of training is asked in rows 2i and 2i+1 of testing.
-
-    Raises `DataError` for an unknown name (the nearest one is given), a count that the domain does not have, or a
-    missing package.
-    """
+    `name`: a key of `DOMAINS`, or `NAME:COUNT` for so many of its facts. `split`: `train` or `test`; the fact of row i
+    of training is asked in rows 2i and 2i+1 of testing. Raises `DataError` for an unknown name (the nearest one is
+    given), a count that the domain does not have, or a missing package."""
     name, _, count = name.partition(":")
     if name not in DOMAINS:
         near = difflib.get_close_matches(name, DOMAINS, n=1, cutoff=0)
