@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft_ray.config import ColumnsConfig, DataConfig, OnBadRow
-from raft_ray.data import BadRow, Row, check_rows, read_rows, write_bad_rows
-from raft_ray.data.general import general_prompts
+from raft_ray.config import ColumnsConfig, DataConfig
+from raft_ray.data import BadRow, Row, read_rows
 from raft_ray.data.normalise import visible
 from raft_ray.errors import DataError
 
@@ -362,81 +361,3 @@ def test_a_source_that_cannot_be_used_names_key_file_and_fix(
 def test_an_unknown_domain_is_answered_with_the_nearest_one() -> None:
     with pytest.raises(DataError, match=r"data\.train=domain:chemisty: .*did you mean domain:chemistry\?"):
         read_rows("domain:chemisty", DataConfig(), split="train")
-
-
-# What becomes of bad rows
-
-ROW = Row(index=0, line=1, messages=[{"role": "user", "content": "x"}], answer="y", answers=["y"])
-
-
-def test_bad_rows_stop_the_run_with_the_first_of_them_and_the_fix() -> None:
-    bad = [BadRow(line, "answer is empty", "line") for line in range(2, 9)]
-    with pytest.raises(DataError) as caught:
-        check_rows([ROW], bad, DataConfig(), "my.jsonl")
-    message = str(caught.value)
-    assert message.startswith("my.jsonl: 7 of 8 rows cannot be used (line 2: answer is empty; ")
-    assert "line 6" in message
-    assert "line 7" not in message
-    assert message.endswith("data.on_bad_row=skip")
-    assert "\n" not in message
-
-
-def test_good_rows_alone_pass() -> None:
-    check_rows([ROW], [], DataConfig(), "my.jsonl")
-
-
-def test_skipping_goes_on_without_the_bad_rows_but_not_without_any() -> None:
-    config = DataConfig(on_bad_row=OnBadRow.skip)
-    bad = [BadRow(3, "not UTF-8")]
-    check_rows([ROW], bad, config, "my.parquet")
-    with pytest.raises(DataError, match=r"my\.parquet: no row is left .*row 3: not UTF-8"):
-        check_rows([], bad, config, "my.parquet")
-
-
-def test_bad_rows_are_written_one_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "bad_rows.jsonl"
-    write_bad_rows([BadRow(9, "old")], path)
-    write_bad_rows([BadRow(3, "not UTF-8"), BadRow(7, "ž is missing")], path)
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"line": 3, "reason": "not UTF-8"},
-        {"line": 7, "reason": "ž is missing"},
-    ]
-
-
-# The general prompts
-
-
-def test_sixty_different_general_prompts_are_shipped() -> None:
-    prompts = general_prompts()
-    assert len(prompts) == len(set(prompts)) == 60
-    assert all(prompt == prompt.strip() for prompt in prompts)
-
-
-@pytest.mark.parametrize("name", ["own.jsonl", "own.txt"])
-def test_a_file_of_ones_own_takes_the_place_of_the_general_prompts(name: str, tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / name, {"prompt": "One?", "id": 1}, b"", {"prompt": "Two?"})
-    assert general_prompts(source) == ["One?", "Two?"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "no such file"),
-        (b"", "no prompts in it"),
-        (b'{"prompt": "a"}\nnope\n', "line 2: not JSON"),
-        (b"\xff\n", "line 1: not UTF-8"),
-        (b'{"question": "a"}\n', "line 1: its `prompt` is not text"),
-        (b'{"prompt": " "}\n', "line 1: its `prompt` is empty"),
-        (b'{"prompt": "a"}\n["a"]\n', "line 2: not a JSON object"),
-        (b'["a"]\n', "row 1: not a JSON object"),
-    ],
-)
-def test_unusable_general_prompts_are_named_with_the_line(tmp_path: Path, content: bytes | None, message: str) -> None:
-    path = tmp_path / "own.jsonl"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        general_prompts(str(path))
-    assert str(caught.value).startswith(f"eval.general={path}")
-    assert message in str(caught.value)

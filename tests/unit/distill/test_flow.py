@@ -12,10 +12,8 @@ from flow_fakes import Actor, Running
 
 from actors.distill import flow
 from actors.distill.actor_group import MAX_FAILED_STARTS, State
-from actors.distill.slots import PLENTY, Growth, free_slots
 from actors.distill.validation import Evaluation, Part
 from actors.engine.weight_sync import WeightVersion
-from actors.runtime.loops import Loops
 from actors.runtime.remote import ActorLost, DataLost
 from raft_ray.config import Config, DomainMetric, settings
 from raft_ray.distill.trajectory import RolloutBatch
@@ -298,94 +296,6 @@ def work_of_a_step(actors: int, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_the_work_of_a_step_grows_with_its_chunks_and_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = (work_of_a_step(actors, monkeypatch) / actors for actors in (32, 256))
     assert many < 1.2 * few
-
-
-def test_the_first_error_of_loops_is_the_one_that_is_raised() -> None:
-    async def fails(text: str) -> None:
-        raise RaftError(text)
-
-    async def work() -> None:
-        loops = Loops(5)
-        loops.spawn(fails("the cause"))
-        loops.spawn(fails("a consequence"))
-        await asyncio.sleep(0)
-        loops.fail(RaftError("another"))
-        for _ in range(2):
-            with pytest.raises(RaftError, match="the cause"):
-                await loops.wait_for(lambda: False, lambda: "nothing")
-        await loops.restart()
-        loops.timeout = 0.01
-        with pytest.raises(RaftError, match=r"nothing did not come within learner\.timeout=0\.01 s"):
-            await loops.wait_for(lambda: False, lambda: "nothing")
-
-    run(work())
-
-
-def test_who_waited_before_a_new_beginning_neither_goes_on_nor_ends_it() -> None:
-    """The call of a learner that is gone, whose time would run out later."""
-
-    async def work() -> None:
-        loops = Loops(5)
-        wait = asyncio.create_task(loops.wait_for(lambda: False, lambda: "nothing"))
-        await asyncio.sleep(0)
-        await loops.restart()
-        with pytest.raises(RaftError, match="begun anew"):
-            await wait
-        assert loops.error is None
-
-    run(work())
-
-
-def test_two_looks_for_room_at_once_start_no_more_than_fits() -> None:
-    class Two:
-        each = "1 CPUs"
-
-        def free(self, have: int) -> int:
-            return 2 - have
-
-        def ask(self, wanted: int) -> None:
-            del wanted
-
-    async def work() -> None:
-        started: list[Any] = []
-
-        class Started:
-            wanted = 0
-
-            def __len__(self) -> int:
-                return len(started)
-
-            def add(self, placed: bool) -> None:
-                started.append(placed)
-
-        room: Any = Two()
-        rollouts: Any = Started()
-        loops = Loops(5)
-        growth = Growth(room, loops, rollouts, lambda _: None)
-        await asyncio.gather(growth.to(5), growth.to(5))
-        assert len(started) == 2
-        loops.cancel()
-
-    run(work())
-
-
-@pytest.mark.parametrize(
-    ("total", "available", "each", "have", "room"),
-    [
-        # Three CPUs are for teacher, learner and pipeline, though one of them is free at the moment.
-        ({"CPU": 8}, {"CPU": 5}, {"CPU": 1, "GPU": 0}, 1, 4),
-        ({"CPU": 8}, {"CPU": 5}, {"CPU": 1, "GPU": 0}, 5, 0),
-        ({"CPU": 8}, {"CPU": 1}, {"CPU": 1, "GPU": 0}, 1, 1),
-        ({"CPU": 8}, {"CPU": 8}, {"CPU": 2, "GPU": 0}, 0, 2),
-        ({"CPU": 64, "GPU": 2}, {"CPU": 60, "GPU": 2}, {"CPU": 1, "GPU": 0.5}, 1, 3),
-        ({"CPU": 2}, {}, {"CPU": 1, "GPU": 0}, 1, 0),
-        ({"CPU": 8}, {"CPU": 8}, {"CPU": 0, "GPU": 0}, 3, PLENTY),
-    ],
-)
-def test_room_is_what_is_free_without_what_the_other_roles_need(
-    total: dict[str, float], available: dict[str, float], each: dict[str, float], have: int, room: int
-) -> None:
-    assert free_slots(total, available, {"CPU": 3, "GPU": 0}, each, have) == room
 
 
 @pytest.mark.parametrize("role", ["rollout", "teacher"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from page import Page
-from report_fixture import open_turn, spans, write_open, write_refined, write_run
+from report_fixture import open_turn, write_open, write_refined, write_run
 
 from raft_ray.errors import RaftError
 from raft_ray.report import write_report
@@ -221,53 +221,6 @@ def test_the_page_loads_nothing(run: Path) -> None:
     assert "@import" not in html
 
 
-def write_spans(folder: Path, lines: list[dict[str, Any]]) -> None:
-    (folder / "spans.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def drawn(page: str) -> str:
-    """The timeline's SVG."""
-    return page.split('<div class="wide" tabindex="0"><svg', 1)[1].split("</svg>")[0]
-
-
-def test_the_timeline_shows_eight_steps_from_the_middle_and_what_limits_the_run(run: Path) -> None:
-    text = report(run).sections["Who worked when"]
-    assert "Rollouts are the bottleneck (busy 98%, learners wait 28% of the time): raft-ray scale RUN" in text
-    assert "Steps 30 to 37" in text
-    assert "generate score load weights wait forward + backward optimizer sync checkpoint" in text
-    assert "Rollouts (2) 98% Teachers 14% Learners 72% wait 28%" in text
-    chart = drawn((run / "report.html").read_text())
-    assert 'aria-label="Steps 30 to 37: what rollout-0, rollout-1, teacher-0, learner did when"' in chart
-    assert "rollout-1: generate, step 33" in chart
-    assert "learner: checkpoint, step 34" in chart
-    assert "step 27" not in chart
-    assert "start," not in chart
-
-
-def test_the_timeline_of_a_short_run_leaves_out_its_start_and_one_of_many_actors_names_the_rest(run: Path) -> None:
-    write_spans(run, spans(rollouts=11, steps=3))
-    text = report(run).sections["Who worked when"]
-    assert "Steps 0 to 2" in text
-    assert "Not shown: 3 more rollouts." in text
-    chart = drawn((run / "report.html").read_text())
-    assert "rollout-7" in chart
-    assert "rollout-8" not in chart
-    assert "start," not in chart
-
-
-def test_a_run_without_spans_or_without_a_trained_step_leaves_the_timeline_out(run: Path) -> None:
-    write_spans(run, spans(steps=0))
-    assert "Left out: spans.jsonl has no step" in report(run).sections["Who worked when"]
-    (run / "spans.jsonl").unlink()
-    assert "Left out: this run has no spans.jsonl" in report(run).sections["Who worked when"]
-
-
-def test_a_span_of_an_unknown_kind_is_drawn_under_its_own_name(run: Path) -> None:
-    other = {"who": "learner", "what": "<b>export</b>", "step": 33, "start": 235.0, "end": 236.0}
-    write_spans(run, [*spans(), other])
-    assert "sync checkpoint <b>export</b>" in report(run).sections["Who worked when"]
-
-
 def test_a_run_without_evaluation_says_which_sections_it_leaves_out(run: Path) -> None:
     (run / "eval.json").unlink()
     page = report(run)
@@ -397,75 +350,3 @@ def test_a_long_run_is_drawn_with_a_bounded_number_of_points(run: Path) -> None:
     page = report(run)
     assert "Steps 20,000" in page.sections[""]
     assert (run / "report.html").stat().st_size < 2_000_000
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("metrics.jsonl", '{"step": 0}\n{"step": 1, "loss"\n', r"metrics\.jsonl line 2: not JSON"),
-        ("metrics.jsonl", '{"step": 0, "kl_loss": "low"}\n', r"metrics\.jsonl line 1: `kl_loss` must be a number"),
-        ("metrics.jsonl", '{"loss": 1.0}\n', r"metrics\.jsonl line 1: `step` must be a whole number"),
-        ("metrics.jsonl", "[]\n", r"metrics\.jsonl line 1: not a JSON object"),
-        ("metrics.jsonl", '{"step": 0, "seconds": 3}\n', r"metrics\.jsonl line 1: `seconds` must be an object"),
-        ("methods/sft/metrics.jsonl", "x\n", r"methods/sft/metrics\.jsonl line 1: not JSON"),
-        ("trace.jsonl", '{"epoch": 0, "step": 0, "row": null}\n', r"trace\.jsonl line 1: `row` must be"),
-        ("spans.jsonl", '{"who": "rollout-0"}\n', r"spans\.jsonl line 1: `what` must say"),
-        ("config.yaml", "run:\n  dir: [\n", r"config\.yaml line 3: not YAML"),
-        ("config.yaml", "- run\n", r"config\.yaml line 1: expected sections"),
-        ("config.yaml", "3\n", r"config\.yaml: not a configuration"),
-        ("eval.json", '{\n"main": "raft",\n"methods": {\n', r"eval\.json line 4: not JSON"),
-        ("eval.json", '{"main": "raft", "methods": {}}', r"eval\.json line 1: `methods` must be"),
-        (
-            "eval.json",
-            '{"main": "raft", "methods": {"raft": {"drift": {}}}}',
-            r"methods\.raft\.drift\.kl must be a number",
-        ),
-        *(
-            (
-                "eval.json",
-                json.dumps({"main": "raft", "methods": {"raft": {"open_answers": samples}}}),
-                r"methods\.raft\.open_answers must be a list of objects with a `score` and judged `turns`",
-            )
-            for samples in (
-                {"score": 0.5},
-                [3],
-                [{"turns": []}],
-                [{"score": 0.5}],
-                [{"score": 0.5, "turns": [{"prompt": "p"}]}],
-                [{"score": 0.5, "turns": [{"judges": {}}]}],
-                [{"score": 0.5, "turns": [{"prompt": "p", "judges": {"strong": {"score": 1}}}]}],
-                [{"score": 0.5, "turns": [{"prompt": "p", "judges": {"strong": {"score": "1", "reason": ""}}}]}],
-            )
-        ),
-        ("refined/part-00000.parquet", "no parquet", r"part-00000\.parquet: not a readable Parquet file"),
-    ],
-)
-def test_a_malformed_file_is_named_with_its_line(run: Path, name: str, content: str, message: str) -> None:
-    (run / name).write_text(content)
-    with pytest.raises(RaftError, match=message):
-        write_report(run)
-    assert not (run / "report.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"kinds": [1]}, r"methods\.raft\.ifeval\.kinds must be objects with `followed`, `n` and `share`"),
-        ({"kinds": {"keywords": {"followed": 1, "n": "2", "share": 0.5}}}, r"ifeval\.kinds must be"),
-        ({"retention_low": "0.9"}, r"methods\.raft\.ifeval must be tested against the base, or not at all"),
-        ({"samples": None}, r"ifeval must be tested"),
-        ({"low": None}, r"ifeval must be tested"),
-        ({"on_base": {"p": 0.5, "difference": 0.1}}, r"ifeval must be tested"),
-    ],
-)
-def test_an_ifeval_part_that_cannot_be_understood_is_named(run: Path, changed: dict[str, Any], message: str) -> None:
-    edit_evaluation(run, lambda methods: methods["raft"]["ifeval"].update(changed))
-    with pytest.raises(RaftError, match=message):
-        write_report(run)
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RaftError, match="not a run folder"):
-        write_report(tmp_path)
-    with pytest.raises(RaftError, match="no such run folder"):
-        write_report(tmp_path / "missing")
