@@ -60,11 +60,11 @@ class Summary:
         }
 
 
-def source(row: RefinedRow) -> str:
-    """Who wrote the text that training uses: `fuse`, `rewrite` or `gold`."""
+def source(row: RefinedRow | dict[str, Any]) -> str:
+    """Who wrote the fused answer ŷ, the text that training uses: `gold`, `rewrite`, `fuse` or another writer."""
     if not row["accepted"]:
         return "gold"
-    chosen = (candidate["source"] for candidate in row["candidates"] if candidate["text"] == row["fused"])
+    chosen = (candidate["source"] for candidate in row["candidates"] or [] if candidate["text"] == row["fused"])
     return next(chosen, "rewrite")
 
 

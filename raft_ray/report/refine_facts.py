@@ -14,6 +14,7 @@ from raft_ray.errors import RaftError
 from raft_ray.refine.agreement import SAMPLE, Agreement, agreement
 from raft_ray.refine.gap import KINDS, VALUES
 from raft_ray.refine.schema import OFF, part_files
+from raft_ray.refine.summary import source
 from raft_ray.report.counts import Counts, Reservoir
 from raft_ray.report.refine_style import Style
 
@@ -120,14 +121,6 @@ class Facts:
     def agreement(self) -> Agreement:
         """Of the judges, over a sample of candidates."""
         return agreement(self._judged.items)
-
-
-def source(row: Record) -> str:
-    """`gold`, `rewrite`, `fuse` or another writer: who wrote the fused answer ŷ, the text that training uses."""
-    if not row["accepted"]:
-        return "gold"
-    chosen = (c["source"] for c in row["candidates"] or [] if c["text"] == row["fused"])
-    return next(chosen, "rewrite")
 
 
 def read_facts(folder: Path, tau: float | None) -> Facts | None:

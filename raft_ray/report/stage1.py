@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from raft_ray.refine.summary import source
 from raft_ray.report.charts import histogram
 from raft_ray.report.figures import Figure
 from raft_ray.report.files import Record, Run
-from raft_ray.report.refine_facts import Facts, source
+from raft_ray.report.refine_facts import Facts
 from raft_ray.report.words import format_percent
 
 SOURCES = {"fuse": "a fusion of both", "rewrite": "the rewrite", "gold": "the gold answer"}
