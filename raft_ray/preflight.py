@@ -77,6 +77,8 @@ def preflight(
     methods = [config, *others]
     folder = models.resolve(config.model.path)
     parameters = models.check_weights(folder, config.model)
+    for each in methods if trains else ():
+        models.check_adapter(folder, config.model, each.learner.lora)
     if trains and any(each.uses_engines for each in methods):
         models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)

@@ -1,7 +1,7 @@
 """A checkpoint: what it holds, how it is written and loaded, also by another number of ranks.
 
 ```
- checkpoint_TIME/state/...          DeepSpeed's files: model, optimizer, and every rank's shard under ZeRO
+ checkpoint_TIME/state/...          DeepSpeed's files: what is trained, optimizer, and every rank's shard under ZeRO
                  state.json         step, λ's averages, place in the rows' order, number of ranks, ZeRO stage; rank 0's
                  random-R.pt        random states of rank R
                  part-R.json        what rank R has written, under the run's seal (`actors.distill.seal`)
@@ -146,6 +146,8 @@ class Checkpoints:
         self._rank, self._ranks = context.get_world_rank(), context.get_world_size()
         self._node, self._first = context.get_node_rank(), context.get_local_rank() == 0
         self._zero_stage, self._keep = config.learner.zero_stage, config.learner.keep
+        # Weights beside an adapter are the original model's.
+        self._adapter_alone = config.learner.lora.rank > 0
         # Names the temporary folders of this run on every node, so that those of a killed process can be found.
         self._prefix = f"raft-ray-{hashlib.sha256(str(storage).encode()).hexdigest()[:12]}-"
         reported = ray.train.get_checkpoint()
@@ -174,7 +176,7 @@ class Checkpoints:
         with self._folder() as folder:
             with _writing(folder):
                 torch.save(_random_states(engine.device), folder / f"random-{self._rank}.pt")
-                engine.save_checkpoint(str(folder), tag=_TAG)
+                engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self._adapter_alone)
                 if self._rank == 0:
                     (folder / STATE).write_text(json.dumps(asdict(state)))
                 seal(folder, self._key, step=step, rank=self._rank, ranks=self._ranks)
@@ -196,7 +198,7 @@ class Checkpoints:
             return None
         with self._readable() as (folder, shards):
             engine.checkpoint_engine.load = _load_weights_only
-            loaded, _ = engine.load_checkpoint(str(shards), tag=_TAG)
+            loaded, _ = engine.load_checkpoint(str(shards), tag=_TAG, load_module_strict=not self._adapter_alone)
             if loaded is None:
                 raise RaftError(f"checkpoint {self._storage}/{self._name}: DeepSpeed finds no state in it")
             if self._state.ranks == self._ranks:

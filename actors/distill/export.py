@@ -1,8 +1,9 @@
-"""Writing a trained model as a Hugging Face folder that `transformers` and vLLM load."""
+"""Writing a trained model as a Hugging Face folder that `transformers` and vLLM load, and its adapter beside it."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
@@ -18,17 +19,25 @@ from raft_ray.runs.trained import Trained
 
 
 @ray.remote
-def export_model(config: ModelConfig, original: str, weights: WeightVersion, folder: str, trained: Trained) -> str:
+def export_model(
+    config: ModelConfig,
+    original: str,
+    weights: WeightVersion,
+    folder: str,
+    trained: Trained,
+    adapter: Mapping[str, bytes] | None,
+) -> str:
     """Write `folder`: the packed `weights` with the original's config, generation config and tokenizer.
 
     Weights are safetensors of at most 5 GB a file, in the dtype that they were packed in. An older `folder` is
-    replaced once the new one is complete. `trained` says of what it is, in the folder as well.
+    replaced once the new one is complete. `trained` says of what it is, in the folder as well. The files of an
+    `adapter` (`raft_ray.models.adapters.adapter_files`), which the weights hold merged, go to `adapter_folder(folder)`.
 
     Raises `RaftError` where it cannot be written.
     """
     with writing(folder):
         try:
-            return _write(config, original, weights, folder, trained)
+            return _write(config, original, weights, folder, trained, adapter)
         except Exception as error:
             # What safetensors and tokenizers raise, which are written in Rust.
             if "os error" not in str(error):
@@ -36,7 +45,27 @@ def export_model(config: ModelConfig, original: str, weights: WeightVersion, fol
             raise OSError(str(error)) from error
 
 
-def _write(config: ModelConfig, original: str, weights: WeightVersion, folder: str, trained: Trained) -> str:
+def adapter_folder(model: Path) -> Path:
+    """Where the adapter of the model in a folder is: `adapter` beside `model`, `step-3_adapter` beside `step-3`."""
+    return model.with_name(f"{model.name}_adapter".removeprefix("model_"))
+
+
+def move_model(source: Path, target: Path) -> None:
+    """Let a model and its adapter, if it has one, take the place of others."""
+    for old, new in ((adapter_folder(source), adapter_folder(target)), (source, target)):
+        shutil.rmtree(new, ignore_errors=True)
+        if old.exists():
+            old.rename(new)
+
+
+def _write(
+    config: ModelConfig,
+    original: str,
+    weights: WeightVersion,
+    folder: str,
+    trained: Trained,
+    adapter: Mapping[str, bytes] | None,
+) -> str:
     from huggingface_hub import save_torch_state_dict
     from transformers import AutoConfig
     from transformers.utils import cached_file
@@ -44,7 +73,8 @@ def _write(config: ModelConfig, original: str, weights: WeightVersion, folder: s
     packed = ray.get(weights.packed, timeout=FETCH)
     state = models.checkpoint_tensors(original, config, dict(packed.tensors()))
     target, partial = Path(folder), Path(folder + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for part in (partial, adapter_folder(partial)):
+        shutil.rmtree(part, ignore_errors=True)
     partial.mkdir(parents=True)
     save_torch_state_dict(state, partial, max_shard_size="5GB")
     announce("export", "writing")
@@ -57,7 +87,9 @@ def _write(config: ModelConfig, original: str, weights: WeightVersion, folder: s
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     if generation := cached_file(original, "generation_config.json", **quiet):
         shutil.copyfile(generation, partial / "generation_config.json")
+    for name, content in (adapter or {}).items():
+        adapter_folder(partial).mkdir(exist_ok=True)
+        (adapter_folder(partial) / name).write_bytes(content)
     trained.write(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    move_model(partial, target)
     return folder

@@ -34,6 +34,7 @@ from actors.distill.storage import Storage
 from actors.distill.student_engine import make_engine
 from actors.distill.validation import Verdict
 from actors.engine.weight_sync import Publisher, WeightVersion
+from actors.engine.weights import adapter_tensors
 from actors.runtime.cluster import here, log_to_file, on_node
 from actors.runtime.remote import root_cause
 from raft_ray import models
@@ -46,6 +47,7 @@ from raft_ray.distill.step import StepLosses, train_step
 from raft_ray.distill.student import MicroBatch, Student, empty_micro_batch, make_micro_batches
 from raft_ray.distill.trajectory import Sample
 from raft_ray.errors import ModelError, RaftError
+from raft_ray.models.adapters import adapter_files
 from raft_ray.models.prompts import EncodedRow
 from raft_ray.runs.trained import Trained
 
@@ -316,10 +318,16 @@ class Rank:
         return replace(self.task.trained, weights_of=verdict.weights_of, why=verdict.why)
 
     def _export(self, weights: WeightVersion, target: str) -> None:
-        """Write a model on the run folder's node, from the object store; the store forgets our puts when we end."""
+        """Write a model on the run folder's node, from the object store; the store forgets our puts when we end. The
+        adapter is that of the weights that the engine has, which these must be."""
+        adapter = None
+        if self.config.learner.lora.rank:
+            tensors = dict(adapter_tensors(self.student.model, self.config.learner.zero_stage))
+            if self.rank == 0:
+                adapter = adapter_files(self.student.model, tensors, self.task.folder)
         if self.rank == 0:
             task = export_model.options(num_cpus=0, **on_node(self.task.node))
-            written = task.remote(self.config.model, self.task.folder, weights, target, self._trained())
+            written = task.remote(self.config.model, self.task.folder, weights, target, self._trained(), adapter)
             # Not longer than the other ranks wait.
             self._call(written, "the export of the model", self.config.learner.timeout)
         torch.distributed.barrier()

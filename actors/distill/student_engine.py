@@ -12,12 +12,14 @@ from raft_ray import models
 from raft_ray.config import Config, Dtype
 from raft_ray.distill.attention import attend_in_float32
 from raft_ray.distill.student import Student
+from raft_ray.models.adapters import add_adapter
 from raft_ray.models.checks import check_repeatable
 from raft_ray.models.head import Head
 
 
 def load_student(config: Config, folder: str) -> Any:
-    """The model as it is trained: float16 rollouts, too, are trained in bfloat16, which needs no loss scaling.
+    """The model as it is trained, with its adapter if it has one: float16 rollouts, too, are trained in bfloat16, which
+    needs no loss scaling.
 
     Raises `ModelError`.
     """
@@ -25,6 +27,8 @@ def load_student(config: Config, folder: str) -> Any:
     model = models.load_model(folder, config.model, dtype, dropout=config.learner.dropout)
     if not config.learner.dropout:
         check_repeatable(model)
+    if config.learner.lora.rank:
+        add_adapter(model, config.learner.lora, config.run.seed)
     return model
 
 
@@ -76,8 +80,10 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     student = Student(model, config.distill.temperature, config.distill.loss)
+    if learner.lora.rank:
+        student.register_state_dict_post_hook(_without_frozen)
     optimizer = torch.optim.AdamW(
-        student.parameters(),
+        [parameter for parameter in student.parameters() if parameter.requires_grad],
         lr=learner.lr,
         betas=(learner.beta1, learner.beta2),
         weight_decay=learner.weight_decay,
@@ -93,6 +99,13 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
                 deepspeed.zero.register_external_parameter(student, parameter)
     engine, *_ = deepspeed.initialize(model=student, optimizer=optimizer, config=settings)
     return engine
+
+
+def _without_frozen(student: Student, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave out of a state what is not trained; DeepSpeed would keep the second name of a tied tensor."""
+    for name, parameter in student.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def _clip(most: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:

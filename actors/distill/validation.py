@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.distill.export import move_model
 from raft_ray.config import Config, Keep
 from raft_ray.errors import RaftError
 from raft_ray.evaluate.answers import Answer
@@ -171,7 +172,7 @@ class Validation:
         checkpoints = [*range(every, version, every)][-keep:]
         needed = kept_steps(self.lines.values(), self._asked, [*checkpoints, version])
         for folder in (self._run_dir / BEST).glob("step-*"):
-            if folder.name not in {f"step-{step}" for step in needed}:
+            if folder.name.removesuffix("_adapter") not in {f"step-{step}" for step in needed}:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def adopt(self, trained: Trained) -> None:
@@ -182,8 +183,7 @@ class Validation:
         with writing(target):
             trained.write(where)
             if where != target:
-                shutil.rmtree(target, ignore_errors=True)
-                where.rename(target)
+                move_model(where, target)
             shutil.rmtree(self._run_dir / BEST, ignore_errors=True)
 
 

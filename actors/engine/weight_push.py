@@ -40,6 +40,7 @@ from actors.engine.weights import Checksum, full_tensors, persistent_buffers
 from actors.runtime.remote import failure
 from raft_ray.config import Config, SyncBackend
 from raft_ray.errors import RaftError
+from raft_ray.models.adapters import base_parameters
 
 PACKED_BYTES = 2**30
 """Most bytes of a packed buffer, unless a single tensor is larger."""
@@ -68,7 +69,7 @@ class DeepSpeedSource(WeightSource):
         return [
             # Under ZeRO-3 a parameter's own shape is that of an empty tensor.
             ParamMeta(name, self._dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
-            for name, parameter in self._model.named_parameters()
+            for name, parameter, _ in base_parameters(self._model)
         ] + [ParamMeta(name, buffer.dtype, tuple(buffer.shape)) for name, buffer in persistent_buffers(self._model)]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:

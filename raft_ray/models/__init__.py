@@ -6,6 +6,7 @@
 
 from raft_ray.models.builtin import EMBEDDED, TINY
 from raft_ray.models.loading import (
+    check_adapter,
     check_rollouts,
     check_weights,
     checkpoint_tensors,
@@ -21,6 +22,7 @@ from raft_ray.models.loading import (
 __all__ = [
     "EMBEDDED",
     "TINY",
+    "check_adapter",
     "check_rollouts",
     "check_weights",
     "checkpoint_tensors",

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raft_ray.config import ModelConfig
+from raft_ray.config import LoraConfig, ModelConfig
 from raft_ray.errors import ModelError, first_line
 from raft_ray.files import home
 from raft_ray.json_files import read_object
-from raft_ray.models import rope
+from raft_ray.models import adapters, rope
 from raft_ray.models.architectures import READ_ONCE
 from raft_ray.models.builtin import builtin_folder
 from raft_ray.models.chat import Chat, with_thinking
@@ -140,6 +140,13 @@ def check_weights(folder: str, config: ModelConfig) -> int | None:
     if not os.path.isdir(folder):
         return None
     return sum(parameter.numel() for parameter in _from_checkpoint(folder, config, device_map="meta").parameters())
+
+
+def check_adapter(folder: str, config: ModelConfig, lora: LoraConfig) -> None:
+    """Refuse an adapter for layers that the model in a local folder does not have, as `check_weights` reads it. Raises
+    `ModelError`."""
+    if lora.rank and os.path.isdir(folder):
+        adapters.target_modules(_from_checkpoint(folder, config, device_map="meta"), lora.target_modules)
 
 
 def check_rollouts(folder: str, config: ModelConfig) -> None:

@@ -23,6 +23,9 @@ def least_gib(config: Config, parameters: int) -> dict[str, float]:
     # Weights, float32 gradients, Adam's two moments with the float32 masters of half-precision weights; each is sharded
     # from a stage on.
     shared = [(width, 3), (4, 2), (8 + (4 if width == 2 else 0), 1)]
+    if learner.lora.rank:
+        # All else is of the adapter, which is small.
+        shared = shared[:1]
     per_rank = sum(size / (ranks if stage >= since else 1) for size, since in shared)
     found = {}
     if not learner.num_gpus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from safetensors import safe_open
 
 from actors.engine.weights import full_tensors
 from raft_ray import models
-from raft_ray.config import Dtype, ModelConfig
+from raft_ray.config import Dtype, LoraConfig, ModelConfig
 from raft_ray.distill.order import SampleId
 from raft_ray.distill.student import Student, answer_logprobs, make_micro_batches, sharing_error
 from raft_ray.distill.teacher import score
 from raft_ray.distill.trajectory import Sample, Trajectory
+from raft_ray.models.adapters import add_adapter
 from raft_ray.models.head import Head
 from raft_ray.models.prompts import EncodedRow
 
@@ -150,3 +152,21 @@ def test_an_answers_log_probabilities_are_the_models_own(named: tuple[str, Any, 
     found = torch.tensor(answer_logprobs(Student(model, T).eval(), row, CPU))
     assert torch.allclose(found, want.gather(1, torch.tensor(row.answer)[:, None])[:, 0], atol=1e-4)
     assert Head.of(model).rows == want.shape[1]
+
+
+def test_merged_adapters_compute_what_the_learner_computes_under_the_models_names(named: tuple[str, Any, Path]) -> None:
+    _, model, _ = named
+    learner, engine = copy.deepcopy(model), copy.deepcopy(model)
+    add_adapter(learner, LoraConfig(rank=2, alpha=4), seed=0)
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        assert torch.equal(learner(input_ids=ids).logits, model(input_ids=ids).logits)
+        drawn = torch.Generator().manual_seed(0)
+        for parameter in learner.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=drawn))
+        sent = dict(full_tensors(learner, 0))
+        assert list(sent) == [name for name, _ in full_tensors(model, 0)]
+        assert not engine.load_state_dict(sent, strict=False).unexpected_keys
+        assert torch.allclose(engine(input_ids=ids).logits, learner(input_ids=ids).logits, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(engine(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-2)

@@ -82,6 +82,8 @@ def full_state(engine: Any, stage: int) -> dict[str, torch.Tensor]:
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     found = {}
     for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         found[f"{name}.weight"] = safe_get_full_fp32_param(parameter).detach().clone().view(-1)
         for key in ("exp_avg", "exp_avg_sq"):
             found[f"{name}.{key}"] = safe_get_full_optimizer_state(parameter, key).detach().clone().view(-1)
@@ -140,11 +142,14 @@ def assert_equal(found: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) 
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize(("stage", "dtype", "downloads"), [(2, "float32", True), (3, "bfloat16", False)])
+@pytest.mark.parametrize(
+    ("stage", "dtype", "lora", "downloads"),
+    [(2, "float32", 0, True), (3, "bfloat16", 0, False), (1, "bfloat16", 4, False), (3, "float32", 4, False)],
+)
 def test_another_number_of_ranks_takes_up_the_whole_state_bit_for_bit(
-    tmp_path: Path, make_config: MakeConfig, stage: int, dtype: str, downloads: bool
+    tmp_path: Path, make_config: MakeConfig, stage: int, dtype: str, lora: int, downloads: bool
 ) -> None:
-    """Two ranks, one, two again: fp32 weights and both moments."""
+    """Two ranks, one, two again: fp32 weights and both moments of all that is trained."""
     options: dict[str, Any] = {}
     if downloads:
         # To Ray Train this file system is a remote one.
@@ -153,7 +158,8 @@ def test_another_number_of_ranks_takes_up_the_whole_state_bit_for_bit(
 
         options["storage_filesystem"] = PyFileSystem(FSSpecHandler(LocalFileSystem()))
     storage = Storage(str(tmp_path), "checkpoints")
-    config = make_config(tmp_path / "run", f"learner.zero_stage={stage}", f"model.dtype={dtype}")
+    keys = (f"learner.zero_stage={stage}", f"model.dtype={dtype}", f"learner.lora.rank={lora}")
+    config = make_config(tmp_path / "run", *keys)
     common = {"config": config, "folder": resolve(TINY), "out": str(tmp_path)}
     for ranks, stop in ((2, 1), (1, 2), (2, 3)):
         fit(life, {**common, "stop": stop}, ranks, storage, **options)
@@ -171,7 +177,7 @@ def dies_in_deepspeed(engine: Any, step: int, rank: int, mark: Path) -> None:
     if step != 1 or rank != 1 or mark.exists():
         return
 
-    def cut_off(folder: str, tag: str) -> None:
+    def cut_off(folder: str, tag: str, **_: Any) -> None:
         (Path(folder) / tag).mkdir()
         (Path(folder) / tag / "zero_pp_rank_1_mp_rank_00_optim_states.pt").write_bytes(b"half")
         mark.write_text(folder)

@@ -222,7 +222,7 @@ def forked_workers(path: Path) -> Iterator[None]:
     Args:
         path: of the server's socket, which must be short.
     """
-    modules = f"{HERE.parents[1]}:{HERE.parent}"
+    modules = os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), os.environ.get("PYTHONPATH", "")]).rstrip(":")
     command = [sys.executable, __file__, "--serve"]
     server = subprocess.Popen([*command, str(path)], env=os.environ | ENVIRONMENT | {"PYTHONPATH": modules})
     os.environ["RAFT_RAY_TEST_FORKS"] = str(path)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from raft_ray.config import Dtype, ModelConfig
+from raft_ray.config import Dtype, LoraConfig, ModelConfig
 from raft_ray.models import TINY, load_model, resolve
+from raft_ray.models.adapters import add_adapter
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -31,3 +32,16 @@ def test_each_pass_yields_the_weights_of_the_moment_as_declared(stage: int, dtyp
         with torch.no_grad():
             next(model.parameters()).mul_(2)
     assert len(sums) == 2
+
+
+def test_an_adapter_is_declared_and_sent_merged_under_the_models_own_names() -> None:
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
+
+    from actors.engine.weight_push import DeepSpeedSource
+
+    model: Any = load_model(resolve(TINY), ModelConfig(dtype=Dtype.float32))
+    names = [name for name, _ in model.named_parameters()]
+    add_adapter(model, LoraConfig(rank=2, dora=True), seed=0)
+    source = DeepSpeedSource(model, 1, torch.bfloat16, verify=True)
+    sent = dict(NCCLTrainerWeightTransferEngine._checked_iter(source, source.metadata()))
+    assert list(sent) == names

@@ -52,6 +52,12 @@ BAD_CONFIGS = [
     bad("run smoke refine.fuser=no", "refine.fuser", "text"),
     bad("run smoke distill.method=rafft", "one of sft, sdft, opd, raft", "did you mean raft?"),
     bad("run smoke distill.balance=EMA", "one of ema, fixed"),
+    bad("run smoke learner.lora.rank=-1", "learner.lora.rank=-1", "at least 0"),
+    bad("run smoke learner.lora.dropout=1", "learner.lora.dropout=1", "less than 1"),
+    bad(
+        "run smoke learner.lora.rank=2 learner.lora.dora=true learner.zero_stage=3", "learner.lora.dora", "zero_stage=2"
+    ),
+    bad("run smoke learner.lora.rank=2 learner.lora.target_modules=[query]", "learner.lora.target_modules", "q_proj"),
     bad("run smoke learner.zero_stage=5", "learner.zero_stage=5", "0, 1, 2 or 3"),
     bad("run smoke refine.tau=1.5", "refine.tau=1.5", "between 0 and 1"),
     bad("run smoke distill.temperature=0", "distill.temperature=0", "greater than 0"),

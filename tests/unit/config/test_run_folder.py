@@ -62,6 +62,7 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
         ("learner.global_batch_size", "4"),
         ("data.train", "b.jsonl"),
         ("distill.method", "opd"),
+        ("learner.lora.rank", "4"),
     ],
 )
 def test_resume_refuses_what_its_checkpoint_depends_on(tmp_path: Path, key: str, value: str) -> None:
@@ -134,6 +135,11 @@ def test_a_storage_that_may_work_is_not_asked_before_the_run(storage: str, tmp_p
     check_run_dir(fine(f"run.dir={tmp_path}", f"run.storage={storage}"))
 
     assert not Path("here").exists()
+
+
+def test_the_keys_of_an_adapter_decide_the_model_of_a_run_that_has_one() -> None:
+    assert not [key for key in resume.deciding(fine()) if "lora" in key]
+    assert resume.deciding(fine("learner.lora.rank=4"))["learner.lora.alpha"] == 32
 
 
 def test_what_a_resumed_run_may_change_is_named_as_the_keys_are() -> None:

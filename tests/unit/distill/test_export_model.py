@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,12 +48,14 @@ def original(tmp_path: Path, tiny_model: Path) -> Path:
     return tmp_path / "original"
 
 
-def exported(original: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, only: str = "") -> Path:
+def exported(
+    original: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, only: str = "", adapter: Any = None
+) -> Path:
     """The folder of the model, or of its tensors whose names have `only` in them."""
     tensors = full_tensors(load_model(str(original), MODEL), 0)
     weights = PackedWeights.of(3, [(name, tensor) for name, tensor in tensors if only in name])
     monkeypatch.setattr(export.ray, "get", lambda _, timeout: weights)
-    return Path(export.export_model._function(MODEL, str(original), WeightVersion(3), str(folder), OF))
+    return Path(export.export_model._function(MODEL, str(original), WeightVersion(3), str(folder), OF, adapter))
 
 
 def test_the_folder_says_what_it_is_and_has_the_originals_generation_config(
@@ -81,3 +84,19 @@ def test_a_full_disk_leaves_the_model_of_before_and_is_named(
         exported(original, folder, monkeypatch, only)
 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_adapter_lies_beside_its_model_and_moves_with_it(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    exported(original, run / "best" / "step-3", monkeypatch, adapter={"adapter_config.json": b"3"})
+    exported(original, run / "model", monkeypatch, adapter={"adapter_config.json": b"2"})
+    assert {path.name for path in run.iterdir()} == {"best", "model", "adapter"}
+    assert (run / "adapter" / "adapter_config.json").read_bytes() == b"2"
+
+    export.move_model(run / "best" / "step-3", run / "model")
+    assert (run / "adapter" / "adapter_config.json").read_bytes() == b"3"
+    assert not list((run / "best").iterdir())
+    exported(original, run / "model", monkeypatch)
+    assert not (run / "adapter").exists()

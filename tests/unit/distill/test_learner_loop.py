@@ -115,7 +115,10 @@ class Run:
         engine.module.topk_mass.append(0.5)
         return StepLosses(3.0, 1.0, 2.0, 1.0) if balancer else StepLosses(1.0, 1.0, None, None)
 
-    def _export(self, config: Any, folder: str, weights: WeightVersion, target: str, trained: Any) -> None:
+    def _export(
+        self, config: Any, folder: str, weights: WeightVersion, target: str, trained: Any, adapter: Any
+    ) -> None:
+        assert adapter is None
         self.said.append(("export", weights.packed))
 
 

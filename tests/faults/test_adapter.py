@@ -1,0 +1,55 @@
+"""LoRA for real: learners killed and runs resumed end as the undisturbed one, merged model and adapter alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from listener import Listener, first_of, once
+from run_files import lines, outcome
+
+from raft_ray import models
+from raft_ray.config import Config, Dtype, ModelConfig
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1200)]
+LORA = ("learner.lora.rank=4", "learner.lora.dropout=0.2", "learner.lr=0.01", "learner.checkpoint_every=1")
+
+
+def train(config: Config) -> Path:
+    from actors.run import train as train_model
+
+    return train_model(config).parent
+
+
+def test_a_run_with_an_adapter_that_is_killed_and_resumed_ends_as_the_undisturbed_one(
+    make_config: Callable[..., Config], tmp_path: Path, socket_path: Path
+) -> None:
+    import peft
+
+    whole = train(make_config(tmp_path / "whole", *LORA, "learner.max_steps=3"))
+    with Listener(socket_path, first_of([once("learner-0", "backward", 1)])) as listener:
+        parts = train(make_config(tmp_path / "parts", *LORA, "learner.max_steps=2"))
+    assert len(listener.killed) == 1
+    train(make_config(parts, *LORA, "learner.max_steps=3", "run.resume=true"))
+    assert outcome(parts) == outcome(whole)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (parts / "adapter" / name).read_bytes() == (whole / "adapter" / name).read_bytes()
+
+    # The engine checks log-probabilities at version 0 and checksums after; the teacher is the original model.
+    assert all(line["kl_loss"] > 0 and line["grad_norm"] > 0 for line in lines(whole / "metrics.jsonl"))
+    config = ModelConfig(dtype=Dtype.float32)
+    base: Any = models.load_model(models.resolve(models.TINY), config)
+    merged: Any = models.load_model(str(whole / "model"), config)
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        after = peft.PeftModel.from_pretrained(base, whole / "adapter")(input_ids=ids).logits
+        assert torch.allclose(after, merged(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(after, before, atol=1e-2)
+    (state,) = max((whole / "checkpoints").glob("checkpoint_0*")).rglob("mp_rank_00_model_states.pt")
+    names = torch.load(state, weights_only=False)["module"]
+    assert names
+    assert all(".lora_" in name for name in names)
