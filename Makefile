@@ -24,6 +24,8 @@ GPU_LOCK := requirements/gpu.lock
 OLD_LOCK := requirements/transformers4.lock
 # Beside it as well, for the tests that read trackers' stores.
 TRACKERS_LOCK := requirements/trackers.lock
+# Other trainers that raft-ray is measured against, beside it as well.
+PEERS_LOCK := benchmarks/peers/peers.lock
 STAMP := $(VENV)/.installed
 # A file's tests share fixtures, so they stay together; files begin in the order of the folders, which puts the short
 # unit tests last, where they fill what the long files leave.
@@ -88,7 +90,7 @@ format: env
 env: $(STAMP)
 
 # torch goes first and by itself, so that only this one package is looked for in TORCH_INDEX.
-$(STAMP): $(LOCK) $(OLD_LOCK) $(TRACKERS_LOCK) pyproject.toml
+$(STAMP): $(LOCK) $(OLD_LOCK) $(TRACKERS_LOCK) $(PEERS_LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'error: $(PYTHON) is older than Python 3.11; set it with make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -99,6 +101,7 @@ $(STAMP): $(LOCK) $(OLD_LOCK) $(TRACKERS_LOCK) pyproject.toml
 	$(PIP) -r $(LOCK)
 	$(PIP) --upgrade --target $(VENV)/transformers4 -r $(OLD_LOCK)
 	$(PIP) --upgrade --no-compile --target $(VENV)/trackers -r $(TRACKERS_LOCK)
+	$(PIP) --upgrade --no-compile --target $(VENV)/peers -r $(PEERS_LOCK)
 	$(PIP) --no-build-isolation -e .
 	@touch $@
 

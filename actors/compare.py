@@ -32,6 +32,7 @@ from actors.runtime.remote import get, last_line, root_cause, understood
 from raft_ray.compare.charts import Traces
 from raft_ray.compare.comparison import BASE
 from raft_ray.compare.comparison import compare as summarise
+from raft_ray.compare.given import changed, check_given
 from raft_ray.compare.output import write_comparison
 from raft_ray.compare.plan import DERIVED, SOURCE, Training, at_points, by_seeds, left_out, main_row, plan
 from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
@@ -63,20 +64,22 @@ def compare(config: Config) -> Path:
     trainings = plan(config, run_dir)
     if config.run.resume:
         for training in trainings:
-            begun = (training.folder / "model").exists() or steps_done(training.folder)
-            if training.config and begun:
+            if training.config and (training.model.exists() or steps_done(training.folder)):
                 check_same_run(training.config, training.folder, longer=False)
     own = [(training.config, training.folder) for training in trainings if training.config]
     configs = [each for each, _ in own]
-    prepared = preflight(config, others=configs)
+    prepared = preflight(config, trains=bool(configs), others=configs)
+    check_given(config, prepared.folder)
+    what = None if configs else f"comparison of {len(trainings)} models on {plain(config.data.test)}"
     asked = _asked(config, prepared)
     if len({(training.row, training.point) for training in trainings}) > len({training.row for training in trainings}):
         split(asked, config.compare.validation, config.run.seed)  # fails now rather than after all training
-    with running(config, prepared, others=configs, trainings=own, refines=True) as (bars, run_dir):
+    with running(config, prepared, what, configs, own, refines=bool(configs)) as (bars, run_dir):
         _forget(trainings, run_dir)
         if rest := left_out(config):
             console.print(f"not in compare.methods, so not trained: {plain(', '.join(rest))}", highlight=False)
-        work = _Work(config, prepared, bars, run_dir, refined_rows(config, prepared, bars, run_dir))
+        rows = refined_rows(config, prepared, bars, run_dir) if configs else prepared.train
+        work = _Work(config, prepared, bars, run_dir, rows)
         trainings, others = by_seeds(trainings, config.compare)
         grid = work.done(trainings)
         chosen = choose(grid, config.compare.validation, config.run.seed)
@@ -143,6 +146,8 @@ class _Work:
     def _model(self, training: Training, rows: RowTable) -> str:
         """The folder of one training's model."""
         config = training.config
+        if training.given:
+            return training.given
         if config is None:
             return self._derive(training)
         folder = trained(config, self._prepared, rows, self._bars, training.folder, training.name)
@@ -155,11 +160,11 @@ class _Work:
 
     def _derive(self, training: Training) -> str:
         """The model of a derived row."""
-        config, out, source = self._config, training.folder / "model", training.source
+        config, out, source = self._config, training.model, training.source
         assert source is not None
         if out.exists():
             return str(out)
-        tuned, does = source.folder / "model", DERIVED[training.row]
+        tuned, does = source.model, DERIVED[training.row]
         if not tuned.is_dir():
             raise RaftError(f"{training.row} {does} the model of {SOURCE}, which failed")
         self._bars.update(f"{training.name}: {does}", 0, 1)
@@ -215,17 +220,19 @@ class _Work:
 
 
 def _forget(trainings: list[Training], run_dir: Path) -> None:
-    """Take out of `eval.json` what is to be trained anew, since its folder was removed, and what was derived of it."""
+    """Take out of `eval.json` what is to be trained anew, since its folder was removed, what was derived of it, and
+    given models that are others now."""
     path = run_dir / "eval.json"
     if not path.exists():
         return
     kept = read_evaluation(path)
     before = len(kept["methods"])
     for training in trainings:
-        if training.source and not (training.source.folder / "model").exists():
+        if training.source and not training.source.model.exists():
             shutil.rmtree(training.folder, ignore_errors=True)
-        if not (training.folder / "model").exists():
-            kept["methods"].pop(training.name, None)
+        block = kept["methods"].get(training.name)
+        if block is not None and (changed(training, block, path) if training.given else not training.model.exists()):
+            del kept["methods"][training.name]
     if not kept["methods"]:
         path.unlink()
     elif len(kept["methods"]) < before:

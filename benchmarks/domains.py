@@ -102,38 +102,64 @@ def _difference(found: list[dict[str, Any]], name: str, score: str, rival: str) 
 
 
 def _places(comparison: Comparison) -> dict[str, dict[str, ParetoPoint]]:
-    """Where each method's points stand; a comparison without a grid has one a method."""
+    """Where each method's points stand in accuracy and drift."""
+    return points_by_method(_every_point(comparison))
+
+
+def _instructions(comparison: Comparison) -> dict[str, dict[str, ParetoPoint]]:
+    """Where they stand in accuracy and in the share of the base's IFEval that is lost; nowhere if it was not taken."""
+    base = comparison["methods"]["base"]["scores"].get("ifeval")
+    found: dict[str, dict[str, ParetoPoint]] = {}
+    for one in _every_point(comparison) if base else []:
+        scores = one["scores"]
+        place = ParetoPoint(scores["domain"]["mean"], 1 - scores["ifeval"]["mean"] / base["mean"])
+        found.setdefault(one["method"], {})[one["point"]] = place
+    return found
+
+
+def _every_point(comparison: Comparison) -> list[dict[str, Any]]:
+    """A comparison without a grid has one point per method."""
     methods = comparison["methods"].items()
-    return points_by_method(comparison["points"] or [{"method": name, "point": "", **one} for name, one in methods])
+    return comparison["points"] or [{"method": name, "point": "", **one} for name, one in methods]
+
+
+LOSSES = {"drift, nats per token": _places, "IFEval lost, share of the base's": _instructions}
+"""What accuracy is drawn against, and where methods stand then."""
 
 
 def chart(domains: dict[str, Comparison], path: Path) -> None:
-    """A panel for each domain: every point's accuracy against its drift, those chosen filled, the front dashed."""
+    """A column for each domain: every point's accuracy against its drift and against what is lost of IFEval, those
+    chosen filled, the fronts dashed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(domains), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(7, 4.2 * len(domains)), 7.6), layout="constrained")
     names = list(dict.fromkeys(name for comparison in domains.values() for name in _places(comparison)))
-    for panel, (domain, comparison) in zip(
-        figure.subplots(1, len(domains), squeeze=False)[0], domains.items(), strict=True
-    ):
-        every = {}
-        for name, points in _places(comparison).items():
-            color = f"C{names.index(name)}"
-            for point, place in points.items():
-                chosen = comparison["chosen"].get(name, point) == point
-                panel.plot(place.loss, place.gain, "o", color=color, fillstyle="full" if chosen else "none")
-                every[f"{name}/{point}"] = place
-        front = [every[key] for key in pareto_front(every)]
-        panel.plot([place.loss for place in front], [place.gain for place in front], "--", color="gray", linewidth=1)
-        panel.set(title=domain, xlabel="drift, nats per token", ylim=(0, 1))
-        panel.grid(alpha=0.3)
-        if panel.get_subplotspec().is_first_col():
-            panel.set_ylabel("domain accuracy")
-    handles = [
-        figure.axes[0].plot([], [], "o", color=f"C{i}", label=method_label(name))[0] for i, name in enumerate(names)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(names), 3 * len(domains)))
+    panels = figure.subplots(len(LOSSES), len(domains), squeeze=False)
+    for row, (axis, places) in zip(panels, LOSSES.items(), strict=True):
+        row[0].set_ylabel("domain accuracy")
+        for panel, (domain, comparison) in zip(row, domains.items(), strict=True):
+            panel.set(title=domain, xlabel=axis, ylim=(0, 1))
+            _draw(panel, places(comparison), comparison["chosen"], names)
+    handles = [panels[0][0].plot([], [], *_mark(i), label=method_label(name))[0] for i, name in enumerate(names)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)
+
+
+def _draw(panel: Any, places: dict[str, dict[str, ParetoPoint]], chosen: dict[str, str], names: list[str]) -> None:
+    every = {}
+    for name, points in places.items():
+        for point, place in points.items():
+            filled = chosen.get(name, point) == point
+            panel.plot(place.loss, place.gain, *_mark(names.index(name)), fillstyle="full" if filled else "none")
+            every[f"{name}/{point}"] = place
+    front = [every[key] for key in pareto_front(every)]
+    panel.plot([place.loss for place in front], [place.gain for place in front], "--", color="gray", linewidth=1)
+    panel.grid(alpha=0.3)
+
+
+def _mark(number: int) -> tuple[str]:
+    """A method's color and form; ten colors are not enough for all."""
+    return (f"C{number % 10}{'os^'[number // 10]}",)
 
 
 def main() -> None:

@@ -116,16 +116,10 @@ def _check_teacher(config: Config, folder: str) -> str:
     with _named("teacher", "path"):
         teacher = models.resolve(config.teacher.path)
         models.check_weights(teacher, config.model)
-        theirs = models.load_tokenizer(teacher, config.model).get_vocab()
-    if teacher == folder:
-        return teacher
-    ours = models.load_tokenizer(folder, config.model).get_vocab()
-    own, other = (models.vocabulary_size(path, config.model) for path in (folder, teacher))
-    if ours != theirs or own != other:
+        differs = None if teacher == folder else models.vocabulary_difference(teacher, folder, config.model)
+    if differs:
         raise ModelError(
-            f"teacher.path={config.teacher.path}: its vocabulary ({len(theirs)} tokens, head {other}) is not that "
-            f"of model.path={config.model.path} ({len(ours)} tokens, head {own}); leave teacher.path out to use "
-            "the original model"
+            f"teacher.path={config.teacher.path}: {differs}; leave teacher.path out to use the original model"
         )
     return teacher
 

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
@@ -121,6 +122,8 @@ class Rank:
             torch.set_num_threads(config.learner.threads)
         key = self._call(task.pipeline.checkpoint_key.remote())
         self.checkpoints = Checkpoints(task.storage, task.start, config, task.order, task.digest, key)
+        # What dropout leaves out; a checkpoint goes on with the states that it holds.
+        torch.manual_seed(np.random.SeedSequence([config.run.seed, rank]).generate_state(1)[0].item())
         self.engine = make_engine(config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device

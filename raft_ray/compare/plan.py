@@ -44,15 +44,22 @@ class Training:
     """`lr=0.0001,max_steps=64`: the values of `compare.grid`, and `wise`'s `alpha=0.5`; blank without any."""
     seed: int
     folder: Path
-    """Its run folder; the model lies in `model/` of it."""
+    """Its run folder, with the model in `model/` unless it is given."""
     config: Config | None
-    """None for a derived row, which trains nothing."""
+    """None for a derived or given row, which trains nothing."""
     refines: bool = False
     """Stage 1 is not the comparison's own."""
     source: Training | None = None
     """Of a derived row: the training whose model it takes."""
     alpha: float | None = None
     """Of `wise`: the tuned model's share."""
+    given: str | None = None
+    """Of a row that was trained elsewhere (`compare.models`): the folder or hub name of its model."""
+
+    @property
+    def model(self) -> Path:
+        """Where its model lies, or will."""
+        return Path(self.given) if self.given else self.folder / "model"
 
     @property
     def name(self) -> str:
@@ -61,14 +68,15 @@ class Training:
 
 
 def plan(config: Config, run_dir: Path) -> list[Training]:
-    """Every training, seed by seed, so that an interrupted comparison has whole seeds; then rows made of their models.
+    """Every training, seed by seed, so that an interrupted comparison has whole seeds; after them those made of their
+    models. Rows of `compare.models` come first.
 
     Raises `ConfigError` naming the key under `compare` for what cannot be trained.
     """
     wanted = config.compare
     rows, seeds = wanted.methods, wanted.seeds
     for unfit, message in (
-        (not rows, "compare.methods is empty; name at least one"),
+        (not rows and not wanted.models, "compare.methods is empty; name at least one, or models that are there"),
         (not seeds, "compare.seeds is empty; name at least one"),
         (len(set(rows)) < len(rows), f"compare.methods={rows}: names one twice"),
         (len(set(seeds)) < len(seeds), f"compare.seeds={seeds}: names one twice"),
@@ -92,7 +100,16 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
     ):
         if unfit:
             raise ConfigError(message)
-    for key, names in (("compare.methods", rows), ("compare.overrides", wanted.overrides)):
+    for name, folders in wanted.models.items():
+        if name in rows or name in wanted.overrides or name in (*_METHODS, *DERIVED):
+            raise ConfigError(f"compare.models.{name}: is the name of a row that trains; choose another")
+        if not folders:
+            raise ConfigError(f"compare.models.{name}: is empty; name a folder per seed")
+    for key, names in (
+        ("compare.methods", rows),
+        ("compare.models", wanted.models),
+        ("compare.overrides", wanted.overrides),
+    ):
         for name in names:
             if not _NAME.fullmatch(str(name)) or name == BASE:
                 why = "the base is a row already" if name == BASE else "it names a folder: letters, digits, . _ - only"
@@ -105,7 +122,11 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
         _row_config(config, name, {})
     points = grid_points(wanted.grid)
     configs = {(row, point): _row_config(config, row, values) for point, values in points.items() for row in rows}
-    trainings = []
+    trainings = [
+        Training(row, ONLY, seed, run_dir / "methods" / row / f"seed{seed}", None, given=folder)
+        for row, folders in wanted.models.items()
+        for seed, folder in enumerate(folders)
+    ]
     for seed in wanted.seeds:
         trained = []
         for (row, point), made in configs.items():
@@ -128,13 +149,15 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
 def main_row(config: Config) -> str:
     """The row that the comparison is about: the config's method, or the first row where that is not compared."""
     method = config.distill.method.value
-    return method if method in config.compare.methods else config.compare.methods[0]
+    return method if method in config.compare.methods else [*config.compare.methods, *config.compare.models][0]
 
 
 def by_seeds(trainings: list[Training], compare: CompareConfig) -> tuple[list[Training], list[Training]]:
-    """Those of the seeds that the whole grid is trained with (`compare.grid_seeds`), and those of the other seeds."""
+    """Those of the seeds that train the whole grid (`compare.grid_seeds`), with what is given, and those of the
+    other seeds."""
     whole = compare.seeds[: compare.grid_seeds]
-    return [one for one in trainings if one.seed in whole], [one for one in trainings if one.seed not in whole]
+    first = [one for one in trainings if one.given or one.seed in whole]
+    return first, [one for one in trainings if one not in first]
 
 
 def at_points(trainings: list[Training], chosen: Mapping[str, str]) -> list[Training]:

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ _BATCH = 64
 """Rows that are read from disk together."""
 _DIGESTS = 2**256
 _PREFIX = "raft-ray-rows-"
+_NEW = 60.0
+"""Seconds for which a file without a lock may be one that was just made."""
 _TEXTS = pa.list_(pa.large_string())
 _SCHEMA = pa.schema(
     {
@@ -154,12 +157,13 @@ def read_table(source: Source, config: DataConfig, *, split: Split, check: Check
 
 
 def _new_table() -> RowTable:
-    """An empty one, whose file goes with it, and with a process that is killed at the next one's start: as long as it
-    lives, it holds a lock on the file."""
+    """An empty one, whose file goes with it; that of a process that was killed goes when another makes a table."""
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        # As long as its process lives it is locked, but for the moment after it is made.
         with suppress(OSError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+            if time.time() - left.stat().st_mtime > _NEW:
+                left.unlink()
     kept = tempfile.NamedTemporaryFile(prefix=_PREFIX, suffix=".arrow")  # noqa: SIM115
     fcntl.flock(kept, fcntl.LOCK_EX)
     return RowTable(kept.name, kept=kept)

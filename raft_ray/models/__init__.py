@@ -16,6 +16,7 @@ from raft_ray.models.loading import (
     model_context,
     model_identity,
     resolve,
+    vocabulary_difference,
     vocabulary_size,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "model_context",
     "model_identity",
     "resolve",
+    "vocabulary_difference",
     "vocabulary_size",
 ]

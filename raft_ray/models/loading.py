@@ -203,6 +203,16 @@ def vocabulary_size(folder: str, config: ModelConfig) -> int:
     return int(_config(folder, config).get_text_config().vocab_size)
 
 
+def vocabulary_difference(folder: str, original: str, config: ModelConfig) -> str | None:
+    """What keeps token ids of two models from meaning the same, in words; none if they do. Raises `ModelError`."""
+    ours, theirs = (load_tokenizer(path, config).get_vocab() for path in (original, folder))
+    own, other = (vocabulary_size(path, config) for path in (original, folder))
+    if ours == theirs and own == other:
+        return None
+    found, wanted = f"{len(theirs)} tokens, head {other}", f"{len(ours)} tokens, head {own}"
+    return f"its vocabulary ({found}) is not that of model.path ({wanted})"
+
+
 def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False, **arguments: Any) -> Any:
     """The model with the folder's tensors, all of them and no others. Raises `ModelError`."""
     from transformers import AutoModelForCausalLM

@@ -47,13 +47,17 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
         "learner.max_steps=2",
         "compare.methods=[sft,sdft,opd,fapm,wise,raft,strict,dft,eaft,broken]",
         "compare.alphas=[0.5]",
+        # A model from elsewhere: the original itself, which has drifted nowhere.
+        f"compare.models={{theirs: [{tiny_model}]}}",
         # A row with refined rows of its own; and one whose engines have no time to start.
         f"compare.overrides={{{STRICT}, {GOLD}, {LOSSES}, {BROKEN}}}",
     ]
     page = compare(make_config(run, *keys))
 
     result = json.loads((run / "compare.json").read_text())
-    assert list(result["methods"]) == ["base", "sft", "sdft", "opd", "raft", "strict", "dft", "eaft", "fapm", "wise"]
+    assert list(result["methods"]) == [
+        *("base", "theirs", "sft", "sdft", "opd", "raft", "strict", "dft", "eaft", "fapm", "wise")
+    ]
     assert result["main"] == json.loads((run / "eval.json").read_text())["main"] == "raft"
     assert list(result["failed"]) == ["broken/seed0"]
     assert "rollout-0" in result["failed"]["broken/seed0"]
@@ -62,7 +66,7 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
     for name, method in result["methods"].items():
         assert method["seeds"] == 1
         assert method["scores"]["domain"] is not None
-        assert method["drift"]["mean"] > 0 or name == "base"
+        assert (method["drift"]["mean"] > 0) == (name not in ("base", "theirs"))
 
     strict = read_summary(run / "refined-strict")
     assert strict["accepted"] == 0
