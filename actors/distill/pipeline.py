@@ -205,7 +205,8 @@ class PipelineActor:
         record["seconds"] |= self._metrics.take(step)
         quarantined = self._flow.ledger.quarantined_of(step)
         infos = self._flow.ledger.done(step) if self._sampled else []
-        record["object_store_peak"] = self._flow.peak_bytes + (2 * weights.nbytes if self._sampled else 0)
+        loaded = self._sampled and self._config.loads_weights
+        record["object_store_peak"] = self._flow.peak_bytes + (2 * weights.nbytes if loaded else 0)
         self._flow.peak_bytes = 0
         self._records.add(step, infos, record, quarantined)
         self._flow.evaluation = self._validation.evaluation_of(weights.version)

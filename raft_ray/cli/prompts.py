@@ -95,7 +95,7 @@ def print_row(encoder: PromptEncoder, row: EncodedRow, console: Console) -> None
         console.print()
     end = repr(decode(row.answer[-1:]))
     console.print(
-        f"The answer has {len(row.answer)} tokens and ends with id {row.answer[-1]} ({plain(end)}). "
+        f"The answer has {len(row.answer)} tokens and ends with id {row.answer[-1]:d} ({plain(end)}). "
         "In training the response is what the student samples; the teacher gets the same ids.",
         highlight=False,
     )

@@ -45,7 +45,7 @@ NAMES = {
     *("run.dir", "run.storage", "run.ray_address", "model.date", "data.train_split", "data.test_split"),
     *(f"data.columns.{name}" for name in ("prompt", "input", "answer", "answers", "choices", "messages")),
     *("refine.rewriter", "refine.fuser", "refine.models.big.base_url", "refine.models.big.model"),
-    "refine.models.big.api_key_env",
+    *("refine.models.big.api_key_env", "learner.lora.target_modules"),
 }
 """Keys with texts that name no file to read."""
 

@@ -3,6 +3,7 @@ learner is that sum under the model's own names."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -238,5 +239,7 @@ def test_an_adapter_without_peft_is_refused_and_no_adapter_imports_it(monkeypatc
         "list(full_tensors(tiny_model(0), 0)); import raft_ray.checks, raft_ray.preflight;"
         "import actors.distill.student_engine; print('peft' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "False"
