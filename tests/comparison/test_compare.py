@@ -149,3 +149,24 @@ def test_a_grid_is_trained_and_each_method_gets_its_point(
         name: block["domain"] for name, block in evaluated.items()
     }
     assert set(later) - set(evaluated) == {"sft/lr=0.001/seed0"}
+
+
+def test_models_from_elsewhere_are_compared_alone_without_any_training(
+    ray_cluster: None, make_config: Callable[..., Config], tmp_path: Path, tiny_model: Path
+) -> None:
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"prompt": "What is 1?", "answer": "x"}) + "\n")
+    run = tmp_path / "run"
+    keys = [f"data.test={test}", "eval.enabled=true", "eval.ifeval_rows=0", "eval.general_rows=2"]
+    keys += ["compare.methods=[]", f"compare.models={{theirs: [{tiny_model}, {tiny_model}]}}"]
+    compare(make_config(run, *keys))
+    result = json.loads((run / "compare.json").read_text())
+    assert {name: method["seeds"] for name, method in result["methods"].items()} == {"base": 1, "theirs": 2}
+    assert result["main"] == "theirs"
+    assert result["methods"]["theirs"]["drift"]["mean"] == 0
+    assert not (run / "methods").exists()
+    assert not (run / "refined").exists()
+    # What was measured is taken as it is.
+    written = (run / "eval.json").stat().st_mtime_ns
+    compare(make_config(run, *keys, "run.resume=true"))
+    assert (run / "eval.json").stat().st_mtime_ns == written
