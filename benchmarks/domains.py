@@ -140,7 +140,7 @@ def chart(domains: dict[str, Comparison], path: Path) -> None:
         for panel, (domain, comparison) in zip(row, domains.items(), strict=True):
             panel.set(title=domain, xlabel=axis, ylim=(0, 1))
             _draw(panel, places(comparison), comparison["chosen"], names)
-    handles = [panels[0][0].plot([], [], *_mark(i), label=method_label(name))[0] for i, name in enumerate(names)]
+    handles = [panels[0][0].plot([], [], _mark(i), label=method_label(name))[0] for i, name in enumerate(names)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)
 
@@ -150,16 +150,16 @@ def _draw(panel: Any, places: dict[str, dict[str, ParetoPoint]], chosen: dict[st
     for name, points in places.items():
         for point, place in points.items():
             filled = chosen.get(name, point) == point
-            panel.plot(place.loss, place.gain, *_mark(names.index(name)), fillstyle="full" if filled else "none")
+            panel.plot(place.loss, place.gain, _mark(names.index(name)), fillstyle="full" if filled else "none")
             every[f"{name}/{point}"] = place
     front = [every[key] for key in pareto_front(every)]
     panel.plot([place.loss for place in front], [place.gain for place in front], "--", color="gray", linewidth=1)
     panel.grid(alpha=0.3)
 
 
-def _mark(number: int) -> tuple[str]:
+def _mark(number: int) -> str:
     """A method's color and form; ten colors are not enough for all."""
-    return (f"C{number % 10}{'os^'[number // 10]}",)
+    return f"C{number % 10}{'os^'[number // 10]}"
 
 
 def main() -> None:

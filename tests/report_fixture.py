@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from page import Page
+
 from raft_ray.evaluate.ifeval import measure_against_base
+from raft_ray.report import write_report
 
 STEPS = 60
 BATCH = 16
@@ -341,3 +345,16 @@ def _general(method: str, topic: str) -> str:
     sentence = f"First of all, think about the {topic} and what you would like to say about it. "
     count = {"base": 9, "sdft": 2, "opd": 9, "raft": 8}[method]
     return "\n\n".join([sentence * 3] * (count // 3) + [sentence * (count % 3)]).strip()
+
+
+def edit_evaluation(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the methods of a run's `eval.json`."""
+    path = folder / "eval.json"
+    evaluation = json.loads(path.read_text())
+    change(evaluation["methods"])
+    path.write_text(json.dumps(evaluation))
+
+
+def report(folder: Path) -> Page:
+    """The report of a run folder."""
+    return Page(write_report(folder).read_text(encoding="utf-8"))

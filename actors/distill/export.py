@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -35,14 +36,45 @@ def export_model(
 
     Raises `RaftError` where it cannot be written.
     """
-    with writing(folder):
-        try:
-            return _write(config, original, weights, folder, trained, adapter)
-        except Exception as error:
-            # What safetensors and tokenizers raise, which are written in Rust.
-            if "os error" not in str(error):
-                raise
-            raise OSError(str(error)) from error
+    with writing(folder), _from_rust():
+        from huggingface_hub import save_torch_state_dict
+        from transformers import AutoConfig
+        from transformers.utils import cached_file
+
+        packed = ray.get(weights.packed, timeout=FETCH)
+        state = models.checkpoint_tensors(original, config, dict(packed.tensors()))
+        target, partial = Path(folder), Path(folder + ".partial")
+        for part in (partial, adapter_folder(partial)):
+            shutil.rmtree(part, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_torch_state_dict(state, partial, max_shard_size="5GB")
+        announce("export", "writing")
+        settings = AutoConfig.from_pretrained(original, trust_remote_code=config.trust_remote_code)
+        settings.dtype = config.dtype.value
+        settings.save_pretrained(partial)
+        models.load_tokenizer(original, config).save_pretrained(partial)
+        add_old_keys(partial)
+        # As it is: transformers would not write again all that it reads. Without one, it goes by the config.
+        quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+        if generation := cached_file(original, "generation_config.json", **quiet):
+            shutil.copyfile(generation, partial / "generation_config.json")
+        for name, content in (adapter or {}).items():
+            adapter_folder(partial).mkdir(exist_ok=True)
+            (adapter_folder(partial) / name).write_bytes(content)
+        trained.write(partial)
+        move_model(partial, target)
+        return folder
+
+
+@contextmanager
+def _from_rust() -> Iterator[None]:
+    """What safetensors and tokenizers raise, which are written in Rust, becomes the `OSError` that it is."""
+    try:
+        yield
+    except Exception as error:
+        if "os error" not in str(error):
+            raise
+        raise OSError(str(error)) from error
 
 
 def adapter_folder(model: Path) -> Path:
@@ -56,40 +88,3 @@ def move_model(source: Path, target: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
         if old.exists():
             old.rename(new)
-
-
-def _write(
-    config: ModelConfig,
-    original: str,
-    weights: WeightVersion,
-    folder: str,
-    trained: Trained,
-    adapter: Mapping[str, bytes] | None,
-) -> str:
-    from huggingface_hub import save_torch_state_dict
-    from transformers import AutoConfig
-    from transformers.utils import cached_file
-
-    packed = ray.get(weights.packed, timeout=FETCH)
-    state = models.checkpoint_tensors(original, config, dict(packed.tensors()))
-    target, partial = Path(folder), Path(folder + ".partial")
-    for part in (partial, adapter_folder(partial)):
-        shutil.rmtree(part, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_torch_state_dict(state, partial, max_shard_size="5GB")
-    announce("export", "writing")
-    settings = AutoConfig.from_pretrained(original, trust_remote_code=config.trust_remote_code)
-    settings.dtype = config.dtype.value
-    settings.save_pretrained(partial)
-    models.load_tokenizer(original, config).save_pretrained(partial)
-    add_old_keys(partial)
-    # As it is: transformers would not write again all that it reads. Without one, it goes by the config.
-    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-    if generation := cached_file(original, "generation_config.json", **quiet):
-        shutil.copyfile(generation, partial / "generation_config.json")
-    for name, content in (adapter or {}).items():
-        adapter_folder(partial).mkdir(exist_ok=True)
-        (adapter_folder(partial) / name).write_bytes(content)
-    trained.write(partial)
-    move_model(partial, target)
-    return folder

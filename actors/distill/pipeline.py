@@ -179,9 +179,9 @@ class PipelineActor:
                 shard = self._flow.ledger.shard(step, rank, ranks)
             except RaftError as error:
                 self._loops.fail(RaftError(f"{error}; the last time: {self._flow.last_loss}"))
-            return shard is not None or self._has_no_weights(step)
+            return shard is not None
 
-        await self._loops.wait_for(arrived, lambda: f"the samples of step {step}")
+        await self._wait(arrived, f"the samples of step {step}", step)
         return plain + [(info, [sample], info.sample_id.row) for info, sample in shard or []]
 
     async def lost(self, step: int, rows: list[int]) -> None:
@@ -236,7 +236,7 @@ class PipelineActor:
             await self._answered(version)
             self._validation.record(drift)
             self._loops.notify()
-        await self._wait(lambda: version in lines, version)
+        await self._wait(lambda: version in lines, f"the evaluation of version {version}", version)
         self._ranks[rank] = f"goes on from version {version}", self._metrics.now()
         verdict = self._validation.verdict(version)
         if verdict.stops and rank == 0:
@@ -258,20 +258,23 @@ class PipelineActor:
             going = self._validation.going
             return going is not None and going.version == version and going.complete
 
-        await self._wait(complete, version)
+        await self._wait(complete, f"the evaluation of version {version}", version)
 
-    async def _wait(self, condition: Callable[[], bool], version: int) -> None:
-        what = f"the evaluation of version {version}"
-        await self._loops.wait_for(lambda: condition() or self._has_no_weights(version), lambda: what)
+    async def _wait(self, condition: Callable[[], bool], what: str, step: int) -> None:
+        """A learner's wait for what rollout actors make for `step`. Raises `BeginAnewError` where none of them has the
+        weights, since no push would come."""
 
-    def _has_no_weights(self, step: int) -> bool:
-        """Never, of what a learner waits for at `step`: it raises `BeginAnewError` then, since no push would come."""
-        if self._flow.stranded(step):
-            raise BeginAnewError(
-                f"no rollout actor is left that holds version {self._flow.published.version}, which was pushed; the "
-                "learners begin anew, and give it to those that have started since"
-            )
-        return False
+        def met() -> bool:
+            if condition():
+                return True
+            if self._flow.stranded(step):
+                raise BeginAnewError(
+                    f"no rollout actor is left that holds version {self._flow.published.version}, which was pushed; "
+                    "the learners begin anew, and give it to those that have started since"
+                )
+            return False
+
+        await self._loops.wait_for(met, lambda: what)
 
     # What the driver and the command line call.
 

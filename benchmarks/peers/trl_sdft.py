@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def main() -> None:
         text = arguments.template.read_text(encoding="utf-8").replace("{answer}", "{privileged_context}")
         template["teacher_prompt_template"] = text.strip("\n")
     config = SDFTConfig(
-        output_dir=tempfile.mkdtemp(),
+        output_dir=str(arguments.out),
         max_steps=arguments.steps,
         per_device_train_batch_size=arguments.batch,
         num_generations=1,

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from own_config import OWN_DATA, fine, refused
 
 from raft_ray.checks import check
-from raft_ray.config import Config, Dtype, Method, Target, settings
+from raft_ray.config import Dtype, Method, Target, settings
 from raft_ray.config.checks import required_resources
 from raft_ray.config.explain import explained
 from raft_ray.config.keys import keys
@@ -19,21 +20,6 @@ from raft_ray.errors import ConfigError
 PRESETS = ["ablations", "baselines", "cluster", "demo", "opd", "raft", "sdft", "sft", "single_gpu", "smoke"]
 NUMBERS = [key for key, kind in keys().items() if re.match(r"(?!list).*(int|float)", str(kind))]
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers")
-OWN_DATA = ["data.train=train.jsonl", "data.test=test.jsonl"]
-
-
-def fine(*overrides: str) -> Config:
-    config = settings.load("raft", [*OWN_DATA, *overrides])
-    check(config)
-    return config
-
-
-def refused(*overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        check(settings.load("raft", [*OWN_DATA, *overrides]))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_the_presets_are_those_that_the_documentation_names() -> None:

@@ -6,31 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from own_config import refused
 
 from raft_ray.checks import check
-from raft_ray.config import Config, RefineModelConfig, settings
+from raft_ray.config import RefineModelConfig, settings
 from raft_ray.config.explain import explained
-from raft_ray.config.keys import hints, keys
-from raft_ray.errors import ConfigError
-
-NUMBERS = [key for key, kind in keys().items() if re.match(r"(?!list).*(int|float)", str(kind))]
-
-
-OWN_DATA = ["data.train=train.jsonl", "data.test=test.jsonl"]
-
-
-def fine(*overrides: str) -> Config:
-    config = settings.load("raft", [*OWN_DATA, *overrides])
-    check(config)
-    return config
-
-
-def refused(*overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        check(settings.load("raft", [*OWN_DATA, *overrides]))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+from raft_ray.config.keys import hints
 
 
 def test_models_of_stage_1_are_named_in_files_and_overrides(workspace: Path) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from page import Page
-from report_fixture import open_turn, write_open, write_refined, write_run
+from report_fixture import edit_evaluation, open_turn, report, write_open, write_refined, write_run
 
 from raft_ray.errors import RaftError
 from raft_ray.report import write_report
@@ -27,22 +25,6 @@ HEADINGS = [
     "Answers to domain questions",
     "Answers to general questions",
 ]
-
-
-def report(folder: Path) -> Page:
-    return Page(write_report(folder).read_text(encoding="utf-8"))
-
-
-def edit_evaluation(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = folder / "eval.json"
-    evaluation = json.loads(path.read_text())
-    change(evaluation["methods"])
-    path.write_text(json.dumps(evaluation))
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run")
 
 
 def test_it_says_what_was_trained_on_what(run: Path) -> None:

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_fixture import write_run
+from report_fixture import edit_evaluation
 
 from raft_ray.errors import RaftError
 from raft_ray.report import write_report
-
-
-def edit_evaluation(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = folder / "eval.json"
-    evaluation = json.loads(path.read_text())
-    change(evaluation["methods"])
-    path.write_text(json.dumps(evaluation))
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from page import Page
-from report_fixture import spans, write_run
-
-from raft_ray.report import write_report
-
-
-def report(folder: Path) -> Page:
-    return Page(write_report(folder).read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run")
+from report_fixture import report, spans
 
 
 def write_spans(folder: Path, lines: list[dict[str, Any]]) -> None:
