@@ -32,16 +32,17 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps
 
-.PHONY: help demo test test-all unit integration faults-test stage1-test compare-test chaos lint types format env lock browser clean
+.PHONY: help demo test test-all unit integration faults-test cluster-test stage1-test compare-test chaos lint types format env lock browser clean
 
 help:
 	@echo 'make demo         fine-tune the embedded 135M model on chemistry facts with RAFT and SFT, and write the report'
 	@echo 'make test         unit and integration tests'
 	@echo 'make test-all     all tests: these and the suites below'
 	@echo 'make unit         unit tests only'
-	@echo 'make faults-test  processes and a node killed, interrupted or hung; actors that come and go; runs that go on'
+	@echo 'make faults-test  processes killed, interrupted or hung; actors that come and go; runs that go on'
+	@echo 'make cluster-test jobs on clusters that are started as users do; nodes that join and die'
 	@echo 'make stage1-test  stage 1 on engines, behind a server, killed and resumed'
-	@echo 'make compare-test the comparison of all methods, and our numbers against those of lm-eval'
+	@echo 'make compare-test the comparison of all methods, other trainers, and our numbers against those of lm-eval'
 	@echo 'make chaos        50 random kills in one long run; SEED=1 for others'
 	@echo 'make lint types   ruff and mypy'
 	@echo 'make format       let ruff rewrite the code'
@@ -65,6 +66,9 @@ integration: env browser
 
 faults-test: env
 	$(PYTEST) tests/faults $(ARGS)
+
+cluster-test: env
+	$(PYTEST) tests/cluster $(ARGS)
 
 stage1-test: env
 	$(PYTEST) tests/stage1 $(ARGS)

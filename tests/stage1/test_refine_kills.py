@@ -59,14 +59,15 @@ def test_killed_processes_change_nothing_in_the_rows(
 def test_an_interrupted_and_a_killed_driver_are_started_again_and_ask_only_for_what_is_missing(
     undisturbed: tuple[list[RefinedRow], int], tmp_path: Path, socket_path: Path
 ) -> None:
-    """The first process starts as users start it, the others with forks."""
     mine = config(tmp_path / "run", batch=3)
     mine.eval.enabled = False
     mine.rollout.max_new_tokens = 40
     settings.save(mine, tmp_path / "config.yaml")
     arguments = ["refine", str(tmp_path / "config.yaml")]
 
-    driver, left, errors = interrupted(arguments, socket_path, once("refine-rewrite", "working", 3), signal.SIGINT)
+    driver, left, errors = interrupted(
+        arguments, socket_path, once("refine-rewrite", "working", 3), signal.SIGINT, forked=True
+    )
     # Before it Ray's core may have said something about its workers.
     assert (driver.returncode, errors.splitlines()[-1]) == (128 + signal.SIGINT, "interrupted; go on with --resume")
     assert "Traceback" not in errors

@@ -22,6 +22,6 @@ for _ in range(3):
 
 
 def test_no_two_workers_draw_the_same_ids() -> None:
-    tests = Path(__file__).parents[2]
+    tests = Path(__file__).parents[1]
     drawn = subprocess.run([sys.executable, "-c", DRAW], cwd=tests, capture_output=True, text=True, check=True)
     assert len(set(drawn.stdout.split())) == 3
