@@ -150,7 +150,7 @@ class _Work:
             return training.given
         if config is None:
             return self._derive(training)
-        folder = trained(config, self._prepared, rows, self._bars, training.folder, training.name)
+        folder = trained(config, self._prepared, rows, self._bars, self._run_dir, training.folder, training.name)
         try:
             # Four times the model each; with a grid and seeds they would fill the disk.
             locate(config, training.folder).clear()

@@ -79,7 +79,7 @@ def run(config: Config) -> Path:
         rows = refined_rows(config, prepared, bars, run_dir)
         folders = {"base": prepared.folder}
         for name, (method, place) in methods.items():
-            folders[name] = trained(method, prepared, rows, bars, run_dir / place)
+            folders[name] = trained(method, prepared, rows, bars, run_dir, place)
         if config.eval.enabled:
             result = _evaluated(config, prepared, folders, bars, run_dir)
             placed = {name: (method, run_dir / place) for name, (method, place) in methods.items()}
@@ -222,15 +222,23 @@ def _refine(config: Config, prepared: Prepared, bars: Bars, out: Path, phase: st
 
 
 def trained(
-    config: Config, prepared: Prepared, rows: data.RowTable, bars: Bars, run_dir: Path, name: str | None = None
+    config: Config,
+    prepared: Prepared,
+    rows: data.RowTable,
+    bars: Bars,
+    root: Path,
+    place: Path = Path(),
+    name: str | None = None,
 ) -> str:
-    """Train one method in `run_dir`; returns the folder of its model. `name` tells it from others of its method."""
+    """Train one method in its place in the run folder `root`; returns the folder of its model. `name` tells it from
+    others of its method."""
+    run_dir = root / place
     folder = run_dir / "model"
     learner = config.learner
     order = RowOrder(len(rows), learner.global_batch_size, learner.epochs, config.run.seed, learner.max_steps)
     encoded, unfit = encode(config, prepared.folder, rows)
     if rehearsal := config.distill.rehearsal.rows:
-        encoded |= (rehearsed := _rehearsal(config, prepared, bars, run_dir, len(rows)))
+        encoded |= (rehearsed := _rehearsal(config, prepared, bars, root, run_dir, len(rows)))
         order = order.with_rehearsal(len(rehearsed), rehearsal)
     digest = rows_digest(encoded)
     goal = Trained.by(config, order.steps, digest)
@@ -306,10 +314,12 @@ def trained(
     return str(folder)
 
 
-def _rehearsal(config: Config, prepared: Prepared, bars: Bars, run_dir: Path, first: int) -> dict[int, EncodedRow]:
+def _rehearsal(
+    config: Config, prepared: Prepared, bars: Bars, root: Path, run_dir: Path, first: int
+) -> dict[int, EncodedRow]:
     """The rehearsal rows of a training, numbered from `first` on."""
     chat, tokens = load_chat(prepared.folder, config.model), config.distill.rehearsal.max_new_tokens
-    prompts, told = rehearsal_prompts(config, chat, prepared.context, run_dir, bars.track("Stage 2: prompts"))
+    prompts, told = rehearsal_prompts(config, chat, prepared.context, root, run_dir, bars.track("Stage 2: prompts"))
     if told:
         console.print(f"Rehearsal: {plain(told)}", highlight=False, soft_wrap=True)
     answers, scored = read_answers(run_dir) if config.keeps_answers else None, not config.uses_replay

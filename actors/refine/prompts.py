@@ -1,20 +1,22 @@
 """The prompts of a training's rehearsal, in its run folder: from a source, or written by the original model itself.
 
-    Sieve <── texts ── EnginePool ── RefineEngine self       batch after batch, until there are enough
+    Sieve <── texts ── CachedGenerate ── EnginePool ── RefineEngine self       batch after batch, until there are enough
 
 For prompts the model is given the opening of a user's turn and nothing else, at temperature 1. With
-`distill.rehearsal.kind=replay` or `replay_kl` it then answers them. One engine of stage 1's kind writes both; what a
-batch holds depends on the run's seed and its number alone (`RefineEngine` forgets prefixes before each).
+`distill.rehearsal.kind=replay` or `replay_kl` it then answers them. One engine of stage 1's kind writes both, and stage
+1's cache keeps them, for a run that goes on and for all of a comparison's rows; what a batch holds depends on the run's
+seed and its number alone (`RefineEngine` forgets prefixes before each).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from actors.refine.cache import RemoteStore, cache_actor
 from actors.refine.engines import PooledGenerate, identity, plan_pool
 from actors.refine.flow import Progress, engine_pools
 from actors.runtime.cluster import here
@@ -25,8 +27,9 @@ from raft_ray.distill.sieve import Sieve
 from raft_ray.errors import DataError, RaftError
 from raft_ray.files import writing
 from raft_ray.models.chat import Chat
+from raft_ray.refine.cache import CachedGenerate
 from raft_ray.refine.embed import make_embedder
-from raft_ray.refine.generation import Request
+from raft_ray.refine.generation import Generate, Request
 from raft_ray.refine.roles import SELF
 from raft_ray.runs.records import steps_done, write_event
 
@@ -37,12 +40,13 @@ PATIENCE = 8
 
 
 def rehearsal_prompts(
-    config: Config, chat: Chat, context: int, run_dir: Path, progress: Progress
+    config: Config, chat: Chat, context: int, root: Path, run_dir: Path, progress: Progress
 ) -> tuple[list[Messages], str]:
     """The prompts in `rehearsal.jsonl` of `run_dir`, which is written first where it is not there, and where they come
-    from, in words (blank where they were there). `chat`, `context`: of the original model. `progress`: called with
-    (prompts there, prompts wanted). Raises `RaftError` where too few can be had, and where the file has gone from a
-    training that has begun."""
+    from, in words (blank where they were there). `chat`, `context`: of the original model. `root`: the run folder whose
+    cache keeps what the model writes, of which `run_dir` may be a part. `progress`: called with (prompts there, prompts
+    wanted). Raises `RaftError` where too few can be had, and where the file has gone from a training that has begun.
+    """
     rehearsal, seed = config.distill.rehearsal, config.run.seed
     told = ""
     if not (run_dir / FILE).exists():
@@ -52,9 +56,8 @@ def rehearsal_prompts(
                 "or start anew with another --run-dir"
             )
         writes = rehearsal.prompts == SELF or config.keeps_answers
-        plans = [replace(plan_pool(config, SELF), engines=1)] if writes else []
-        with engine_pools(plans, str(run_dir)) as pools:
-            generate = {name: PooledGenerate(pool, identity(config, name)) for name, pool in pools.items()}
+        models: AbstractContextManager[dict[str, Generate]] = _models(config, root) if writes else nullcontext({})
+        with models as generate:
             if rehearsal.prompts == SELF:
                 texts, refused = _self_written(config, chat, context, generate[SELF], progress)
                 prompts = [[{"role": "user", "content": text}] for text in texts]
@@ -74,8 +77,17 @@ def rehearsal_prompts(
     return read_prompts(run_dir, rehearsal.count), told
 
 
+@contextmanager
+def _models(config: Config, root: Path) -> Iterator[dict[str, Generate]]:
+    """The original model under its name; it writes nothing twice for a run folder."""
+    plan = replace(plan_pool(config, SELF), engines=1)
+    with cache_actor(root, "refine") as cache, engine_pools([plan], str(root)) as pools:
+        model = PooledGenerate(pools[SELF], identity(config, SELF))
+        yield {SELF: CachedGenerate(model, RemoteStore(cache), "rehearsal", scope="rehearsal")}
+
+
 def _answered(
-    config: Config, lines: list[dict[str, Any]], generate: PooledGenerate, progress: Progress
+    config: Config, lines: list[dict[str, Any]], generate: Generate, progress: Progress
 ) -> list[dict[str, Any]]:
     """The lines with the original model's `answer`, and whether the token limit ended it (`truncated`)."""
     size, answered = config.refine.batch, []
@@ -83,10 +95,10 @@ def _answered(
         progress(start, len(lines))
         part = lines[start : start + size]
         texts = generate(
-            [Request(line["messages"]) for line in part],
+            [Request(line["messages"], index) for index, line in enumerate(part, start)],
             temperature=config.rollout.temperature,
             max_new_tokens=config.distill.rehearsal.max_new_tokens,
-            seed=_seed(config, start),
+            seed=config.run.seed,
         )
         answered += [
             {**line, "answer": text.text, "truncated": text.truncated} for line, text in zip(part, texts, strict=True)
@@ -96,7 +108,7 @@ def _answered(
 
 
 def _self_written(
-    config: Config, chat: Chat, context: int, generate: PooledGenerate, progress: Progress
+    config: Config, chat: Chat, context: int, generate: Generate, progress: Progress
 ) -> tuple[list[str], str]:
     """`distill.rehearsal.count` prompts, and what was refused beside them, in words."""
     count = config.distill.rehearsal.count
@@ -113,10 +125,10 @@ def _self_written(
     progress(0, count)
     while len(sieve.kept) < count and asked < PATIENCE * count:
         texts = generate(
-            [Request([])] * config.refine.batch,
+            [Request([], index) for index in range(asked, asked + config.refine.batch)],
             temperature=1.0,
             max_new_tokens=min(TURN_TOKENS, context // 2),
-            seed=_seed(config, asked),
+            seed=config.run.seed,
         )
         sieve.add((text.text, text.truncated) for text in texts)
         asked += len(texts)
@@ -128,8 +140,3 @@ def _self_written(
             "distill.rehearsal.prompts"
         )
     return sieve.kept[:count], sieve.summary()
-
-
-def _seed(config: Config, done: int) -> int:
-    """Of the batch that comes after so many texts."""
-    return int(np.random.SeedSequence([config.run.seed, done]).generate_state(1)[0])

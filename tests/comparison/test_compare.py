@@ -12,6 +12,7 @@ from actors.compare import compare
 from raft_ray.compare.fapm import fapm
 from raft_ray.config import Config
 from raft_ray.errors import ConfigError
+from raft_ray.refine.cache import CompletionStore
 from raft_ray.refine.schema import read_summary
 
 STRICT = "strict: {distill: {method: sft, target: fused}, refine: {tau: 1.0}}"
@@ -19,7 +20,8 @@ STRICT = "strict: {distill: {method: sft, target: fused}, refine: {tau: 1.0}}"
 GOLD = "sdft: {distill: {target: gold}}"
 """Random weights write no rewrite that is accepted, without which SDFT is refused."""
 BROKEN = "broken: {distill: {method: raft}, rollout: {timeout: 0.01}}"
-LOSSES = "dft: {distill: {method: sft, loss: dft}}, eaft: {distill: {method: sft, loss: eaft}}"
+REPLAY = "rehearsal: {rows: 1, count: 3, kind: replay, max_new_tokens: 8}"
+LOSSES = ", ".join(f"{loss}: {{distill: {{method: sft, loss: {loss}, {REPLAY}}}}}" for loss in ("dft", "eaft"))
 
 
 def _state(folder: Path) -> dict:
@@ -71,6 +73,10 @@ def test_all_methods_are_compared_and_a_failed_one_loses_none(
     strict = read_summary(run / "refined-strict")
     assert strict["accepted"] == 0
     assert strict["cache"]["misses"] == 0, "another tau asked a model"
+    prompts, others = (run / "methods" / name / "seed0" / "rehearsal.jsonl" for name in ("dft", "eaft"))
+    assert prompts.read_bytes() == others.read_bytes()
+    counts = CompletionStore(run / "refine_cache.sqlite").counts()
+    assert counts["rehearsal", "hits"] == counts["rehearsal", "misses"] > 3, "the second row asked the model anew"
     html = page.read_text()
     assert "CE/KL ratio" in html
     assert "Weight distance by layer" in html
