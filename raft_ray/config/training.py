@@ -157,8 +157,9 @@ class RolloutConfig:
 @dataclass
 class TeacherConfig:
     place: TeacherPlace = TeacherPlace.own
-    """Where the teacher is: `own` actors, or the `learner`s, with their adapter off. `learner` takes no `actors`,
-    `max_restarts` or other `path`; scoring then has the learners' resources, and counts to `learner.timeout`."""
+    """Where the teacher is: `own` actors, or the `learner`s, with their adapter off (`learner.lora.rank`). The latter
+    take no `actors`, `max_restarts` or other `path`; `template`, `on_long_reference` and `tokens` hold for both, while
+    `num_cpus`, `num_gpus`, `threads` and `timeout` are then for the evaluation and stage 1's gap alone."""
     actors: PositiveInt = 1
     path: str | None = None
     """Another frozen teacher with the same vocabulary; none takes `model.path` (the paper's choice)."""
