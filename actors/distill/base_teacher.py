@@ -61,6 +61,8 @@ class BaseTeacher:
             responses = [trajectory.token_ids for _, trajectory in part]
             for batch in make_teacher_batches(prompts, responses, top_k=self._top_k, tokens=self._tokens):
                 passes.append(([part[row] for row in batch.rows], batch))
+        # Before the first pass: a rank that has none left would wait here for one that gathers.
+        idle = self._most(len(passes)) - len(passes) if self._gathers else 0
         samples: dict[int, Sample] = {}
         infos = []
         with evaluating(self._engine):
@@ -68,6 +70,6 @@ class BaseTeacher:
                 for (index, trajectory), (ids, logprobs, mass) in zip(part, self._engine(batch), strict=True):
                     samples[index] = Sample(trajectory, ids, logprobs)
                     infos.append(samples[index].info(mass))
-            for _ in range(self._most(len(passes)) - len(passes) if self._gathers else 0):
+            for _ in range(idle):
                 self._engine(_IDLE)
         return [(row, [samples[i]] if i in samples else []) for i, (row, _) in enumerate(rows)], infos

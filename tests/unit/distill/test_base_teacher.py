@@ -137,7 +137,13 @@ def test_ranks_make_as_many_passes_where_each_gathers_parameters(stage: int, pas
 
     rows, _ = two_rollout_batches()
     trajectory = Trajectory(SampleId(0, 0), 0, np.array([3, 4], np.int32), False, "rollout-0")
-    teacher = BaseTeacher(Engine(), config(f"learner.zero_stage={stage}"), lambda count: 4)
+
+    def most(count: int) -> int:
+        # Any pass may be one that another rank does not make yet.
+        assert len(made) in (0, 4)
+        return 4
+
+    teacher = BaseTeacher(Engine(), config(f"learner.zero_stage={stage}"), most)
     ((_, samples),), _ = teacher.score([(rows[0], [Unscored(trajectory.sample_id, [trajectory])])])
     assert len(made) == passes
     assert len(samples) == 1
