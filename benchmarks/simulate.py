@@ -66,11 +66,11 @@ class WaitingRollout:
         self._version = weights.version
         return self._times.load
 
-    def generate(self, rollout_batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
+    def generate(self, rollout_batch: RolloutBatch) -> tuple[list[SampleInfo], list[Trajectory]]:
         time.sleep(self._times.rollout * len(rollout_batch.sample_ids))
         ids = np.zeros(TOKENS, dtype=np.int32)
         made = [Trajectory(place, self._version, ids, False, self._name) for place in rollout_batch.sample_ids]
-        return [TOKENS] * len(made), made
+        return [each.info for each in made], made
 
 
 class WaitingRollouts:
@@ -88,11 +88,11 @@ class WaitingRollouts:
         self._versions[name] = weights.version
         return self._times.load
 
-    async def generate(self, name: str, rollout_batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
+    async def generate(self, name: str, rollout_batch: RolloutBatch) -> tuple[list[SampleInfo], list[Trajectory]]:
         await asyncio.sleep(self._times.rollout * len(rollout_batch.sample_ids))
         ids = np.zeros(TOKENS, dtype=np.int32)
         made = [Trajectory(place, self._versions[name], ids, False, name) for place in rollout_batch.sample_ids]
-        return [TOKENS] * len(made), made
+        return [each.info for each in made], made
 
 
 class OneOfMany:
@@ -132,11 +132,7 @@ class WaitingTeacher:
         time.sleep(seconds)
         ids, values = np.zeros((TOKENS, KEPT), dtype=np.int32), np.zeros((TOKENS, KEPT), dtype=np.float16)
         samples = [Sample(t, ids, values) for t in trajectories]
-        infos = [
-            SampleInfo(s.trajectory.sample_id, s.trajectory.version, TOKENS, False, s.trajectory.rollout, s.nbytes, 1.0)
-            for s in samples
-        ]
-        return [(infos, seconds), *samples]
+        return [([sample.info(1.0) for sample in samples], seconds), *samples]
 
 
 def waiting(actor: type, times: Times, table: list[Any], name: str) -> Any:

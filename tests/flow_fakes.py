@@ -67,7 +67,7 @@ class Actor:
 
     async def _generate(self, batch: RolloutBatch) -> Any:
         infos = [SampleInfo(place, self.version, 1, False, self.name, 6, 1.0) for place in batch.sample_ids]
-        return [1] * len(infos), infos
+        return infos, infos
 
     async def _answer(self, part: Part) -> list[Answer]:
         assert self.version == part.step
@@ -115,7 +115,7 @@ class Running:
             "teacher", lambda name: Actor(name, **(teacher or {})), config.teacher.timeout, config.teacher.max_restarts
         )
         self.rollouts.fill(config.rollout.actors)
-        teachers.fill(config.teacher.actors)
+        teachers.fill(config.teacher.actors if config.uses_teachers else 0)
         self.flow = Flow(
             config,
             order,

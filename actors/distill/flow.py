@@ -3,8 +3,8 @@
 ```
             serve, one per rollout actor                  teach, one per teacher
   Ledger ──> rollout batch ── Capacity.admit ──> RolloutActor ──ref──> TeacherActor ──refs──> Ledger
-                          ▲  waits for free slots                                       │
-                          └───────────────── Ledger.done <── a step is published <───────┘
+                          ▲  waits for free slots          └──ref, where the learners are the teacher──> Ledger
+                          └───────────────── Ledger.done <── a step is published <────────────────────────┘
 ```
 
 Who waits for whom: an idle rollout actor waits for a batch, for which slots must be free (`publish` frees them), and
@@ -73,8 +73,6 @@ class Flow:
             quarantined=records.quarantined(),
         )
         self.published = published
-        self.peak_bytes = 0
-        """Most bytes of scored samples held since this was last reset."""
         self.last_loss = ""
         """Why a rollout batch was last given back by an engine that it may have killed."""
         self.evaluation: Evaluation | None = None
@@ -204,19 +202,23 @@ class Flow:
             async with actor.loading:
                 begun += await self._load(actor, batch)
             actor.engaged = True
-            lengths_ref, trajectories = actor.call("generate", 2).remote(batch)
+            infos_ref, trajectories = actor.call("generate", 2).remote(batch)
             self._metrics.add(batch.step, "dispatch", self._metrics.now() - begun)
             rows = len(batch.sample_ids)
             with self._metrics.doing(actor, State.GENERATING, batch.step) as clock:
                 limit = self._limits.of("generate", self._rollouts.timeout, rows)
-                lengths = await within(lengths_ref, limit, actor.who, f"generating {batch}")
+                infos = await within(infos_ref, limit, actor.who, f"generating {batch}")
+                lengths = [info.length for info in infos]
                 self._metrics.longest(batch.step, "rollout", clock())
                 # As if its longest answer had all the tokens that one may have: a later one may.
                 whole = self._config.longest_rollout / max(1, *lengths)
                 self._limits.took("generate", clock() * whole, rows)
             actor.rows += rows
             self.ledger.generated(batch, lengths)
-            self._generated.put_nowait((batch, trajectories))
+            if self._config.learners_score:  # Each rank picks its rows out of their rollout batch.
+                self.ledger.scored(batch, [(info, trajectories) for info in infos])
+            else:
+                self._generated.put_nowait((batch, trajectories))
             actor.batch, actor.engaged = None, False
             if self.ledger.generated_whole(batch.step):
                 self._loops.notify()
@@ -258,7 +260,6 @@ class Flow:
             self._metrics.add(batch.step, "teacher", seconds)
             self.ledger.scored(batch, list(zip(infos, samples, strict=True)))
             actor.batch, actor.engaged = None, False
-            self.peak_bytes = max(self.peak_bytes, self.ledger.nbytes)
             if self.ledger.generated_whole(batch.step):
                 self._loops.notify()
 

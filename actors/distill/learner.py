@@ -3,6 +3,7 @@
 ```
 for step in steps:
     batch = pipeline.next_batch(step, rank)     waits until the step is sampled and scored
+    batch = teacher.score(batch)                with teacher.place=learner, which has it sampled alone
     losses = train_step(...)                    SFT + λ · KL + w · rehearsal, one DeepSpeed update
     weights = publisher.publish(step + 1)       all ranks: the new weights, by sync.backend
     pipeline.publish(weights, metrics)          rank 0; frees slots, offers the weights to rollout actors
@@ -18,7 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import numpy as np
 import ray
 import torch
 
+from actors.distill.base_teacher import BaseTeacher, Unscored
 from actors.distill.checkpoint import Checkpoints
 from actors.distill.clock import Clock
 from actors.distill.drift import DriftMeter
@@ -127,6 +129,7 @@ class Rank:
         self.engine = make_engine(config, task.folder, universal=self.checkpoints.universal)
         self.student: Student = self.engine.module
         self.device = next(self.student.parameters()).device
+        self.teacher = BaseTeacher(self.engine, config, self.most) if config.learners_score else None
         self.share_prompt = config.uses_distillation and self._may_share()
         self.drift: DriftMeter | None = None
         self.verdict: Verdict | None = None
@@ -153,6 +156,11 @@ class Rank:
             clock = Clock(checkpoint_seconds)
             rows = self._next_batch(step)
             clock.lap("wait")
+            if self.teacher is not None:
+                announce(self.name, "scoring", step)
+                rows, infos = self.teacher.score(rows)
+                self._call(self.task.pipeline.scored.remote(step, self.rank, infos))
+                clock.lap("teacher")
 
             batches = self._micro_batches(rows, rehearsal=False)
             rehearsal = self._micro_batches(rows, rehearsal=True) if self.rehearses else []
@@ -209,15 +217,20 @@ class Rank:
         torch.distributed.barrier()
         return weights
 
-    def _next_batch(self, step: int) -> list[tuple[EncodedRow, list[Sample]]]:
-        """This rank's rows, each with its sample in a list, which is empty where nobody samples it; samples that went
-        down with a node are asked for again."""
+    def _next_batch(self, step: int) -> list[tuple[EncodedRow, list[Any]]]:
+        """This rank's rows, each with its sample in a list, which is empty where nobody samples it; where this rank is
+        the teacher it has what `BaseTeacher.score` takes. Samples that went down with a node are asked for again."""
         while True:
             batch = self._call(self.task.pipeline.next_batch.remote(step, self.rank, self.ranks))
             rows, lost = [], []
-            for _, refs, row in batch:
+            # Rows of a rollout batch have one reference where nobody has scored them yet.
+            fetch = self._call if self.teacher is None else cache(self._call)
+            for info, refs, row in batch:
                 try:
-                    rows.append((self.table[row], [self._call(ref) for ref in refs]))
+                    found = [fetch(ref) for ref in refs]
+                    rows.append(
+                        (self.table[row], [Unscored(info.sample_id, f) for f in found] if self.teacher else found)
+                    )
                 except ray.exceptions.OwnerDiedError:
                     # The pipeline is gone, and with it every reference: a matter for a restart.
                     raise
@@ -238,10 +251,8 @@ class Rank:
             tokens=self.config.learner.max_tokens_per_microbatch,
             share_prompt=self.share_prompt,
         )
-        most = torch.tensor(len(batches), device=self.device)
-        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
         empty = empty_micro_batch(self.kept if scored else None)
-        return batches + [empty] * (int(most) - len(batches))
+        return batches + [empty] * (self.most(len(batches)) - len(batches))
 
     def _set_learning_rate(self, step: int) -> float:
         lr = learning_rate(self.config.learner, step, self.task.order.steps)
@@ -351,6 +362,12 @@ class Rank:
             return ray.get(ref, timeout=limit)
         except ray.exceptions.GetTimeoutError as error:
             raise RaftError(f"{self.name} on {here()}: {what} has not answered for {limit:g} s") from error
+
+    def most(self, count: int) -> int:
+        """The largest of all ranks' counts."""
+        found = torch.tensor(count, device=self.device)
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+        return int(found)
 
     def _sum(self, values: list[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)

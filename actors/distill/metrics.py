@@ -19,7 +19,13 @@ from raft_ray.runs.spans import Span, loads
 
 RECENT = 20
 """Steps that rates and advice look back on."""
-_LEARNER = ("checkpoint", "wait", "forward_backward", "optimizer", "sync")
+_LEARNER = {
+    "checkpoint": "checkpoint",
+    "wait": "wait",
+    "teacher": State.SCORING.value,
+    **{phase: phase for phase in ("forward_backward", "optimizer", "sync")},
+}
+"""Phase -> what its span is called, in their order."""
 
 
 class Metrics:
@@ -49,10 +55,10 @@ class Metrics:
     def learned(self, step: int, seconds: dict[str, float]) -> None:
         """The learners' phases of a step, which end now."""
         at = self.now() - seconds.get("total", 0.0)
-        for what in _LEARNER:
-            if what in seconds:
-                self._note(Span("learner", what, step, at, at + seconds[what]))
-                at += seconds[what]
+        for phase, what in _LEARNER.items():
+            if phase in seconds:
+                self._note(Span("learner", what, step, at, at + seconds[phase]))
+                at += seconds[phase]
 
     def add(self, step: int, phase: str, seconds: float) -> None:
         """Work for a step that adds up."""

@@ -6,7 +6,8 @@
                └──────────────── Ledger.done <──── publish(version) <───────────────────────┘
 ```
 
-Who waits for whom: a learner rank waits in `next_batch` until its shard is scored; the loops of `actors.distill.flow`
+Who waits for whom: a learner rank waits in `next_batch` until its shard is scored (only sampled where the learners are
+the teacher, `actors.distill.base_teacher`); the loops of `actors.distill.flow`
 wait for slots, freed by `publish`, and mend what dies. What they cannot mend is the pipeline's error, and ends every
 wait.
 
@@ -106,7 +107,7 @@ class PipelineActor:
         self._teachers = ActorGroup("teacher", make_teacher, teacher.timeout, teacher.max_restarts)
         if self._config.uses_engines:
             self._rollouts.fill(rollout.actors)
-        if self._sampled:
+        if self._config.uses_teachers:
             self._teachers.fill(teacher.actors)
         self._going = self._new_flow(WeightVersion(0))
 
@@ -149,15 +150,24 @@ class PipelineActor:
 
     async def next_batch(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
         """The rows that `rank` trains on at `step`: `(info, [sample ref], row)` each, balanced by tokens over ranks.
-        Waits until the rank's shard is scored. A row that nobody samples is `(None, [], row)`. Raises the error that
+        Waits until the rank's shard is scored; where learners are the teacher until it is sampled, and the reference is
+        that of its rollout batch's trajectories. A row that nobody samples is `(None, [], row)`. Raises the error that
         stopped the pipeline, or `RaftError` after `learner.timeout`."""
         now = self._metrics.now()
         if rank in self._ranks:
             self._metrics.limits.took("train", now - self._ranks[rank][1])
         self._ranks[rank] = f"waits for step {step}", now
         shard = await self._shard(step, rank, ranks)
-        self._ranks[rank] = f"trains step {step}", self._metrics.now()
+        does = "scores" if self._config.learners_score else "trains"
+        self._ranks[rank] = f"{does} step {step}", self._metrics.now()
         return shard
+
+    def scored(self, step: int, rank: int, infos: list[SampleInfo]) -> None:
+        """Where learners are the teacher: `rank` has scored its rows of `step`, of which `infos` are, and trains."""
+        self._flow.ledger.scored_by_learners |= {info.sample_id: info for info in infos}
+        now = self._metrics.now()
+        self._metrics.limits.took("train", now - self._ranks[rank][1])
+        self._ranks[rank] = f"trains step {step}", now
 
     async def _shard(self, step: int, rank: int, ranks: int) -> list[tuple[SampleInfo | None, Any, int]]:
         plain: list[tuple[SampleInfo | None, Any, int]] = []
@@ -206,8 +216,8 @@ class PipelineActor:
         quarantined = self._flow.ledger.quarantined_of(step)
         infos = self._flow.ledger.done(step) if self._sampled else []
         loaded = self._sampled and self._config.loads_weights
-        record["object_store_peak"] = self._flow.peak_bytes + (2 * weights.nbytes if loaded else 0)
-        self._flow.peak_bytes = 0
+        record["object_store_peak"] = self._flow.ledger.peak_bytes + (2 * weights.nbytes if loaded else 0)
+        self._flow.ledger.peak_bytes = 0
         self._records.add(step, infos, record, quarantined)
         self._flow.evaluation = self._validation.evaluation_of(weights.version)
         self._flow.publish(weights)
@@ -320,7 +330,7 @@ class PipelineActor:
         """Which learner has not come back from its step for too long; more of them would be no help."""
         limit = self._metrics.limits.of("train", self._config.learner.timeout)
         for rank, (what, since) in sorted(self._ranks.items()):
-            if what.startswith("trains") and (silent := self._metrics.now() - since) > limit:
+            if what.startswith(("scores", "trains")) and (silent := self._metrics.now() - since) > limit:
                 return (
                     f"learner-{rank} {what} and has not been heard of for {silent:.0f} s (limit {limit:.0f} s): it "
                     "hangs, or waits for a rank that does; Ray Train starts the learners again when a process is silent"

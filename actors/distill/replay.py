@@ -14,7 +14,7 @@ from actors.engine.weight_sync import WeightVersion
 from actors.runtime.cluster import here, log_to_file
 from raft_ray.announce import announce
 from raft_ray.config import Config
-from raft_ray.distill.trajectory import RolloutBatch, Trajectory
+from raft_ray.distill.trajectory import RolloutBatch, SampleInfo, Trajectory
 from raft_ray.models.prompts import EncodedRow
 
 
@@ -37,7 +37,7 @@ class ReplayActor:
         self._version = weights.version
         return 0.0
 
-    def generate(self, batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
+    def generate(self, batch: RolloutBatch) -> tuple[list[SampleInfo], list[Trajectory]]:
         """As `RolloutActor.generate`."""
         announce(self.name, "generating", batch.step, rows=[sample_id.row for sample_id in batch.sample_ids])
         trajectories = []
@@ -45,4 +45,4 @@ class ReplayActor:
             row = self._table[sample_id.row]
             answer = np.asarray(row.response or row.answer, dtype=np.int32)
             trajectories.append(Trajectory(sample_id, self._version, answer, False, self.name))
-        return [len(each.token_ids) for each in trajectories], trajectories
+        return [each.info for each in trajectories], trajectories

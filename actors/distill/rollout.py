@@ -20,7 +20,7 @@ from actors.runtime.cluster import here, log_to_file
 from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Config
-from raft_ray.distill.trajectory import RolloutBatch, Trajectory, with_tokens
+from raft_ray.distill.trajectory import RolloutBatch, SampleInfo, Trajectory, with_tokens
 from raft_ray.errors import RaftError
 from raft_ray.evaluate.answers import Answer
 from raft_ray.models.chat import Chat
@@ -71,9 +71,9 @@ class RolloutActor(WeightReceiver):
             for question, each, text in zip(part.questions, completions, texts, strict=True)
         ]
 
-    def generate(self, batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
-        """Trajectories for a rollout batch's rows, as two return values: their lengths, and the trajectories. Raises
-        `RaftError` when the actor holds no known version."""
+    def generate(self, batch: RolloutBatch) -> tuple[list[SampleInfo], list[Trajectory]]:
+        """Trajectories for a rollout batch's rows, as two return values: what the pipeline is to know of them, and the
+        trajectories. Raises `RaftError` when the actor holds no known version."""
         updates: list[tuple[int, list[int]]] = []
         """Each version that the rollout batch is written with, and the tokens that its rows had before."""
 
@@ -113,4 +113,4 @@ class RolloutActor(WeightReceiver):
                     versions=tuple(spans) if len(spans) > 1 else (),
                 )
             )
-        return [len(t.token_ids) for t in trajectories], trajectories
+        return [each.info for each in trajectories], trajectories

@@ -54,9 +54,10 @@ class Slots:
     def __init__(self, config: Config) -> None:
         rollout, teacher, learner = config.rollout, config.teacher, config.learner
         self._each = {"CPU": rollout.num_cpus, "GPU": rollout.num_gpus}
+        teachers = teacher.actors if config.uses_teachers else 0
         self._others = {
-            "CPU": teacher.actors * teacher.num_cpus + learner.num_workers * learner.num_cpus + 1,
-            "GPU": teacher.actors * teacher.num_gpus + learner.num_workers * learner.num_gpus,
+            "CPU": teachers * teacher.num_cpus + learner.num_workers * learner.num_cpus + 1,
+            "GPU": teachers * teacher.num_gpus + learner.num_workers * learner.num_gpus,
         }
 
     @property

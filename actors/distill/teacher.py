@@ -16,7 +16,7 @@ from actors.runtime.cluster import here, log_to_file
 from raft_ray import models
 from raft_ray.announce import announce
 from raft_ray.config import Config
-from raft_ray.distill.trajectory import Sample, SampleInfo, Trajectory
+from raft_ray.distill.trajectory import Sample, Trajectory
 from raft_ray.models.prompts import EncodedRow
 
 
@@ -55,17 +55,5 @@ class TeacherActor:
             tokens=self._config.teacher.tokens,
         )
         samples = [Sample(t, ids, values) for t, (ids, values, _) in zip(trajectories, scored, strict=True)]
-        infos = [
-            SampleInfo(
-                sample_id=s.trajectory.sample_id,
-                version=s.trajectory.version,
-                length=len(s.trajectory.token_ids),
-                truncated=s.trajectory.truncated,
-                rollout=s.trajectory.rollout,
-                target_bytes=s.nbytes,
-                teacher_mass=mass,
-                versions=s.trajectory.versions,
-            )
-            for s, (_, _, mass) in zip(samples, scored, strict=True)
-        ]
+        infos = [sample.info(mass) for sample, (_, _, mass) in zip(samples, scored, strict=True)]
         return [(infos, time.perf_counter() - start), *samples]

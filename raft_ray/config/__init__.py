@@ -32,6 +32,7 @@ from raft_ray.config.training import (
     SyncConfig,
     Target,
     TeacherConfig,
+    TeacherPlace,
 )
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "SyncConfig",
     "Target",
     "TeacherConfig",
+    "TeacherPlace",
     "Tracker",
 ]
 
@@ -99,6 +101,16 @@ class Config:
     def uses_rollouts(self) -> bool:
         """There are rollouts and a teacher: for the rows of the training set, for rehearsal, or for both."""
         return self.uses_distillation or (self.distill.rehearsal.rows > 0 and not self.uses_replay)
+
+    @property
+    def uses_teachers(self) -> bool:
+        """There are teacher actors."""
+        return self.uses_rollouts and self.teacher.place is TeacherPlace.own
+
+    @property
+    def learners_score(self) -> bool:
+        """The learners are the teacher, too, with their adapter off."""
+        return self.uses_rollouts and self.teacher.place is TeacherPlace.learner
 
     @property
     def uses_given_trajectories(self) -> bool:

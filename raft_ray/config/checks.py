@@ -22,6 +22,8 @@ from raft_ray.config import (
     RehearsalKind,
     RolloutConfig,
     SyncBackend,
+    TeacherConfig,
+    TeacherPlace,
 )
 from raft_ray.config.keys import nearest
 from raft_ray.config.settings import MISSING, for_method, make
@@ -53,8 +55,9 @@ def check(config: Config, *, trains: bool = True) -> None:
 
 def required_resources(config: Config) -> tuple[float, float]:
     """CPUs and GPUs that stage 2 holds at the same time: the most that the main method or a baseline asks for.
-    Distillation and rehearsal run rollout actors, teachers, learners and one pipeline actor side by side; `sft` and
-    `sdft` alone run learners only, with `eval.every` rollout actors and the pipeline actor as well."""
+    Distillation and rehearsal run rollout actors, teachers (`teacher.place=own`), learners and one pipeline actor side
+    by side; `sft` and `sdft` alone run learners only, with `eval.every` rollout actors and the pipeline actor as
+    well."""
     needs = [_resources(made) for made in (config, *(for_method(config, name) for name in config.run.baselines))]
     return max(cpus for cpus, _ in needs), max(gpus for _, gpus in needs)
 
@@ -65,7 +68,7 @@ def _resources(config: Config) -> tuple[float, float]:
     if config.uses_engines:
         cpus += rollout.actors * rollout.num_cpus + 1
         gpus += rollout.actors * rollout.num_gpus
-    if config.uses_rollouts:
+    if config.uses_teachers:
         cpus += teacher.actors * teacher.num_cpus
         gpus += teacher.actors * teacher.num_gpus
     if config.keeps_answers:  # An engine writes prompts and answers before the learners start.
@@ -205,6 +208,7 @@ def _training(config: Config) -> Iterator[str]:
             "learner.lora.dora=true: takes norms of whole weights, which ranks at learner.zero_stage=3 do not have; "
             "set learner.zero_stage=2, or learner.lora.dora=false"
         )
+    yield from _teacher(config)
     if learner.max_steps is not None and learner.warmup_steps >= learner.max_steps:
         yield (
             f"learner.warmup_steps={learner.warmup_steps}: the warm-up would never end within "
@@ -246,6 +250,33 @@ def _training(config: Config) -> Iterator[str]:
             f"distill.max_lambda={distill.max_lambda}: below distill.fixed_lambda={distill.fixed_lambda}, "
             "which it would replace; raise or unset it"
         )
+
+
+def _teacher(config: Config) -> Iterator[str]:
+    """Why the learners cannot be the teacher (`teacher.place=learner`)."""
+    teacher, where, own = config.teacher, "teacher.place=learner", "leave teacher.place out"
+    if teacher.place is TeacherPlace.own:
+        return
+    if not config.uses_rollouts:
+        yield f"{where}: distill.method={config.distill.method.value} as it is set has no teacher; {own}"
+    if not config.learner.lora.rank:
+        yield (
+            f"{where}: without an adapter (learner.lora.rank=0) training changes the weights that the teacher needs; "
+            f"set learner.lora.rank=16, or {own}"
+        )
+    if teacher.path not in (None, config.model.path):
+        yield (
+            f"teacher.path={teacher.path}: with {where} the teacher is the student's own base; leave teacher.path out, "
+            "or set teacher.place=own"
+        )
+    if config.model.dtype is Dtype.float16:
+        yield (
+            f"{where}: learners compute a float16 model in bfloat16, and so would the teacher; set "
+            f"model.dtype=bfloat16, or {own}"
+        )
+    for key, default in (("actors", TeacherConfig.actors), ("max_restarts", TeacherConfig.max_restarts)):
+        if (value := getattr(teacher, key)) != default:
+            yield f"teacher.{key}={value}: with {where} there are no teacher actors; leave one of them out"
 
 
 def _rehearsal(config: Config) -> Iterator[str]:

@@ -37,6 +37,7 @@ _WITHOUT_EFFECT = {
         *("gradient_checkpointing", "checkpoint_every", "keep"),
     },
     "sync": {"backend", "checksum"},
+    "teacher": {"place"},
 }
 _LENGTH = {"learner.epochs", "learner.max_steps"}
 _SELECTING = {"eval.keep", "eval.max_drift", "eval.patience"}

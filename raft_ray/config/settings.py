@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import raft_ray
-from raft_ray.config import Balance, Config, Method, Target
+from raft_ray.config import Balance, Config, Method, Target, TeacherPlace
 from raft_ray.config.keys import is_section, keys, nearest, type_at
 from raft_ray.config.precision import settle
 from raft_ray.config.references import check_no_credentials, keep_references, shown
@@ -78,13 +78,16 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def for_method(config: Config, method: str) -> Config:
     """`config` as it is for training `method` as a baseline: its `run.overrides` applied, its own target. Another
-    method than the config's own rehearses, and keeps a drift budget, only where its overrides say so. Raises
-    `ConfigError` if those overrides have unknown keys or wrong values."""
+    method than the config's own rehearses, keeps a drift budget, and has a teacher that it does not need in the
+    learners, only where its overrides say so. Raises `ConfigError` if those overrides have unknown keys or wrong
+    values."""
     distill = replace(config.distill, method=Method(method), target=Target.auto)
     if distill.method is not config.distill.method:
         balance = Balance.ema if distill.balance is Balance.budget else distill.balance
         distill = replace(distill, balance=balance, rehearsal=replace(distill.rehearsal, rows=0))
     baseline = replace(config, run=replace(config.run, baselines=[], overrides={}), distill=distill)
+    if not baseline.uses_rollouts:
+        baseline = replace(baseline, teacher=replace(config.teacher, place=TeacherPlace.own))
     return make(baseline, [(f"run.overrides.{method}: ", shown(config.run.overrides.get(method) or {}))])
 
 

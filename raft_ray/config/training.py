@@ -76,6 +76,16 @@ class RehearsalKind(StrEnum):
     """The same answers, off-policy: the KL of the original model's next tokens to the student's on them."""
 
 
+class TeacherPlace(StrEnum):
+    """Which processes hold the teacher (`teacher.place`)."""
+
+    own = "own"
+    """Teacher actors, each with a copy of the model; they score while learners train."""
+    learner = "learner"
+    """The learners, for an adapter (`learner.lora.rank`): its frozen base is the teacher. Each rank scores its own rows
+    between sampling and training. No other copy of the model, less overlap."""
+
+
 class OnLongReference(StrEnum):
     """What happens when the teacher's prompt does not fit the context (`teacher.on_long_reference`)."""
 
@@ -146,6 +156,10 @@ class RolloutConfig:
 
 @dataclass
 class TeacherConfig:
+    place: TeacherPlace = TeacherPlace.own
+    """Where the teacher is: `own` actors, or the `learner`s, with their adapter off (`learner.lora.rank`). The latter
+    take no `actors`, `max_restarts` or other `path`; `template`, `on_long_reference` and `tokens` hold for both, while
+    `num_cpus`, `num_gpus`, `threads` and `timeout` are then for the evaluation and stage 1's gap alone."""
     actors: PositiveInt = 1
     path: str | None = None
     """Another frozen teacher with the same vocabulary; none takes `model.path` (the paper's choice)."""

@@ -26,6 +26,8 @@ class Load:
     busy: float
     waiting: float
     """The share that was recorded as `wait`; only learners record it."""
+    scoring: float = 0.0
+    """The share that was recorded as `score`: of learners, what they are busy with as their own teacher."""
 
     @property
     def enough(self) -> int:
@@ -56,10 +58,13 @@ def bottleneck(loads: Mapping[str, Load]) -> Bottleneck | None:
         if full:
             return Bottleneck(None, f"Balanced: {_listed(loads)}; {waits}.")
         spare = "".join(_spare(role, load) for role, load in feeding.items())
+        teach, own = "", ""
+        if learner.scoring > SCARCE:
+            teach, own = f", {learner.scoring:.0%} as the teacher", " or set teacher.place=own"
         return Bottleneck(
             "learner",
-            f"Learners are the bottleneck (busy {learner.busy:.0%}, they wait {learner.waiting:.0%} of the time): "
-            f"add learner.num_workers{spare}.",
+            f"Learners are the bottleneck (busy {learner.busy:.0%}{teach}, they wait {learner.waiting:.0%} of the "
+            f"time): add learner.num_workers{own}{spare}.",
         )
     if busiest is None or not full:
         return Bottleneck(

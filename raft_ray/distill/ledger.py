@@ -121,6 +121,10 @@ class Ledger:
         """Row indices that are never dispatched again."""
         self.nbytes = 0
         """Of the scored samples that are held."""
+        self.peak_bytes = 0
+        """Most of these since this was last reset."""
+        self.scored_by_learners: dict[SampleId, SampleInfo] = {}
+        """Of samples that learners score themselves, once they have (`teacher.place=learner`)."""
         self._max_failures = max_failures
         self._next_step = step
         self._cut: deque[RolloutBatch] = deque()
@@ -187,6 +191,7 @@ class Ledger:
                 record.scored(info, sample)
                 record.made_by[info.sample_id] = batch
                 self.nbytes += _nbytes(info)
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)
         self.capacity.scored(len(missing))
         self._remaking.discard((batch.step, batch.index))
 
@@ -241,7 +246,8 @@ class Ledger:
         record = self._records.pop(step)
         self.capacity.release(len(record.sample_ids))
         self.nbytes -= sum(_nbytes(info) for info, _ in record.samples.values())
-        return [record.samples[each][0] for each in record.sample_ids if each in record.samples]
+        infos = [record.samples[each][0] for each in record.sample_ids if each in record.samples]
+        return [self.scored_by_learners.pop(info.sample_id, info) for info in infos]
 
     def quarantined_of(self, step: int) -> list[SampleId]:
         """Rows of an open step that are quarantined."""

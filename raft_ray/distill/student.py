@@ -30,7 +30,9 @@ from torch import Tensor, nn
 
 from raft_ray.config import Loss
 from raft_ray.distill.losses import sft_loss, topk_kl_from_hidden
+from raft_ray.distill.teacher import Target, TeacherBatch, targets
 from raft_ray.distill.trajectory import Sample
+from raft_ray.models.adapters import adapter_off
 from raft_ray.models.head import Head, decoder_of
 from raft_ray.models.padding import micro_batches, pad_right
 from raft_ray.models.prompts import EncodedRow
@@ -106,7 +108,8 @@ class Reading(NamedTuple):
 class Student(nn.Module):
     """Wraps a transformers causal model: `forward(micro_batch)` is `[3]`, float32: its weighted SFT, KL and drift.
 
-    The drift is the KL of rehearsal rows at T = 1, without a gradient, and 0 for other rows.
+    The drift is the KL of rehearsal rows at T = 1, without a gradient, and 0 for other rows. A student with an adapter
+    also makes the targets of its frozen base: `forward(teacher_batch)`, in evaluation mode.
 
     Args:
         model: the causal model.
@@ -124,8 +127,11 @@ class Student(nn.Module):
         top K under the student, over at most 64 positions (a vocabulary-wide softmax at every one would cost too
         much)."""
 
-    def forward(self, batch: MicroBatch, read: bool = False) -> Tensor | Reading:
-        """The weighted losses; or, to `read`, what they are taken from."""
+    def forward(self, batch: MicroBatch | TeacherBatch, read: bool = False) -> Tensor | Reading | list[Target]:
+        """The weighted losses; or, to `read`, what they are taken from; or the base's targets."""
+        if isinstance(batch, TeacherBatch):
+            with torch.no_grad(), adapter_off(self.model):
+                return targets(self.model, batch)
         head = Head.of(self.model)
         hidden_BLD = self._hidden(batch)
         if read:

@@ -5,7 +5,7 @@ Shapes: L response tokens, K tokens kept by the teacher.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,6 +48,23 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class SampleInfo:
+    """What the pipeline knows of a sample; the sample itself stays in the object store."""
+
+    sample_id: SampleId
+    version: int
+    length: int
+    truncated: bool
+    rollout: str
+    target_bytes: int = 0
+    """0 before it is scored, as the next."""
+    teacher_mass: float = 0.0
+    """Mean over tokens of the probability that the teacher gives its own top K."""
+    versions: tuple[tuple[int, int], ...] = ()
+    """As in `Trajectory`."""
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """What the student wrote for one row (Eq. 6)."""
 
@@ -62,6 +79,12 @@ class Trajectory:
     """The actor that made it."""
     versions: tuple[tuple[int, int], ...] = ()
     """`(version, first token)` of each span between updates, where it crossed one (`sync.in_flight`)."""
+
+    @property
+    def info(self) -> SampleInfo:
+        """What the pipeline knows of it before it is scored."""
+        length = len(self.token_ids)
+        return SampleInfo(self.sample_id, self.version, length, self.truncated, self.rollout, versions=self.versions)
 
 
 @dataclass(frozen=True)
@@ -79,21 +102,9 @@ class Sample:
         """Bytes of the targets: 6·K a token."""
         return self.teacher_ids.nbytes + self.teacher_logprobs.nbytes
 
-
-@dataclass(frozen=True)
-class SampleInfo:
-    """What the pipeline knows of a sample; the sample itself stays in the object store."""
-
-    sample_id: SampleId
-    version: int
-    length: int
-    truncated: bool
-    rollout: str
-    target_bytes: int
-    teacher_mass: float
-    """Mean over tokens of the probability that the teacher gives its own top K."""
-    versions: tuple[tuple[int, int], ...] = ()
-    """As in `Trajectory`."""
+    def info(self, mass: float) -> SampleInfo:
+        """What the pipeline knows of it, with the mean `mass` of its teacher's top K."""
+        return replace(self.trajectory.info, target_bytes=self.nbytes, teacher_mass=mass)
 
 
 def with_tokens(spans: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:

@@ -32,7 +32,7 @@ def least_gib(config: Config, parameters: int) -> dict[str, float]:
         found["learner"] = ranks * (billions * per_rank + _PROCESS)
     if config.loads_weights and not rollout.num_gpus:
         found["rollout"] = rollout.actors * (billions * width + rollout.kv_cache_gib + _PROCESS)
-    if config.uses_rollouts and not teacher.num_gpus:
+    if config.uses_teachers and not teacher.num_gpus:
         found["teacher"] = teacher.actors * (billions * width + _PROCESS)
     if config.loads_weights:
         found["object store"] = billions * width

@@ -304,9 +304,10 @@ def _time(run: Run) -> dict[str, Any]:
     ]
     notes = []
     if any(row["hidden"] for row in totals):
+        whose = "Rollout, teacher and" if "teacher" in timing.beside(run, run.main) else "Rollout and"
         notes.append(
-            "Rollout, teacher and loading weights run beside the learner. The bars split the wall time and count them "
-            "as far as the learner waited; the table has their whole time. "
+            f"{whose} loading weights run beside the learner. The bars split the wall time and count them as far as "
+            "the learner waited; the table has their whole time. "
             f"Hidden behind the learner's work: {', '.join(hidden)}."
         )
     if run.summary.get("seconds") is not None:

@@ -3,13 +3,13 @@
 A learner's step is `wait`, `forward_backward`, `optimizer`, `sync`, `checkpoint`. Rollout, teacher and the loading
 of new weights (`BESIDE`) happen on other actors: while the learner waits, or hidden behind its work. So the stacks
 split the wall time, in which work beside the learner counts as far as the learner waited for it, and the table
-keeps the whole of it.
+keeps the whole of it. With `teacher.place=learner` the teacher's work is part of the learner's step.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from raft_ray.report.charts import Series, stacked_bars
 from raft_ray.report.figures import Figure
@@ -43,19 +43,25 @@ def recorded(row: Record) -> Seconds:
     return {name: float(value) for name, value in seconds if usable(value) and name not in LEFT_OUT}
 
 
-def wall(row: Record) -> Seconds:
+def beside(run: Run, method: str) -> tuple[str, ...]:
+    """Phases of a method that happen on other actors than the learners."""
+    place = run.setting(f"run.overrides.{method}.teacher.place") or run.setting("teacher.place")
+    return tuple(phase for phase in BESIDE if phase != "teacher" or place != "learner")
+
+
+def wall(row: Record, others: Sequence[str] = BESIDE) -> Seconds:
     """The step's wall time by phase: adds up to the recorded total, where there is one. If the phases together are
     longer than the total, work beside the learner and the learner's waiting for it are the same seconds: each of
-    `BESIDE` gets its share of the wait, the rest of the wait stays `wait`."""
+    `others` gets its share of the wait, the rest of the wait stays `wait`."""
     seconds = recorded(row)
     total = (row.get("seconds") or {}).get("total")
     if not usable(total):
         return seconds
-    beside = sum(seconds.get(name, 0.0) for name in BESIDE)
-    if beside and sum(seconds.values()) > 1.02 * total:
-        waited = min(seconds.get("wait", 0.0), beside)
-        for name in BESIDE:
-            seconds[name] = seconds.get(name, 0.0) * waited / beside
+    worked = sum(seconds.get(name, 0.0) for name in others)
+    if worked and sum(seconds.values()) > 1.02 * total:
+        waited = min(seconds.get("wait", 0.0), worked)
+        for name in others:
+            seconds[name] = seconds.get(name, 0.0) * waited / worked
         seconds["wait"] = seconds.get("wait", 0.0) - waited
     rest = total - sum(seconds.values())
     if rest > 0:
@@ -69,7 +75,7 @@ def time_figure(run: Run) -> Figure | None:
     if name is None:
         return None
     steps = [float(row["step"]) for row in run.metrics[name]]
-    by_step = [wall(row) for row in run.metrics[name]]
+    by_step = [wall(row, beside(run, name)) for row in run.metrics[name]]
     phases = used_phases(by_step)
     if not phases:
         return None
@@ -84,18 +90,19 @@ def totals(run: Run) -> list[Record]:
     `hidden` is the share of the work beside the learner that it did not wait for, None without such work."""
     rows: list[Record] = []
     for name, steps in run.metrics.items():
-        by_wall, by_record = _sums(map(wall, steps)), _sums(map(recorded, steps))
+        others = beside(run, name)
+        by_wall, by_record = _sums(wall(step, others) for step in steps), _sums(map(recorded, steps))
         if not sum(by_wall.values()):
             continue
-        beside = sum(by_record.get(phase, 0.0) for phase in BESIDE)
-        waited = sum(by_wall.get(phase, 0.0) for phase in BESIDE)
+        worked = sum(by_record.get(phase, 0.0) for phase in others)
+        waited = sum(by_wall.get(phase, 0.0) for phase in others)
         rows.append(
             {
                 "method": name,
                 "wall": by_wall,
                 "recorded": by_record,
                 "seconds": sum(by_wall.values()),
-                "hidden": 1 - waited / beside if beside else None,
+                "hidden": 1 - waited / worked if worked else None,
                 "steps": len(steps),
                 "tokens": sum(step.get("tokens") or 0 for step in steps),
             }

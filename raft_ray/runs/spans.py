@@ -91,7 +91,7 @@ def loads(spans: Sequence[Span], since: float, until: float) -> dict[str, Load]:
     without it: an actor that joined late or left early is no less busy for it."""
     found: dict[str, Load] = {}
     for role in ROLES:
-        there, busy, waiting, members = 0.0, 0.0, 0.0, 0
+        there, busy, waiting, scoring, members = 0.0, 0.0, 0.0, 0.0, 0
         by_member: dict[str, list[Span]] = defaultdict(list)
         for span in spans:
             if span.role == role and span.what != "start" and span.start < until:
@@ -106,8 +106,9 @@ def loads(spans: Sequence[Span], since: float, until: float) -> dict[str, Load]:
                 there += last - first
                 busy += _covered([(s.start, s.end) for s in own if s.what not in IDLE], first, last)
                 waiting += _covered([(s.start, s.end) for s in own if s.what == "wait"], first, last)
+                scoring += _covered([(s.start, s.end) for s in own if s.what == "score"], first, last)
         if there:
-            found[role] = Load(members, _share(busy, there), _share(waiting, there))
+            found[role] = Load(members, _share(busy, there), _share(waiting, there), _share(scoring, there))
     return found
 
 

@@ -79,12 +79,12 @@ def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_ve
         )
         ray.get(actor.load_weights.remote(packed[0]), timeout=LIMIT)
         batch = RolloutBatch(1, 0, (SampleId(0, 0), SampleId(0, 1)))
-        lengths, made = ray.get(list(actor.generate.options(num_returns=2).remote(batch)), timeout=LIMIT)
+        infos, made = ray.get(list(actor.generate.options(num_returns=2).remote(batch)), timeout=LIMIT)
         ray.get(loaded, timeout=LIMIT)
         # What comes after has the new weights alone, and no keys and values of the old ones.
         _, later = ray.get(list(actor.generate.options(num_returns=2).remote(batch)), timeout=LIMIT)
         ray.kill(actor)
-    check(made, lengths, models, prompt)
+    check(made, [info.length for info in infos], models, prompt)
     assert [(t.version, t.versions) for t in later] == [(1, ())] * 2
     for trajectory in later:
         assert trajectory.token_ids.tolist() == mixed(models[1:], [0], prompt, len(trajectory.token_ids))

@@ -57,11 +57,11 @@ class IdleRollout:
         self.diary.append(f"pushed {version}")
         self._version = version
 
-    def generate(self, batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
+    def generate(self, batch: RolloutBatch) -> tuple[list[SampleInfo], list[Trajectory]]:
         self.diary.append(f"generate {batch.step}")
         ids = np.zeros(1, dtype=np.int32)
         made = [Trajectory(place, self._version, ids, False, self._name) for place in batch.sample_ids]
-        return [1] * len(made), made
+        return [each.info for each in made], made
 
     def read(self) -> list[str]:
         return self.diary
@@ -80,7 +80,7 @@ class PatientRollout(IdleRollout):
             self._came.set()
         return seconds
 
-    def generate(self, batch: RolloutBatch) -> tuple[list[int], list[Trajectory]]:
+    def generate(self, batch: RolloutBatch) -> tuple[list[SampleInfo], list[Trajectory]]:
         if batch.step == 1:
             assert self._came.wait(LIMIT)
         return super().generate(batch)

@@ -58,6 +58,40 @@ BAD_CONFIGS = [
         "run smoke learner.lora.rank=2 learner.lora.dora=true learner.zero_stage=3", "learner.lora.dora", "zero_stage=2"
     ),
     bad("run smoke learner.lora.rank=2 learner.lora.target_modules=[query]", "learner.lora.target_modules", "q_proj"),
+    bad("run smoke teacher.place=student", "teacher.place=student", "one of own, learner"),
+    bad("run smoke teacher.place=learner", "teacher.place=learner", "learner.lora.rank=0", "set learner.lora.rank=16"),
+    bad(
+        "run smoke distill.method=sft teacher.place=learner learner.lora.rank=2",
+        "teacher.place=learner",
+        "distill.method=sft as it is set has no teacher",
+    ),
+    bad(
+        "run smoke teacher.place=learner learner.lora.rank=2 distill.balance=fixed distill.fixed_lambda=0",
+        "distill.method=raft as it is set has no teacher",
+    ),
+    bad(
+        "run smoke distill.method=sft teacher.place=learner learner.lora.rank=2 distill.rehearsal.rows=4 "
+        "distill.rehearsal.kind=replay",
+        "distill.method=sft as it is set has no teacher",
+    ),
+    bad(
+        "run smoke teacher.place=learner learner.lora.rank=2 teacher.path=other",
+        "teacher.path=other",
+        "leave teacher.path out",
+    ),
+    bad(
+        "run smoke teacher.place=learner learner.lora.rank=2 teacher.actors=2", "teacher.actors=2", "no teacher actors"
+    ),
+    bad("run smoke teacher.place=learner learner.lora.rank=2 teacher.max_restarts=1", "teacher.max_restarts=1"),
+    bad(
+        "run smoke teacher.place=learner learner.lora.rank=2 learner.zero_stage=1 model.dtype=float16",
+        "teacher.place=learner",
+        "set model.dtype=bfloat16",
+    ),
+    bad(
+        "run smoke teacher.place=learner learner.lora.rank=2 run.baselines=[opd] run.overrides.opd.learner.lora.rank=0",
+        "baseline opd: teacher.place=learner",
+    ),
     bad("run smoke learner.zero_stage=5", "learner.zero_stage=5", "0, 1, 2 or 3"),
     bad("run smoke refine.tau=1.5", "refine.tau=1.5", "between 0 and 1"),
     bad("run smoke distill.temperature=0", "distill.temperature=0", "greater than 0"),

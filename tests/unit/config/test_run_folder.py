@@ -142,6 +142,11 @@ def test_the_keys_of_an_adapter_decide_the_model_of_a_run_that_has_one() -> None
     assert resume.deciding(fine("learner.lora.rank=4"))["learner.lora.alpha"] == 32
 
 
+def test_the_place_of_the_teacher_decides_no_model() -> None:
+    placed = resume.deciding(fine("learner.lora.rank=4", "teacher.place=learner"))
+    assert placed == resume.deciding(fine("learner.lora.rank=4"))
+
+
 def test_what_a_resumed_run_may_change_is_named_as_the_keys_are() -> None:
     known = set(keys())
     without_effect = {f"{section}.{name}" for section, names in resume._WITHOUT_EFFECT.items() for name in names}

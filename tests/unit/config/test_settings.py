@@ -278,6 +278,17 @@ def test_a_baseline_has_its_overrides_its_method_and_its_own_target() -> None:
     assert config.learner.lr == 5e-6
 
 
+def test_a_baseline_without_a_teacher_has_none_in_its_learners_and_one_with_it_has() -> None:
+    config = fine("teacher.place=learner", "learner.lora.rank=4", "run.baselines=[sft,opd]")
+    places = {name: settings.for_method(config, name).teacher.place for name in ("sft", "opd", "raft")}
+    assert places == {"sft": "own", "opd": "learner", "raft": "learner"}
+    given = fine("distill.method=opd", "distill.off_policy=true", "teacher.place=learner", "learner.lora.rank=4")
+    assert (given.learners_score, given.uses_teachers) == (True, False)
+    rehearses = ["distill.method=sft", "distill.rehearsal.rows=4", "learner.lora.rank=4", "teacher.place=learner"]
+    assert fine(*rehearses).learners_score
+    refused("run.baselines=[opd]", "run.overrides.opd.teacher.place=learner")
+
+
 @pytest.mark.parametrize(
     ("overrides", "needed"),
     [
@@ -285,6 +296,7 @@ def test_a_baseline_has_its_overrides_its_method_and_its_own_target() -> None:
         (["distill.method=sft", "learner.num_workers=2"], (2, 0)),
         (["rollout.actors=3", "rollout.num_gpus=1", "teacher.num_gpus=0.5", "learner.num_gpus=1"], (6, 4.5)),
         (["distill.method=sft", "run.baselines=[opd]"], (4, 0)),
+        (["teacher.place=learner", "learner.lora.rank=4", "teacher.num_gpus=0.5", "teacher.num_cpus=9"], (3, 0)),
         (["distill.method=sft", "run.baselines=[sdft]", "run.overrides.sdft.learner.num_workers=4"], (4, 0)),
     ],
 )

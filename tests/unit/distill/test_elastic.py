@@ -85,3 +85,18 @@ def test_it_does_what_the_advice_says(
     change = ElasticPolicy(1, 10, patience=1).target(actors, loads) - actors
     assert (change > 0) == (found.role == "rollout")
     assert (change < 0) == (found.role == "learner" and "rollouts wait" in found.advice)
+
+
+def test_learners_that_limit_the_run_as_its_teacher_too_are_told_that_this_can_be_given_to_others() -> None:
+    loads = {"rollout": Load(1, 0.4, 0.0), "learner": Load(1, 0.97, 0.02, scoring=0.3)}
+    found = bottleneck(loads)
+    assert found is not None
+    assert found.role == "learner"
+    assert "(busy 97%, 30% as the teacher, they wait 2% of the time)" in found.advice
+    assert found.advice.endswith("add learner.num_workers or set teacher.place=own.")
+    loads["rollout"] = Load(1, 0.95, 0.0)
+    loads["learner"] = Load(1, 0.5, 0.5, scoring=0.3)
+    found = bottleneck(loads)
+    assert found is not None
+    assert found.role == "rollout"
+    assert "teacher" not in found.advice

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from flow_fakes import Actor, Running
+from flow_fakes import PACKED, Actor, Running
 
 from actors.distill import flow
 from actors.distill.actor_group import MAX_FAILED_STARTS, State
@@ -47,6 +48,32 @@ def test_given_trajectories_are_of_the_newest_version_though_no_weights_come_wit
         running = Running(config(*keys), 12, monkeypatch)
         for step in range(3):
             assert {info.version for info in await running.train(step, pushed=True)} == {step}
+
+    run(work())
+
+
+def test_where_learners_are_the_teacher_a_step_is_ready_once_it_is_sampled_and_has_its_rollout_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        keys = ("teacher.place=learner", "learner.lora.rank=4", "learner.global_batch_size=4", "rollout.batch_rows=2")
+        running = Running(config(*keys), 12, monkeypatch)
+        for step in range(3):
+            infos = await running.shard(step)
+            assert len(infos) == 4
+            found = running.flow.ledger.shard(step, 0, 1)
+            assert found is not None
+            assert len({id(ref) for _, ref in found}) == 2
+            for info, trajectories in found:
+                assert info in await trajectories
+            # Rollouts of the next step do not wait for this one's scoring.
+            await running.settled()
+            assert running.flow.ledger.generated_whole(step + 1) or step == 2
+            done = replace(infos[0], teacher_mass=0.5)
+            running.flow.ledger.scored_by_learners[done.sample_id] = done
+            assert running.flow.ledger.done(step) == [done, *infos[1:]]
+            running.flow.publish(WeightVersion(step + 1, PACKED))
+        assert not running.flow.ledger.scored_by_learners
 
     run(work())
 

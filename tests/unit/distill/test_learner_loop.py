@@ -43,7 +43,7 @@ class Run:
         )
         pipeline = {
             name: SimpleNamespace(remote=getattr(self, f"_{name}"))
-            for name in ("begin", "next_batch", "publish", "regenerated")
+            for name in ("begin", "next_batch", "publish", "regenerated", "scored")
         }
         pipeline["lost"] = pipeline.pop("regenerated")
         pipeline["checkpoint_key"] = SimpleNamespace(remote=lambda: bytes(32))
@@ -58,6 +58,9 @@ class Run:
             "Publisher": lambda *_: self.publisher,
             "may_share_prompts": lambda *_: (True, None),
             "make_probe": lambda *_: "probe",
+            "BaseTeacher": lambda *_: SimpleNamespace(score=self._score),
+            "adapter_tensors": lambda *_: {},
+            "adapter_files": lambda *_: None,
             "train_step": self._train_step,
             "export_model": SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._export)),
             "on_node": lambda *_: {},
@@ -69,6 +72,7 @@ class Run:
             monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
         monkeypatch.setattr(ray, "get", self._get)
         config = settings.load("smoke", ["data.train=train.jsonl", f"distill.method={method}", *keys])
+        self.sample: Any = "a rollout batch" if config.learners_score else SAMPLE
         task: Any = SimpleNamespace(
             config=config,
             folder="model",
@@ -91,14 +95,25 @@ class Run:
     def _get(self, value: Any, timeout: float) -> Any:
         if value == "gone":
             raise ray.exceptions.ObjectLostError("", "", "")
-        return value
+        return [SAMPLE.trajectory] if value == "a rollout batch" else value
 
     def _begin(self, weights: WeightVersion, table: Any) -> None:
         self.said.append(("begin", weights))
 
     def _next_batch(self, step: int, rank: int, ranks: int) -> list[Any]:
-        samples = [["gone"] if self.lost else [SAMPLE], [SAMPLE]]
-        return [(None, samples[index], 2 * step + index) for index in range(2)]
+        samples = [["gone"] if self.lost else [self.sample], [self.sample]]
+        return [(SAMPLE.trajectory.info, samples[index], 2 * step + index) for index in range(2)]
+
+    def _score(self, rows: list[Any]) -> Any:
+        given = [unscored for _, (unscored,) in rows]
+        assert {unscored.sample_id for unscored in given} == {SampleId(0, 0)}
+        # Rows of a rollout batch are known by it.
+        assert len({id(unscored.trajectories) for unscored in given}) == 1
+        self.said.append(("score", [row.row for row, _ in rows]))
+        return [(row, [SAMPLE]) for row, _ in rows], [SAMPLE.info(0.5)]
+
+    def _scored(self, step: int, rank: int, infos: list[Any]) -> None:
+        self.said.append(("scored", step, [info.teacher_mass for info in infos]))
 
     def _regenerated(self, step: int, rows: list[int]) -> None:
         self.lost = False
@@ -152,6 +167,23 @@ def test_each_step_is_published_before_it_is_checkpointed_and_the_last_one_is_ex
     assert metrics["tokens"] == 8
     assert run.weights[0] == WeightVersion(1, "weights 1", 7, 100)
     assert list(metrics["seconds"]) == ["checkpoint", "wait", "forward_backward", "optimizer", "sync", "total"]
+
+
+def test_a_rank_that_is_the_teacher_scores_what_it_has_of_a_step_and_says_so_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(monkeypatch, "raft", 0, "teacher.place=learner", "learner.lora.rank=4")
+    assert run.said[2:9] == [
+        ("lost", 0, [0]),
+        ("score", [0, 1]),
+        ("scored", 0, [0.5]),
+        ("push", 1),
+        ("publish", 1),
+        ("score", [2, 3]),
+        ("scored", 1, [0.5]),
+    ]
+    phases = ["checkpoint", "wait", "teacher", "forward_backward", "optimizer", "sync", "total"]
+    assert list(run.published[0]["seconds"]) == phases
 
 
 def test_a_rank_goes_on_from_its_checkpoint_and_a_method_without_rollouts_packs_the_last_weights_alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from raft_ray.distill.order import RowOrder
 from raft_ray.distill.trajectory import RolloutBatch
 from raft_ray.errors import RaftError
 from raft_ray.models.prompts import EncodedRow
+from raft_ray.runs.spans import read_spans
 
 
 @pytest.fixture
@@ -52,6 +54,46 @@ def test_a_learner_that_does_not_come_back_takes_the_place_of_the_advice(pipelin
         await pipeline.finish()
 
     asyncio.run(work())
+
+
+def test_a_learner_that_is_its_own_teacher_scores_then_trains_and_its_targets_are_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "log_to_file", lambda *_: None)
+    monkeypatch.setattr("actors.distill.actor_group.kill", lambda _: None)
+    made: list[str] = []
+
+    def make(table: list[Any], name: str) -> Any:
+        made.append(name)
+        return Actor(name)
+
+    keys = ["data.train=unused.jsonl", "learner.global_batch_size=4", "learner.lora.rank=4", "teacher.place=learner"]
+    pipeline = PipelineActor(settings.load("raft", keys), RowOrder(8, 4, 1, 0), str(tmp_path), make, make)
+
+    def state() -> str:
+        return str(pipeline.status()["ranks"][0]["state"])
+
+    async def work() -> None:
+        table: Any = asyncio.get_running_loop().create_future()
+        table.set_result({row: EncodedRow(row, [1], [2], [3]) for row in range(8)})
+        with pytest.raises(BeginAnewError):
+            pipeline.scored(0, 0, [])
+        await pipeline.begin(WeightVersion(0, PACKED), [table])
+        batch = await pipeline.next_batch(0, 0, 1)
+        assert state() == "scores step 0"
+        infos = [replace(info, teacher_mass=0.5, target_bytes=12) for info, _, _ in batch if info]
+        pipeline.scored(0, 0, infos)
+        assert state() == "trains step 0"
+        seconds = {"checkpoint": 0.0, "wait": 1.0, "teacher": 2.0, "forward_backward": 1.0, "total": 4.0}
+        await pipeline.publish(WeightVersion(1, PACKED), {"tokens": 1, "seconds": seconds})
+        last = pipeline.progress()["last"]
+        assert (last["teacher_mass"], last["target_bytes_per_token"], last["seconds"]["teacher"]) == (0.5, 12, 2.0)
+        await pipeline.finish()
+
+    asyncio.run(work())
+    assert made == ["rollout-0"]
+    spans = [span for span in read_spans(tmp_path / "spans.jsonl") if span.who == "learner"]
+    assert [span.what for span in spans] == ["checkpoint", "wait", "score", "forward_backward"]
 
 
 def test_a_method_that_does_not_distil_is_not_charged_for_the_weights_of_its_export(pipeline: PipelineActor) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+import ray
 
-from actors.distill.slots import PLENTY, Growth, free_slots
+from actors.distill.slots import PLENTY, Growth, Slots, free_slots
 from actors.runtime.loops import Loops
+from raft_ray.config import settings
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -47,6 +49,19 @@ def test_two_looks_for_room_at_once_start_no_more_than_fits() -> None:
         loops.cancel()
 
     run(work())
+
+
+@pytest.mark.parametrize(
+    ("keys", "room"),
+    [([], 5), (["teacher.place=learner", "learner.lora.rank=4"], 6)],
+)
+def test_room_is_kept_for_teachers_where_there_are_any(
+    keys: list[str], room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cluster_resources", "available_resources"):
+        monkeypatch.setattr(ray, name, lambda: {"CPU": 8.0})
+    config = settings.load("raft", ["data.train=unused.jsonl", *keys])
+    assert Slots(config).free(0) == room
 
 
 @pytest.mark.parametrize(

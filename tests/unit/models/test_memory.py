@@ -25,6 +25,8 @@ def test_what_a_billion_parameters_take_by_role() -> None:
     assert least_gib(given, GIB) == pytest.approx({"learner": 18.4, "teacher": 2.4})
     full = config("model.dtype=float32", "learner.zero_stage=0")
     assert least_gib(full, GIB)["learner"] == pytest.approx(16.4)
+    placed = config("learner.lora.rank=16", "teacher.place=learner")
+    assert least_gib(placed, GIB) == pytest.approx({"learner": 2.4, "rollout": 2.9, "object store": 2})
     # Beside frozen weights there is little.
     assert least_gib(config("learner.lora.rank=16"), GIB)["learner"] == pytest.approx(2.4)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from raft_ray.report import figures, timing
+from raft_ray.report.files import Run
 from raft_ray.report.verdict import better_accuracy, verdict
 
 
@@ -76,6 +80,21 @@ def test_wall_time_counts_hidden_work_only_as_far_as_the_learner_waited() -> Non
     split = timing.wall({"step": 0, "seconds": seconds})
     assert split == {"rollout": 1.5, "teacher": 0.5, "load": 0.0, "wait": 0.0, "forward_backward": 4.0, "other": 0.5}
     assert sum(split.values()) == 6.5
+
+
+def test_the_teachers_work_in_the_learners_is_no_part_of_their_wait(tmp_path: Path) -> None:
+    seconds = {"rollout": 3.0, "teacher": 1.0, "wait": 2.0, "forward_backward": 4.0, "total": 7.5}
+    run = Run(tmp_path, "raft", {"teacher": {"place": "learner"}, "run": {"overrides": {"opd": {"teacher": {}}}}})
+    run.metrics["raft"] = [{"step": 0, "seconds": seconds}]
+    (row,) = timing.totals(run)
+    assert row["wall"] == pytest.approx(
+        {"rollout": 2.0, "teacher": 1.0, "load": 0.0, "wait": 0.0, "forward_backward": 4.0, "other": 0.5}
+    )
+    assert row["hidden"] == pytest.approx(1 / 3)
+    assert timing.beside(run, "opd") == timing.beside(run, "raft") == ("rollout", "load")
+    assert run.config is not None
+    run.config["run"]["overrides"]["opd"] = {"teacher": {"place": "own"}}
+    assert timing.beside(run, "opd") == timing.BESIDE
 
 
 def test_wall_time_without_overlap_is_what_was_recorded() -> None:
