@@ -21,6 +21,7 @@ from raft_ray.config import (
     Method,
     RehearsalKind,
     RolloutConfig,
+    SyncAdapter,
     SyncBackend,
 )
 from raft_ray.config.keys import nearest
@@ -32,6 +33,10 @@ SHARED = ("run", "model", "data", "refine", "eval")
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Of the file systems that pyarrow opens by URI."""
+
+
+LARGEST_ADAPTER = 512
+"""vLLM's largest `max_lora_rank`."""
 
 
 def check(config: Config, *, trains: bool = True) -> None:
@@ -236,6 +241,8 @@ def _training(config: Config) -> Iterator[str]:
         most = " + ".join(f"{key}={value}" for key, value in parts.items() if value)
         yield f"rollout.batch_rows={rollout.batch_rows}: a step has no more than {most} rows; lower it"
     yield from _sync(config)
+    if config.sync.adapter is SyncAdapter.hot:
+        yield from _hot(config)
     if domain:
         yield from _no_room(config, "rollout.max_new_tokens")
     if rehearsal and not config.uses_replay:
@@ -321,6 +328,33 @@ def _sync(config: Config) -> Iterator[str]:
         yield (
             f"sync.backend=ipc: learner.num_gpus + rollout.num_gpus={shared:g} do not fit on one GPU, which engine and "
             "learner must share; lower them, or set sync.backend=nccl"
+        )
+
+
+def _hot(config: Config) -> Iterator[str]:
+    """Why adapters cannot be swapped in the engines (`sync.adapter=hot`)."""
+    lora, backend = config.learner.lora, config.sync.backend
+    if config.uses_given_trajectories:
+        yield (
+            "sync.adapter=hot: no engine takes up adapters where trajectories are given (distill.off_policy, "
+            "distill.rehearsal.kind=replay_kl); leave it out"
+        )
+    if not lora.rank:
+        yield "sync.adapter=hot: learner.lora.rank=0 has no adapter; set learner.lora.rank=16, or sync.adapter=merged"
+    if lora.dora:
+        yield (
+            "sync.adapter=hot: vLLM serves no DoRA adapter apart from its base (learner.lora.dora=true); set "
+            "learner.lora.dora=false, or sync.adapter=merged"
+        )
+    if lora.rank > LARGEST_ADAPTER:
+        yield (
+            f"sync.adapter=hot: vLLM serves adapters up to rank {LARGEST_ADAPTER}, not learner.lora.rank={lora.rank}; "
+            "lower it, or set sync.adapter=merged"
+        )
+    if backend is not SyncBackend.object_store:
+        yield (
+            f"sync.adapter=hot: adapters go through the object store, not sync.backend={backend}; set "
+            "sync.backend=object_store, or sync.adapter=merged"
         )
 
 

@@ -6,6 +6,7 @@
 
 from raft_ray.models.builtin import EMBEDDED, TINY
 from raft_ray.models.loading import (
+    adapted_names,
     check_adapter,
     check_rollouts,
     check_weights,
@@ -23,6 +24,7 @@ from raft_ray.models.loading import (
 __all__ = [
     "EMBEDDED",
     "TINY",
+    "adapted_names",
     "check_adapter",
     "check_rollouts",
     "check_weights",

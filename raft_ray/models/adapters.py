@@ -151,6 +151,14 @@ def merged(layer: Any) -> Tensor:
     return whole
 
 
+def peft_names(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's tensors by their names in the model -> by those in peft's files, which vLLM reads too."""
+    from peft import get_peft_model_state_dict
+
+    named = get_peft_model_state_dict(model, dict(tensors), adapter_name=_NAME, save_embedding_layers=False)
+    return {f"base_model.model.{name}": tensor for name, tensor in named.items()}
+
+
 def adapter_files(model: Any, tensors: Mapping[str, Tensor], base: str) -> dict[str, bytes]:
     """Name -> content of the files from which peft and vLLM load the adapter.
 
@@ -158,11 +166,9 @@ def adapter_files(model: Any, tensors: Mapping[str, Tensor], base: str) -> dict[
         tensors: the adapter's whole tensors by their names in the model.
         base: folder or hub name of the original model.
     """
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save
 
-    named = get_peft_model_state_dict(model, dict(tensors), adapter_name=_NAME, save_embedding_layers=False)
-    state = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in peft_names(model, tensors).items()}
     settings = model.peft_config[_NAME].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
     return {
