@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from raft_ray import models
 from raft_ray.config import LoraConfig, ModelConfig, RolloutConfig, SyncBackend
-from raft_ray.errors import RaftError, first_line
+from raft_ray.errors import ModelError, RaftError, first_line
 from raft_ray.models import rope
 
 if TYPE_CHECKING:
@@ -294,6 +294,16 @@ class Engine:
             )
         # The prefix cache holds keys and values of the old weights. While some are in use, it is not emptied.
         self._stale_prefixes = not self.llm.reset_prefix_cache()
+
+
+def check_adapters_served(architecture: str) -> None:
+    """Refuse a transformers class whose adapters vLLM does not serve apart from the base, as an engine would when it
+    starts. Raises `ModelError`."""
+    from vllm.model_executor.models import ModelRegistry, supports_lora
+
+    known = ModelRegistry.models.get(architecture)
+    if known is not None and not supports_lora(known.load_model_cls()):
+        raise ModelError(f"sync.adapter=hot: vLLM's {architecture} does not support LoRA; set sync.adapter=merged")
 
 
 def _adapter_arguments(adapter: LoraConfig, names: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a learner publishes for `sync.adapter=hot`: the frozen weights once, and few bytes for each version. No vLLM."""
+"""What a learner publishes for `sync.adapter=hot`: the frozen weights once, and few bytes for each version."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from step_fixture import tiny_model
 
 from actors.engine import weight_sync
+from actors.engine.vllm_engine import check_adapters_served
 from actors.engine.weight_sync import Publisher
 from actors.engine.weights import adapter_tensors
 from raft_ray.config import Config, LoraConfig, SyncAdapter, checks
 from raft_ray.config.training import RehearsalConfig
+from raft_ray.errors import ModelError
 from raft_ray.models.adapters import add_adapter, target_modules
 
 SHAPES = {
@@ -107,6 +109,13 @@ def test_the_largest_rank_is_vllms() -> None:
     from vllm.config.lora import MaxLoRARanks
 
     assert max(get_args(MaxLoRARanks)) == checks.LARGEST_ADAPTER
+
+
+def test_an_architecture_whose_adapters_vllm_does_not_serve_is_refused() -> None:
+    check_adapters_served("LlamaForCausalLM")
+    check_adapters_served("NobodysForCausalLM")  # vLLM may have it by transformers' code; its engine tells.
+    with pytest.raises(ModelError, match=r"^sync\.adapter=hot: vLLM's BloomForCausalLM .*; set sync\.adapter=merged$"):
+        check_adapters_served("BloomForCausalLM")
 
 
 def test_methods_without_engines_publish_whole_weights() -> None:
