@@ -117,6 +117,7 @@ class Engine:
         self._stale_prefixes = False
         self._stop_ids = models.load_chat(folder, model).stop_ids
         self._adapter = adapter
+        layers = models.swapped_layers(folder, model, adapter, on_gpu=on_gpu) if adapter else []
         # Names the adapter that the workers have: they find nothing at this path, and need not look.
         self._lora_request = LoRARequest(*ADAPTER, "swapped") if adapter else None
         try:
@@ -140,7 +141,7 @@ class Engine:
                 weight_transfer_config={"backend": f"raft_{weight_sync.value}"} if weight_sync else None,
                 # Makes the back end known to vLLM, also in the worker processes of a tensor-parallel engine.
                 worker_extension_cls="actors.engine.weight_engines.WorkerExtension" if weight_sync else "",
-                **(_adapter_arguments(adapter, models.adapted_names(folder, model, adapter)) if adapter else {}),
+                **(_adapter_arguments(adapter, layers) if adapter else {}),
             )
         except ValueError as error:
             if adapter and "LoRA" in str(error):

@@ -334,28 +334,20 @@ def _sync(config: Config) -> Iterator[str]:
 def _hot(config: Config) -> Iterator[str]:
     """Why adapters cannot be swapped in the engines (`sync.adapter=hot`)."""
     lora, backend = config.learner.lora, config.sync.backend
-    if config.uses_given_trajectories:
-        yield (
-            "sync.adapter=hot: no engine takes up adapters where trajectories are given (distill.off_policy, "
-            "distill.rehearsal.kind=replay_kl); leave it out"
-        )
-    if not lora.rank:
-        yield "sync.adapter=hot: learner.lora.rank=0 has no adapter; set learner.lora.rank=16, or sync.adapter=merged"
-    if lora.dora:
-        yield (
-            "sync.adapter=hot: vLLM serves no DoRA adapter apart from its base (learner.lora.dora=true); set "
-            "learner.lora.dora=false, or sync.adapter=merged"
-        )
-    if lora.rank > LARGEST_ADAPTER:
-        yield (
-            f"sync.adapter=hot: vLLM serves adapters up to rank {LARGEST_ADAPTER}, not learner.lora.rank={lora.rank}; "
-            "lower it, or set sync.adapter=merged"
-        )
-    if backend is not SyncBackend.object_store:
-        yield (
-            f"sync.adapter=hot: adapters go through the object store, not sync.backend={backend}; set "
-            "sync.backend=object_store, or sync.adapter=merged"
-        )
+    in_float32 = config.model.dtype is Dtype.float32 and config.rollout.num_gpus > 0
+    for fault, what in (
+        (config.uses_given_trajectories, "no engine takes up weights where trajectories are given; leave it out"),
+        (not lora.rank, "learner.lora.rank=0 has no adapter; set learner.lora.rank=16"),
+        (lora.dora, "vLLM serves no DoRA adapter apart from its base; set learner.lora.dora=false"),
+        (
+            lora.rank > LARGEST_ADAPTER,
+            f"vLLM serves adapters up to rank {LARGEST_ADAPTER}, not learner.lora.rank={lora.rank}; lower it",
+        ),
+        (backend is not SyncBackend.object_store, f"sync.backend={backend} pushes whole weights; leave it out"),
+        (in_float32, "on GPUs vLLM serves no adapter of model.dtype=float32; set model.dtype=bfloat16"),
+    ):
+        if fault:
+            yield f"sync.adapter=hot: {what}, or set sync.adapter=merged"
 
 
 def _baselines(config: Config) -> Iterator[str]:

@@ -6,7 +6,6 @@
 
 from raft_ray.models.builtin import EMBEDDED, TINY
 from raft_ray.models.loading import (
-    adapted_names,
     check_adapter,
     check_rollouts,
     check_weights,
@@ -17,6 +16,7 @@ from raft_ray.models.loading import (
     model_context,
     model_identity,
     resolve,
+    swapped_layers,
     vocabulary_difference,
     vocabulary_size,
 )
@@ -24,7 +24,6 @@ from raft_ray.models.loading import (
 __all__ = [
     "EMBEDDED",
     "TINY",
-    "adapted_names",
     "check_adapter",
     "check_rollouts",
     "check_weights",
@@ -35,6 +34,7 @@ __all__ = [
     "model_context",
     "model_identity",
     "resolve",
+    "swapped_layers",
     "vocabulary_difference",
     "vocabulary_size",
 ]

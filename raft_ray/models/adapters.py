@@ -39,6 +39,11 @@ def check_peft(lora: LoraConfig) -> None:
         )
 
 
+def packs_experts(model: Any) -> bool:
+    """The experts of a layer are one tensor."""
+    return any(parameter.ndim == 3 and ".experts." in name for name, parameter in model.named_parameters())
+
+
 def target_modules(model: Any, wanted: str | list[str]) -> list[str]:
     """What peft shall look for in a model without an adapter: ends of the names of linear layers, never of its head or,
     in a model with packed experts, of other layers that are called like theirs.
@@ -51,8 +56,7 @@ def target_modules(model: Any, wanted: str | list[str]) -> list[str]:
     from torch import nn
 
     head = model.get_output_embeddings()
-    packed = any(parameter.ndim == 3 and ".experts." in name for name, parameter in model.named_parameters())
-    barred: set[str] = _OF_EXPERTS if packed else set()
+    barred: set[str] = _OF_EXPERTS if packs_experts(model) else set()
     linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     linear = [name for name in linear if name.rpartition(".")[2] not in barred]
     there = sorted({name.rpartition(".")[2] for name in linear})

@@ -149,9 +149,15 @@ def check_adapter(folder: str, config: ModelConfig, lora: LoraConfig) -> None:
         adapters.target_modules(_from_checkpoint(folder, config, device_map="meta"), lora.target_modules)
 
 
-def adapted_names(folder: str, config: ModelConfig, lora: LoraConfig) -> list[str]:
-    """Last parts of the names of the layers that have an adapter. Raises `ModelError`."""
-    ends = adapters.target_modules(_without_tensors(folder, config), lora.target_modules)
+def swapped_layers(folder: str, config: ModelConfig, lora: LoraConfig, *, on_gpu: bool) -> list[str]:
+    """Last parts of the names of the layers whose adapters an engine swaps. Raises `ModelError` where it cannot."""
+    model = _without_tensors(folder, config)
+    if adapters.packs_experts(model) and not on_gpu:
+        raise ModelError(
+            f"sync.adapter=hot: {type(model).__name__} has experts, which vLLM on the CPU does not compute beside "
+            "adapters; set sync.adapter=merged"
+        )
+    ends = adapters.target_modules(model, lora.target_modules)
     return sorted({end.rpartition(".")[2] for end in ends})
 
 

@@ -145,12 +145,17 @@ BAD_CONFIGS = [
     bad("run smoke sync.adapter=hot learner.lora.rank=4 learner.lora.dora=true", "no DoRA", "learner.lora.dora=false"),
     bad(
         "run single_gpu data.train=good.jsonl sync.adapter=hot learner.lora.rank=4 sync.backend=ipc",
-        "sync.adapter=hot",
-        "sync.backend=object_store",
+        "sync.adapter=hot: sync.backend=ipc",
+        "sync.adapter=merged",
+    ),
+    bad(
+        "run single_gpu data.train=good.jsonl sync.adapter=hot learner.lora.rank=4 model.dtype=float32",
+        "sync.adapter=hot: on GPUs",
+        "model.dtype=bfloat16",
     ),
     bad(
         "train opd distill.off_policy=true sync.adapter=hot learner.lora.rank=4 data.train=good.jsonl",
-        "sync.adapter=hot: no engine takes up adapters",
+        "sync.adapter=hot: no engine takes up weights",
     ),
     bad("run smoke sync.backend=ncc", "one of object_store, nccl, ipc", "did you mean nccl?"),
     bad("run smoke rollout.min_actors=1", "rollout.max_actors is missing", "rollout.min_actors is set"),
