@@ -134,6 +134,9 @@ class Rank:
         if config.eval.every and (pairs := self._call(task.pipeline.known_base.remote())):
             # Before `restore`: the engine has the original weights.
             self.drift = DriftMeter(self.engine, config, pairs)
+        self.probes_next = config.swaps_adapters and not config.sync.in_flight
+        """At the start of training B is 0, so that nothing would tell of an adapter that is left out. In flight an
+        engine has no time for it."""
         self.publisher = Publisher(
             config, self.student.model, rank, lambda version: self._call(task.pipeline.hold.remote(version))
         )
@@ -173,10 +176,6 @@ class Rank:
             clock.lap("optimizer")
 
             weights = self._weights(step + 1)
-            if self.config.swaps_adapters and step == start and not self.config.sync.in_flight:
-                # At the start of training B is 0, so that nothing would tell of an adapter that is left out. In flight
-                # an engine has no time for it.
-                weights = self._with_probe(weights)
             metrics = self._metrics(losses, [*batches, *rehearsal]) | {"lr": lr}
             clock.lap("sync")
             if self.rank == 0:
@@ -263,12 +262,16 @@ class Rank:
     def _weights(self, version: int) -> WeightVersion:
         """The model's weights, for the rollout actors; the last ones for the export, which reads the object store."""
         steps = self.task.order.steps
-        if self.config.swaps_adapters:
-            return self.publisher.offer(version)
-        if version == steps or (self.config.evaluates(version, steps) and not self.config.uses_rollouts):
+        asked_for = version == steps or (self.config.evaluates(version, steps) and not self.config.uses_rollouts)
+        if asked_for and not self.config.swaps_adapters:
             return self.publisher.pack(version)
-        rolls_out = self.config.uses_rollouts and self.config.loads_weights
-        return self.publisher.publish(version) if rolls_out else WeightVersion(version)
+        if not asked_for and not (self.config.uses_rollouts and self.config.loads_weights):
+            return WeightVersion(version)
+        weights = self.publisher.publish(version)
+        if not self.probes_next:
+            return weights
+        self.probes_next = False
+        return self._with_probe(weights)
 
     def _metrics(self, losses: StepLosses, batches: list[MicroBatch]) -> dict[str, Any]:
         """The learners' part of a step's metrics."""

@@ -168,15 +168,17 @@ def test_engines_that_swap_adapters_are_probed_with_the_first_that_is_not_zero_a
         ("offer", 1),
         ("begin", WeightVersion(1, "weights 1", 7, 100, "probe")),
         ("lost", 1, [2]),
-        ("offer", 2),
+        ("push", 2),
         ("publish", 2),
-        ("offer", 3),
+        ("push", 3),
         ("publish", 3),
         ("save", 3),
         ("pack", 3),
         ("export", "weights 3"),
     ]
     assert [weights.probe for weights in run.weights] == ["probe", None]
+    run = Run(monkeypatch, "sft", 2, "learner.lora.rank=4", "sync.adapter=hot")
+    assert [what for what, *_ in run.said if what in ("offer", "push")] == []
     in_flight = ("sync.in_flight=true", "sync.max_staleness=1")
     run = Run(monkeypatch, "raft", 1, "learner.lora.rank=4", "sync.adapter=hot", *in_flight)
     assert [weights.probe for weights in run.weights] == [None, None]
