@@ -79,6 +79,8 @@ def preflight(
     parameters = models.check_weights(folder, config.model)
     for each in methods if trains else ():
         models.check_adapter(folder, config.model, each.learner.lora)
+        if each.swaps_adapters and parameters is not None:
+            models.swapped_layers(folder, config.model, each.learner.lora, on_gpu=each.rollout.num_gpus > 0)
     if trains and any(each.uses_engines for each in methods):
         models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)

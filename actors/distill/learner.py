@@ -137,6 +137,9 @@ class Rank:
         if config.eval.every and (pairs := self._call(task.pipeline.known_base.remote())):
             # Before `restore`: the engine has the original weights.
             self.drift = DriftMeter(self.engine, config, pairs)
+        self.probes_next = config.swaps_adapters and not config.sync.in_flight
+        """At the start of training B is 0, so that nothing would tell of an adapter that is left out. In flight an
+        engine has no time for it."""
         self.publisher = Publisher(
             config, self.student.model, rank, lambda version: self._call(task.pipeline.hold.remote(version))
         )
@@ -193,7 +196,8 @@ class Rank:
             if ends or step + 1 == steps or (learner.checkpoint_every and (step + 1) % learner.checkpoint_every == 0):
                 self.checkpoints.save(self.engine, step + 1, self.balancer.state_dict())
             checkpoint_seconds = time.perf_counter() - began
-        self._finish(self.publisher.pack(done) if done == start else weights)
+        repacks = done == start and not self.config.swaps_adapters
+        self._finish(self.publisher.pack(done) if repacks else weights)
 
     def _restore(self) -> int:
         """The step to go on from: that of the last checkpoint, or 0."""
@@ -209,13 +213,14 @@ class Rank:
         weights."""
         weights = WeightVersion(step)
         if self.config.loads_weights:
-            weights = self.publisher.pack(step)
-            probe = make_probe(self.engine, self.config, self.task.folder, self.table, self.device)
-            weights = replace(weights, probe=probe)
+            weights = self._with_probe(self.publisher.offer(step))
         if self.rank == 0:
             self._call(self.task.pipeline.begin.remote(weights, self.task.table))
         torch.distributed.barrier()
         return weights
+
+    def _with_probe(self, weights: WeightVersion) -> WeightVersion:
+        return replace(weights, probe=make_probe(self.engine, self.config, self.task.folder, self.table, self.device))
 
     def _next_batch(self, step: int) -> list[tuple[EncodedRow, list[Any]]]:
         """This rank's rows, each with its sample in a list, which is empty where nobody samples it; where this rank is
@@ -268,10 +273,16 @@ class Rank:
     def _weights(self, version: int) -> WeightVersion:
         """The model's weights, for the rollout actors; the last ones for the export, which reads the object store."""
         steps = self.task.order.steps
-        if version == steps or (self.config.evaluates(version, steps) and not self.config.uses_rollouts):
+        asked_for = version == steps or (self.config.evaluates(version, steps) and not self.config.uses_rollouts)
+        if asked_for and not self.config.swaps_adapters:
             return self.publisher.pack(version)
-        rolls_out = self.config.uses_rollouts and self.config.loads_weights
-        return self.publisher.publish(version) if rolls_out else WeightVersion(version)
+        if not asked_for and not (self.config.uses_rollouts and self.config.loads_weights):
+            return WeightVersion(version)
+        weights = self.publisher.publish(version)
+        if not self.probes_next:
+            return weights
+        self.probes_next = False
+        return self._with_probe(weights)
 
     def _metrics(self, losses: StepLosses, batches: list[MicroBatch]) -> dict[str, Any]:
         """The learners' part of a step's metrics."""
@@ -315,13 +326,15 @@ class Rank:
         return self.verdict.stops
 
     def _packed(self, weights: WeightVersion) -> WeightVersion:
-        """The weights that the engine has, in the object store."""
-        return weights if self.publisher.push is None else self.publisher.pack(weights.version)
+        """The whole weights that the engine has, in the object store."""
+        whole = self.publisher.push is None and not self.config.swaps_adapters
+        return weights if whole else self.publisher.pack(weights.version)
 
     def _finish(self, weights: WeightVersion) -> None:
         """Write `model/`: of these weights, or of the best evaluation's."""
         if self.config.eval.keep is not Keep.best:
-            self._export(self._packed(weights) if self.verdict else weights, str(Path(self.task.run_dir) / "model"))
+            packed = self._packed(weights) if self.verdict or self.config.swaps_adapters else weights
+            self._export(packed, str(Path(self.task.run_dir) / "model"))
         elif self.rank == 0:
             self._call(self.task.pipeline.adopt.remote(self._trained()))
 

@@ -216,7 +216,10 @@ class PipelineActor:
         quarantined = self._flow.ledger.quarantined_of(step)
         infos = self._flow.ledger.done(step) if self._sampled else []
         loaded = self._sampled and self._config.loads_weights
-        record["object_store_peak"] = self._flow.ledger.peak_bytes + (2 * weights.nbytes if loaded else 0)
+        base = weights.base.nbytes if weights.base else 0
+        record["object_store_peak"] = self._flow.ledger.peak_bytes + (base + 2 * weights.nbytes if loaded else 0)
+        if loaded:
+            record["sync_bytes"] = weights.nbytes
         self._flow.ledger.peak_bytes = 0
         self._records.add(step, infos, record, quarantined)
         self._flow.evaluation = self._validation.evaluation_of(weights.version)

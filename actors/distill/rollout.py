@@ -38,7 +38,14 @@ class RolloutActor(WeightReceiver):
         self._one = threading.Lock()
         """A rollout batch that nobody waits for any more, after learners began anew, ends before the next."""
         context = models.model_context(folder, config.model)
-        engine = Engine(folder, config.model, config.rollout, context=context, weight_sync=config.sync.backend)
+        engine = Engine(
+            folder,
+            config.model,
+            config.rollout,
+            context=context,
+            weight_sync=config.sync.backend,
+            adapter=config.learner.lora if config.swaps_adapters else None,
+        )
         super().__init__(name, engine, config.sync)
 
     def ready(self) -> str:

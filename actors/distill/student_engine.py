@@ -8,6 +8,7 @@ from typing import Any
 import ray
 import torch
 
+from actors.engine.vllm_engine import check_adapters_served
 from raft_ray import models
 from raft_ray.config import Config, Dtype
 from raft_ray.distill.attention import attend_in_float32
@@ -34,14 +35,17 @@ def load_student(config: Config, folder: str) -> Any:
 
 def try_model(config: Config, folder: str) -> None:
     """Load the student's model somewhere on the cluster and let it go, before hours go into stage 1. Raises
-    `ModelError` as a learner would, or `ray.exceptions.RayError` where it cannot be loaded in `learner.timeout`."""
+    `ModelError` as a learner or an engine would, or `ray.exceptions.RayError` where it cannot be loaded in
+    `learner.timeout`."""
     ray.get(_try.options(num_cpus=1).remote(config, folder), timeout=config.learner.timeout)
 
 
 @ray.remote(max_calls=1)
 def _try(config: Config, folder: str) -> None:
     """In a process that ends with it, and gives the memory back."""
-    load_student(config, folder)
+    model = load_student(config, folder)
+    if config.swaps_adapters:
+        check_adapters_served(type(model).__name__)
 
 
 def make_engine(config: Config, folder: str, universal: bool = False) -> Any:

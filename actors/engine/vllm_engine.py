@@ -13,15 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from raft_ray import models
-from raft_ray.config import ModelConfig, RolloutConfig, SyncBackend
-from raft_ray.errors import RaftError
+from raft_ray.config import LoraConfig, ModelConfig, RolloutConfig, SyncBackend
+from raft_ray.errors import ModelError, RaftError, first_line
 from raft_ray.models import rope
 
 if TYPE_CHECKING:
+    import ray
     from vllm import RequestOutput, SamplingParams, TokensPrompt
+
+
+ADAPTER = ("learner", 1)
+"""vLLM's name and number of the one adapter."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Engine:
             generators there cannot go back, which it asks of those of prompts that are not read yet.
         weight_sync: how the weights will be replaced before the first use, if they will. The engine then starts with
             random ones: what an update does not bring cannot pass for what it should bring.
+        adapter: of what is swapped by `swap_adapter`, before the first use too; none serves whole weights.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Engine:
         context: int,
         own_seeds: bool = False,
         weight_sync: SyncBackend | None = None,
+        adapter: LoraConfig | None = None,
     ) -> None:
         alone = resources.tensor_parallel == 1
         # vLLM reads these when it is imported; in one process an engine starts in 3 s instead of 27 s.
@@ -101,6 +108,7 @@ class Engine:
             # vLLM's sampler has functions of microseconds that would first be compiled, for 2 to 10 s.
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         from vllm import LLM
+        from vllm.lora.request import LoRARequest
 
         # vLLM collects garbage five times while it starts; what was imported is none.
         gc.freeze()
@@ -108,6 +116,10 @@ class Engine:
         self._turns = FairLock()
         self._stale_prefixes = False
         self._stop_ids = models.load_chat(folder, model).stop_ids
+        self._adapter = adapter
+        layers = models.swapped_layers(folder, model, adapter, on_gpu=on_gpu) if adapter else []
+        # Names the adapter that the workers have: they find nothing at this path, and need not look.
+        self._lora_request = LoRARequest(*ADAPTER, "swapped") if adapter else None
         try:
             self.llm = LLM(
                 model=folder,
@@ -129,8 +141,11 @@ class Engine:
                 weight_transfer_config={"backend": f"raft_{weight_sync.value}"} if weight_sync else None,
                 # Makes the back end known to vLLM, also in the worker processes of a tensor-parallel engine.
                 worker_extension_cls="actors.engine.weight_engines.WorkerExtension" if weight_sync else "",
+                **(_adapter_arguments(adapter, layers) if adapter else {}),
             )
         except ValueError as error:
+            if adapter and "LoRA" in str(error):
+                raise RaftError(f"sync.adapter=hot: {first_line(error)}; set sync.adapter=merged") from error
             if "KV cache" not in str(error):
                 raise
             value = resources.gpu_memory_utilization if on_gpu else resources.kv_cache_gib
@@ -185,7 +200,7 @@ class Engine:
             # In every worker process: with tensor parallelism none of them is this one.
             self.llm.collective_rpc(seed_worker, args=(seed,))
             if before_step is None:
-                outputs = self.llm.generate(inputs, params, use_tqdm=False)
+                outputs = self.llm.generate(inputs, params, use_tqdm=False, lora_request=self._lora_request)
             else:
                 outputs = self._generate_in_steps(inputs, params, before_step)
             if self._stale_prefixes:
@@ -205,7 +220,7 @@ class Engine:
         engine = self.llm.llm_engine
         for number, prompt in enumerate(prompts):
             params[number].output_kind = RequestOutputKind.CUMULATIVE
-            engine.add_request(str(number), prompt, params[number])
+            engine.add_request(str(number), prompt, params[number], lora_request=self._lora_request)
         latest: dict[str, RequestOutput] = {}
         written = [0] * len(prompts)
         while engine.has_unfinished_requests():
@@ -224,7 +239,9 @@ class Engine:
         ids = [*prompt, *response]
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         with self._turns:
-            (output,) = self.llm.generate([TokensPrompt(prompt_token_ids=ids)], params, use_tqdm=False)
+            (output,) = self.llm.generate(
+                [TokensPrompt(prompt_token_ids=ids)], params, use_tqdm=False, lora_request=self._lora_request
+            )
         # None stands for the first token alone.
         found: Any = output.prompt_logprobs
         return [found[at][ids[at]].logprob for at in range(len(prompt), len(ids))]
@@ -250,6 +267,20 @@ class Engine:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         self.weights_changed()
 
+    def swap_adapter(self, packed: ray.ObjectRef) -> list[tuple[int, list[str]]]:
+        """Go on with a packed adapter of rank and layers of `adapter`, on the same base; returns for each worker what
+        `WorkerExtension.swap_adapter` does."""
+        assert self._adapter is not None
+        settings = {
+            "r": self._adapter.rank,
+            "lora_alpha": self._adapter.alpha,
+            "use_rslora": self._adapter.rslora,
+            "target_modules": self._adapter.target_modules,
+        }
+        reports: list[tuple[int, list[str]]] = self.llm.collective_rpc("swap_adapter", args=(packed, settings))
+        self._stale_prefixes = not self.llm.reset_prefix_cache()
+        return reports
+
     def weights_change(self) -> None:
         """Call before every way of replacing the weights."""
         self.llm.collective_rpc(unpack_experts)
@@ -264,6 +295,30 @@ class Engine:
             )
         # The prefix cache holds keys and values of the old weights. While some are in use, it is not emptied.
         self._stale_prefixes = not self.llm.reset_prefix_cache()
+
+
+def check_adapters_served(architecture: str) -> None:
+    """Refuse a transformers class whose adapters vLLM does not serve apart from the base, as an engine would when it
+    starts. Raises `ModelError`."""
+    from vllm.model_executor.models import ModelRegistry, supports_lora
+
+    known = ModelRegistry.models.get(architecture)
+    if known is not None and not supports_lora(known.load_model_cls()):
+        raise ModelError(f"sync.adapter=hot: vLLM's {architecture} does not support LoRA; set sync.adapter=merged")
+
+
+def _adapter_arguments(adapter: LoraConfig, names: list[str]) -> dict[str, Any]:
+    """Those of `LLM`, for layers whose names end in `names`."""
+    from vllm.config.lora import MaxLoRARanks
+
+    rank = min(rank for rank in get_args(MaxLoRARanks) if rank >= adapter.rank)
+    return {
+        "enable_lora": True,
+        "max_lora_rank": rank,
+        "max_loras": 1,
+        "max_cpu_loras": 1,
+        "lora_target_modules": names,
+    }
 
 
 def seed_worker(worker: Any, seed: int) -> None:

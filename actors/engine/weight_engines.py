@@ -5,15 +5,21 @@ vLLM's workers import this file as their extension, each in its own process, and
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from safetensors.torch import save_file
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.lora.request import LoRARequest
 
+from actors.engine.vllm_engine import ADAPTER
 from actors.engine.weights import Checksum
 from actors.runtime.remote import FETCH
 
@@ -24,7 +30,7 @@ class Recorder:
     def __init__(self, model: Any, model_config: Any) -> None:
         self._model = model
         self.checksum = Checksum()
-        self.missing = {name for name, _ in model.named_parameters()}
+        self.missing = {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
         """Parameters that no part of the update has covered so far."""
         if model_config.hf_text_config.tie_word_embeddings:
             # One tensor under two names; during a reload the tie is open.
@@ -81,11 +87,34 @@ class IpcEngine(Reporting, IPCWeightTransferEngine):
 class WorkerExtension:
     """What we add to vLLM's workers; to be named to the engine as `worker_extension_cls`."""
 
+    # Of vLLM's worker.
     weight_transfer_engine: Any
+    model_runner: Any
+    add_lora: Any
 
     def weight_report(self) -> Any:
         """`Reporting.report` of this worker's engine."""
         return self.weight_transfer_engine.report()
+
+    def swap_adapter(self, packed: ray.ObjectRef, settings: dict[str, Any]) -> tuple[int, list[str]]:
+        """Put a packed adapter in the place of the one before. vLLM reads it as files, from a folder of this process
+        that goes at once.
+
+        Args:
+            packed: of `PackedWeights` under peft's names.
+            settings: of its `adapter_config.json`.
+
+        Returns the checksum of what vLLM was given, and its adapted layers that this model lacks.
+        """
+        checksum = Checksum()
+        tensors = dict(checksum.over(ray.get(packed, timeout=FETCH).tensors()))
+        with tempfile.TemporaryDirectory(prefix="raft-adapter-") as folder:
+            save_file(tensors, Path(folder) / "adapter_model.safetensors")
+            (Path(folder) / "adapter_config.json").write_text(json.dumps(settings))
+            self.add_lora(LoRARequest(*ADAPTER, folder, load_inplace=True))
+        # vLLM passes over what no layer asks for.
+        manager = self.model_runner.lora_manager._adapter_manager
+        return checksum.value(), sorted(manager.get_adapter(ADAPTER[1]).loras.keys() - manager.modules.keys())
 
 
 _engine: Any

@@ -4,7 +4,7 @@
 learner, all ranks                        pipeline                     rollout actor
   Publisher.publish(v) ─> WeightVersion ─────> keeps the newest ─────> WeightReceiver
     object_store   gather, ray.put                                       load_weights(weights)     pulls, between two
-                                                                           batches (or tokens) of its own
+      hot            the adapter alone                                     batches (or tokens) of its own
     nccl, ipc      a rendezvous with all actors that are held            join, start_update, receive, finish_update
                    (`actors.engine.weight_push`)                           called by the learner's rank 0
 ```
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -45,6 +45,8 @@ class WeightVersion:
     nbytes: int = 0
     probe: Probe | None = None
     """With a run's first weights: what an engine that holds them must find likely."""
+    base: WeightVersion | None = None
+    """The original weights, where `packed` is an adapter of theirs (`sync.adapter=hot`)."""
 
 
 def pack(version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> WeightVersion:
@@ -66,7 +68,7 @@ class Publisher:
 
     Example, on each rank:
         publisher = Publisher(config, model, rank, hold=lambda version: get(pipeline.hold.remote(version)))
-        first = publisher.pack(0)                          # with every back end a run starts from a packed version
+        first = publisher.offer(0)                         # with every back end a run starts from a packed version
         if rank == 0: get(pipeline.begin.remote(first, table))
         for step in range(steps):
             train_step(...)
@@ -81,6 +83,8 @@ class Publisher:
         self._zero_stage = config.learner.zero_stage
         self._dtype = getattr(torch, config.model.dtype.value)
         self._rank = rank
+        self._swaps_adapters = config.swaps_adapters
+        self._base: WeightVersion | None = None
         self.push = None
         if config.sync.backend is not SyncBackend.object_store:
             # Imports vLLM.
@@ -91,15 +95,33 @@ class Publisher:
     def publish(self, version: int) -> WeightVersion:
         """Give the rollout actors the model's weights as `version`. Raises `RaftError` where a push fails."""
         if self.push is None:
-            return self.pack(version)
+            return self.offer(version)
         checksum, nbytes = self.push.send(version)
         return WeightVersion(version, None, checksum, nbytes)
 
+    def offer(self, version: int) -> WeightVersion:
+        """Put what engines pull into the object store: the weights or, for `sync.adapter=hot`, the adapter and, once,
+        what it stands on."""
+        if not self._swaps_adapters:
+            return self.pack(version)
+        from actors.engine.weights import adapter_tensors, full_tensors
+        from raft_ray.models.adapters import peft_names
+
+        if self._base is None:
+            base = full_tensors(self._model, self._zero_stage, dtype=self._dtype, merge=False)
+            self._base = self._put(0, base)
+        tensors = peft_names(self._model, dict(adapter_tensors(self._model, self._zero_stage)))
+        adapter = self._put(version, ((name, tensor.to(self._dtype)) for name, tensor in tensors.items()))
+        return replace(adapter, base=self._base)
+
     def pack(self, version: int) -> WeightVersion:
-        """Put the weights into the object store: a run's first, and its last, which the export reads."""
+        """Put the whole weights into the object store: a run's first, and its last, which the export reads."""
         from actors.engine.weights import full_tensors
 
-        tensors = full_tensors(self._model, self._zero_stage, dtype=self._dtype)
+        return self._put(version, full_tensors(self._model, self._zero_stage, dtype=self._dtype))
+
+    def _put(self, version: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> WeightVersion:
+        """On rank 0; the others take part in gathering them."""
         if self._rank == 0:
             return pack(version, tensors)
         for _ in tensors:
@@ -124,6 +146,8 @@ class WeightReceiver:
         self._sync = sync
         self._epoch: int | None = None
         self._open = False
+        self._base: int | None = None
+        """Checksum of the original weights, where the engine swaps adapters and has them."""
 
     def held(self) -> int:
         """The version of the engine's weights. Raises `RaftError` where it holds none."""
@@ -138,22 +162,49 @@ class WeightReceiver:
         computes something else with them than the probe says.
         """
         start = time.perf_counter()
+        base = weights.base if weights.base and weights.base.checksum != self._base else None
         # Fetched before anything stops: generation goes on meanwhile, and what is lost costs nothing.
-        arrived = ray.get(weights.packed, timeout=self._sync.timeout).version
-        if arrived != weights.version:
-            raise RaftError(
-                f"{self._where}: weights of version {arrived} arrived, version {weights.version} was announced"
-            )
+        for each in (base, weights) if base else (weights,):
+            arrived = ray.get(each.packed, timeout=self._sync.timeout).version
+            if arrived != each.version:
+                raise RaftError(
+                    f"{self._where}: weights of version {arrived} arrived, version {each.version} was announced"
+                )
         with self._engine.paused():
             announce(self.name, "loading", weights.version)
-            self._begin()
-            self.receive({"packed": weights.packed})
-            self.finish_update(weights.version, weights.checksum)
+            if weights.base is None:
+                self._load_whole(weights)
+            else:
+                if base:
+                    self._base = None
+                    self._load_whole(base)
+                    self._base = base.checksum
+                self._swap_adapter(weights)
         if weights.probe is not None:
             self.version = None
             self._compare(weights.probe)
+            if weights.base:
+                # Not every run probes every version, and a prompt is read whole or in part, which rounds differently.
+                self._engine.forget_prefixes()
             self.version = weights.version
         return time.perf_counter() - start
+
+    def _load_whole(self, weights: WeightVersion) -> None:
+        self._begin()
+        self.receive({"packed": weights.packed})
+        self.finish_update(weights.version, weights.checksum)
+
+    def _swap_adapter(self, weights: WeightVersion) -> None:
+        self.version = None
+        for arrived, unused in self._engine.swap_adapter(weights.packed):
+            if self._sync.checksum:
+                self._check(weights.version, arrived, weights.checksum)
+            if unused:
+                raise RaftError(
+                    f"{self._where}: sync.adapter=hot: vLLM's model has no layer {', '.join(unused[:5])} for the "
+                    "adapter; set sync.adapter=merged, or name others as learner.lora.target_modules"
+                )
+        self.version = weights.version
 
     # What the learner calls while the pipeline keeps this actor at a batch's boundary (`nccl` and `ipc`).
 
@@ -195,14 +246,17 @@ class WeightReceiver:
         self._engine.llm.finish_weight_update()
         self._engine.weights_changed()
         for arrived, missing in self._engine.llm.collective_rpc("weight_report") if self._sync.checksum else ():
-            if arrived != checksum:
-                raise RaftError(
-                    f"{self._where}: weights of version {version} (checksum {arrived:08x}) arrived, "
-                    f"checksum {checksum:08x} was sent"
-                )
+            self._check(version, arrived, checksum)
             if missing:
                 raise RaftError(f"{self._where}: version {version} lacks weights for {', '.join(missing[:5])}")
         self.version = version
+
+    def _check(self, version: int, arrived: int, sent: int) -> None:
+        if arrived != sent:
+            raise RaftError(
+                f"{self._where}: weights of version {version} (checksum {arrived:08x}) arrived, "
+                f"checksum {sent:08x} was sent"
+            )
 
     def _begin(self) -> None:
         self.version = None
@@ -221,6 +275,7 @@ class WeightReceiver:
                 f"{self._where}: with the learner's weights its engine gives other log-probabilities than "
                 f"the learner, by {error:.3g} nats per token where rounding makes at most {probe.allowed:g}; vLLM and "
                 "transformers compute this architecture differently, so it cannot be trained on-policy"
+                + (", or its adapter apart from it (sync.adapter=merged)" if self._base is not None else "")
             )
 
     @property

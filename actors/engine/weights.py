@@ -76,19 +76,26 @@ class PackedWeights:
 
 
 def full_tensors(
-    model: Any, zero_stage: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    model: Any,
+    zero_stage: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    merge: bool = True,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """`(name, full tensor)` of a DeepSpeed model's parameters and persistent buffers in a fixed order, a tied tensor
     once. Names are those in the model without an adapter, which is merged into what it yields, a tensor at a time.
 
     Args:
         dtype, device: of what is yielded; none leaves it as it is. Buffers, which nothing trains, keep their dtype.
+        merge: with the adapter; else the frozen weights as they are.
 
     Under ZeRO-3 each step is a collective: all ranks must iterate to the end. What is yielded there is a copy, since
     ZeRO takes the gathered tensor apart again while the consumer still packs it. Below ZeRO-3 it may be the
     parameter itself, not to be written to.
     """
     for name, parameter, layer in base_parameters(model):
+        layer = layer if merge else None
         parts = [parameter, *(adapter_parameters(layer) if layer else ())]
         with gathered(parts, zero_stage):
             full = merged(layer).to(dtype or parameter.dtype) if layer else parameter.detach()

@@ -28,6 +28,7 @@ from raft_ray.config.training import (
     RehearsalKind,
     RolloutConfig,
     Schedule,
+    SyncAdapter,
     SyncBackend,
     SyncConfig,
     Target,
@@ -63,6 +64,7 @@ __all__ = [
     "RunConfig",
     "Schedule",
     "SimilarityOn",
+    "SyncAdapter",
     "SyncBackend",
     "SyncConfig",
     "Target",
@@ -123,6 +125,11 @@ class Config:
     def loads_weights(self) -> bool:
         """There are engines, which take up the learners' weights."""
         return self.uses_engines and not self.uses_given_trajectories
+
+    @property
+    def swaps_adapters(self) -> bool:
+        """These engines hold the original weights and take up adapters alone."""
+        return self.loads_weights and self.sync.adapter is SyncAdapter.hot
 
     @property
     def keeps_answers(self) -> bool:

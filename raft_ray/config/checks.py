@@ -21,6 +21,7 @@ from raft_ray.config import (
     Method,
     RehearsalKind,
     RolloutConfig,
+    SyncAdapter,
     SyncBackend,
     TeacherConfig,
     TeacherPlace,
@@ -34,6 +35,10 @@ SHARED = ("run", "model", "data", "refine", "eval")
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Of the file systems that pyarrow opens by URI."""
+
+
+LARGEST_ADAPTER = 512
+"""vLLM's largest `max_lora_rank`."""
 
 
 def check(config: Config, *, trains: bool = True) -> None:
@@ -240,6 +245,8 @@ def _training(config: Config) -> Iterator[str]:
         most = " + ".join(f"{key}={value}" for key, value in parts.items() if value)
         yield f"rollout.batch_rows={rollout.batch_rows}: a step has no more than {most} rows; lower it"
     yield from _sync(config)
+    if config.sync.adapter is SyncAdapter.hot:
+        yield from _hot(config)
     if domain:
         yield from _no_room(config, "rollout.max_new_tokens")
     if rehearsal and not config.uses_replay:
@@ -353,6 +360,25 @@ def _sync(config: Config) -> Iterator[str]:
             f"sync.backend=ipc: learner.num_gpus + rollout.num_gpus={shared:g} do not fit on one GPU, which engine and "
             "learner must share; lower them, or set sync.backend=nccl"
         )
+
+
+def _hot(config: Config) -> Iterator[str]:
+    """Why adapters cannot be swapped in the engines (`sync.adapter=hot`)."""
+    lora, backend = config.learner.lora, config.sync.backend
+    in_float32 = config.model.dtype is Dtype.float32 and config.rollout.num_gpus > 0
+    for fault, what in (
+        (config.uses_given_trajectories, "no engine takes up weights where trajectories are given; leave it out"),
+        (not lora.rank, "learner.lora.rank=0 has no adapter; set learner.lora.rank=16"),
+        (lora.dora, "vLLM serves no DoRA adapter apart from its base; set learner.lora.dora=false"),
+        (
+            lora.rank > LARGEST_ADAPTER,
+            f"vLLM serves adapters up to rank {LARGEST_ADAPTER}, not learner.lora.rank={lora.rank}; lower it",
+        ),
+        (backend is not SyncBackend.object_store, f"sync.backend={backend} pushes whole weights; leave it out"),
+        (in_float32, "on GPUs vLLM serves no adapter of model.dtype=float32; set model.dtype=bfloat16"),
+    ):
+        if fault:
+            yield f"sync.adapter=hot: {what}, or set sync.adapter=merged"
 
 
 def _baselines(config: Config) -> Iterator[str]:

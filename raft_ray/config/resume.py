@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raft_ray.config import Balance, Config, settings
+from raft_ray.config import Balance, Config, SyncAdapter, settings
 from raft_ray.errors import ConfigError
 
 # A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
@@ -79,12 +79,14 @@ def check_same_run(config: Config, folder: Path, *, longer: bool = True) -> None
 
 def deciding(config: Config) -> dict[str, Any]:
     """The values, as JSON has them, of the keys that decide what model a number of steps makes."""
-    # Without rehearsal, a budget, evaluations meanwhile, or an adapter, none of their keys decides anything.
+    # Without rehearsal, a budget, evaluations meanwhile, an adapter, or one that is swapped, none of their keys decides
+    # anything.
     left_out = ["run.storage"]
     left_out += [] if config.distill.rehearsal.rows else ["distill.rehearsal."]
     left_out += [] if config.distill.balance is Balance.budget else ["distill.drift_budget"]
     left_out += [] if config.eval.every else ["eval."]
     left_out += [] if config.learner.lora.rank else ["learner.lora."]
+    left_out += [] if config.sync.adapter is SyncAdapter.hot else ["sync.adapter"]
     values = settings.flatten(config)
     return {key: value for key, value in values.items() if _trains(key) and not key.startswith(tuple(left_out))}
 

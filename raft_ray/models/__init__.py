@@ -16,6 +16,7 @@ from raft_ray.models.loading import (
     model_context,
     model_identity,
     resolve,
+    swapped_layers,
     vocabulary_difference,
     vocabulary_size,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "model_context",
     "model_identity",
     "resolve",
+    "swapped_layers",
     "vocabulary_difference",
     "vocabulary_size",
 ]

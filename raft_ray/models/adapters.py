@@ -40,6 +40,11 @@ def check_peft(lora: LoraConfig) -> None:
         )
 
 
+def packs_experts(model: Any) -> bool:
+    """The experts of a layer are one tensor."""
+    return any(parameter.ndim == 3 and ".experts." in name for name, parameter in model.named_parameters())
+
+
 def target_modules(model: Any, wanted: str | list[str]) -> list[str]:
     """What peft shall look for in a model without an adapter: ends of the names of linear layers, never of its head or,
     in a model with packed experts, of other layers that are called like theirs.
@@ -52,8 +57,7 @@ def target_modules(model: Any, wanted: str | list[str]) -> list[str]:
     from torch import nn
 
     head = model.get_output_embeddings()
-    packed = any(parameter.ndim == 3 and ".experts." in name for name, parameter in model.named_parameters())
-    barred: set[str] = _OF_EXPERTS if packed else set()
+    barred: set[str] = _OF_EXPERTS if packs_experts(model) else set()
     linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     linear = [name for name in linear if name.rpartition(".")[2] not in barred]
     there = sorted({name.rpartition(".")[2] for name in linear})
@@ -165,6 +169,14 @@ def merged(layer: Any) -> Tensor:
     return whole
 
 
+def peft_names(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's tensors by their names in the model -> by those in peft's files, which vLLM reads too."""
+    from peft import get_peft_model_state_dict
+
+    named = get_peft_model_state_dict(model, dict(tensors), adapter_name=_NAME, save_embedding_layers=False)
+    return {f"base_model.model.{name}": tensor for name, tensor in named.items()}
+
+
 def adapter_files(model: Any, tensors: Mapping[str, Tensor], base: str) -> dict[str, bytes]:
     """Name -> content of the files from which peft and vLLM load the adapter.
 
@@ -172,11 +184,9 @@ def adapter_files(model: Any, tensors: Mapping[str, Tensor], base: str) -> dict[
         tensors: the adapter's whole tensors by their names in the model.
         base: folder or hub name of the original model.
     """
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save
 
-    named = get_peft_model_state_dict(model, dict(tensors), adapter_name=_NAME, save_embedding_layers=False)
-    state = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in peft_names(model, tensors).items()}
     settings = model.peft_config[_NAME].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
     return {

@@ -149,6 +149,18 @@ def check_adapter(folder: str, config: ModelConfig, lora: LoraConfig) -> None:
         adapters.target_modules(_from_checkpoint(folder, config, device_map="meta"), lora.target_modules)
 
 
+def swapped_layers(folder: str, config: ModelConfig, lora: LoraConfig, *, on_gpu: bool) -> list[str]:
+    """Last parts of the names of the layers whose adapters an engine swaps. Raises `ModelError` where it cannot."""
+    model = _without_tensors(folder, config)
+    if adapters.packs_experts(model) and not on_gpu:
+        raise ModelError(
+            f"sync.adapter=hot: {type(model).__name__} has experts, which vLLM on the CPU does not compute beside "
+            "adapters; set sync.adapter=merged"
+        )
+    ends = adapters.target_modules(model, lora.target_modules)
+    return sorted({end.rpartition(".")[2] for end in ends})
+
+
 def check_rollouts(folder: str, config: ModelConfig) -> None:
     """Refuse an architecture whose engines cannot follow a learner. Raises `ModelError`."""
     kind = _config(folder, config).get_text_config().model_type
@@ -164,16 +176,9 @@ def checkpoint_tensors(folder: str, config: ModelConfig, state: dict[str, torch.
     """A model's tensors under the names and in the form in which checkpoints of its architecture hold them.
     transformers packs the experts of a layer into one tensor when it loads them, for instance. `folder`: of the
     original model. `state`: by their names in the model, `named_parameters` and persistent buffers."""
-    import torch
-    from transformers import AutoModelForCausalLM
     from transformers.core_model_loading import revert_weight_conversion
 
-    if os.path.isdir(folder):
-        model = _from_checkpoint(folder, config, device_map="meta")
-    else:
-        settings = _config(folder, config)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+    model = _without_tensors(folder, config)
     # Copies of parts: safetensors wants memory of its own for each tensor.
     return {
         name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
@@ -245,6 +250,18 @@ def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False,
     check_keys(folder, found)
     check_ties(folder, model, tied)
     return model
+
+
+def _without_tensors(folder: str, config: ModelConfig) -> Any:
+    """The model on the device `meta`. Raises `ModelError`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if os.path.isdir(folder):
+        return _from_checkpoint(folder, config, device_map="meta")
+    settings = _config(folder, config)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
 
 
 def _config(folder: str, config: ModelConfig) -> Any:

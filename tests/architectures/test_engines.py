@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from changed_adapter import pack_adapter, pack_base
 from huggingface_hub import save_torch_state_dict
 
 from actors.engine.vllm_engine import Engine
 from actors.engine.weight_sync import WeightReceiver, WeightVersion, pack
 from actors.engine.weights import full_tensors
 from raft_ray import models
-from raft_ray.config import Dtype, ModelConfig, RolloutConfig, SyncBackend, SyncConfig
-from raft_ray.errors import RaftError
+from raft_ray.config import Dtype, LoraConfig, ModelConfig, RolloutConfig, SyncBackend, SyncConfig
+from raft_ray.errors import ModelError, RaftError
+from raft_ray.models.adapters import add_adapter
 
 from .models import CONFIGS, change, write_model
 
@@ -27,6 +29,8 @@ CONTEXT = 256
 ROUNDING = 2e-3
 """Nats."""
 PROMPT, RESPONSE = list(range(40, 80)), list(range(300, 340))
+LORA = LoraConfig(rank=4, alpha=8)
+EXPERTS = ("qwen3moe", "glm4moe", "gptoss")
 ENGINES = [name for name in sorted(CONFIGS) if name not in ("phi", "bloom", "plain")]
 
 
@@ -117,6 +121,37 @@ def test_a_model_and_its_export_are_the_same_to_an_engine_that_reloads(
         assert error(engine, case.versions[-1][1]) < ROUNDING
         engine.load_weights(str(case.folder))
         assert error(engine, case.own) < ROUNDING
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_that_swaps_adapters_computes_what_the_learner_does_or_refuses_experts(
+    name: str, make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    folder = write_model(name, tmp_path)
+    model = models.load_model(str(folder), FLOAT32).eval()
+    add_adapter(model, LORA, seed=0)
+    base = pack_base(model)
+    versions = []
+    for version in (1, 2):
+        with torch.no_grad():
+            for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+                parameter.copy_(0.2 * torch.randn_like(parameter))
+        versions.append((pack_adapter(version, model, base), logprobs(model)))
+    assert (versions[0][1] - versions[1][1]).abs().max() > 0.3
+    with pytest.raises(ModelError, match="has experts") if name in EXPERTS else nullcontext():
+        engine = make_engine(folder, weight_sync=SyncBackend.object_store, adapter=LORA)
+        receiver = WeightReceiver("engine", engine, SyncConfig())
+        for weights, own in versions:
+            receiver.load_weights(weights)
+            assert error(engine, own) < ROUNDING, f"version {weights.version}"
+
+
+def test_an_architecture_whose_adapters_vllm_does_not_serve_is_refused_when_its_engine_starts(
+    make_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    folder = write_model("bloom", tmp_path)
+    with pytest.raises(RaftError, match=r"^sync\.adapter=hot: .* does not support LoRA.*; set sync\.adapter=merged$"):
+        make_engine(folder, weight_sync=SyncBackend.object_store, adapter=LORA)
 
 
 def refused(case: Case) -> AbstractContextManager[Any]:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from listener import Listener, first_of, once
 from run_files import lines, outcome
+from safetensors.torch import load_file
 
 from raft_ray import models
 from raft_ray.config import Config, Dtype, ModelConfig
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1200)]
+HOT = ("sync.adapter=hot",)
 LORA = ("learner.lora.rank=4", "learner.lora.dropout=0.2", "learner.lr=0.01", "learner.checkpoint_every=1")
 
 
@@ -24,21 +26,25 @@ def train(config: Config) -> Path:
     return train_model(config).parent
 
 
+@pytest.mark.parametrize("sync", [(), HOT], ids=["merged", "hot"])
 def test_a_run_with_an_adapter_that_is_killed_and_resumed_ends_as_the_undisturbed_one(
-    make_config: Callable[..., Config], tmp_path: Path, socket_path: Path
+    sync: tuple[str, ...], make_config: Callable[..., Config], tmp_path: Path, socket_path: Path
 ) -> None:
     import peft
 
-    whole = train(make_config(tmp_path / "whole", *LORA, "learner.max_steps=3"))
-    with Listener(socket_path, first_of([once("learner-0", "backward", 1)])) as listener:
-        parts = train(make_config(tmp_path / "parts", *LORA, "learner.max_steps=2"))
-    assert len(listener.killed) == 1
-    train(make_config(parts, *LORA, "learner.max_steps=3", "run.resume=true"))
+    keys = (*LORA, *sync)
+    whole = train(make_config(tmp_path / "whole", *keys, "learner.max_steps=3"))
+    # An engine that swaps adapters starts again with the base and the newest one.
+    rules = [once("learner-0", "backward", 1)] + [once("rollout-0", "generating", 1, count=2)] * bool(sync)
+    with Listener(socket_path, first_of(rules)) as listener:
+        parts = train(make_config(tmp_path / "parts", *keys, "learner.max_steps=2"))
+    assert len(listener.killed) == len(rules)
+    train(make_config(parts, *keys, "learner.max_steps=3", "run.resume=true"))
     assert outcome(parts) == outcome(whole)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (parts / "adapter" / name).read_bytes() == (whole / "adapter" / name).read_bytes()
 
-    # The engine checks log-probabilities at version 0 and checksums after; the teacher is the original model.
+    # The engine checks log-probabilities at version 0, checksums after; the teacher is the original model.
     assert all(line["kl_loss"] > 0 and line["grad_norm"] > 0 for line in lines(whole / "metrics.jsonl"))
     config = ModelConfig(dtype=Dtype.float32)
     base: Any = models.load_model(models.resolve(models.TINY), config)
@@ -49,6 +55,9 @@ def test_a_run_with_an_adapter_that_is_killed_and_resumed_ends_as_the_undisturbe
         after = peft.PeftModel.from_pretrained(base, whole / "adapter")(input_ids=ids).logits
         assert torch.allclose(after, merged(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(after, before, atol=1e-2)
+    published = load_file(whole / ("adapter/adapter_model.safetensors" if sync else "model/model.safetensors"))
+    nbytes = sum(tensor.nbytes for tensor in published.values())
+    assert {line["sync_bytes"] for line in lines(whole / "metrics.jsonl")} == {nbytes}
     (state,) = max((whole / "checkpoints").glob("checkpoint_0*")).rglob("mp_rank_00_model_states.pt")
     names = torch.load(state, weights_only=False)["module"]
     assert names

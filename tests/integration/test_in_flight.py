@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import ray
 import torch
+from changed_adapter import adapted_model, merged_model, pack_adapter, pack_base
 from changed_weights import changed_model, prompt_ids
 from listener import Listener, Said, once
 
 from actors.distill.rollout import RolloutActor
 from actors.engine import weight_sync
+from actors.engine.weight_sync import WeightVersion
 from actors.runtime.cluster import actor_options
-from raft_ray.config import Config
+from raft_ray.config import Config, LoraConfig
 from raft_ray.distill.order import SampleId
 from raft_ray.distill.trajectory import RolloutBatch, Trajectory
 from raft_ray.models import TINY, resolve
@@ -24,8 +26,11 @@ from raft_ray.models.prompts import EncodedRow
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MakeConfig = Callable[..., Config]
+Publish = Callable[[], tuple[list[Any], list[WeightVersion]]]
 LIMIT = 300
 TOKENS = 40
+LORA = LoraConfig(rank=4, alpha=32)
+HOT = ("learner.lora.rank=4", "learner.lora.alpha=32", "sync.adapter=hot")
 
 
 @pytest.fixture(autouse=True)
@@ -48,11 +53,23 @@ def mixed(models: list[Any], starts: list[int], prompt: list[int], count: int) -
     return out
 
 
-def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_version(
-    tmp_path: Path, make_config: MakeConfig
-) -> None:
+def whole_weights() -> tuple[list[Any], list[WeightVersion]]:
+    """Two versions: what the model is with each, and as they are published."""
     models = [changed_model(seed) for seed in (1, 2)]
-    packed = [weight_sync.pack(v, model.named_parameters()) for v, model in enumerate(models)]
+    return models, [weight_sync.pack(v, model.named_parameters()) for v, model in enumerate(models)]
+
+
+def adapters_alone() -> tuple[list[Any], list[WeightVersion]]:
+    adapted = [adapted_model(seed, LORA) for seed in (1, 2)]
+    base = pack_base(adapted[0])
+    return [merged_model(model) for model in adapted], [pack_adapter(v, m, base) for v, m in enumerate(adapted)]
+
+
+@pytest.mark.parametrize(("publish", "keys"), [(whole_weights, ()), (adapters_alone, HOT)])
+def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_version(
+    publish: Publish, keys: tuple[str, ...], tmp_path: Path, make_config: MakeConfig
+) -> None:
+    models, packed = publish()
     prompt = prompt_ids()
     config = make_config(
         tmp_path,
@@ -61,6 +78,7 @@ def test_a_trajectory_crosses_an_update_and_says_which_tokens_came_from_which_ve
         "model.dtype=float32",
         "rollout.temperature=0",
         f"rollout.max_new_tokens={TOKENS}",
+        *keys,
     )
     table = [ray.put({row: EncodedRow(row, prompt, [2], [3]) for row in range(2)})]
     loaded: list[ray.ObjectRef] = []

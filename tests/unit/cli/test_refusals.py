@@ -174,6 +174,23 @@ BAD_CONFIGS = [
     bad("run smoke sync.backend=ipc learner.num_gpus=0.5", "sync.backend=ipc", "rollout.num_gpus=0"),
     bad("run single_gpu data.train=good.jsonl sync.backend=nccl", "learner.num_gpus=0.6 is a shared GPU", "ipc"),
     bad("run cluster data.train=good.jsonl sync.backend=ipc", "sync.backend=ipc", "do not fit on one GPU", "nccl"),
+    bad("run smoke sync.adapter=hot", "sync.adapter=hot: learner.lora.rank=0", "sync.adapter=merged"),
+    bad("run smoke sync.adapter=hot learner.lora.rank=513", "up to rank 512", "learner.lora.rank=513"),
+    bad("run smoke sync.adapter=hot learner.lora.rank=4 learner.lora.dora=true", "no DoRA", "learner.lora.dora=false"),
+    bad(
+        "run single_gpu data.train=good.jsonl sync.adapter=hot learner.lora.rank=4 sync.backend=ipc",
+        "sync.adapter=hot: sync.backend=ipc",
+        "sync.adapter=merged",
+    ),
+    bad(
+        "run single_gpu data.train=good.jsonl sync.adapter=hot learner.lora.rank=4 model.dtype=float32",
+        "sync.adapter=hot: on GPUs",
+        "model.dtype=bfloat16",
+    ),
+    bad(
+        "train opd distill.off_policy=true sync.adapter=hot learner.lora.rank=4 data.train=good.jsonl",
+        "sync.adapter=hot: no engine takes up weights",
+    ),
     bad("run smoke sync.backend=ncc", "one of object_store, nccl, ipc", "did you mean nccl?"),
     bad("run smoke rollout.min_actors=1", "rollout.max_actors is missing", "rollout.min_actors is set"),
     bad("run smoke rollout.min_actors=2 rollout.max_actors=4", "rollout.actors=1", "between rollout.min_actors=2"),

@@ -140,6 +140,9 @@ def test_a_storage_that_may_work_is_not_asked_before_the_run(storage: str, tmp_p
 def test_the_keys_of_an_adapter_decide_the_model_of_a_run_that_has_one() -> None:
     assert not [key for key in resume.deciding(fine()) if "lora" in key]
     assert resume.deciding(fine("learner.lora.rank=4"))["learner.lora.alpha"] == 32
+    hot = fine("learner.lora.rank=4", "sync.adapter=hot")
+    changes = resume.changes(resume.deciding(fine("learner.lora.rank=4")), resume.deciding(hot))
+    assert changes == ["sync.adapter=hot (was None)"]
 
 
 def test_the_place_of_the_teacher_decides_no_model() -> None:

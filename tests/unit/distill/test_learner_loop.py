@@ -39,7 +39,10 @@ class Run:
         )
         restored = SimpleNamespace(step=start, balancer={"steps": start, "sft": 1.0, "kl": 1.0}) if start else None
         self.publisher = SimpleNamespace(
-            pack=lambda version: self.say("pack", version), publish=lambda version: self.say("push", version)
+            push=None,
+            offer=lambda version: self.say("offer", version),
+            pack=lambda version: self.say("pack", version),
+            publish=lambda version: self.say("push", version),
         )
         pipeline = {
             name: SimpleNamespace(remote=getattr(self, f"_{name}"))
@@ -59,8 +62,8 @@ class Run:
             "may_share_prompts": lambda *_: (True, None),
             "make_probe": lambda *_: "probe",
             "BaseTeacher": lambda *_: SimpleNamespace(score=self._score),
-            "adapter_tensors": lambda *_: {},
-            "adapter_files": lambda *_: None,
+            "adapter_tensors": lambda *_: [],
+            "adapter_files": lambda *_: {},
             "train_step": self._train_step,
             "export_model": SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._export)),
             "on_node": lambda *_: {},
@@ -73,6 +76,7 @@ class Run:
         monkeypatch.setattr(ray, "get", self._get)
         config = settings.load("smoke", ["data.train=train.jsonl", f"distill.method={method}", *keys])
         self.sample: Any = "a rollout batch" if config.learners_score else SAMPLE
+        self.has_adapter = config.learner.lora.rank > 0
         task: Any = SimpleNamespace(
             config=config,
             folder="model",
@@ -133,7 +137,7 @@ class Run:
     def _export(
         self, config: Any, folder: str, weights: WeightVersion, target: str, trained: Any, adapter: Any
     ) -> None:
-        assert adapter is None
+        assert (adapter is None) is not self.has_adapter
         self.said.append(("export", weights.packed))
 
 
@@ -142,7 +146,7 @@ def test_each_step_is_published_before_it_is_checkpointed_and_the_last_one_is_ex
 ) -> None:
     run = Run(monkeypatch, "raft", 0, "learner.checkpoint_every=2")
     assert run.said == [
-        ("pack", 0),
+        ("offer", 0),
         ("begin", WeightVersion(0, "weights 0", 7, 100, "probe")),
         ("lost", 0, [0]),
         ("push", 1),
@@ -184,6 +188,33 @@ def test_a_rank_that_is_the_teacher_scores_what_it_has_of_a_step_and_says_so_bef
     ]
     phases = ["checkpoint", "wait", "teacher", "forward_backward", "optimizer", "sync", "total"]
     assert list(run.published[0]["seconds"]) == phases
+
+
+def test_engines_that_swap_adapters_are_probed_with_the_first_that_is_not_zero_and_the_export_gets_whole_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(monkeypatch, "raft", 1, "learner.lora.rank=4", "sync.adapter=hot")
+    assert run.said == [
+        ("offer", 1),
+        ("begin", WeightVersion(1, "weights 1", 7, 100, "probe")),
+        ("lost", 1, [2]),
+        ("push", 2),
+        ("publish", 2),
+        ("push", 3),
+        ("publish", 3),
+        ("save", 3),
+        ("pack", 3),
+        ("export", "weights 3"),
+    ]
+    assert [weights.probe for weights in run.weights] == ["probe", None]
+    run = Run(monkeypatch, "sft", 2, "learner.lora.rank=4", "sync.adapter=hot")
+    assert [what for what, *_ in run.said if what in ("offer", "push")] == []
+    in_flight = ("sync.in_flight=true", "sync.max_staleness=1")
+    run = Run(monkeypatch, "raft", 1, "learner.lora.rank=4", "sync.adapter=hot", *in_flight)
+    assert [weights.probe for weights in run.weights] == [None, None]
+    run = Run(monkeypatch, "raft", 3, "learner.lora.rank=4", "sync.adapter=hot")
+    assert run.said[-2:] == [("pack", 3), ("export", "weights 3")]
+    assert [what for what, *_ in run.said].count("pack") == 1
 
 
 def test_a_rank_goes_on_from_its_checkpoint_and_a_method_without_rollouts_packs_the_last_weights_alone(

@@ -34,7 +34,7 @@ def test_a_call_of_an_engine_seeds_its_workers(monkeypatch: pytest.MonkeyPatch) 
 
     engine = Engine.__new__(Engine)
     engine._turns, engine._stale_prefixes = FairLock(), False
-    engine._stop_ids = [2]
+    engine._stop_ids, engine._lora_request = [2], None
     fake: Any = SimpleNamespace(collective_rpc=lambda function, args: calls.append((function, args)), generate=generate)
     engine.llm = fake
     engine.generate([[1]], max_new_tokens=1, temperature=1.0, seed=17)

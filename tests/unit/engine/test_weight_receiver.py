@@ -18,6 +18,8 @@ from raft_ray.errors import RaftError
 
 PROBE = Probe([1, 2], [3, 4], [-1.0, -2.0], allowed=0.02)
 WEIGHTS = WeightVersion(7, SimpleNamespace(version=7), checksum=0xABC)
+BASE = WeightVersion(0, SimpleNamespace(version=0), checksum=0xABC)
+ADAPTER = WeightVersion(7, SimpleNamespace(version=7), checksum=0xDEF, base=BASE)
 
 
 class FakeEngine:
@@ -27,6 +29,7 @@ class FakeEngine:
         self.calls: list[str] = []
         self.checksum, self.missing, self.found = 0xABC, list[str](), [-1.0, -2.01]
         self.fails = False
+        self.adapter_checksum, self.unused = 0xDEF, list[str]()
         self.llm: Any = self
 
     def __getattr__(self, name: str) -> Any:
@@ -39,6 +42,10 @@ class FakeEngine:
         self.calls.append("update_weights")
         if self.fails:
             raise ValueError("no such parameter")
+
+    def swap_adapter(self, packed: Any) -> list[tuple[int, list[str]]]:
+        self.calls.append("swap_adapter")
+        return [(0xDEF, []), (self.adapter_checksum, self.unused)]
 
     def logprobs(self, prompt: list[int], response: list[int]) -> list[float]:
         assert (prompt, response) == (PROBE.prompt, PROBE.answer)
@@ -89,6 +96,46 @@ def test_other_weights_than_the_learners_are_refused_and_nothing_is_held(
     vars(engine).update(reported)
     with pytest.raises(RaftError, match=f"rollout-0 on node-1: .*{message}"):
         made.load_weights(replace(WEIGHTS, probe=PROBE))
+    with pytest.raises(RaftError, match="before it was given a weight version"):
+        made.held()
+
+
+def test_an_engine_takes_up_the_base_once_and_every_adapter(engine: FakeEngine) -> None:
+    made = receiver(engine)
+    whole = ["weights_change", "start_weight_update", "update_weights", "finish_weight_update", "weights_changed"]
+    made.load_weights(ADAPTER)
+    assert made.held() == 7
+    assert engine.calls == ["pause", *whole, "swap_adapter", "resume"]
+    engine.calls.clear()
+    # The learners have begun anew: another object with the same weights.
+    again = replace(BASE, packed=None)
+    made.load_weights(WeightVersion(8, SimpleNamespace(version=8), checksum=0xDEF, base=again, probe=PROBE))
+    assert made.held() == 8
+    assert engine.calls == ["pause", "swap_adapter", "resume", "forget_prefixes"]
+    with pytest.raises(RaftError, match="checksum 00000abe was sent"):
+        made.load_weights(replace(ADAPTER, base=replace(BASE, checksum=0xABE)))
+    # What it holds is nobody's base.
+    engine.calls.clear()
+    made.load_weights(ADAPTER)
+    assert engine.calls == ["pause", *whole, "swap_adapter", "resume"]
+
+
+@pytest.mark.parametrize(
+    ("reported", "message"),
+    [
+        ({"adapter_checksum": 0xDEE}, r"version 7 \(checksum 00000dee\) arrived, checksum 00000def was sent"),
+        ({"unused": ["a.gate"]}, "vLLM's model has no layer a.gate for the adapter; set sync.adapter=merged"),
+        ({"found": [-1.0, -2.1]}, r"by 0.05 nats .*sync.adapter=merged"),
+    ],
+)
+def test_an_adapter_that_is_not_the_learners_or_is_left_out_is_refused(
+    engine: FakeEngine, reported: dict[str, Any], message: str
+) -> None:
+    made = receiver(engine)
+    made.load_weights(ADAPTER)
+    vars(engine).update(reported)
+    with pytest.raises(RaftError, match=f"rollout-0 on node-1: .*{message}"):
+        made.load_weights(replace(ADAPTER, probe=PROBE))
     with pytest.raises(RaftError, match="before it was given a weight version"):
         made.held()
 

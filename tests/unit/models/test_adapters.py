@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures.models import write_model
 from step_fixture import TEMPERATURE, rows_and_samples, tiny_model
 from torch import Tensor
 from torch.func import functional_call
@@ -216,6 +217,17 @@ def test_target_modules_that_are_no_linear_layers_are_refused_with_those_that_ar
         models.check_adapter(str(tiny_model), ModelConfig(), lora)
     assert "\n" not in str(refused.value)
     models.check_adapter(str(tiny_model), ModelConfig(), LoraConfig(rank=0, target_modules=wanted))
+
+
+def test_layers_whose_adapters_engines_swap_are_known_before_they_start(tiny_model: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(rank=2, target_modules=["q_proj", "1.mlp.down_proj"])
+    assert models.swapped_layers(str(tiny_model), ModelConfig(), lora, on_gpu=False) == ["down_proj", "q_proj"]
+    experts = str(write_model("qwen3moe", tmp_path))
+    lora = LoraConfig(rank=2)
+    layers = models.swapped_layers(experts, ModelConfig(), lora, on_gpu=True)
+    assert layers == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    with pytest.raises(ModelError, match=r"^sync\.adapter=hot: Qwen3MoeForCausalLM has experts, .*=merged$"):
+        models.swapped_layers(experts, ModelConfig(), lora, on_gpu=False)
 
 
 def test_layers_that_the_model_does_not_call_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
