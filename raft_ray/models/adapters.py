@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from raft_ray.config import LoraConfig
-from raft_ray.errors import ModelError
+from raft_ray.errors import ModelError, first_line
+from raft_ray.models import adapter_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,7 +80,6 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
     """
     check_peft(lora)
     import peft
-    import torch
 
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -90,16 +90,91 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )
+    _inject(settings, model, seed, f"{_KEY}={lora.target_modules}")
+    _check_called(model, adapted_layers(model))
+
+
+def load_adapter(model: Any, folder: str, *, allow_pickle: bool, lora: LoraConfig | None = None) -> None:
+    """Put the adapter of a peft folder into the model that it was trained on, and freeze all else. Without values (a
+    model on the meta device) it is only seen whether it fits.
+
+    Args:
+        lora: it is trained on, as these settings have it, in the precision of the model; else its parameters are kept
+            in float32.
+
+    Raises `ModelError` for an adapter that does not fit the model or contradicts `lora`, or that `read_settings` or
+    `read_tensors` refuses.
+    """
+    settings = adapter_folder.read_settings(folder)
+    if lora is not None:
+        agree(settings, lora, folder)
+        settings.lora_dropout = lora.dropout
+    tensors = adapter_folder.read_tensors(folder, allow_pickle=allow_pickle)
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    where = f"model.adapter={folder}: {adapter_folder.SETTINGS}: target_modules"
+    _inject(settings, model, 0, where)
+    layers = adapted_layers(model)
+    wanted = get_peft_model_state_dict(model, adapter_name=_NAME, save_embedding_layers=False)
+    adapter_folder.check_tensors(folder, wanted, tensors)
+    if next(model.parameters()).is_meta:
+        return
+    if lora is None:
+        for parameter in (each for layer in layers.values() for each in adapter_parameters(layer)):
+            parameter.data = parameter.data.float()
+    else:
+        _check_called(model, layers)
+    set_peft_model_state_dict(model, tensors, adapter_name=_NAME)
+
+
+def agree(settings: Any, lora: LoraConfig, folder: str) -> None:
+    """Refuse keys of `learner.lora` that say something else than a given adapter's settings (`peft.LoraConfig`). Keys
+    that were left at their default are the adapter's. Raises `ModelError` naming both."""
+    default = LoraConfig()
+    for key, name in (
+        ("rank", "r"),
+        ("alpha", "lora_alpha"),
+        ("target_modules", "target_modules"),
+        ("rslora", "use_rslora"),
+        ("dora", "use_dora"),
+    ):
+        ours, theirs = getattr(lora, key), getattr(settings, name)
+        theirs = sorted(theirs) if isinstance(theirs, set | list) else theirs
+        if ours != getattr(default, key) and (sorted(ours) if isinstance(ours, list) else ours) != theirs:
+            fix = ", or to 0, which merges the adapter and trains all weights" if key == "rank" else ""
+            raise ModelError(
+                f"learner.lora.{key}={ours}: model.adapter={folder} has {name}={theirs} ({adapter_folder.SETTINGS}); "
+                f"set learner.lora.{key} to that{fix}"
+            )
+
+
+def merge(model: Any) -> None:
+    """Put `W'` of every adapted layer, as `merged` has it, into the model, which has no adapter afterwards."""
+    for name, layer in adapted_layers(model).items():
+        base = layer.base_layer
+        base.weight.data = merged(layer).to(base.weight.dtype)
+        model.set_submodule(name, base)
+    del model.peft_config
+
+
+def _inject(settings: Any, model: Any, seed: int, where: str) -> None:
+    """Let peft put its layers into a model; what it draws is drawn from `seed` alone. Raises `ModelError`, which
+    `where` opens, for layers that cannot be adapted."""
+    import peft
+    import torch
+
     head = model.get_output_embeddings()
+    on_meta = next(model.parameters()).is_meta
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        peft.inject_adapter_in_model(settings, model, adapter_name=_NAME)
-    layers = adapted_layers(model)
+        try:
+            peft.inject_adapter_in_model(settings, model, adapter_name=_NAME, low_cpu_mem_usage=on_meta)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ModelError(f"{where}: {first_line(error)}; name other layers") from error
     # By the end of its name peft finds layers of any kind.
-    for name, layer in layers.items():
+    for name, layer in adapted_layers(model).items():
         if not isinstance(layer.base_layer, torch.nn.Linear) or layer.base_layer is head:
-            raise ModelError(f"{_KEY}={lora.target_modules}: {name} cannot have an adapter; name other layers")
-    _check_called(model, layers)
+            raise ModelError(f"{where}: {name} cannot have an adapter; name other layers")
 
 
 def adapted_layers(model: Any) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
         ("data.train", "b.jsonl"),
         ("distill.method", "opd"),
         ("learner.lora.rank", "4"),
+        ("model.adapter", "./other"),
     ],
 )
 def test_resume_refuses_what_its_checkpoint_depends_on(tmp_path: Path, key: str, value: str) -> None:
