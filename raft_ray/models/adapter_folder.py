@@ -45,7 +45,8 @@ _MERGE = "merge it into its base with peft's merge_and_unload, and name the fold
 def is_adapter(path: str | Path) -> bool:
     """Whether a folder holds an adapter alone; one beside whole weights is the loader's to refuse."""
     folder = home(str(path))
-    return (folder / SETTINGS).is_file() and not (folder / "config.json").exists()
+    whole = [name for pattern in ("model*.safetensors", "pytorch_model*.bin") for name in folder.glob(pattern)]
+    return (folder / SETTINGS).is_file() and not whole
 
 
 def base_name(path: str | Path) -> str | None:
@@ -59,7 +60,7 @@ def read_settings(path: str | Path) -> Any:
     fields whose value would not be computed as peft does when it trains."""
     folder = home(str(path))
     if not is_adapter(folder):
-        what = "no adapter_config.json alone there" if folder.is_dir() else "no such folder"
+        what = "no adapter_config.json without whole weights there" if folder.is_dir() else "no such folder"
         raise _refusal(path, f"{what}; name the folder of a peft adapter")
     values = _object(folder)
     if find_spec("peft") is None:

@@ -11,6 +11,7 @@ Without an adapter nothing here imports peft. Knows nothing about Ray, DeepSpeed
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -165,8 +166,9 @@ def _inject(settings: Any, model: Any, seed: int, where: str) -> None:
 
     head = model.get_output_embeddings()
     on_meta = next(model.parameters()).is_meta
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.default_generator.manual_seed(seed)
+        warnings.simplefilter("ignore")  # of layers that are refused below
         try:
             peft.inject_adapter_in_model(settings, model, adapter_name=_NAME, low_cpu_mem_usage=on_meta)
         except (ValueError, TypeError, NotImplementedError) as error:

@@ -26,7 +26,7 @@ from raft_ray.models.builtin import cache_dir
 from raft_ray.models.chat import Chat, with_thinking
 from raft_ray.models.checks import check_keys, check_ties, remove_randomness, settle_attention
 from raft_ray.models.sources import adapted, base_folder, model_identity, split
-from raft_ray.models.weight_files import weight_files
+from raft_ray.models.weight_files import INDEX, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -68,12 +68,18 @@ def resolve(name: str, config: ModelConfig | None = None) -> str:
 
 def _merge(original: str, adapter: str, config: ModelConfig, folder: Path) -> None:
     """Write `folder`: the base with its adapter merged, in the base's own precision, all else as the base has it."""
+    from transformers import GenerationConfig
+
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model = _from_checkpoint(original, config, dtype="auto")
     adapters.load_adapter(model, adapter, allow_pickle=config.allow_pickle)
     adapters.merge(model)
+    model.generation_config = GenerationConfig()  # one of the base that contradicts itself could not be saved
     model.save_pretrained(partial, max_shard_size="5GB")
+    for path in partial.iterdir():
+        if path.suffix in _FILES and path.name != INDEX:
+            path.unlink()
     for path in Path(original).iterdir():
         if path.suffix in _FILES and not path.name.endswith(".index.json"):
             shutil.copyfile(path, partial / path.name)

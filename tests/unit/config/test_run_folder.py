@@ -141,6 +141,8 @@ def test_a_storage_that_may_work_is_not_asked_before_the_run(storage: str, tmp_p
 def test_the_keys_of_an_adapter_decide_the_model_of_a_run_that_has_one() -> None:
     assert not [key for key in resume.deciding(fine()) if "lora" in key]
     assert resume.deciding(fine("learner.lora.rank=4"))["learner.lora.alpha"] == 32
+    assert "model.adapter" not in resume.deciding(fine())
+    assert resume.deciding(fine("model.adapter=./a"))["model.adapter"] == "./a"
 
 
 def test_what_a_resumed_run_may_change_is_named_as_the_keys_are() -> None:

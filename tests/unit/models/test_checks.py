@@ -57,6 +57,7 @@ def adapter(folder: Path) -> None:
 def adapter_alone(folder: Path) -> None:
     adapter(folder)
     (folder / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
 
 
 def torn(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from adapter_fixture import FLOAT32, save_adapter
 from safetensors.torch import load_file, save_file
 
 from actors.distill.student_engine import load_student
@@ -21,7 +22,6 @@ from raft_ray.config import Config, Dtype, LearnerConfig, LoraConfig, ModelConfi
 from raft_ray.errors import ModelError
 from raft_ray.models import adapters
 
-FLOAT32 = ModelConfig(dtype=Dtype.float32)
 IDS = torch.arange(3, 60)[None]
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -38,20 +38,6 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAFT_RAY_CACHE", str(tmp_path / "cache"))
-
-
-def save_adapter(base: Path, folder: Path, **settings: Any) -> Path:
-    """An adapter of other weights than none, as peft saves it."""
-    model: Any = models.load_model(str(base), FLOAT32)
-    made = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj", "down_proj"], **settings}
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **made))
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.data.add_(0.1 * torch.randn_like(parameter))
-    adapted.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -86,6 +72,7 @@ def test_a_merged_model_computes_what_peft_makes_of_base_and_adapter(
 
 def test_a_merged_folder_is_the_bases_but_for_its_weights_and_is_made_once(adapter: Path, tiny_model: Path) -> None:
     name = models.source(replace(FLOAT32, path=str(tiny_model), adapter=str(adapter)))
+    (adapter / "config.json").write_text("{}")  # some trainers leave the base's there
     folder = Path(models.resolve(name, FLOAT32))
     times = (folder / "model.safetensors").stat().st_mtime_ns
     assert models.resolve(name, FLOAT32) == str(folder)
@@ -270,7 +257,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tensors": (lambda folder: (folder / "adapter_model.safetensors").unlink(), f"there is no {TENSORS}"),
     "damaged tensors": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), f"{TENSORS}: cannot"),
     "damaged settings": (lambda folder: (folder / "adapter_config.json").write_text("{"), CONFIG),
-    "no adapter": (lambda folder: (folder / "adapter_config.json").unlink(), r"no adapter_config\.json alone there"),
+    "a whole model": (
+        lambda folder: (folder / "model.safetensors").touch(),
+        r"no adapter_config\.json without whole weights there",
+    ),
+    "no adapter": (lambda folder: (folder / "adapter_config.json").unlink(), r"no adapter_config\.json without whole"),
 }
 
 
