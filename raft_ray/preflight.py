@@ -78,8 +78,7 @@ def preflight(
     methods = [config, *others]
     folder = models.settled(models.source(config.model))
     parameters = models.check_weights(folder, config.model)
-    for each in methods if trains else ():
-        models.check_adapter(folder, config.model, each.learner)
+    adapters = [models.check_adapter(folder, config.model, each.learner) for each in methods if trains]
     if trains and any(each.uses_engines for each in methods):
         models.check_rollouts(folder, config.model)
     context = models.model_context(folder, config.model)
@@ -104,8 +103,7 @@ def preflight(
                 check_rewrites(each, train.rewrites)
                 check_targets(each, train if as_they_are else ())
     test = _test_rows(config, chat, context) if config.data.test is not None and config.eval.enabled else None
-    difference = chat.difference()
-    notes = [difference] if difference else []
+    notes = [note for note in dict.fromkeys([*adapters, chat.difference()]) if note]
     return Prepared(folder, teachers[0], context, train, test, parameters, notes, validation)
 
 

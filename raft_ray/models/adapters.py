@@ -128,25 +128,37 @@ def load_adapter(model: Any, folder: str, *, allow_pickle: bool, lora: LoraConfi
     set_peft_model_state_dict(model, tensors, adapter_name=_NAME)
 
 
+_FIELDS = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "target_modules": "target_modules",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+}
+"""What peft calls the keys of `learner.lora` that make an adapter what it is."""
+
+
+def shown(settings: Any) -> str:
+    """The fields of an adapter's settings that `learner.lora` has keys for."""
+    return ", ".join(f"{name}={_sorted(getattr(settings, name))}" for name in _FIELDS.values())
+
+
 def agree(settings: Any, lora: LoraConfig, folder: str) -> None:
     """Refuse keys of `learner.lora` that say something else than a given adapter's settings (`peft.LoraConfig`). Keys
     that were left at their default are the adapter's. Raises `ModelError` naming both."""
     default = LoraConfig()
-    for key, name in (
-        ("rank", "r"),
-        ("alpha", "lora_alpha"),
-        ("target_modules", "target_modules"),
-        ("rslora", "use_rslora"),
-        ("dora", "use_dora"),
-    ):
-        ours, theirs = getattr(lora, key), getattr(settings, name)
-        theirs = sorted(theirs) if isinstance(theirs, set | list) else theirs
-        if ours != getattr(default, key) and (sorted(ours) if isinstance(ours, list) else ours) != theirs:
+    for key, name in _FIELDS.items():
+        ours, theirs = _sorted(getattr(lora, key)), _sorted(getattr(settings, name))
+        if ours != getattr(default, key) and ours != theirs:
             fix = ", or to 0, which merges the adapter and trains all weights" if key == "rank" else ""
             raise ModelError(
                 f"learner.lora.{key}={ours}: model.adapter={folder} has {name}={theirs} ({adapter_folder.SETTINGS}); "
                 f"set learner.lora.{key} to that{fix}"
             )
+
+
+def _sorted(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | list) else value
 
 
 def merge(model: Any) -> None:

@@ -173,13 +173,11 @@ def check_weights(name: str, config: ModelConfig) -> int | None:
     return count
 
 
-def check_adapter(name: str, config: ModelConfig, learner: LearnerConfig) -> None:
+def check_adapter(name: str, config: ModelConfig, learner: LearnerConfig) -> str | None:
     """Refuse `learner.lora` for layers that the model does not have, as `check_weights` reads it, and where it
-    contradicts the adapter that is trained on. Raises `ModelError`."""
+    contradicts the adapter that is trained on. Returns what is to be known of such an adapter. Raises `ModelError`."""
     adapter, lora = split(name)[1], learner.lora
-    if not lora.rank:
-        return
-    if adapter is not None:
+    if lora.rank and adapter is not None:
         settings = read_settings(adapter)
         adapters.agree(settings, lora, adapter)
         if settings.use_dora and learner.zero_stage == 3:
@@ -187,8 +185,10 @@ def check_adapter(name: str, config: ModelConfig, learner: LearnerConfig) -> Non
                 f"model.adapter={adapter}: use_dora=true takes norms of whole weights, which ranks at "
                 "learner.zero_stage=3 do not have; set learner.zero_stage=2, or learner.lora.rank=0"
             )
-    elif os.path.isdir(folder := base_folder(name)):
+        return f"the adapter {adapter} trains on: {adapters.shown(settings)}"
+    if lora.rank and os.path.isdir(folder := base_folder(name)):
         adapters.target_modules(_from_checkpoint(folder, config, device_map="meta"), lora.target_modules)
+    return None
 
 
 def check_rollouts(folder: str, config: ModelConfig) -> None:

@@ -183,7 +183,9 @@ def test_keys_that_contradict_the_adapter_are_refused_with_both(
 def test_keys_that_agree_pass_and_dora_needs_whole_weights(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
     same = {"rank": 4, "alpha": 6, "target_modules": ["v_proj", "down_proj", "q_proj"]}
     config = config_of(tiny_model, adapter, **same)
-    models.check_adapter(models.source(config.model), config.model, config.learner)
+    told = models.check_adapter(models.source(config.model), config.model, config.learner)
+    assert told is not None
+    assert "r=4, lora_alpha=6, target_modules=['down_proj', 'q_proj', 'v_proj'], use_rslora=False" in told
     dora = f"{tiny_model} + {save_adapter(tiny_model, tmp_path / 'dora', use_dora=True)}"
     with pytest.raises(ModelError, match=r"use_dora=true .* learner\.zero_stage=2"):
         models.check_adapter(dora, FLOAT32, LearnerConfig(zero_stage=3, lora=LoraConfig(rank=4)))
