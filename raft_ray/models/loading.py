@@ -25,7 +25,7 @@ from raft_ray.models.architectures import READ_ONCE
 from raft_ray.models.builtin import cache_dir
 from raft_ray.models.chat import Chat, with_thinking
 from raft_ray.models.checks import check_keys, check_ties, remove_randomness, settle_attention
-from raft_ray.models.sources import adapted, base_folder, model_identity, split
+from raft_ray.models.sources import adapted, base_folder, check_base, model_identity, split
 from raft_ray.models.weight_files import INDEX, weight_files
 
 if TYPE_CHECKING:
@@ -166,8 +166,9 @@ def check_weights(name: str, config: ModelConfig) -> int | None:
         return None
     model = _from_checkpoint(folder, config, device_map="meta")
     count = sum(parameter.numel() for parameter in model.parameters())
-    while found[1] is not None:
-        adapters.load_adapter(model, found[1], allow_pickle=config.allow_pickle)
+    while (adapter := found[1]) is not None:
+        adapters.load_adapter(model, adapter, allow_pickle=config.allow_pickle)
+        check_base(found[0], adapter)
         found = split(found[0])
         model = _from_checkpoint(folder, config, device_map="meta") if found[1] else model
     return count

@@ -7,6 +7,7 @@ two by itself, once (`raft_ray.models.loading.resolve`). What needs no weights r
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from raft_ray.config import ModelConfig
@@ -17,6 +18,7 @@ from raft_ray.models.builtin import builtin_folder
 
 _AND = " + "
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja", ".py"}
+_WEIGHTS = {".safetensors"}
 _SAMPLE, _SAMPLES = 1 << 20, 32
 
 
@@ -95,9 +97,23 @@ def model_identity(name: str) -> str:
     return _identity(Path(folder)) if Path(folder).is_dir() else folder
 
 
-def _identity(folder: Path) -> str:
+def check_base(base: str, adapter: str) -> None:
+    """Refuse an adapter for a model with other weights than those of the base that it names, if both are in folders
+    here. Raises `ModelError`."""
+    said = base_name(adapter)
+    if said is None or split(base)[1] is not None or not home(said).is_dir():
+        return
+    ours, theirs = Path(base_folder(base)), home(said)
+    if ours.is_dir() and theirs.is_dir() and _identity(ours, _WEIGHTS) != _identity(theirs, _WEIGHTS):
+        raise ModelError(
+            f"model.adapter={adapter}: was trained on {said} (base_model_name_or_path of adapter_config.json), which "
+            f"has other weights than {base}; set model.path={said}, or remove that field if both are the same model"
+        )
+
+
+def _identity(folder: Path, kinds: Iterable[str] = _MODEL_FILES) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in _MODEL_FILES):
+    for path in sorted(path for path in folder.iterdir() if path.suffix in kinds):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:

@@ -113,6 +113,23 @@ def test_an_adapter_alone_is_the_model_of_the_base_that_it_names(adapter: Path, 
         models.load_chat(str(adapter), FLOAT32)
 
 
+def test_an_adapter_of_other_weights_than_the_models_is_refused(
+    adapter: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    other: Any = models.load_model(str(tiny_model), FLOAT32)
+    other.model.norm.weight.data.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    models.load_tokenizer(str(tiny_model), FLOAT32).save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        ModelError, match=rf"was trained on {tiny_model} .* other weights than .*/other; set model\.path="
+    ):
+        models.check_weights(f"{tmp_path / 'other'} + {adapter}", FLOAT32)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    for elsewhere in ("/nowhere", None):
+        (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": elsewhere}))
+        assert models.check_weights(f"{tmp_path / 'other'} + {adapter}", FLOAT32)
+
+
 def test_adapters_are_merged_one_on_the_other(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
     first = f"{tiny_model} + {adapter}"
     second = save_adapter(Path(models.resolve(first)), tmp_path / "second")
