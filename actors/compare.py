@@ -37,7 +37,7 @@ from raft_ray.compare.output import write_comparison
 from raft_ray.compare.plan import DERIVED, SOURCE, Training, at_points, by_seeds, left_out, main_row, plan
 from raft_ray.compare.tuning import ONLY, Tuned, choose, split, tune
 from raft_ray.compare.verdict import verdict
-from raft_ray.config import Config
+from raft_ray.config import Config, ModelConfig
 from raft_ray.config.references import shown
 from raft_ray.config.resume import check_same_run
 from raft_ray.data import RowTable
@@ -46,6 +46,7 @@ from raft_ray.evaluate.ifeval import measure_against_base
 from raft_ray.evaluate.kept import forget
 from raft_ray.files import write_whole
 from raft_ray.interrupts import interrupts
+from raft_ray.models import source
 from raft_ray.preflight import Prepared, preflight
 from raft_ray.printable import plain
 from raft_ray.report.files import Run, read_evaluation, read_metrics
@@ -171,7 +172,8 @@ class _Work:
         training.folder.mkdir(parents=True, exist_ok=True)
         options = actor_options(role="evaluate", num_cpus=config.teacher.num_cpus, num_gpus=0, threads=None)
         task = ray.remote(_derive).options(**options)
-        ref = task.remote(self._prepared.folder, str(tuned), str(out), config.compare.sparsity, training.alpha)
+        base = (self._prepared.folder, config.model)
+        ref = task.remote(base, str(tuned), str(out), config.compare.sparsity, training.alpha)
         get(ref, config.teacher.timeout, f"{training.name} (a Ray task)")
         self._bars.update(f"{training.name}: {does}", 1, 1)
         return str(out)
@@ -251,14 +253,14 @@ def _traces(main: str, trainings: list[Training], tuned: Tuned, run_dir: Path) -
     return Traces(run, {name: blocks[0] for name, blocks in tuned.methods.items()})
 
 
-def _derive(base: str, tuned: str, out: str, sparsity: float, alpha: float | None) -> None:
+def _derive(base: tuple[str, ModelConfig], tuned: str, out: str, sparsity: float, alpha: float | None) -> None:
     from raft_ray.compare.fapm import prune_folder
     from raft_ray.compare.wise import interpolate_folder
 
     if alpha is None:
-        prune_folder(weights_folder(base), tuned, out, sparsity)
+        prune_folder(weights_folder(*base), tuned, out, sparsity)
     else:
-        interpolate_folder(weights_folder(base), tuned, out, alpha)
+        interpolate_folder(weights_folder(*base), tuned, out, alpha)
 
 
 def _tried(name: str, failed: dict[str, str], work: Callable[[], Any]) -> Any:
@@ -283,7 +285,7 @@ def _asked(config: Config, prepared: Prepared) -> int:
 def _facts(config: Config, asked: int, tuned: Tuned) -> dict[str, str]:
     facts = {
         "main row": main_row(config),
-        "model": shown(config.model.path),
+        "model": shown(source(config.model)),
         "data": shown(config.data.train),
         "test questions": str(asked - tuned.questions),
         "seeds": ", ".join(map(str, config.compare.seeds)),

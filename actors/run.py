@@ -49,7 +49,7 @@ from raft_ray.evaluate.kept import forget
 from raft_ray.evaluate.table import summary_table
 from raft_ray.evaluate.validation import make_validation_set
 from raft_ray.files import write_whole, writing
-from raft_ray.models import load_chat, resolve
+from raft_ray.models import load_chat, settled, source
 from raft_ray.models.memory import check_memory
 from raft_ray.models.prompts import EncodedRow, rows_digest
 from raft_ray.preflight import Prepared, check_targets, encode, preflight
@@ -116,7 +116,7 @@ def evaluate_model(config: Config, model: str, *, base: str | None) -> dict[str,
     Writes `eval.json` in the run folder and returns its content."""
     prepared = preflight(config, trains=False)
     named = {"base": base, "model": model}
-    folders = {name: resolve(path) for name, path in named.items() if path is not None}
+    folders = {name: settled(path) for name, path in named.items() if path is not None}
     if folders["model"] == folders.get("base"):
         del folders["model"]
     path = Path(config.run.dir) / "eval.json"
@@ -154,7 +154,7 @@ def running(
     run_dir = Path(config.run.dir).absolute()
     rows = f"{len(prepared.train)} rows of {plain(config.data.train)}"
     what = what or f"[bold]{config.distill.method.value}[/] on {rows}"
-    model = f"model {plain(config.model.path)} in {config.model.dtype.value}"
+    model = f"model {plain(source(config.model))} in {config.model.dtype.value}"
     others, trainings = list(others), list(trainings)
     check_trackers(tracker for one, _ in trainings for tracker in one.run.trackers)
     if prepared.parameters and prepared.train and address_of(config) is None:

@@ -34,7 +34,8 @@ class Prepared:
     """A run's checked ingredients."""
 
     folder: str
-    """The student's original model: a local folder or a hub name."""
+    """The student's original model: a local folder, a hub name, or a base with an adapter (`raft_ray.models.sources`).
+    """
     teacher: str
     context: int
     """Longest prompt + response in tokens."""
@@ -75,10 +76,10 @@ def preflight(
     Raises `ModelError`, `ConfigError` or `DataError` for the first thing that cannot work.
     """
     methods = [config, *others]
-    folder = models.resolve(config.model.path)
+    folder = models.settled(models.source(config.model))
     parameters = models.check_weights(folder, config.model)
+    adapters = [models.check_adapter(folder, each) for each in methods if trains]
     for each in methods if trains else ():
-        models.check_adapter(folder, config.model, each.learner.lora)
         if each.swaps_adapters and parameters is not None:
             models.swapped_layers(folder, config.model, each.learner.lora, on_gpu=each.rollout.num_gpus > 0)
     if trains and any(each.uses_engines for each in methods):
@@ -105,8 +106,7 @@ def preflight(
                 check_rewrites(each, train.rewrites)
                 check_targets(each, train if as_they_are else ())
     test = _test_rows(config, chat, context) if config.data.test is not None and config.eval.enabled else None
-    difference = chat.difference()
-    notes = [difference] if difference else []
+    notes = [note for note in dict.fromkeys([*adapters, chat.difference()]) if note]
     return Prepared(folder, teachers[0], context, train, test, parameters, notes, validation)
 
 
@@ -116,7 +116,7 @@ def _check_teacher(config: Config, folder: str) -> str:
     if not config.teacher.path:
         return folder
     with _named("teacher", "path"):
-        teacher = models.resolve(config.teacher.path)
+        teacher = models.settled(models.given(config.teacher.path, config.model))
         models.check_weights(teacher, config.model)
         differs = None if teacher == folder else models.vocabulary_difference(teacher, folder, config.model)
     if differs:
@@ -130,7 +130,7 @@ def make_encoder(config: Config, chat: Chat) -> PromptEncoder:
     """The prompt encoder of a run's method: with the teacher template where the teacher reads the answer."""
     return PromptEncoder(
         chat,
-        models.model_context(models.resolve(config.model.path), config.model),
+        models.model_context(models.source(config.model), config.model),
         config.rollout.max_new_tokens if config.uses_distillation else 0,
         load_teacher_template(config.teacher) if config.distill.method is Method.raft else None,
         config.teacher.on_long_reference,
@@ -197,7 +197,7 @@ def _check_refine_model(config: Config, name: str) -> Chat:
     template."""
     model = model_config(config, name)
     with _named(f"refine.models.{name}", "path", "context", "thinking"):
-        folder = models.resolve(model.path)
+        folder = models.source(model)
         models.model_context(folder, model)
         return models.load_chat(folder, model)
 

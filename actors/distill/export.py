@@ -41,6 +41,7 @@ def export_model(
         from transformers import AutoConfig
         from transformers.utils import cached_file
 
+        original = models.base_folder(original)
         packed = ray.get(weights.packed, timeout=FETCH)
         state = models.checkpoint_tensors(original, config, dict(packed.tensors()))
         target, partial = Path(folder), Path(folder + ".partial")

@@ -351,7 +351,8 @@ class Rank:
         if self.config.learner.lora.rank:
             tensors = dict(adapter_tensors(self.student.model, self.config.learner.zero_stage))
             if self.rank == 0:
-                adapter = adapter_files(self.student.model, tensors, self.task.folder)
+                base = models.resolve(models.split(self.task.folder)[0], self.config.model)
+                adapter = adapter_files(self.student.model, tensors, base)
         if self.rank == 0:
             task = export_model.options(num_cpus=0, **on_node(self.task.node))
             written = task.remote(self.config.model, self.task.folder, weights, target, self._trained(), adapter)

@@ -13,7 +13,7 @@ from raft_ray import models
 from raft_ray.config import Config, Dtype
 from raft_ray.distill.attention import attend_in_float32
 from raft_ray.distill.student import Student
-from raft_ray.models.adapters import add_adapter
+from raft_ray.models.adapters import add_adapter, load_adapter
 from raft_ray.models.checks import check_repeatable
 from raft_ray.models.head import Head
 
@@ -25,11 +25,14 @@ def load_student(config: Config, folder: str) -> Any:
     Raises `ModelError`.
     """
     dtype = torch.float32 if config.model.dtype is Dtype.float32 else torch.bfloat16
-    model = models.load_model(folder, config.model, dtype, dropout=config.learner.dropout)
+    lora, (base, adapter) = config.learner.lora, models.split(folder)
+    model = models.load_model(base if lora.rank else folder, config.model, dtype, dropout=config.learner.dropout)
     if not config.learner.dropout:
         check_repeatable(model)
-    if config.learner.lora.rank:
-        add_adapter(model, config.learner.lora, config.run.seed)
+    if lora.rank and adapter is not None:
+        load_adapter(model, adapter, allow_pickle=config.model.allow_pickle, lora=lora)
+    elif lora.rank:
+        add_adapter(model, lora, config.run.seed)
     return model
 
 

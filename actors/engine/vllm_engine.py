@@ -72,7 +72,7 @@ class Engine:
     draws for each, so the same seed would not be the same tokens.
 
     Args:
-        folder: the model's, or its hub name.
+        folder: the model's, or another of its names (`raft_ray.models.sources`).
         resources: section `rollout`, of which it takes threads, GPUs and memory.
         context: longest prompt + response in tokens.
         own_seeds: prompts may have seeds of their own. On the CPU vLLM then must not read a prompt in parts: its
@@ -112,6 +112,7 @@ class Engine:
 
         # vLLM collects garbage five times while it starts; what was imported is none.
         gc.freeze()
+        folder = models.base_folder(folder) if weight_sync else models.resolve(folder, model)
         self._folder = folder
         self._turns = FairLock()
         self._stale_prefixes = False

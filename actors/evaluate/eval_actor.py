@@ -120,8 +120,7 @@ class EvalActor(Actor):
         log_to_file(Path(self.config.run.dir), "evaluate")
         if self.asked.ifeval:
             ifeval.check()
-        folder = sources.resolve(self.folder)
-        model = self.config.model
+        folder, model = self.folder, self.config.model
         self.chat = sources.load_chat(folder, model)
         self.turns = self.asked.turns(self.config.eval)
         self.prompts = {turn: self.chat.prompt(self.asked.chat(turn, [""] * turn.number)) for turn in self.turns}
@@ -146,9 +145,9 @@ class EvalActor(Actor):
     def load(self, name: str, folder: str) -> None:
         """Go on as the model in `folder`, of which answers may be kept under `name`."""
         if folder != self.loaded:
-            self.engine.load_weights(sources.resolve(folder))
+            self.engine.load_weights(sources.resolve(folder, self.config.model))
             self.loaded = folder
-        self.name, self.identity = name, sources.model_identity(sources.resolve(folder))
+        self.name, self.identity = name, sources.model_identity(folder)
         self.answers: dict[Turn, Answer] = {}
         self.known = self.kept.get(name)
 

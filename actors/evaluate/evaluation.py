@@ -42,7 +42,7 @@ from actors.runtime.cluster import actor_options
 from actors.runtime.limits import Limits
 from actors.runtime.remote import FETCH, get
 from raft_ray import models as sources
-from raft_ray.config import Config
+from raft_ray.config import Config, ModelConfig
 from raft_ray.config.references import shown
 from raft_ray.data import Row
 from raft_ray.errors import ConfigError
@@ -128,12 +128,12 @@ class Evaluation:
         """Weight distances from the base."""
         if "base" not in self.models:
             return
-        teacher, allow_pickle = self.config.teacher, self.config.model.allow_pickle
+        teacher = self.config.teacher
         options = actor_options(role="evaluate", num_cpus=teacher.num_cpus, num_gpus=0, threads=teacher.threads)
         task = ray.remote(_distance).options(**options)
         for done, (name, block) in enumerate(self.measured.items()):
             self.report("weight distance", done, len(self.measured))
-            ref = task.remote(self.models["base"], self.models[name], allow_pickle)
+            ref = task.remote(self.models["base"], self.models[name], self.config.model)
             block["weight_distance"] = get(ref, teacher.timeout, f"weight distance of {name} (a Ray task)")
 
     def answer(self) -> tuple[ray.ObjectRef | None, dict[str, ray.ObjectRef]]:
@@ -237,9 +237,10 @@ class Evaluation:
         return found
 
 
-def weights_folder(name: str) -> str:
-    """The local folder with a model's safetensors weights, fetched from the hub if it lies there."""
-    folder = sources.resolve(name)
+def weights_folder(name: str, config: ModelConfig) -> str:
+    """The local folder with a model's safetensors weights, fetched from the hub if it lies there, merged with its
+    adapter if it has one."""
+    folder = sources.resolve(name, config)
     if os.path.isdir(folder):
         return folder
     from huggingface_hub import snapshot_download
@@ -254,10 +255,10 @@ def answering_options(config: Config) -> dict[str, Any]:
     return actor_options(role="evaluate", num_cpus=rollout.num_cpus, num_gpus=rollout.num_gpus, threads=rollout.threads)
 
 
-def _distance(base: str, tuned: str, allow_pickle: bool) -> dict[str, Any] | None:
+def _distance(base: str, tuned: str, config: ModelConfig) -> dict[str, Any] | None:
     """The weight distance; none for pickled weights, which are allowed but cannot be read tensor by tensor."""
-    folders = [weights_folder(name) for name in (base, tuned)]
-    if allow_pickle and not all(any(Path(folder).glob("*.safetensors")) for folder in folders):
+    folders = [weights_folder(name, config) for name in (base, tuned)]
+    if config.allow_pickle and not all(any(Path(folder).glob("*.safetensors")) for folder in folders):
         return None
     return weight_distance(*folders)
 

@@ -40,7 +40,7 @@ class ScoreActor(Actor):
     def start(self) -> list[int]:
         """Tokenise the questions. Returns how many questions each batch has."""
         log_to_file(Path(self.config.run.dir), "evaluate")
-        folder, model = sources.resolve(self.folder), self.config.model
+        folder, model = self.folder, self.config.model
         self.chat = sources.load_chat(folder, model)
         # model.context bounds an engine's memory, which this is not; benchmarks are asked within the model's own limit.
         self.limit = sources.model_context(folder, model)
@@ -61,7 +61,7 @@ class ScoreActor(Actor):
         """Go on as the model in `folder`."""
         # Before the next is loaded: two models need not fit at a time.
         self.model: Any = None
-        model: Any = sources.load_model(sources.resolve(folder), self.config.model).eval()
+        model: Any = sources.load_model(folder, self.config.model).eval()
         self.model = model.to("cuda") if torch.cuda.is_available() else model
         self.chosen: dict[str, list[Chosen]] = {name: [] for name in self.parts}
 

@@ -25,7 +25,7 @@ from actors.runtime.remote import Hung, patiently, within
 from raft_ray.announce import announce
 from raft_ray.config import Config, ModelConfig, RolloutConfig
 from raft_ray.errors import RaftError
-from raft_ray.models import load_chat, model_context, model_identity, resolve
+from raft_ray.models import load_chat, model_context, model_identity, resolve, source
 from raft_ray.refine.generation import Completion, Request
 from raft_ray.refine.roles import SELF, is_local, model_config, models_used
 
@@ -76,7 +76,7 @@ class RefineEngine:
         self._name = name
         from actors.engine.vllm_engine import Engine
 
-        folder = resolve(plan.model.path)
+        folder = resolve(source(plan.model), plan.model)
         self._context = model_context(folder, plan.model)
         self._chat = load_chat(folder, plan.model)
         self._engine = Engine(folder, plan.model, plan.resources, context=self._context)
@@ -225,7 +225,7 @@ def identity(config: Config, name: str) -> str:
     """What the texts of a model (`self`, or a key of `refine.models`) depend on."""
     if is_local(config.refine, name):
         model = model_config(config, name)
-        folder = resolve(model.path)
+        folder = source(model)
         thinks = " thinking" if model.thinking else ""
         return f"{model_identity(folder)} {model.dtype.value} {model_context(folder, model)}{thinks}"
     remote = config.refine.models[name]

@@ -28,7 +28,7 @@ from raft_ray.config import Config
 from raft_ray.config.references import shown
 from raft_ray.errors import DataError, RaftError
 from raft_ray.files import write_whole
-from raft_ray.models import load_chat, load_model, model_context, resolve
+from raft_ray.models import load_chat, load_model, model_context, source
 from raft_ray.models.prompts import PromptEncoder, load_teacher_template
 from raft_ray.refine.gap import COLUMNS, GAP, VALUES, VALUES_SCHEMA, Gap, measure_rows, read_gap
 from raft_ray.refine.schema import part_files
@@ -69,7 +69,7 @@ def measure_gap(config: Config, folder: Path, progress: Progress | None = None) 
         raise RaftError(f"{folder}: {done} of {total} rows came back from the measurement of the gap; run it again")
     os.replace(partial_file, folder / VALUES)
     result = {
-        "model": shown(config.model.path),
+        "model": shown(source(config.model)),
         **gap.result(),
         "seconds": round(time.monotonic() - started, 3),
         "fingerprint": fingerprint,
@@ -88,7 +88,7 @@ class GapActor:
         from raft_ray.models.likelihood import mean_log_likelihoods
 
         log_to_file(Path(run_dir), f"gap-{str(ray.get_runtime_context().get_actor_id())[:8]}")
-        folder = resolve(config.model.path)
+        folder = source(config.model)
         self._encoder = PromptEncoder(
             load_chat(folder, config.model),
             model_context(folder, config.model),
@@ -145,6 +145,7 @@ def _values(config: Config, folder: Path, files: list[Path], template: str | Non
 def _fingerprint(config: Config, files: list[Path], template: str | None) -> str:
     """Tells whether a gap on record is that of these files, this model and this template."""
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    model = (config.model.path, config.model.dtype.value, config.model.context, config.model.thinking, config.run.seed)
+    own = config.model
+    model = (source(own), own.dtype.value, own.context, own.thinking, config.run.seed)
     reads = (template, config.teacher.on_long_reference.value)
     return hashlib.sha256(json.dumps([model, reads, facts]).encode()).hexdigest()

@@ -194,7 +194,7 @@ def _model(model: str) -> Iterator[Finding]:
 
     config = ModelConfig(path=model)
     try:
-        folder = models.resolve(model)
+        folder = models.base_folder(model)
         chat = models.load_chat(folder, config)
         context, rows = models.model_context(folder, config), models.vocabulary_size(folder, config)
     except ModelError as error:

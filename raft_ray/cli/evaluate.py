@@ -22,7 +22,7 @@ PRESET = "raft"
 @command("eval")
 def evaluate(
     target: Annotated[
-        str, typer.Argument(metavar="MODEL|CONFIG", help="Model folder or hub name, run folder, preset or YAML file.")
+        str, typer.Argument(metavar="MODEL|CONFIG", help="Model, adapter or run folder, hub name, preset or YAML file.")
     ],
     overrides: Overrides = None,
     model: Annotated[
@@ -58,12 +58,12 @@ def evaluate(
             keep_date(config)
     check(config, trains=False)
     check_run_dir(config)
-    if measured != config.model.path:  # which the evaluation looks at itself
-        from raft_ray import models
+    from raft_ray import models
 
-        folder = models.resolve(measured)
-        models.check_weights(folder, config.model)
-        models.load_chat(folder, config.model)
+    measured = models.given(measured, config.model)
+    if measured != models.source(config.model):  # which the evaluation looks at itself
+        models.check_weights(measured, config.model)
+        models.load_chat(measured, config.model)
     from actors.run import evaluate_model
 
     evaluate_model(config, measured, base=origin)
@@ -77,11 +77,9 @@ def _read(
 
     Raises `ConfigError` for an option that does not go with the argument.
     """
-    if Path(target).is_dir() and not any((Path(target) / name).is_file() for name in ("config.json", "config.yaml")):
-        raise ConfigError(
-            f"{target}: holds neither a model (config.json) nor a run (config.yaml); an adapter is to be merged with "
-            "its model first"
-        )
+    holds = ("config.json", "adapter_config.json", "config.yaml")
+    if Path(target).is_dir() and not any((Path(target) / name).is_file() for name in holds):
+        raise ConfigError(f"{target}: holds no model (config.json), adapter (adapter_config.json) or run (config.yaml)")
     if _is_model(target):
         if model is not None:
             raise ConfigError(
@@ -90,7 +88,7 @@ def _read(
         name = target.rstrip("/").replace(":", "/").rsplit("/", 1)[-1] or "model"
         keys = [f"model.path={json.dumps(base or target)}", *overrides]
         config = load(PRESET, keys, run_dir=run_dir or f"runs/eval-{name}")
-        return config, target, config.model.path if base is not None else None
+        return config, target, _original(config) if base is not None else None
     if base is not None:
         raise ConfigError(f"--base {base}: goes with a model, and {target} is a config; set model.path={base}")
     config = load(target, overrides, run_dir=run_dir)
@@ -98,14 +96,21 @@ def _read(
         # Beside the run folder: a run's own eval.json compares all of its methods, and must not be overwritten.
         config.run.dir = f"{config.run.dir.rstrip('/')}-eval"
     trained = Path(target) / "model"
-    return config, model or (str(trained) if trained.is_dir() else config.model.path), config.model.path
+    return config, model or (str(trained) if trained.is_dir() else _original(config)), _original(config)
+
+
+def _original(config: Config) -> str:
+    """The name of the config's own model."""
+    from raft_ray.models import source
+
+    return source(config.model)
 
 
 def _is_model(target: str) -> bool:
-    """A folder with `config.json`, a built-in name (`embedded:`, `random:`) or a hub name with a slash."""
+    """A folder with a model or an adapter, a built-in name (`embedded:`, `random:`) or a hub name with a slash."""
     path = Path(target)
     if path.is_dir():
-        return (path / "config.json").is_file()
+        return any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     if path.exists() or path.suffix in (".yaml", ".yml"):
         return False
     return target.startswith(("embedded:", "random:")) or target.count("/") == 1

@@ -60,7 +60,7 @@ def print_prompts(config: Config, row: int, console: Console) -> None:
     asked = rewrite_chat(load_prompts(config.refine).rewrite, chosen.messages, chosen.prompt, chosen.answer)
     if is_local(config.refine, name):
         model = model_config(config, name)
-        chat = models.load_chat(models.resolve(model.path), model)
+        chat = models.load_chat(models.source(model), model)
         ids = chat.prompt(asked)
         title, text = f"[bold]rewriter ({name})[/] reads {len(ids)} tokens", str(chat.tokenizer.decode(ids))
     else:

@@ -25,22 +25,25 @@ def check_given(config: Config, base: str) -> None:
     for row, folders in config.compare.models.items():
         for name in folders:
             try:
-                folder = models.resolve(name)
+                folder = models.settled(models.given(name, config.model))
                 models.check_weights(folder, config.model)
                 models.load_chat(folder, config.model)
                 if differs := models.vocabulary_difference(folder, base, config.model):
                     raise ModelError(f"{name}: {differs}; only models that came of it are compared")
-                if os.path.isdir(folder) and os.path.isdir(base):
-                    matched_files(base, folder)
+                original = models.base_folder(base)
+                if os.path.isdir(folder) and os.path.isdir(original):
+                    matched_files(original, folder)
             except ModelError as error:
-                raise ModelError(f"compare.models.{row}: {str(error).removeprefix('model.path=')}") from error
+                said = str(error).removeprefix("model.path=").removeprefix("model.adapter=")
+                raise ModelError(f"compare.models.{row}: {said}") from error
 
 
 def changed(training: Training, block: dict[str, Any], evaluation: Path) -> bool:
     """Whether a given row's block in the file `evaluation` is of another model than is given now, as far as names and
     times of files say."""
     assert training.given is not None
-    files = [*training.model.glob("*")] if training.model.is_dir() else []
+    folders = map(Path, filter(None, models.split(training.given)))
+    files = [file for folder in folders if folder.is_dir() for file in folder.glob("*")]
     # The time of the last change of the entry, which copying with the old times does not set back.
     newest = max((file.stat().st_ctime for file in files), default=0.0)
     return block.get("model") != shown(training.given) or newest > evaluation.stat().st_mtime

@@ -19,6 +19,7 @@ from raft_ray.compare.tuning import ONLY
 from raft_ray.config import CompareConfig, Config, Method, settings
 from raft_ray.config.checks import SHARED
 from raft_ray.errors import ConfigError
+from raft_ray.models import given
 
 FAPM, WISE = "fapm", "wise"
 DERIVED = {FAPM: "prunes", WISE: "interpolates"}
@@ -54,7 +55,7 @@ class Training:
     alpha: float | None = None
     """Of `wise`: the tuned model's share."""
     given: str | None = None
-    """Of a row that was trained elsewhere (`compare.models`): the folder or hub name of its model."""
+    """Of a row that was trained elsewhere (`compare.models`): the name of its model (`raft_ray.models.sources`)."""
 
     @property
     def model(self) -> Path:
@@ -123,7 +124,7 @@ def plan(config: Config, run_dir: Path) -> list[Training]:
     points = grid_points(wanted.grid)
     configs = {(row, point): _row_config(config, row, values) for point, values in points.items() for row in rows}
     trainings = [
-        Training(row, ONLY, seed, run_dir / "methods" / row / f"seed{seed}", None, given=folder)
+        Training(row, ONLY, seed, run_dir / "methods" / row / f"seed{seed}", None, given=given(folder, config.model))
         for row, folders in wanted.models.items()
         for seed, folder in enumerate(folders)
     ]

@@ -308,7 +308,8 @@ def _rehearsal(config: Config) -> Iterator[str]:
             f"distill.rehearsal.kind={kind.value}: rows and prompts are both sampled or both not, and "
             f"distill.off_policy={str(config.distill.off_policy).lower()}; set distill.rehearsal.kind={fix.value}"
         )
-    if teacher not in (None, config.model.path) and not config.uses_replay:
+    original = None if config.model.adapter else config.model.path
+    if teacher not in (None, original) and not config.uses_replay:
         yield (
             f"teacher.path={teacher}: the student would rehearse another model's answers ({where}); leave teacher.path "
             "out, or set distill.rehearsal.rows=0"

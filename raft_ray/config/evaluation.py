@@ -110,8 +110,8 @@ class CompareConfig:
     and names that `compare.overrides` describes."""
     models: dict[str, list[str]] = field(default_factory=dict)
     """Rows that were trained elsewhere and are measured beside the others, a folder or hub name per seed:
-    `{trl: [models/trl-0, models/trl-1]}`. Only models with the parameters and the vocabulary of `model.path`. With no
-    methods they are compared alone, and nothing is trained."""
+    `{trl: [models/trl-0, models/trl-1]}`. Only models with the parameters and the vocabulary of `model.path`, and peft
+    adapters of it. With no methods they are compared alone, and nothing is trained."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """`run.seed` of each training; stage 1 and the evaluation keep the run's own."""
     overrides: dict[str, Any] = field(default_factory=dict)

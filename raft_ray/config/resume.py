@@ -16,8 +16,8 @@ from raft_ray.errors import ConfigError
 
 # A checkpoint holds the place in this order of rows, and weights of this model: they cannot change on the way.
 _CHECKPOINT = {
-    *("run.seed", "run.storage", "model.path", "model.dtype", "model.thinking", "model.date", "data.train"),
-    *("data.limit", "learner.global_batch_size"),
+    *("run.seed", "run.storage", "data.train", "data.limit", "learner.global_batch_size"),
+    *(f"model.{name}" for name in ("path", "adapter", "dtype", "thinking", "date")),
     *(f"distill.{name}" for name in ("method", "target", "loss", "off_policy")),
     *(f"distill.rehearsal.{name}" for name in ("rows", "kind", "prompts", "forms")),
     *("eval.every", "eval.validation", "eval.validation_rows"),
@@ -87,6 +87,7 @@ def deciding(config: Config) -> dict[str, Any]:
     left_out += [] if config.eval.every else ["eval."]
     left_out += [] if config.learner.lora.rank else ["learner.lora."]
     left_out += [] if config.sync.adapter is SyncAdapter.hot else ["sync.adapter"]
+    left_out += [] if config.model.adapter else ["model.adapter"]
     values = settings.flatten(config)
     return {key: value for key, value in values.items() if _trains(key) and not key.startswith(tuple(left_out))}
 

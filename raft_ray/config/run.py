@@ -71,6 +71,11 @@ class RunConfig:
 class ModelConfig:
     path: str = "embedded:smollm2-135m-instruct"
     """A Hugging Face folder or name; `embedded:smollm2-135m-instruct` (needs no hub); `random:tiny` (for tests)."""
+    adapter: str | None = None
+    """A peft LoRA folder on `model.path`, to go on from; base and adapter together are the original model, teacher and
+    base of all measures. With `learner.lora.rank` at its rank the same A and B train on, and keys of `learner.lora`
+    left at their defaults are the adapter's; with 0 it is merged and all weights train. A `model.path` that is such a
+    folder means the base that it names, with it. Merged models are kept in `~/.cache/raft-ray/models`."""
     dtype: Dtype = Dtype.bfloat16
     """Of rollout and teacher weights; the learner computes in it with fp32 master weights."""
     context: PositiveInt | None = None

@@ -172,7 +172,8 @@ class TeacherConfig:
     `num_cpus`, `num_gpus`, `threads` and `timeout` are then for the evaluation and stage 1's gap alone."""
     actors: PositiveInt = 1
     path: str | None = None
-    """Another frozen teacher with the same vocabulary; none takes `model.path` (the paper's choice)."""
+    """Another frozen teacher with the same vocabulary; none takes the original model (the paper's choice), which is
+    `model.path` with `model.adapter`."""
     template: str = "teacher"
     """A prompt file: a name under `configs/prompts/`, or a path. Fields: `{prompt}` `{answer}`."""
     on_long_reference: OnLongReference = OnLongReference.error

@@ -1,7 +1,7 @@
 """Where a model comes from, and everything of it that student, teacher, engine and evaluation must agree on.
 
-`loading` resolves, checks and loads it; `prompts` and `chat` make the token ids that a row becomes; `head` and
-`likelihood` compute what it says of them.
+`sources` names it; `loading` resolves, checks and loads it; `prompts` and `chat` make the token ids that a row becomes;
+`head` and `likelihood` compute what it says of them.
 """
 
 from raft_ray.models.builtin import EMBEDDED, TINY
@@ -14,26 +14,31 @@ from raft_ray.models.loading import (
     load_model,
     load_tokenizer,
     model_context,
-    model_identity,
     resolve,
     swapped_layers,
     vocabulary_difference,
     vocabulary_size,
 )
+from raft_ray.models.sources import base_folder, given, model_identity, settled, source, split
 
 __all__ = [
     "EMBEDDED",
     "TINY",
+    "base_folder",
     "check_adapter",
     "check_rollouts",
     "check_weights",
     "checkpoint_tensors",
+    "given",
     "load_chat",
     "load_model",
     "load_tokenizer",
     "model_context",
     "model_identity",
     "resolve",
+    "settled",
+    "source",
+    "split",
     "swapped_layers",
     "vocabulary_difference",
     "vocabulary_size",

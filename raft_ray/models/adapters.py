@@ -11,13 +11,15 @@ Without an adapter nothing here imports peft. Knows nothing about Ray, DeepSpeed
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from raft_ray.config import LoraConfig
-from raft_ray.errors import ModelError
+from raft_ray.errors import ModelError, first_line
+from raft_ray.models import adapter_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -84,7 +86,6 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
     """
     check_peft(lora)
     import peft
-    import torch
 
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -95,16 +96,104 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )
-    head = model.get_output_embeddings()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        peft.inject_adapter_in_model(settings, model, adapter_name=_NAME)
+    _inject(settings, model, seed, f"{_KEY}={lora.target_modules}")
+    _check_called(model, adapted_layers(model))
+
+
+def load_adapter(model: Any, folder: str, *, allow_pickle: bool, lora: LoraConfig | None = None) -> None:
+    """Put the adapter of a peft folder into the model that it was trained on, and freeze all else. Without values (a
+    model on the meta device) it is only seen whether it fits.
+
+    Args:
+        lora: it is trained on, as these settings have it, in the precision of the model; else its parameters are kept
+            in float32.
+
+    Raises `ModelError` for an adapter that does not fit the model or contradicts `lora`, or that `read_settings` or
+    `read_tensors` refuses.
+    """
+    settings = adapter_folder.read_settings(folder)
+    if lora is not None:
+        agree(settings, lora, folder)
+        settings.lora_dropout = lora.dropout
+    tensors = adapter_folder.read_tensors(folder, allow_pickle=allow_pickle)
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    where = f"model.adapter={folder}: {adapter_folder.SETTINGS}: target_modules"
+    _inject(settings, model, 0, where)
     layers = adapted_layers(model)
+    wanted = get_peft_model_state_dict(model, adapter_name=_NAME, save_embedding_layers=False)
+    adapter_folder.check_tensors(folder, wanted, tensors)
+    if next(model.parameters()).is_meta:
+        return
+    if lora is None:
+        for parameter in (each for layer in layers.values() for each in adapter_parameters(layer)):
+            parameter.data = parameter.data.float()
+    else:
+        _check_called(model, layers)
+    set_peft_model_state_dict(model, tensors, adapter_name=_NAME)
+
+
+_FIELDS = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "target_modules": "target_modules",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+}
+"""What peft calls the keys of `learner.lora` that make an adapter what it is."""
+
+
+def shown(settings: Any) -> str:
+    """The fields of an adapter's settings that `learner.lora` has keys for."""
+    return ", ".join(f"{name}={_sorted(getattr(settings, name))}" for name in _FIELDS.values())
+
+
+def agree(settings: Any, lora: LoraConfig, folder: str) -> None:
+    """Refuse keys of `learner.lora` that say something else than a given adapter's settings (`peft.LoraConfig`). Keys
+    that were left at their default are the adapter's. Raises `ModelError` naming both."""
+    default = LoraConfig()
+    for key, name in _FIELDS.items():
+        ours, theirs = _sorted(getattr(lora, key)), _sorted(getattr(settings, name))
+        if ours != getattr(default, key) and ours != theirs:
+            fix = ", or to 0, which merges the adapter and trains all weights" if key == "rank" else ""
+            raise ModelError(
+                f"learner.lora.{key}={ours}: model.adapter={folder} has {name}={theirs} ({adapter_folder.SETTINGS}); "
+                f"set learner.lora.{key} to that{fix}"
+            )
+
+
+def _sorted(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | list) else value
+
+
+def merge(model: Any) -> None:
+    """Put `W'` of every adapted layer, as `merged` has it, into the model, which has no adapter afterwards."""
+    for name, layer in adapted_layers(model).items():
+        base = layer.base_layer
+        base.weight.data = merged(layer).to(base.weight.dtype)
+        model.set_submodule(name, base)
+    del model.peft_config
+
+
+def _inject(settings: Any, model: Any, seed: int, where: str) -> None:
+    """Let peft put its layers into a model; what it draws is drawn from `seed` alone. Raises `ModelError`, which
+    `where` opens, for layers that cannot be adapted."""
+    import peft
+    import torch
+
+    head = model.get_output_embeddings()
+    on_meta = next(model.parameters()).is_meta
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.default_generator.manual_seed(seed)
+        warnings.simplefilter("ignore")  # of layers that are refused below
+        try:
+            peft.inject_adapter_in_model(settings, model, adapter_name=_NAME, low_cpu_mem_usage=on_meta)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise ModelError(f"{where}: {first_line(error)}; name other layers") from error
     # By the end of its name peft finds layers of any kind.
-    for name, layer in layers.items():
+    for name, layer in adapted_layers(model).items():
         if not isinstance(layer.base_layer, torch.nn.Linear) or layer.base_layer is head:
-            raise ModelError(f"{_KEY}={lora.target_modules}: {name} cannot have an adapter; name other layers")
-    _check_called(model, layers)
+            raise ModelError(f"{where}: {name} cannot have an adapter; name other layers")
 
 
 def adapted_layers(model: Any) -> dict[str, Any]:

@@ -1,68 +1,89 @@
-"""Resolves `model.path` to a folder, checks it, and loads from it what a run needs, with transformers.
+"""Resolves the name of a model (`raft_ray.models.sources`) to a folder, checks it, and loads from it what a run needs.
 
-Knows nothing about Ray or vLLM. Torch and transformers are imported inside the functions.
+All functions take such names. Knows nothing about Ray or vLLM. Torch and transformers are imported inside the
+functions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raft_ray.config import LoraConfig, ModelConfig
+from filelock import FileLock
+
+from raft_ray.config import Config, LoraConfig, ModelConfig
 from raft_ray.errors import ModelError, first_line
-from raft_ray.files import home
+from raft_ray.files import writing
 from raft_ray.json_files import read_object
 from raft_ray.models import adapters, rope
+from raft_ray.models.adapter_folder import read_settings
 from raft_ray.models.architectures import READ_ONCE
-from raft_ray.models.builtin import builtin_folder
+from raft_ray.models.builtin import cache_dir
 from raft_ray.models.chat import Chat, with_thinking
 from raft_ray.models.checks import check_keys, check_ties, remove_randomness, settle_attention
-from raft_ray.models.weight_files import weight_files
+from raft_ray.models.sources import adapted, base_folder, check_base, model_identity, split
+from raft_ray.models.weight_files import INDEX, weight_files
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_MODEL_FILES = {".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".jinja", ".py"}
+_FILES = {".json", ".model", ".txt", ".jinja", ".py"}
+"""Endings of a model's files other than weights."""
 _TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"}
-_SAMPLE, _SAMPLES = 1 << 20, 32
 
 
-def resolve(path: str) -> str:
-    """A local folder for `path`, or the hub name itself; makes built-in models where they are missing. Raises
-    `ModelError` for an unknown built-in name, a folder that does not exist, or a file."""
-    if (builtin := builtin_folder(path)) is not None:
-        return builtin
-    folder = home(path)
-    if folder.is_dir():
-        return str(folder) if path.startswith("~") else path
-    # transformers would read a file as the config of a model.
-    if folder.exists():
-        raise _refusal(path, "a file, not a folder; name the folder of a Hugging Face model")
-    if path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
-        raise _refusal(path, "no such folder")
-    return path
+def resolve(name: str, config: ModelConfig | None = None) -> str:
+    """A local folder with the weights of `name`, or the hub name itself. Built-in models, and bases merged with their
+    adapter, are made in this node's cache where they are missing, safe among processes.
+
+    Args:
+        config: what a base that is merged is trusted with.
+
+    Raises `ModelError` for a name without a model, and for an adapter that does not fit its base.
+    """
+    base, adapter = split(name)
+    if adapter is None:
+        return base_folder(base)
+    config = config or ModelConfig()
+    original = resolve(base, config)
+    if not os.path.isdir(original):
+        from huggingface_hub import snapshot_download
+
+        with _foreign(original, "the base of an adapter could not be fetched"):
+            patterns = [f"*{kind}" for kind in _FILES] + ["*.safetensors"] + ["*.bin"] * config.allow_pickle
+            original = snapshot_download(original, allow_patterns=patterns)
+    folder = cache_dir() / "models" / f"merged-{model_identity(adapted(original, adapter))[:16]}"
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                _merge(original, adapter, config, folder)
+    return str(folder)
 
 
-def model_identity(folder: str) -> str:
-    """What tells a model from every other: for a folder a hash of its files, for a hub name the name. Of large files
-    only a MiB in each of `_SAMPLES` places is read, which training changes all the same."""
-    root = Path(folder)
-    if not root.is_dir():
-        return folder
-    digest = hashlib.sha256()
-    for path in sorted(path for path in root.iterdir() if path.suffix in _MODEL_FILES):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for number in range(_SAMPLES if size > _SAMPLE else 1):
-                file.seek(max(0, size - _SAMPLE) * number // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
+def _merge(original: str, adapter: str, config: ModelConfig, folder: Path) -> None:
+    """Write `folder`: the base with its adapter merged, in the base's own precision, all else as the base has it."""
+    from transformers import GenerationConfig
+
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model = _from_checkpoint(original, config, dtype="auto")
+    adapters.load_adapter(model, adapter, allow_pickle=config.allow_pickle)
+    adapters.merge(model)
+    model.generation_config = GenerationConfig()  # one of the base that contradicts itself could not be saved
+    model.save_pretrained(partial, max_shard_size="5GB")
+    for path in partial.iterdir():
+        if path.suffix in _FILES and path.name != INDEX:
+            path.unlink()
+    for path in Path(original).iterdir():
+        if path.suffix in _FILES and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, partial / path.name)
+    partial.rename(folder)
 
 
 def load_tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -70,6 +91,7 @@ def load_tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
     `model.thinking` says so. Raises `ModelError`."""
     from transformers import AutoTokenizer
 
+    folder = base_folder(folder)
     _check_folder(folder, config)
     with _foreign(folder, "no tokenizer could be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
@@ -87,6 +109,7 @@ def load_tokenizer(folder: str, config: ModelConfig) -> PreTrainedTokenizerBase:
 
 def load_chat(folder: str, config: ModelConfig) -> Chat:
     """The tokenizer with its chat template, checked, as this run uses it. Raises `ModelError`."""
+    folder = base_folder(folder)
     size, stops = vocabulary_size(folder, config), _generation_stops(folder, config)
     if (beyond := max(stops, default=0)) >= size:
         raise _refusal(
@@ -128,25 +151,58 @@ def load_model(
     from raft_ray.models.head import check_head
 
     dtype = dtype if dtype is not None else getattr(torch, config.dtype.value)
-    model = _from_checkpoint(folder, config, dropout=dropout, dtype=dtype)
+    model = _from_checkpoint(resolve(folder, config), config, dropout=dropout, dtype=dtype)
     settle_attention(model)
     check_head(model)
     return model
 
 
-def check_weights(folder: str, config: ModelConfig) -> int | None:
-    """Refuse a local folder whose tensors are not those of its architecture; reads names and shapes, not the tensors.
-    Returns the number of parameters. Hub names pass, uncounted: loading tells. Raises `ModelError`."""
+def check_weights(name: str, config: ModelConfig) -> int | None:
+    """Refuse a model in a local folder whose tensors are not those of its architecture, and adapters that do not fit
+    it; reads names and shapes, not the tensors. Returns the number of parameters. Hub names pass, uncounted: loading
+    tells. Raises `ModelError`."""
+    folder, found = base_folder(name), split(name)
     if not os.path.isdir(folder):
         return None
-    return sum(parameter.numel() for parameter in _from_checkpoint(folder, config, device_map="meta").parameters())
+    model = _from_checkpoint(folder, config, device_map="meta")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    while (adapter := found[1]) is not None:
+        adapters.load_adapter(model, adapter, allow_pickle=config.allow_pickle)
+        check_base(found[0], adapter)
+        found = split(found[0])
+        model = _from_checkpoint(folder, config, device_map="meta") if found[1] else model
+    return count
 
 
-def check_adapter(folder: str, config: ModelConfig, lora: LoraConfig) -> None:
-    """Refuse an adapter for layers that the model in a local folder does not have, as `check_weights` reads it. Raises
-    `ModelError`."""
-    if lora.rank and os.path.isdir(folder):
-        adapters.target_modules(_from_checkpoint(folder, config, device_map="meta"), lora.target_modules)
+def check_adapter(name: str, config: Config) -> str | None:
+    """Refuse `learner.lora` for layers that the model does not have, as `check_weights` reads it, and where it
+    contradicts the adapter that is trained on. Returns what is to be known of such an adapter. Raises `ModelError`."""
+    adapter, lora = split(name)[1], config.learner.lora
+    if lora.rank and adapter is not None:
+        settings = read_settings(adapter)
+        adapters.agree(settings, lora, adapter)
+        for unfit, message in (
+            (
+                settings.use_dora and config.learner.zero_stage == 3,
+                "use_dora=true takes norms of whole weights, which ranks at learner.zero_stage=3 do not have; set "
+                "learner.zero_stage=2, or learner.lora.rank=0",
+            ),
+            (
+                config.learners_score,
+                "it belongs to the original model, which learners do not have apart from what they train "
+                "(teacher.place=learner); set teacher.place=own",
+            ),
+            (
+                config.swaps_adapters,
+                "engines swap new adapters alone (sync.adapter=hot); set sync.adapter=merged",
+            ),
+        ):
+            if unfit:
+                raise ModelError(f"model.adapter={adapter}: {message}")
+        return f"the adapter {adapter} trains on: {adapters.shown(settings)}"
+    if lora.rank and os.path.isdir(folder := base_folder(name)):
+        adapters.target_modules(_from_checkpoint(folder, config.model, device_map="meta"), lora.target_modules)
+    return None
 
 
 def swapped_layers(folder: str, config: ModelConfig, lora: LoraConfig, *, on_gpu: bool) -> list[str]:
@@ -257,7 +313,7 @@ def _without_tensors(folder: str, config: ModelConfig) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    if os.path.isdir(folder):
+    if os.path.isdir(folder := base_folder(folder)):
         return _from_checkpoint(folder, config, device_map="meta")
     settings = _config(folder, config)
     with torch.device("meta"):
@@ -268,6 +324,7 @@ def _config(folder: str, config: ModelConfig) -> Any:
     """The folder's whole config, made anew at each call."""
     from transformers import AutoConfig
 
+    folder = base_folder(folder)
     _check_folder(folder, config)
     with _foreign(folder, "no model config could be loaded"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
@@ -288,10 +345,6 @@ def _check_folder(folder: str, config: ModelConfig) -> None:
         settings = read_object(root / "config.json", fix, key="model.path", raises=ModelError)
     quantised = settings.get("quantization_config") or settings.get("compression_config")
     for fault, what in (
-        (
-            "config.json" not in names and adapter,
-            "no config.json there; it holds an adapter alone: merge it into its base with peft's merge_and_unload",
-        ),
         ("config.json" not in names, "no config.json there; it is not a Hugging Face model folder"),
         (
             adapter,

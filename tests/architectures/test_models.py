@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from actors.engine.weights import full_tensors
+from actors.engine.weights import adapter_tensors, full_tensors
 from raft_ray import models
 from raft_ray.config import Dtype, LoraConfig, ModelConfig
 from raft_ray.distill.order import SampleId
 from raft_ray.distill.student import Student, answer_logprobs, make_micro_batches, sharing_error
 from raft_ray.distill.teacher import score
 from raft_ray.distill.trajectory import Sample, Trajectory
-from raft_ray.models.adapters import add_adapter
+from raft_ray.models.adapters import adapter_files, add_adapter
 from raft_ray.models.head import Head
 from raft_ray.models.prompts import EncodedRow
 
@@ -154,19 +154,42 @@ def test_an_answers_log_probabilities_are_the_models_own(named: tuple[str, Any, 
     assert Head.of(model).rows == want.shape[1]
 
 
+def with_adapter(model: Any) -> Any:
+    """A copy with an adapter whose parameters are none of its first."""
+    learner = copy.deepcopy(model)
+    add_adapter(learner, LoraConfig(rank=2, alpha=4), seed=0)
+    drawn = torch.Generator().manual_seed(0)
+    for parameter in learner.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=drawn))
+    return learner
+
+
 def test_merged_adapters_compute_what_the_learner_computes_under_the_models_names(named: tuple[str, Any, Path]) -> None:
     _, model, _ = named
-    learner, engine = copy.deepcopy(model), copy.deepcopy(model)
+    engine, learner, ids = copy.deepcopy(model), copy.deepcopy(model), torch.arange(3, 60)[None]
     add_adapter(learner, LoraConfig(rank=2, alpha=4), seed=0)
-    ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         assert torch.equal(learner(input_ids=ids).logits, model(input_ids=ids).logits)
-        drawn = torch.Generator().manual_seed(0)
-        for parameter in learner.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=drawn))
+        learner = with_adapter(model)
         sent = dict(full_tensors(learner, 0))
         assert list(sent) == [name for name, _ in full_tensors(model, 0)]
         assert not engine.load_state_dict(sent, strict=False).unexpected_keys
         assert torch.allclose(engine(input_ids=ids).logits, learner(input_ids=ids).logits, rtol=1e-3, atol=1e-3)
         assert not torch.allclose(engine(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-2)
+
+
+def test_an_adapter_that_was_written_is_the_learners_model_on_its_base(
+    named: tuple[str, Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAFT_RAY_CACHE", str(tmp_path))
+    _, model, folder = named
+    learner, adapter = with_adapter(model), tmp_path / "adapter"
+    adapter.mkdir()
+    for file, content in adapter_files(learner, dict(adapter_tensors(learner, 0)), str(folder)).items():
+        (adapter / file).write_bytes(content)
+    name = f"{folder} + {adapter}"
+    models.check_weights(name, FLOAT32)
+    sent, loaded = dict(full_tensors(learner, 0)), dict(full_tensors(models.load_model(name, FLOAT32), 0))
+    assert loaded.keys() == sent.keys()
+    assert all(torch.equal(loaded[name], sent[name]) for name in sent)

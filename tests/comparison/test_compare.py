@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from adapter_fixture import save_adapter
 
 from actors.compare import compare
 from raft_ray.compare.fapm import fapm
@@ -176,3 +177,29 @@ def test_models_from_elsewhere_are_compared_alone_without_any_training(
     written = (run / "eval.json").stat().st_mtime_ns
     compare(make_config(run, *keys, "run.resume=true"))
     assert (run / "eval.json").stat().st_mtime_ns == written
+
+
+def test_rows_of_adapters_go_on_from_one_and_fapm_prunes_what_they_changed(
+    ray_cluster: None, make_config: Callable[..., Config], tmp_path: Path, tiny_model: Path
+) -> None:
+    import torch
+
+    from raft_ray.models import resolve
+
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"prompt": "What is 1?", "answer": "x"}) + "\n")
+    run, given = tmp_path / "run", save_adapter(tiny_model, tmp_path / "given")
+    keys = [f"data.test={test}", "eval.enabled=true", "eval.ifeval_rows=0", "eval.general_rows=2"]
+    keys += [f"model.path={tiny_model}", f"model.adapter={given}", "learner.lora.rank=4", "learner.lr=0.01"]
+    keys += ["compare.methods=[sft,fapm]", f"compare.models={{theirs: [{given}]}}", "learner.max_steps=2"]
+    compare(make_config(run, *keys))
+    result = json.loads((run / "compare.json").read_text())
+    assert not result["failed"]
+    # The base of all is base and adapter, which the given row is as well.
+    assert result["methods"]["theirs"]["drift"]["mean"] == 0
+    assert result["methods"]["sft"]["drift"]["mean"] > result["methods"]["fapm"]["drift"]["mean"] > 0
+    start, tuned = _state(Path(resolve(f"{tiny_model} + {given}"))), _state(run / "methods/sft/seed0/model")
+    expected, pruned = fapm(start, tuned, 0.9), _state(run / "methods/fapm/seed0/model")
+    assert all(torch.equal(pruned[name], expected[name]) for name in expected)
+    changed = {name.split(".")[-2] for name in start if not torch.equal(start[name], pruned[name])}
+    assert changed == {"q_proj", "v_proj", "down_proj"}

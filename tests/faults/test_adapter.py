@@ -1,13 +1,16 @@
-"""LoRA for real: learners killed and runs resumed end as the undisturbed one, merged model and adapter alike."""
+"""LoRA for real: learners killed and runs resumed end as the undisturbed one, merged model and adapter alike, with an
+adapter that is new and one that is given."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from adapter_fixture import save_adapter
 from listener import Listener, first_of, once
 from run_files import lines, outcome
 from safetensors.torch import load_file
@@ -62,3 +65,32 @@ def test_a_run_with_an_adapter_that_is_killed_and_resumed_ends_as_the_undisturbe
     names = torch.load(state, weights_only=False)["module"]
     assert names
     assert all(".lora_" in name for name in names)
+
+
+def test_a_run_that_goes_on_from_an_adapter_is_resumed_bit_for_bit_and_its_teacher_is_the_start(
+    make_config: Callable[..., Config], tmp_path: Path, tiny_model: Path
+) -> None:
+    given = save_adapter(tiny_model, tmp_path / "given")
+    keys = (*LORA, f"model.adapter={given}", "distill.method=opd", "learner.lora.dropout=0")
+    whole = train(make_config(tmp_path / "whole", *keys, "learner.max_steps=3"))
+    train(make_config(tmp_path / "parts", *keys, "learner.max_steps=2"))
+    train(make_config(tmp_path / "parts", *keys, "learner.max_steps=3", "run.resume=true"))
+    assert outcome(tmp_path / "parts") == outcome(whole)
+
+    # Without the answer before its eyes the teacher is the student at first: both are base and adapter.
+    first, *later = lines(whole / "metrics.jsonl")
+    assert abs(first["kl_loss"]) < 1e-6
+    assert all(line["kl_loss"] > 1e-5 for line in later)
+    settings = json.loads((whole / "adapter" / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["lora_alpha"]) == (str(tiny_model), 6)
+    assert sorted(settings["target_modules"]) == ["down_proj", "q_proj", "v_proj"]
+    # The same A and B, trained on: merged into the base they are the model of the run.
+    config = ModelConfig(dtype=Dtype.float32)
+    merged = load_file(Path(models.resolve(str(whole / "adapter"), config)) / "model.safetensors")
+    trained = load_file(whole / "model" / "model.safetensors")
+    assert merged.keys() == trained.keys()
+    assert all(torch.equal(merged[name], trained[name]) for name in merged)
+    began = load_file(given / "adapter_model.safetensors")
+    now = load_file(whole / "adapter" / "adapter_model.safetensors")
+    assert began.keys() == now.keys()
+    assert all(0 < (began[name] - now[name]).abs().max() < 0.1 for name in began)

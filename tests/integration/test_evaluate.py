@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from adapter_fixture import save_adapter
 from listener import Listener, once
 
 from actors.evaluate.evaluation import evaluate_models
@@ -331,3 +333,20 @@ def test_an_actor_that_finds_no_place_is_reported_with_what_it_needs(tmp_path: P
     config.rollout.timeout = 3.0
     with pytest.raises(RaftError, match=r"EvalActor .*1000 CPUs.*no answer within 3 s"):
         evaluate_models({"tuned": models.resolve(models.TINY)}, config, None)
+
+
+def test_an_adapter_on_its_base_is_measured_as_the_merged_model(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    config.eval.ifeval_rows = 2
+    base = Path(models.resolve(models.TINY))
+    name = f"{models.TINY} + {save_adapter(base, tmp_path / 'adapter')}"
+    merged = shutil.copytree(models.resolve(name, config.model), tmp_path / "merged")
+    rows = [replace(row, choices=["red", "green"]) for row in _rows(["red", "green"] * 2)]
+    result = evaluate_models({"base": str(base), "adapter": name, "merged": str(merged)}, config, rows)
+    assert result["adapter"]["model"] == name
+    assert result["adapter"]["drift"]["kl"] > 0
+    layers = result["adapter"]["weight_distance"]["layers"]
+    assert layers["0"] > 0
+    assert layers["embed"] == layers["other"] == 0
+    for key in result["adapter"].keys() - {"model", "seconds"}:
+        assert result["adapter"][key] == result["merged"][key], key

@@ -35,6 +35,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "distill.rehearsal.prompts": ("rows.jsonl", ("distill.rehearsal.rows=1",)),
     "teacher.template": ("prompt.txt", ("distill.method=raft",)),
     "model.path": ("./model", ()),
+    "model.adapter": ("./adapter", ()),
     "teacher.path": ("./model", ()),
     "refine.models.big.path": ("./model", ("refine.enabled=true", "refine.rewriter=big")),
     "refine.embedder": ("./model", ("refine.enabled=true",)),

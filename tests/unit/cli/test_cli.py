@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from adapter_fixture import save_adapter
 from typer.testing import CliRunner, Result
 
 from raft_ray import cli
@@ -215,8 +216,17 @@ def test_eval_measures_a_model_alone_or_beside_its_base(
         lambda config, model, base: measured.append((config.run.dir, model, base, config.model.path)),
     )
     shutil.copytree(tiny_model, "tuned")
+    save_adapter(tiny_model, Path("adapter"))
 
-    for arguments in (["./tuned"], ["random:tiny", "--run-dir", "mine"], ["./tuned", "--base", "random:tiny"]):
+    for arguments in (
+        ["./tuned"],
+        ["random:tiny", "--run-dir", "mine"],
+        ["./tuned", "--base", "random:tiny"],
+        ["./adapter", "--base", "random:tiny"],
+        ["./adapter"],
+        ["smoke", "--model", "./adapter", "--run-dir", "mine"],
+        ["smoke", "--run-dir", "mine", "model.adapter=./adapter"],
+    ):
         result = raft_ray("eval", *arguments)
         assert result.exit_code == 0, result.output
 
@@ -224,7 +234,22 @@ def test_eval_measures_a_model_alone_or_beside_its_base(
         ("runs/eval-tuned", "./tuned", None, "./tuned"),
         ("mine", "random:tiny", None, "random:tiny"),
         ("runs/eval-tuned", "./tuned", "random:tiny", "random:tiny"),
+        ("runs/eval-adapter", "random:tiny + ./adapter", "random:tiny", "random:tiny"),
+        ("runs/eval-adapter", "./adapter", None, "./adapter"),
+        ("mine", "random:tiny + ./adapter", "random:tiny", "random:tiny"),
+        ("mine", "random:tiny + ./adapter", "random:tiny + ./adapter", "random:tiny"),
     ]
+
+
+def test_eval_refuses_an_adapter_that_does_not_fit_its_base(workspace: Path, tiny_model: Path) -> None:
+    settings_file = save_adapter(tiny_model, Path("adapter")) / "adapter_config.json"
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"r": 5}))
+    result = raft_ray("eval", "./adapter", "--base", "random:tiny")
+    assert result.exit_code == 2
+    assert "model.adapter=./adapter: adapter_model.safetensors: does not fit the base" in result.stderr
+    settings_file.unlink()
+    result = raft_ray("eval", "./adapter", "--base", "random:tiny")
+    assert "./adapter: holds no model (config.json), adapter (adapter_config.json) or run" in result.stderr
 
 
 @pytest.mark.parametrize(

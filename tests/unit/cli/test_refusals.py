@@ -268,6 +268,8 @@ BAD_INPUTS = [
     bad("train smoke data.train=good.jsonl model.path=./no_tokenizer", "./no_tokenizer", "no tokenizer"),
     bad("train smoke data.train=good.jsonl model.path=./no_template", "./no_template", "no chat template"),
     bad("train smoke data.train=good.jsonl model.path=./pickled", "./pickled", "model.allow_pickle=true"),
+    bad("train smoke data.train=good.jsonl model.adapter=./none", "model.adapter=./none", "no such folder"),
+    bad("train smoke data.train=good.jsonl model.adapter=./pickled", "model.adapter=./pickled", "a peft adapter"),
     bad("train smoke data.train=good.jsonl model.path=./broken_generation", "generation_config.json line 1", "remove"),
     bad(
         "train smoke distill.rehearsal.rows=1 distill.rehearsal.prompts=none.jsonl",

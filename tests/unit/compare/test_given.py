@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_fixture import save_adapter
 from safetensors.torch import load_file, save_file
 
 from raft_ray.compare.given import changed, check_given
@@ -77,6 +78,25 @@ def test_a_model_that_does_not_fit_is_refused_by_row_and_folder(
     with pytest.raises(ModelError, match=message) as caught:
         _check(copied, tiny_model)
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_is_given_on_the_model_of_the_comparison(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model, tmp_path / "adapter")
+    _check(adapter, tiny_model)
+    config = settings.load("raft", ["data.train=t.jsonl", f"model.path={tiny_model}", f"model.adapter={tmp_path}/own"])
+    config.compare.models = {"theirs": [str(adapter)]}
+    training = plan(config, tmp_path)[0]
+    assert training.given == f"{tiny_model} + {adapter}"
+    evaluation = tmp_path / "eval.json"
+    evaluation.write_text("{}")
+    assert not changed(training, {"model": training.given}, evaluation)
+    later = adapter / "later.json"
+    while not later.exists() or later.stat().st_ctime <= evaluation.stat().st_mtime:
+        later.write_text("{}")
+    assert changed(training, {"model": training.given}, evaluation)
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"^compare\.models\.theirs: .*adapter: there is no adapter_model"):
+        _check(adapter, tiny_model)
 
 
 def test_a_model_is_another_once_its_folder_or_files_change(copied: Path, tmp_path: Path) -> None:

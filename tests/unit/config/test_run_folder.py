@@ -63,6 +63,7 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
         ("data.train", "b.jsonl"),
         ("distill.method", "opd"),
         ("learner.lora.rank", "4"),
+        ("model.adapter", "./other"),
     ],
 )
 def test_resume_refuses_what_its_checkpoint_depends_on(tmp_path: Path, key: str, value: str) -> None:
@@ -143,6 +144,8 @@ def test_the_keys_of_an_adapter_decide_the_model_of_a_run_that_has_one() -> None
     hot = fine("learner.lora.rank=4", "sync.adapter=hot")
     changes = resume.changes(resume.deciding(fine("learner.lora.rank=4")), resume.deciding(hot))
     assert changes == ["sync.adapter=hot (was None)"]
+    assert "model.adapter" not in resume.deciding(fine())
+    assert resume.deciding(fine("model.adapter=./a"))["model.adapter"] == "./a"
 
 
 def test_the_place_of_the_teacher_decides_no_model() -> None:

@@ -57,6 +57,7 @@ def adapter(folder: Path) -> None:
 def adapter_alone(folder: Path) -> None:
     adapter(folder)
     (folder / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
 
 
 def torn(folder: Path) -> None:
@@ -90,7 +91,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         r"lm_head\.weight and model\.embed_tokens\.weight differ, but config\.json ties them",
     ),
     "an adapter beside the weights": (adapter, r"holds an adapter .* merge_and_unload"),
-    "an adapter alone": (adapter_alone, r"no config\.json there; .* an adapter alone"),
+    "an adapter alone": (adapter_alone, r"holds an adapter .* model\.path=BASE model\.adapter="),
     "a torn file": (torn, r"model\.safetensors: not a readable safetensors file"),
     "an absent shard": (absent_shard, r"model-00002-of-00002\.safetensors, which .* names, is missing"),
     "a config that is no JSON": (holding("config.json", b"{"), r"model\.path=.*config\.json line 1: not JSON"),
