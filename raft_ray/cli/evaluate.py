@@ -42,11 +42,13 @@ def evaluate(
 
     Domain accuracy, IFEval and length; beside the base also drift and
     distance of the weights. Writes eval.json. MODEL may be a model folder,
-    a run folder (whose trained model it is), or a config with --model.
+    a peft adapter (of --base, or of the base that it names), a run folder
+    (whose trained model it is), or a config with --model.
 
     [bold]Examples[/bold]
       raft-ray eval ./my-model
       raft-ray eval ./my-model --base HuggingFaceTB/SmolLM3-3B eval.ifeval_rows=50
+      raft-ray eval ./my-adapter --base HuggingFaceTB/SmolLM3-3B
       raft-ray eval runs/demo
       raft-ray eval demo --model ./my-model
       raft-ray eval runs/demo --resume

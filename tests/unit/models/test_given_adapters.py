@@ -164,6 +164,24 @@ def test_a_student_with_the_adapter_is_the_merged_model_and_trains_its_a_and_b_o
     assert models.resolve(f"{tiny_model} + {tmp_path / 'again'}")
 
 
+def test_in_half_precision_a_student_with_an_adapter_of_a_run_begins_as_its_teacher(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    half = replace(FLOAT32, dtype=Dtype.bfloat16)
+    models.load_model(str(tiny_model), half).save_pretrained(tmp_path / "half")
+    models.load_tokenizer(str(tiny_model), half).save_pretrained(tmp_path / "half")
+    adapter = save_adapter(tmp_path / "half", tmp_path / "adapter")
+    # As a run of this precision writes it.
+    file = adapter / "adapter_model.safetensors"
+    save_file({key: tensor.bfloat16() for key, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    config = config_of(tmp_path / "half", adapter, rank=4)
+    config.model.dtype = Dtype.bfloat16
+    name = models.source(config.model)
+    student, teacher = load_student(config, name), models.load_model(name, config.model)
+    teachers = dict(teacher.named_parameters())
+    assert all(torch.equal(tensor, teachers[key]) for key, tensor in full_tensors(student, 0))
+
+
 def test_without_a_rank_the_merged_weights_are_trained(adapter: Path, tiny_model: Path) -> None:
     config = config_of(tiny_model, adapter)
     name = models.source(config.model)
