@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from actors.engine.weights import adapter_tensors, full_tensors
 from raft_ray import models
-from raft_ray.config import Dtype, LearnerConfig, LoraConfig, ModelConfig
+from raft_ray.config import Config, Dtype, LoraConfig, ModelConfig
 from raft_ray.distill.student import MicroBatch, Student, make_micro_batches
 from raft_ray.errors import ModelError
 from raft_ray.models import adapters
@@ -212,12 +212,13 @@ def test_dropout_is_of_the_adapter_and_of_training_alone() -> None:
 def test_target_modules_that_are_no_linear_layers_are_refused_with_those_that_are(
     wanted: Any, message: str, tiny_model: Path
 ) -> None:
-    lora = LoraConfig(rank=2, target_modules=wanted)
+    config = Config()
+    config.learner.lora = LoraConfig(rank=2, target_modules=wanted)
     with pytest.raises(ModelError, match=rf"^learner\.lora\.target_modules=.*{message}") as refused:
-        models.check_adapter(str(tiny_model), ModelConfig(), LearnerConfig(lora=lora))
+        models.check_adapter(str(tiny_model), config)
     assert "\n" not in str(refused.value)
-    lora = LoraConfig(rank=0, target_modules=wanted)
-    models.check_adapter(str(tiny_model), ModelConfig(), LearnerConfig(lora=lora))
+    config.learner.lora.rank = 0
+    models.check_adapter(str(tiny_model), config)
 
 
 def test_layers_whose_adapters_engines_swap_are_known_before_they_start(tiny_model: Path, tmp_path: Path) -> None:

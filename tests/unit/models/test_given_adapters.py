@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from actors.distill.student_engine import load_student
 from actors.engine.weights import adapter_tensors, full_tensors
 from raft_ray import models
-from raft_ray.config import Config, Dtype, LearnerConfig, LoraConfig, ModelConfig
+from raft_ray.config import Config, Dtype, LoraConfig, ModelConfig, SyncAdapter, TeacherPlace
 from raft_ray.errors import ModelError
 from raft_ray.models import adapters
 
@@ -146,7 +146,7 @@ def test_a_student_with_the_adapter_is_the_merged_model_and_trains_its_a_and_b_o
     folder = save_adapter(tiny_model, tmp_path / "adapter", **KINDS[kind])
     config = config_of(tiny_model, folder, rank=4, dropout=0.5)
     name = models.source(config.model)
-    models.check_adapter(name, config.model, config.learner)
+    models.check_adapter(name, config)
     student = load_student(config, name)
     merged = dict(models.load_model(name, config.model).named_parameters())
     # The teacher, and each engine's first weights: bit for bit.
@@ -185,7 +185,7 @@ def test_in_half_precision_a_student_with_an_adapter_of_a_run_begins_as_its_teac
 def test_without_a_rank_the_merged_weights_are_trained(adapter: Path, tiny_model: Path) -> None:
     config = config_of(tiny_model, adapter)
     name = models.source(config.model)
-    models.check_adapter(name, config.model, config.learner)
+    models.check_adapter(name, config)
     student, merged = load_student(config, name), models.load_model(name, config.model)
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), merged.parameters(), strict=True))
@@ -209,7 +209,7 @@ def test_keys_that_contradict_the_adapter_are_refused_with_both(
 ) -> None:
     config = config_of(tiny_model, adapter, **lora)
     with pytest.raises(ModelError, match=f"^{message}") as refused:
-        models.check_adapter(models.source(config.model), config.model, config.learner)
+        models.check_adapter(models.source(config.model), config)
     assert "\n" not in str(refused.value)
     with pytest.raises(ModelError, match=f"^{message}"):
         load_student(config, models.source(config.model))
@@ -218,12 +218,26 @@ def test_keys_that_contradict_the_adapter_are_refused_with_both(
 def test_keys_that_agree_pass_and_dora_needs_whole_weights(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
     same = {"rank": 4, "alpha": 6, "target_modules": ["v_proj", "down_proj", "q_proj"]}
     config = config_of(tiny_model, adapter, **same)
-    told = models.check_adapter(models.source(config.model), config.model, config.learner)
+    told = models.check_adapter(models.source(config.model), config)
     assert told is not None
     assert "r=4, lora_alpha=6, target_modules=['down_proj', 'q_proj', 'v_proj'], use_rslora=False" in told
-    dora = f"{tiny_model} + {save_adapter(tiny_model, tmp_path / 'dora', use_dora=True)}"
+    dora = config_of(tiny_model, save_adapter(tiny_model, tmp_path / "dora", use_dora=True), rank=4)
+    dora.learner.zero_stage = 3
     with pytest.raises(ModelError, match=r"use_dora=true .* learner\.zero_stage=2"):
-        models.check_adapter(dora, FLOAT32, LearnerConfig(zero_stage=3, lora=LoraConfig(rank=4)))
+        models.check_adapter(models.source(dora.model), dora)
+
+
+def test_learners_are_no_teacher_with_a_given_adapter_and_engines_do_not_swap_it(
+    adapter: Path, tiny_model: Path
+) -> None:
+    config = config_of(tiny_model, adapter, rank=4)
+    name = models.source(config.model)
+    config.teacher.place = TeacherPlace.learner
+    with pytest.raises(ModelError, match=r"^model\.adapter=.*; set teacher\.place=own$"):
+        models.check_adapter(name, config)
+    config.teacher.place, config.sync.adapter = TeacherPlace.own, SyncAdapter.hot
+    with pytest.raises(ModelError, match=r"^model\.adapter=.*; set sync\.adapter=merged$"):
+        models.check_adapter(name, config)
 
 
 def says(**fields: Any) -> Callable[[Path], None]:
