@@ -41,8 +41,6 @@ class Prepared:
     train: RowTable
     """The training rows, and those left out (`data.on_bad_row=skip`); empty if nothing trains."""
     test: list[Row] | None
-    parameters: int | None = None
-    """Of the student's model; unknown for hub names."""
     notes: list[str] = field(default_factory=list)
     """What one should know of the model before it trains, a line each."""
     validation: list[Row] = field(default_factory=list)
@@ -76,7 +74,7 @@ def preflight(
     """
     methods = [config, *others]
     folder = models.resolve(config.model.path)
-    parameters = models.check_weights(folder, config.model)
+    models.check_weights(folder, config.model)
     for each in methods if trains else ():
         models.check_adapter(folder, config.model, each.learner.lora)
     if trains and any(each.uses_engines for each in methods):
@@ -105,7 +103,7 @@ def preflight(
     test = _test_rows(config, chat, context) if config.data.test is not None and config.eval.enabled else None
     difference = chat.difference()
     notes = [difference] if difference else []
-    return Prepared(folder, teachers[0], context, train, test, parameters, notes, validation)
+    return Prepared(folder, teachers[0], context, train, test, notes, validation)
 
 
 def _check_teacher(config: Config, folder: str) -> str:

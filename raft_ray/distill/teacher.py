@@ -18,6 +18,9 @@ from torch import Tensor
 from raft_ray.models.head import Head, decoder_of
 from raft_ray.models.padding import micro_batches, pad_right
 
+CHUNK = 128
+"""Positions that have logits over the whole vocabulary at once."""
+
 
 @torch.inference_mode()
 def score(
@@ -27,7 +30,7 @@ def score(
     *,
     top_k: int,
     tokens: int,
-    chunk_size: int = 128,
+    chunk_size: int = CHUNK,
 ) -> list[tuple[np.ndarray, np.ndarray, float]]:
     """The teacher's targets for each response, given its own prompt and the response's ids verbatim.
 
@@ -52,7 +55,7 @@ def score(
         hidden_BLD = decoder(input_ids=ids, use_cache=False).last_hidden_state
         # The position before a token predicts it.
         spans = [hidden_BLD[b, len(prompts[i]) - 1 : lengths[i] - 1] for b, i in enumerate(group)]
-        top_ids, top_values = _top_k(torch.cat(spans), head, kept, chunk_size)
+        top_ids, top_values = top_logprobs(torch.cat(spans), head, kept, chunk_size)
         start = 0
         for i in group:
             part = slice(start, start + len(responses[i]))
@@ -63,7 +66,9 @@ def score(
     return [results[i] for i in range(len(responses))]
 
 
-def _top_k(hidden_nD: Tensor, head: Head, kept: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+def top_logprobs(hidden_nD: Tensor, head: Head, kept: int, chunk_size: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Of each position the `kept` likeliest tokens, [n, K] int32, and their log-probabilities, [n, K] float32; on the
+    CPU."""
     ids, values = [], []
     for part in hidden_nD.split(chunk_size):
         logits = head.logits(part)

@@ -77,9 +77,25 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
 
     Raises `ModelError` without peft, and for layers that cannot be adapted.
     """
+    import torch
+
+    head = model.get_output_embeddings()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        insert_adapter(model, lora)
+    layers = adapted_layers(model)
+    # By the end of its name peft finds layers of any kind.
+    for name, layer in layers.items():
+        if not isinstance(layer.base_layer, torch.nn.Linear) or layer.base_layer is head:
+            raise ModelError(f"{_KEY}={lora.target_modules}: {name} cannot have an adapter; name other layers")
+    _check_called(model, layers)
+
+
+def insert_adapter(model: Any, lora: LoraConfig) -> None:
+    """Put an adapter into a model, which may be one without values (on the meta device), and freeze all else; nothing
+    is proved of it. Raises `ModelError` without peft, and for names that no layer has."""
     check_peft(lora)
     import peft
-    import torch
 
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -90,16 +106,7 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )
-    head = model.get_output_embeddings()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        peft.inject_adapter_in_model(settings, model, adapter_name=_NAME)
-    layers = adapted_layers(model)
-    # By the end of its name peft finds layers of any kind.
-    for name, layer in layers.items():
-        if not isinstance(layer.base_layer, torch.nn.Linear) or layer.base_layer is head:
-            raise ModelError(f"{_KEY}={lora.target_modules}: {name} cannot have an adapter; name other layers")
-    _check_called(model, layers)
+    peft.inject_adapter_in_model(settings, model, adapter_name=_NAME)
 
 
 def adapted_layers(model: Any) -> dict[str, Any]:

@@ -134,12 +134,25 @@ def load_model(
     return model
 
 
-def check_weights(folder: str, config: ModelConfig) -> int | None:
+def empty_model(folder: str, config: ModelConfig, dtype: torch.dtype) -> Any:
+    """The causal model of a folder's or hub name's config.json on the meta device: shapes without values. No weights
+    are read, nor need there be any. Raises `ModelError`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust = config.trust_remote_code
+    with _foreign(folder, "no model could be made of its config"):
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        rope.freeze(settings, config.context)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(settings, dtype=dtype, trust_remote_code=trust)
+
+
+def check_weights(folder: str, config: ModelConfig) -> None:
     """Refuse a local folder whose tensors are not those of its architecture; reads names and shapes, not the tensors.
-    Returns the number of parameters. Hub names pass, uncounted: loading tells. Raises `ModelError`."""
-    if not os.path.isdir(folder):
-        return None
-    return sum(parameter.numel() for parameter in _from_checkpoint(folder, config, device_map="meta").parameters())
+    Hub names pass: loading tells. Raises `ModelError`."""
+    if os.path.isdir(folder):
+        _from_checkpoint(folder, config, device_map="meta")
 
 
 def check_adapter(folder: str, config: ModelConfig, lora: LoraConfig) -> None:
