@@ -118,13 +118,15 @@ def make_plan(config: Config, folder: str, teacher: str, machine: Machine, *, pa
     """
     model = student(config, folder)
     total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    gradients = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    trained = sum(gradients)
     other = model if teacher == folder and not config.learner.lora.rank else _empty(config, teacher)
     served = other if teacher == folder else _empty(config, folder)
     length = longest_row(config, model)
     held = learner_bytes(
         total,
         trained,
+        largest=max(gradients),
         half=config.model.dtype is not Dtype.float32,
         stage=config.learner.zero_stage,
         ranks=config.learner.num_workers,
@@ -215,12 +217,13 @@ class LearnerBytes:
     """What lies beside activations while passes go on: DeepSpeed's bucket, and weights that ZeRO 3 has gathered."""
 
 
-def learner_bytes(total: int, trained: int, *, half: bool, stage: int, ranks: int) -> LearnerBytes:
+def learner_bytes(total: int, trained: int, *, largest: int, half: bool, stage: int, ranks: int) -> LearnerBytes:
     """Bytes of a rank of DeepSpeed 0.19.
 
     Args:
         total: parameters, those that are frozen beside an adapter included.
         trained: parameters that have a gradient.
+        largest: elements of the largest of those.
         half: weights of two bytes, for which the optimizer keeps masters in float32.
         stage: of ZeRO; 1 shards masters and moments, 2 gradients as well, 3 weights as well.
     """
@@ -237,7 +240,8 @@ def learner_bytes(total: int, trained: int, *, half: bool, stage: int, ranks: in
         gathered = width * min(total, LIVE) if ranks > 1 else 0
         return LearnerBytes(weights, 4 * share + width * bucket, optimizer, 4 * share, beside=gathered)
     gradients = 4 * (share if stage == 2 else trained)
-    return LearnerBytes(weights, gradients, optimizer, max(4 * share, width * bucket), beside=width * bucket)
+    # The norm is taken in float64, a tensor at a time.
+    return LearnerBytes(weights, gradients, optimizer, max(8 * largest, width * bucket), beside=width * bucket)
 
 
 def _empty(config: Config, folder: str, *, learner: bool = False) -> Any:
@@ -340,8 +344,9 @@ def _most(places: list[Place], role: str, line: Line) -> int | None:
         ours = [need for need in place.needs if need.role == role and need.weights]
         if ours and place.capacity is not None:
             count = sum(need.count for need in ours)
-            left = place.capacity - place.sum() + sum(need.count * (need.passes or 0) for need in ours)
-            found.append(max(0, int((left / count - line.start) / line.slope)))
+            left = (place.capacity - place.sum()) / count + (ours[0].passes or 0)
+            fits = left >= ours[0].reduction
+            found.append(max(0, int((left - line.start) / line.slope)) if fits else 0)
     return min(found, default=None)
 
 

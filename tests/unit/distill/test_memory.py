@@ -107,11 +107,11 @@ def test_an_adapter_is_counted_as_peft_makes_it(tiny_model: Path) -> None:
 def test_what_ranks_share_depends_on_the_stage(half: bool, stage: int, ranks: int, held: LearnerBytes) -> None:
     count = 1_000_000
     scaled = LearnerBytes(**{name: size * count for name, size in vars(held).items()})
-    assert learner_bytes(count, count, half=half, stage=stage, ranks=ranks) == scaled
+    assert learner_bytes(count, count, largest=count // 10, half=half, stage=stage, ranks=ranks) == scaled
 
 
 def test_frozen_weights_have_neither_gradients_nor_states() -> None:
-    held = learner_bytes(1_000_000, 1000, half=True, stage=1, ranks=1)
+    held = learner_bytes(1_000_000, 1000, largest=100, half=True, stage=1, ranks=1)
     assert (held.weights, held.gradients, held.optimizer) == (2_000_000, 6000, 12_000)
 
 
@@ -189,6 +189,48 @@ def test_a_run_that_cannot_fit_is_refused_by_role_and_key(big: str, tiny_model: 
         ConfigError, match=r"rollout engine does not fit.* of GPU 0 .*lower rollout.gpu_memory_utilization"
     ):
         check_memory(config(*gpu, "rollout.gpu_memory_utilization=0.9"), big, big, Machine(64 * GIB, [24 * GIB]))
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "gigabytes", "overrides"),
+    [
+        ("gpu_24gb", QWEN_3B, 24, []),
+        ("gpu_80gb", QWEN_3B, 80, []),
+        # As the preset's comment has it.
+        (
+            "gpu_80gb",
+            LLAMA_8B,
+            80,
+            ["learner.lora.rank=16", "learner.lr=5e-5", "rollout.gpu_memory_utilization=0.3"],
+        ),
+    ],
+)
+def test_the_presets_of_a_gpu_fit_it(
+    tmp_path: Path, preset: str, values: dict[str, Any], gigabytes: int, overrides: list[str]
+) -> None:
+    folder = shape(tmp_path / "model", values)
+    run = settings.load(preset, ["data.train=rows.jsonl", f"model.path={folder}", *overrides])
+    # What nvidia-smi says of an RTX 4090 and an H100.
+    size = {24: 24564, 80: 81559}[gigabytes] * 2**20
+    plan = make_plan(run, folder, folder, Machine(128 * GIB, [size]))
+
+    gpu, _ = plan.places
+    assert [need.role for need in gpu.needs] == ["learner rank", "rollout engine", "teacher"]
+    assert gpu.sum() < 0.96 * size
+    assert plan.most["learner.max_tokens_per_microbatch"] >= run.learner.max_tokens_per_microbatch
+    # Keys and values of several whole rows.
+    context, kept = run.model.context, 2 * 2 * values["num_key_value_heads"] * values["num_hidden_layers"] * 128
+    assert context is not None
+    assert gpu.needs[1].kv_cache > 8 * context * kept
+    if overrides:
+        comment = (Path(__file__).parents[3] / "configs" / f"{preset}.yaml").read_text()
+        assert all(override in comment for override in overrides)
+
+
+def test_a_whole_3b_model_does_not_fit_the_small_gpu(big: str) -> None:
+    run = settings.load("gpu_24gb", ["data.train=rows.jsonl", f"model.path={big}", "learner.lora.rank=0"])
+    with pytest.raises(ConfigError, match=r"learner rank does not fit.*of GPU 0 .*set learner.lora.rank=16"):
+        check_memory(run, big, big, Machine(128 * GIB, [24 * GIB]))
 
 
 def test_the_most_tokens_that_fit_do_fit_and_more_do_not(big: str) -> None:
