@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray.train import TrainingFailedError
 from rich.console import Console
@@ -41,6 +40,7 @@ from actors.runtime.watch import Watch
 from raft_ray import data
 from raft_ray.config import Config, settings
 from raft_ray.config.references import shown
+from raft_ray.distill.memory import check_memory
 from raft_ray.distill.order import RowOrder
 from raft_ray.distill.rehearsal import encode_prompts, read_answers
 from raft_ray.errors import ConfigError, RaftError
@@ -49,8 +49,8 @@ from raft_ray.evaluate.kept import forget
 from raft_ray.evaluate.table import summary_table
 from raft_ray.evaluate.validation import make_validation_set
 from raft_ray.files import write_whole, writing
+from raft_ray.machine import this_machine
 from raft_ray.models import load_chat, settled, source
-from raft_ray.models.memory import check_memory
 from raft_ray.models.prompts import EncodedRow, rows_digest
 from raft_ray.preflight import Prepared, check_targets, encode, preflight
 from raft_ray.printable import plain
@@ -157,9 +157,9 @@ def running(
     model = f"model {plain(source(config.model))} in {config.model.dtype.value}"
     others, trainings = list(others), list(trainings)
     check_trackers(tracker for one, _ in trainings for tracker in one.run.trackers)
-    if prepared.parameters and prepared.train and address_of(config) is None:
+    if prepared.train and address_of(config) is None:
         for one in (config, *others):
-            check_memory(one, prepared.parameters, psutil.virtual_memory().total)
+            check_memory(one, prepared.folder, prepared.teacher, this_machine())
     if trainings:
         check_storage(config)
     with locked(run_dir, console.print):

@@ -42,8 +42,6 @@ class Prepared:
     train: RowTable
     """The training rows, and those left out (`data.on_bad_row=skip`); empty if nothing trains."""
     test: list[Row] | None
-    parameters: int | None = None
-    """Of the student's model; unknown for hub names."""
     notes: list[str] = field(default_factory=list)
     """What one should know of the model before it trains, a line each."""
     validation: list[Row] = field(default_factory=list)
@@ -77,10 +75,10 @@ def preflight(
     """
     methods = [config, *others]
     folder = models.settled(models.source(config.model))
-    parameters = models.check_weights(folder, config.model)
+    models.check_weights(folder, config.model)
     adapters = [models.check_adapter(folder, each) for each in methods if trains]
     for each in methods if trains else ():
-        if each.swaps_adapters and parameters is not None:
+        if each.swaps_adapters:
             models.swapped_layers(folder, config.model, each.learner.lora, on_gpu=each.rollout.num_gpus > 0)
     if trains and any(each.uses_engines for each in methods):
         models.check_rollouts(folder, config.model)
@@ -107,7 +105,7 @@ def preflight(
                 check_targets(each, train if as_they_are else ())
     test = _test_rows(config, chat, context) if config.data.test is not None and config.eval.enabled else None
     notes = [note for note in dict.fromkeys([*adapters, chat.difference()]) if note]
-    return Prepared(folder, teachers[0], context, train, test, parameters, notes, validation)
+    return Prepared(folder, teachers[0], context, train, test, notes, validation)
 
 
 def _check_teacher(config: Config, folder: str) -> str:

@@ -12,6 +12,7 @@ from actors.engine.vllm_engine import check_adapters_served
 from raft_ray import models
 from raft_ray.config import Config, Dtype
 from raft_ray.distill.attention import attend_in_float32
+from raft_ray.distill.memory import BUCKET
 from raft_ray.distill.student import Student
 from raft_ray.models.adapters import add_adapter, load_adapter
 from raft_ray.models.checks import check_repeatable
@@ -81,6 +82,9 @@ def make_engine(config: Config, folder: str, universal: bool = False) -> Any:
         settings["bf16"] = {"enabled": True}
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     model = load_student(config, folder)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # DeepSpeed takes a whole bucket of memory on a GPU, however few gradients there are.
+    settings["zero_optimization"]["reduce_bucket_size"] = min(trained, BUCKET)
     if half and not on_gpu:
         attend_in_float32(model)
     if learner.gradient_checkpointing:

@@ -1,6 +1,7 @@
 """`raft-ray doctor`: whether this machine has what a run needs, and how to mend what it lacks.
 
-Reads package metadata and files; imports neither torch, ray nor vllm, which may be the very thing that is broken.
+Reads package metadata and files; imports neither torch, ray nor vllm, which may be the very thing that is broken; only
+the memory plan of a config needs torch.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 
-from raft_ray.cli.app import BEFORE, command
-from raft_ray.config import ModelConfig
+from raft_ray.cli.app import BEFORE, Overrides, command, load
+from raft_ray.config import Config, ModelConfig
 from raft_ray.errors import ModelError
 from raft_ray.printable import plain
 
@@ -62,19 +63,32 @@ class Finding:
 
 @command("doctor", BEFORE)
 def doctor(
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="Plan the memory of this run instead.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="PATH", help="Check this model folder as well.")
+    ] = None,
+    gpu_gib: Annotated[
+        float | None, typer.Option("--gpu-gib", metavar="GIB", min=1, help="Plan for GPUs of this size.")
     ] = None,
 ) -> None:
     """Check whether this machine has what a run needs.
 
     Versions, memory, GPUs, packages and Ray's token, each with the fix.
+    With CONFIG: what each role takes of memory, from the model's
+    config.json, and how many tokens would still fit.
     The exit code is 1 if something must be mended.
 
     [bold]Examples[/bold]
       raft-ray doctor
       raft-ray doctor --model ./my-model
+      raft-ray doctor demo learner.max_tokens_per_microbatch=8192
+      raft-ray doctor single_gpu --gpu-gib 80
     """
+    if config is not None:
+        return _plan(load(config, overrides), gpu_gib)
     table = Table("", "what", "found", "fix")
     findings = examine(model)
     colours = {Verdict.ok: "green", Verdict.warn: "yellow", Verdict.fail: "red"}
@@ -84,6 +98,22 @@ def doctor(
     Console().print(table)
     if any(finding.verdict is Verdict.fail for finding in findings):
         raise typer.Exit(1)
+
+
+def _plan(config: Config, gpu_gib: float | None) -> None:
+    """Print the memory plan of a run, and refuse one that cannot fit."""
+    from raft_ray import models
+    from raft_ray.cli.plan import print_plan
+    from raft_ray.distill.memory import check_memory, make_plan
+    from raft_ray.machine import Machine, this_machine
+
+    machine = this_machine()
+    if gpu_gib is not None:
+        machine = Machine(machine.memory, [round(gpu_gib * GIB)] * max(1, len(machine.gpus)))
+    folder = models.settled(models.source(config.model))
+    teacher = models.settled(models.given(config.teacher.path, config.model)) if config.teacher.path else folder
+    print_plan(make_plan(config, folder, teacher, machine), config, Console())
+    check_memory(config, folder, teacher, machine)
 
 
 def examine(model: str | None = None) -> list[Finding]:

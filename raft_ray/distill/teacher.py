@@ -20,6 +20,9 @@ from torch import Tensor
 from raft_ray.models.head import Head, decoder_of
 from raft_ray.models.padding import micro_batches, pad_right
 
+CHUNK = 128
+"""Positions that have logits over the whole vocabulary at once."""
+
 Target = tuple[np.ndarray, np.ndarray, float]
 """Of a response: `(ids [L, K] int32, log-probabilities at temperature 1 [L, K] float16, mean top-K mass)`."""
 
@@ -54,14 +57,14 @@ def make_teacher_batches(
     ]
 
 
-def targets(model: Any, batch: TeacherBatch, chunk_size: int = 128) -> list[Target]:
+def targets(model: Any, batch: TeacherBatch, chunk_size: int = CHUNK) -> list[Target]:
     """The targets of a batch's rows, in its order; without gradients only. `model`: a transformers causal model in
     evaluation mode. `chunk_size`: positions that have logits at once."""
     decoder, head = decoder_of(model), Head.of(model)
     input_ids = batch.input_ids.to(head.weight.device)
     hidden_BLD = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
     spans = [hidden_BLD[b, span] for b, span in enumerate(batch.predicting)]
-    top_ids, top_values = _top_k(torch.cat(spans), head, min(batch.top_k, head.rows), chunk_size)
+    top_ids, top_values = top_logprobs(torch.cat(spans), head, min(batch.top_k, head.rows), chunk_size)
     lengths = [len(span) for span in spans]
     return [
         (ids.numpy(), values.to(torch.float16).numpy(), float(values.exp().sum(-1).mean()))
@@ -77,7 +80,7 @@ def score(
     *,
     top_k: int,
     tokens: int,
-    chunk_size: int = 128,
+    chunk_size: int = CHUNK,
 ) -> list[Target]:
     """The teacher's targets for each response, given its own prompt and the response's ids verbatim.
 
@@ -95,7 +98,9 @@ def score(
     return [found[i] for i in range(len(responses))]
 
 
-def _top_k(hidden_nD: Tensor, head: Head, kept: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+def top_logprobs(hidden_nD: Tensor, head: Head, kept: int, chunk_size: int = CHUNK) -> tuple[Tensor, Tensor]:
+    """Of each position the `kept` likeliest tokens, [n, K] int32, and their log-probabilities, [n, K] float32; on the
+    CPU."""
     ids, values = [], []
     for part in hidden_nD.split(chunk_size):
         logits = head.logits(part)

@@ -80,7 +80,8 @@ def target_modules(model: Any, wanted: str | list[str]) -> list[str]:
 
 def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
     """Put a new adapter into a model on the CPU and freeze all else; what the model computes stays the same, bit for
-    bit in float32. A is drawn from `seed` alone, so that all ranks draw the same.
+    bit in float32. A is drawn from `seed` alone, so that all ranks draw the same. A model without values (on the meta
+    device) gets its shapes.
 
     Raises `ModelError` without peft, and for layers that cannot be adapted.
     """
@@ -97,7 +98,8 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
         use_dora=lora.dora,
     )
     _inject(settings, model, seed, f"{_KEY}={lora.target_modules}")
-    _check_called(model, adapted_layers(model))
+    if not next(model.parameters()).is_meta:
+        _check_called(model, adapted_layers(model))
 
 
 def load_adapter(model: Any, folder: str, *, allow_pickle: bool, lora: LoraConfig | None = None) -> None:

@@ -157,21 +157,32 @@ def load_model(
     return model
 
 
-def check_weights(name: str, config: ModelConfig) -> int | None:
+def empty_model(folder: str, config: ModelConfig, dtype: torch.dtype) -> Any:
+    """The causal model of a folder's or hub name's config.json on the meta device: shapes without values. No weights
+    are read, nor need there be any. Raises `ModelError`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder, trust = base_folder(folder), config.trust_remote_code
+    with _foreign(folder, "no model could be made of its config"):
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        rope.freeze(settings, config.context)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(settings, dtype=dtype, trust_remote_code=trust)
+
+
+def check_weights(name: str, config: ModelConfig) -> None:
     """Refuse a model in a local folder whose tensors are not those of its architecture, and adapters that do not fit
-    it; reads names and shapes, not the tensors. Returns the number of parameters. Hub names pass, uncounted: loading
-    tells. Raises `ModelError`."""
+    it; reads names and shapes, not the tensors. Hub names pass: loading tells. Raises `ModelError`."""
     folder, found = base_folder(name), split(name)
     if not os.path.isdir(folder):
-        return None
+        return
     model = _from_checkpoint(folder, config, device_map="meta")
-    count = sum(parameter.numel() for parameter in model.parameters())
     while (adapter := found[1]) is not None:
         adapters.load_adapter(model, adapter, allow_pickle=config.allow_pickle)
         check_base(found[0], adapter)
         found = split(found[0])
         model = _from_checkpoint(folder, config, device_map="meta") if found[1] else model
-    return count
 
 
 def check_adapter(name: str, config: Config) -> str | None:

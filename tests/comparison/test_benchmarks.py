@@ -32,6 +32,21 @@ def test_the_simulation_of_many_rollout_actors_runs(tmp_path: Path) -> None:
     assert point["of_ideal"] > 0
 
 
+def test_the_benchmark_of_a_gpu_runs_on_a_tiny_shape_without_ray(tmp_path: Path) -> None:
+    code = "import sys, runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+    code += "assert not {'ray', 'vllm', 'deepspeed'} & set(sys.modules)"
+    command = [sys.executable, "-c", code, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=_environment())
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "benchmark-gpu.json").read_text())
+    assert found["losses"]["float32"]["kl"] <= 1e-5
+    assert found["full"]["trained"] == found["full"]["parameters"] > found["lora"]["trained"] > 0
+    assert found["lora"]["planned_bytes"] < found["full"]["planned_bytes"]
+    speeds = [found["full"]["tokens_per_second"], found["lora"]["tokens_per_second"], *found["teacher"].values()]
+    assert min(speeds) > 0
+    assert found["weights"]["bytes"] == 2 * found["full"]["parameters"]
+
+
 def test_trls_own_trainer_trains_on_the_same_rows(tmp_path: Path) -> None:
     rows = [
         {"prompt": "How many legs has a spider?", "answer": "Eight."},

@@ -276,6 +276,25 @@ def test_doctor_finds_this_environment_fit_and_a_bad_model_folder_not(files: Pat
     assert "chat" in result.output
 
 
+def test_doctor_prints_what_a_run_takes_and_what_would_fit(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    result = raft_ray("doctor", "smoke", "learner.graphs=two_pass", "learner.num_gpus=0.5", "--gpu-gib", "24")
+
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert [line.split()[0] for line in lines if line.startswith(" ")][1:] == [
+        *("learner", "learner", "rollout", "teacher", "object")
+    ]
+    assert re.search(r"^GPU 0 .* of 24.0G ", result.output, re.MULTILINE)
+    assert re.search(r"^learner.max_tokens_per_microbatch: at most [\d,]+ fit$", result.output, re.MULTILINE)
+    result = raft_ray("doctor", "smoke", "rollout.kv_cache_gib=100000")
+    assert result.exit_code == 2
+    assert "the rollout engine does not fit" in result.stderr
+    assert "lower rollout.kv_cache_gib=100000 or rollout.actors" in result.stderr
+
+
 def test_doctor_names_the_fix_for_a_package_that_breaks_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     from raft_ray.cli import doctor
 

@@ -17,7 +17,10 @@ from raft_ray.config.explain import explained
 from raft_ray.config.keys import keys
 from raft_ray.errors import ConfigError
 
-PRESETS = ["ablations", "baselines", "cluster", "demo", "opd", "raft", "sdft", "sft", "single_gpu", "smoke"]
+PRESETS = [
+    *("ablations", "baselines", "cluster", "demo", "gpu_24gb", "gpu_80gb", "opd", "raft", "sdft", "sft"),
+    *("single_gpu", "smoke"),
+]
 NUMBERS = [key for key, kind in keys().items() if re.match(r"(?!list).*(int|float)", str(kind))]
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers")
 
