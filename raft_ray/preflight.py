@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from raft_ray import models
 from raft_ray.config import Config, DomainMetric, Method, OnBadRow, RefineConfig, RehearsalConfig, Target
@@ -74,9 +75,10 @@ def preflight(
     Raises `ModelError`, `ConfigError` or `DataError` for the first thing that cannot work.
     """
     methods = [config, *others]
-    folder = models.settled(models.source(config.model))
-    models.check_weights(folder, config.model)
-    adapters = [models.check_adapter(folder, each) for each in methods if trains]
+    name = models.source(config.model)
+    models.check_weights(name, config.model)
+    adapters = [models.check_adapter(name, each) for each in methods if trains]
+    folder = models.settled(name)
     for each in methods if trains else ():
         if each.swaps_adapters:
             models.swapped_layers(folder, config.model, each.learner.lora, on_gpu=each.rollout.num_gpus > 0)
@@ -105,6 +107,8 @@ def preflight(
                 check_targets(each, train if as_they_are else ())
     test = _test_rows(config, chat, context) if config.data.test is not None and config.eval.enabled else None
     notes = [note for note in dict.fromkeys([*adapters, chat.difference()]) if note]
+    if Path(folder).is_dir():  # learners work in folders of their own
+        folder = str(Path(folder).absolute())
     return Prepared(folder, teachers[0], context, train, test, notes, validation)
 
 
@@ -114,8 +118,9 @@ def _check_teacher(config: Config, folder: str) -> str:
     if not config.teacher.path:
         return folder
     with _named("teacher", "path"):
-        teacher = models.settled(models.given(config.teacher.path, config.model))
-        models.check_weights(teacher, config.model)
+        name = models.given(config.teacher.path, config.model)
+        models.check_weights(name, config.model)
+        teacher = models.settled(name)
         differs = None if teacher == folder else models.vocabulary_difference(teacher, folder, config.model)
     if differs:
         raise ModelError(

@@ -25,8 +25,9 @@ def check_given(config: Config, base: str) -> None:
     for row, folders in config.compare.models.items():
         for name in folders:
             try:
-                folder = models.settled(models.given(name, config.model))
-                models.check_weights(folder, config.model)
+                model = models.given(name, config.model)
+                models.check_weights(model, config.model)
+                folder = models.settled(model)
                 models.load_chat(folder, config.model)
                 if differs := models.vocabulary_difference(folder, base, config.model):
                     raise ModelError(f"{name}: {differs}; only models that came of it are compared")

@@ -49,6 +49,15 @@ def is_adapter(path: str | Path) -> bool:
     return (folder / SETTINGS).is_file() and not whole
 
 
+def adapter_folder(path: str | Path) -> Path:
+    """The folder, which holds an adapter alone. Raises `ModelError`."""
+    folder = home(str(path))
+    if not is_adapter(folder):
+        what = "no adapter_config.json without whole weights there" if folder.is_dir() else "no such folder"
+        raise _refusal(path, f"{what}; name the folder of a peft adapter")
+    return folder
+
+
 def base_name(path: str | Path) -> str | None:
     """The base that an adapter says it was trained on. Raises `ModelError` for settings that cannot be read."""
     name = _object(home(str(path))).get("base_model_name_or_path")
@@ -58,11 +67,7 @@ def base_name(path: str | Path) -> str | None:
 def read_settings(path: str | Path) -> Any:
     """The `peft.LoraConfig` of a folder. Raises `ModelError` for a folder that holds no adapter, without peft, and for
     fields whose value would not be computed as peft does when it trains."""
-    folder = home(str(path))
-    if not is_adapter(folder):
-        what = "no adapter_config.json without whole weights there" if folder.is_dir() else "no such folder"
-        raise _refusal(path, f"{what}; name the folder of a peft adapter")
-    values = _object(folder)
+    values = _object(adapter_folder(path))
     if find_spec("peft") is None:
         raise _refusal(path, "the package peft is not installed; pip install 'raft-ray[lora]'")
     import peft

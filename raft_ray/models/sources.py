@@ -13,7 +13,7 @@ from pathlib import Path
 from raft_ray.config import ModelConfig
 from raft_ray.errors import ModelError
 from raft_ray.files import home
-from raft_ray.models.adapter_folder import base_name, is_adapter
+from raft_ray.models.adapter_folder import adapter_folder, base_name, is_adapter
 from raft_ray.models.builtin import builtin_folder
 
 _AND = " + "
@@ -59,10 +59,13 @@ def given(name: str, config: ModelConfig) -> str:
 
 
 def settled(name: str) -> str:
-    """A name as actors get it: the local folder of a model that has one, base and adapter of one with an adapter.
-    Raises as `split` and `base_folder` do."""
+    """A name as actors get it: the local folder of a model that has one; base and adapter of one with an adapter, by
+    their whole paths, since learners work in folders of their own. Raises as `split` and `base_folder` do."""
     base, adapter = split(name)
-    return base_folder(base) if adapter is None else adapted(base, adapter)
+    if adapter is None:
+        return base_folder(base)
+    inner = settled(base) if split(base)[1] is not None else base
+    return adapted(_absolute(inner), _absolute(adapter))
 
 
 def base_folder(name: str) -> str:
@@ -91,7 +94,7 @@ def model_identity(name: str) -> str:
     same."""
     base, adapter = split(name)
     if adapter is not None:
-        both = f"{model_identity(base)} {_identity(home(adapter))}"
+        both = f"{model_identity(base)} {_identity(adapter_folder(adapter))}"
         return hashlib.sha256(both.encode()).hexdigest()
     folder = base_folder(base)
     return _identity(Path(folder)) if Path(folder).is_dir() else folder
@@ -109,6 +112,11 @@ def check_base(base: str, adapter: str) -> None:
             f"model.adapter={adapter}: was trained on {said} (base_model_name_or_path of adapter_config.json), which "
             f"has other weights than {base}; set model.path={said}, or remove that field if both are the same model"
         )
+
+
+def _absolute(name: str) -> str:
+    """The whole path of a folder that is here, any other name as it is."""
+    return str(home(name).absolute()) if home(name).is_dir() else name
 
 
 def _identity(folder: Path, kinds: Iterable[str] = _MODEL_FILES) -> str:

@@ -130,6 +130,18 @@ def test_an_adapter_of_other_weights_than_the_models_is_refused(
         models.check_weights(f"{tmp_path / 'other'} + {adapter}", FLOAT32)
 
 
+def test_actors_get_whole_paths(
+    adapter: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").symlink_to(tiny_model)
+    assert models.settled("./base + ./adapter") == f"{tmp_path}/base + {adapter}"
+    assert models.settled("base + adapter + ./adapter") == f"{tmp_path}/base + {adapter} + {adapter}"
+    assert models.settled("random:tiny + adapter") == f"random:tiny + {adapter}"
+    assert models.settled("./adapter") == f"{tiny_model} + {adapter}"
+    assert models.settled("./base") == "./base"
+
+
 def test_adapters_are_merged_one_on_the_other(adapter: Path, tiny_model: Path, tmp_path: Path) -> None:
     first = f"{tiny_model} + {adapter}"
     second = save_adapter(Path(models.resolve(first)), tmp_path / "second")
