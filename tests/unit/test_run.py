@@ -126,7 +126,7 @@ def test_an_evaluation_of_another_model_is_not_taken_for_this_ones(
     )
     config.run.resume = True
     monkeypatch.setattr(run, "preflight", lambda *_, **__: prepared(config))
-    monkeypatch.setattr(run, "resolve", lambda path: path)
+    monkeypatch.setattr(run, "settled", lambda path: path)
     monkeypatch.setattr(run, "summary_table", lambda result: "")
     with_cluster(monkeypatch)
     with pytest.raises(ConfigError, match=r"eval\.json: was measured of b, one, not of b, other; remove that file"):
