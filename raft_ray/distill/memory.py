@@ -166,6 +166,13 @@ def make_plan(config: Config, folder: str, teacher: str, machine: Machine, *, pa
 def check_memory(config: Config, folder: str, teacher: str, machine: Machine) -> None:
     """Refuse a run that cannot fit: what is certain of its roles is more than a place has. Raises `ConfigError`."""
     for place in make_plan(config, folder, teacher, machine, passes=False).places:
+        for need in place.needs if place.capacity is not None else ():
+            if need.role == "rollout engine" and need.weights and not need.kv_cache:
+                value = config.rollout.gpu_memory_utilization
+                raise ConfigError(
+                    f"rollout.gpu_memory_utilization={value:g}: the rollout engine's weights take {_gib(need.weights)} "
+                    f"GiB of {place.name}, which has {_gib(place.capacity or 0)}: no KV cache is left; raise it"
+                )
         needed = place.sum(certain=True)
         if place.capacity is None or needed <= place.capacity:
             continue

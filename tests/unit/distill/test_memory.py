@@ -253,6 +253,16 @@ def test_a_whole_3b_model_does_not_fit_the_small_gpu(big: str) -> None:
         check_memory(run, big, big, Machine(128 * GIB, [24 * GIB]))
 
 
+def test_an_engine_whose_share_does_not_hold_its_weights_is_refused(big: str) -> None:
+    run = settings.load(
+        "gpu_24gb", ["data.train=rows.jsonl", f"model.path={big}", "rollout.gpu_memory_utilization=0.2"]
+    )
+    with pytest.raises(
+        ConfigError, match=r"gpu_memory_utilization=0.2: .*weights take 5\.7 GiB of GPU 0.*24\.0.*raise it"
+    ):
+        check_memory(run, big, big, Machine(128 * GIB, [24 * GIB]))
+
+
 def test_the_most_tokens_that_fit_do_fit_and_more_do_not(big: str) -> None:
     run = config("learner.lora.rank=4", "data.max_prompt=64", "data.max_answer=64", "learner.graphs=two_pass")
     run.learner.global_batch_size = 10**6
