@@ -26,6 +26,9 @@ from raft_ray.distill.losses import sft_loss, topk_kl_from_hidden
 from raft_ray.distill.teacher import top_logprobs
 from raft_ray.models.head import Head, decoder_of
 
+_VALUES = tuple(getattr(torch.ops.aten, name).default for name in ("_local_scalar_dense", "item", "is_nonzero"))
+"""Operations that look at a tensor's value."""
+
 
 class LiveTensors(TorchDispatchMode):
     """Adds up the bytes of the tensors that are made while it is active, for as long as each lives.
@@ -42,7 +45,7 @@ class LiveTensors(TorchDispatchMode):
             self._known[tensor.untyped_storage()._cdata] = tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func in _VALUES and args[0].is_meta:
             # Models ask whether a mask hides nothing; here none does.
             return True
         made = func(*args, **(kwargs or {}))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,16 +25,19 @@ import torch
 from raft_ray import models
 from raft_ray.config import Config, Dtype, Graphs
 from raft_ray.distill.attention import attend_in_float32
-from raft_ray.distill.live_memory import scoring_bytes, training_bytes
+from raft_ray.distill.live_memory import LiveTensors, scoring_bytes, training_bytes
 from raft_ray.errors import ConfigError
 from raft_ray.machine import Machine
 from raft_ray.models.adapters import add_adapter, load_adapter
+from raft_ray.models.checks import settle_attention
 
 GIB = 2**30
 BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed adds gradients up over ranks, if there are as many."""
 LIVE = 1_000_000_000
 """Parameters that ZeRO 3 keeps gathered at most (`stage3_max_live_parameters`)."""
+_NEEDS_VALUES = (RuntimeError, TypeError, ValueError, AttributeError)
+"""What models raise on the meta device that look at values."""
 _PROCESS = round(0.4 * GIB)
 """Of a process with torch and its libraries."""
 _CUDA = round(0.5 * GIB)
@@ -116,7 +120,7 @@ def make_plan(config: Config, folder: str, teacher: str, machine: Machine, *, pa
 
     Raises `ModelError`.
     """
-    model = student(config, folder)
+    model = student(config, folder, settles=passes)
     total = sum(parameter.numel() for parameter in model.parameters())
     gradients = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     trained = sum(gradients)
@@ -138,6 +142,8 @@ def make_plan(config: Config, folder: str, teacher: str, machine: Machine, *, pa
     }
     lines: dict[str, Line | None] = {}
     if passes:
+        if other is not model:
+            _settle(other)
         lines["learner"] = _line(lambda tokens: _training(config, model, tokens, length, held), length)
         if config.uses_rollouts:
             top_k = config.distill.top_k
@@ -163,6 +169,13 @@ def make_plan(config: Config, folder: str, teacher: str, machine: Machine, *, pa
 def check_memory(config: Config, folder: str, teacher: str, machine: Machine) -> None:
     """Refuse a run that cannot fit: what is certain of its roles is more than a place has. Raises `ConfigError`."""
     for place in make_plan(config, folder, teacher, machine, passes=False).places:
+        for need in place.needs if place.capacity is not None else ():
+            if need.role == "rollout engine" and need.weights and not need.kv_cache:
+                value = config.rollout.gpu_memory_utilization
+                raise ConfigError(
+                    f"rollout.gpu_memory_utilization={value:g}: the rollout engine's weights take {_gib(need.weights)} "
+                    f"GiB of {place.name}, which has {_gib(place.capacity or 0)}: no KV cache is left; raise it"
+                )
         needed = place.sum(certain=True)
         if place.capacity is None or needed <= place.capacity:
             continue
@@ -175,9 +188,12 @@ def check_memory(config: Config, folder: str, teacher: str, machine: Machine) ->
         )
 
 
-def student(config: Config, folder: str) -> Any:
-    """The learner's model on the meta device, as it is trained: precision, adapter, gradient checkpointing."""
+def student(config: Config, folder: str, *, settles: bool = True) -> Any:
+    """The learner's model on the meta device, as it is trained: precision, adapter, gradient checkpointing and, if it
+    `settles` on that by a pass, attention."""
     model = _empty(config, folder, learner=True)
+    if settles:
+        _settle(model)
     half = config.model.dtype is not Dtype.float32
     if config.learner.lora.rank:
         adapter = models.split(folder)[1]
@@ -258,6 +274,12 @@ def _empty(config: Config, folder: str, *, learner: bool = False) -> Any:
     return models.empty_model(folder, config.model, dtype)
 
 
+def _settle(model: Any) -> None:
+    """What `load_model` does on values."""
+    with suppress(*_NEEDS_VALUES), LiveTensors(model):
+        settle_attention(model)
+
+
 def _training(config: Config, model: Any, tokens: int, length: int, held: LearnerBytes) -> int:
     """The passes of a micro-batch and what lies beside them, without the gradients that they leave."""
     shared = config.uses_distillation and config.learner.share_prompt is not False
@@ -270,7 +292,7 @@ def _line(measure: Callable[[int], int], length: int) -> Line | None:
     """Through a pass of one row and one of two; none where the model's passes need values."""
     try:
         one, two = measure(length), measure(2 * length)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
+    except _NEEDS_VALUES:
         return None
     slope = (two - one) / length
     return Line(one - slope * length, slope)

@@ -20,7 +20,7 @@ from raft_ray.distill.student import Student, make_micro_batches
 from raft_ray.errors import ConfigError
 from raft_ray.machine import Machine
 
-QWEN_3B = {
+QWEN_3B: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
     "hidden_size": 2048,
@@ -32,7 +32,7 @@ QWEN_3B = {
     "tie_word_embeddings": True,
     "vocab_size": 151936,
 }
-LLAMA_8B = {
+LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 4096,
@@ -147,6 +147,26 @@ def test_checkpointing_keeps_less_and_more_tokens_take_more(big: str) -> None:
     assert passes("learner.gradient_checkpointing=true") < passes() / 5
 
 
+def test_attention_by_the_models_own_code_keeps_every_score(tmp_path: Path) -> None:
+    def passes(cap: float | None) -> int:
+        values: dict[str, Any] = {
+            "model_type": "gemma2",
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "vocab_size": 512,
+            "attn_logit_softcapping": cap,
+        }
+        folder = shape(tmp_path / str(cap), values)
+        plan = make_plan(config("distill.method=sft", "model.context=512"), folder, folder, Machine(GIB))
+        return plan.places[0].needs[0].passes or 0
+
+    assert passes(50.0) > 2 * passes(None) > 0
+
+
 def test_a_teacher_never_has_the_logits_of_all_its_tokens(big: str) -> None:
     model = memory.student(config(), big)
     assert scoring_bytes(model, 4096, length=512, top_k=512) < 4096 * QWEN_3B["vocab_size"] * 2
@@ -243,6 +263,16 @@ def test_the_presets_of_a_gpu_fit_it(
 def test_a_whole_3b_model_does_not_fit_the_small_gpu(big: str) -> None:
     run = settings.load("gpu_24gb", ["data.train=rows.jsonl", f"model.path={big}", "learner.lora.rank=0"])
     with pytest.raises(ConfigError, match=r"learner rank does not fit.*of GPU 0 .*set learner.lora.rank=16"):
+        check_memory(run, big, big, Machine(128 * GIB, [24 * GIB]))
+
+
+def test_an_engine_whose_share_does_not_hold_its_weights_is_refused(big: str) -> None:
+    run = settings.load(
+        "gpu_24gb", ["data.train=rows.jsonl", f"model.path={big}", "rollout.gpu_memory_utilization=0.2"]
+    )
+    with pytest.raises(
+        ConfigError, match=r"gpu_memory_utilization=0.2: .*weights take 5\.7 GiB of GPU 0.*24\.0.*raise it"
+    ):
         check_memory(run, big, big, Machine(128 * GIB, [24 * GIB]))
 
 
