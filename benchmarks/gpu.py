@@ -38,7 +38,7 @@ from raft_ray.distill.step import train_step
 from raft_ray.distill.student import MicroBatch, Student, make_micro_batches
 from raft_ray.distill.teacher import score
 from raft_ray.distill.trajectory import Sample, Trajectory
-from raft_ray.models.adapters import adapted_layers, insert_adapter
+from raft_ray.models.adapters import adapted_layers, add_adapter
 from raft_ray.models.prompts import EncodedRow
 
 SHAPES = {
@@ -115,7 +115,7 @@ def make_model(shape: dict[str, int], device: torch.device, lora: LoraConfig | N
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
     if lora is not None:
-        insert_adapter(model, lora)
+        add_adapter(model, lora, seed=0)
     return model.to(DTYPE)
 
 

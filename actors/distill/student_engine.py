@@ -12,7 +12,7 @@ from actors.engine.vllm_engine import check_adapters_served
 from raft_ray import models
 from raft_ray.config import Config, Dtype
 from raft_ray.distill.attention import attend_in_float32
-from raft_ray.distill.memory import BUCKET
+from raft_ray.distill.learner_memory import BUCKET
 from raft_ray.distill.student import Student
 from raft_ray.models.adapters import add_adapter, load_adapter
 from raft_ray.models.checks import check_repeatable

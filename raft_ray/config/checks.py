@@ -21,11 +21,9 @@ from raft_ray.config import (
     Method,
     RehearsalKind,
     RolloutConfig,
-    SyncAdapter,
     SyncBackend,
-    TeacherConfig,
-    TeacherPlace,
 )
+from raft_ray.config.adapter_checks import adapter_problems
 from raft_ray.config.keys import nearest
 from raft_ray.config.settings import MISSING, for_method, make
 from raft_ray.errors import ConfigError
@@ -35,10 +33,6 @@ SHARED = ("run", "model", "data", "refine", "eval")
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 """Of the file systems that pyarrow opens by URI."""
-
-
-LARGEST_ADAPTER = 512
-"""vLLM's largest `max_lora_rank`."""
 
 
 def check(config: Config, *, trains: bool = True) -> None:
@@ -208,12 +202,7 @@ def _training(config: Config) -> Iterator[str]:
             f"learner.zero_stage=0: would add up the gradients of a {config.model.dtype.value} model in half "
             "precision; set learner.zero_stage=1, or model.dtype=float32"
         )
-    if learner.lora.rank and learner.lora.dora and learner.zero_stage == 3:
-        yield (
-            "learner.lora.dora=true: takes norms of whole weights, which ranks at learner.zero_stage=3 do not have; "
-            "set learner.zero_stage=2, or learner.lora.dora=false"
-        )
-    yield from _teacher(config)
+    yield from adapter_problems(config)
     if learner.max_steps is not None and learner.warmup_steps >= learner.max_steps:
         yield (
             f"learner.warmup_steps={learner.warmup_steps}: the warm-up would never end within "
@@ -245,8 +234,6 @@ def _training(config: Config) -> Iterator[str]:
         most = " + ".join(f"{key}={value}" for key, value in parts.items() if value)
         yield f"rollout.batch_rows={rollout.batch_rows}: a step has no more than {most} rows; lower it"
     yield from _sync(config)
-    if config.sync.adapter is SyncAdapter.hot:
-        yield from _hot(config)
     if domain:
         yield from _no_room(config, "rollout.max_new_tokens")
     if rehearsal and not config.uses_replay:
@@ -257,33 +244,6 @@ def _training(config: Config) -> Iterator[str]:
             f"distill.max_lambda={distill.max_lambda}: below distill.fixed_lambda={distill.fixed_lambda}, "
             "which it would replace; raise or unset it"
         )
-
-
-def _teacher(config: Config) -> Iterator[str]:
-    """Why the learners cannot be the teacher (`teacher.place=learner`)."""
-    teacher, where, own = config.teacher, "teacher.place=learner", "leave teacher.place out"
-    if teacher.place is TeacherPlace.own:
-        return
-    if not config.uses_rollouts:
-        yield f"{where}: distill.method={config.distill.method.value} as it is set has no teacher; {own}"
-    if not config.learner.lora.rank:
-        yield (
-            f"{where}: without an adapter (learner.lora.rank=0) training changes the weights that the teacher needs; "
-            f"set learner.lora.rank=16, or {own}"
-        )
-    if teacher.path not in (None, config.model.path):
-        yield (
-            f"teacher.path={teacher.path}: with {where} the teacher is the student's own base; leave teacher.path out, "
-            "or set teacher.place=own"
-        )
-    if config.model.dtype is Dtype.float16:
-        yield (
-            f"{where}: learners compute a float16 model in bfloat16, and so would the teacher; set "
-            f"model.dtype=bfloat16, or {own}"
-        )
-    for key, default in (("actors", TeacherConfig.actors), ("max_restarts", TeacherConfig.max_restarts)):
-        if (value := getattr(teacher, key)) != default:
-            yield f"teacher.{key}={value}: with {where} there are no teacher actors; leave one of them out"
 
 
 def _rehearsal(config: Config) -> Iterator[str]:
@@ -361,25 +321,6 @@ def _sync(config: Config) -> Iterator[str]:
             f"sync.backend=ipc: learner.num_gpus + rollout.num_gpus={shared:g} do not fit on one GPU, which engine and "
             "learner must share; lower them, or set sync.backend=nccl"
         )
-
-
-def _hot(config: Config) -> Iterator[str]:
-    """Why adapters cannot be swapped in the engines (`sync.adapter=hot`)."""
-    lora, backend = config.learner.lora, config.sync.backend
-    in_float32 = config.model.dtype is Dtype.float32 and config.rollout.num_gpus > 0
-    for fault, what in (
-        (config.uses_given_trajectories, "no engine takes up weights where trajectories are given; leave it out"),
-        (not lora.rank, "learner.lora.rank=0 has no adapter; set learner.lora.rank=16"),
-        (lora.dora, "vLLM serves no DoRA adapter apart from its base; set learner.lora.dora=false"),
-        (
-            lora.rank > LARGEST_ADAPTER,
-            f"vLLM serves adapters up to rank {LARGEST_ADAPTER}, not learner.lora.rank={lora.rank}; lower it",
-        ),
-        (backend is not SyncBackend.object_store, f"sync.backend={backend} pushes whole weights; leave it out"),
-        (in_float32, "on GPUs vLLM serves no adapter of model.dtype=float32; set model.dtype=bfloat16"),
-    ):
-        if fault:
-            yield f"sync.adapter=hot: {what}, or set sync.adapter=merged"
 
 
 def _baselines(config: Config) -> Iterator[str]:

@@ -25,6 +25,7 @@ import torch
 from raft_ray import models
 from raft_ray.config import Config, Dtype, Graphs
 from raft_ray.distill.attention import attend_in_float32
+from raft_ray.distill.learner_memory import LearnerBytes, learner_bytes
 from raft_ray.distill.live_memory import LiveTensors, scoring_bytes, training_bytes
 from raft_ray.errors import ConfigError
 from raft_ray.machine import Machine
@@ -32,10 +33,6 @@ from raft_ray.models.adapters import add_adapter, load_adapter
 from raft_ray.models.checks import settle_attention
 
 GIB = 2**30
-BUCKET = 500_000_000
-"""Elements of the buffer in which DeepSpeed adds gradients up over ranks, if there are as many."""
-LIVE = 1_000_000_000
-"""Parameters that ZeRO 3 keeps gathered at most (`stage3_max_live_parameters`)."""
 _NEEDS_VALUES = (RuntimeError, TypeError, ValueError, AttributeError)
 """What models raise on the meta device that look at values."""
 _PROCESS = round(0.4 * GIB)
@@ -224,47 +221,6 @@ def microbatch_tokens(config: Config, length: int) -> int:
     rows = (learner.global_batch_size + config.distill.rehearsal.rows) // learner.num_workers or 1
     whole = rows * length
     return whole if learner.graphs is Graphs.keep_graph else min(whole, max(learner.max_tokens_per_microbatch, length))
-
-
-@dataclass(frozen=True)
-class LearnerBytes:
-    """What one rank holds from its second step on."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    reduction: int
-    left: int = 0
-    """Of `gradients`, those that the passes themselves leave behind, in the weights' dtype."""
-    beside: int = 0
-    """What lies beside activations while passes go on: DeepSpeed's bucket, and weights that ZeRO 3 has gathered."""
-
-
-def learner_bytes(total: int, trained: int, *, largest: int, half: bool, stage: int, ranks: int) -> LearnerBytes:
-    """Bytes of a rank of DeepSpeed 0.19.
-
-    Args:
-        total: parameters, those that are frozen beside an adapter included.
-        trained: parameters that have a gradient.
-        largest: elements of the largest of those.
-        half: weights of two bytes, for which the optimizer keeps masters in float32.
-        stage: of ZeRO; 1 shards masters and moments, 2 gradients as well, 3 weights as well.
-    """
-    width, share, bucket = 2 if half else 4, trained // (ranks if stage else 1), min(trained, BUCKET)
-    weights = total * width // (ranks if stage == 3 else 1)
-    # ZeRO keeps masters of float32 weights, too.
-    optimizer = share * (8 + 4 * (half or stage > 0))
-    if stage == 0:
-        return LearnerBytes(weights, 4 * trained, optimizer, 4 * bucket, left=4 * trained)
-    if stage == 1 and half:
-        # Added up in float32 over micro-batches, from gradients in bfloat16; ranks exchange a copy in bfloat16.
-        return LearnerBytes(weights, 6 * trained, optimizer, 2 * trained, left=2 * trained)
-    if stage == 3:
-        gathered = width * min(total, LIVE) if ranks > 1 else 0
-        return LearnerBytes(weights, 4 * share + width * bucket, optimizer, 4 * share, beside=gathered)
-    gradients = 4 * (share if stage == 2 else trained)
-    # The norm is taken in float64, a tensor at a time.
-    return LearnerBytes(weights, gradients, optimizer, max(8 * largest, width * bucket), beside=width * bucket)
 
 
 def _empty(config: Config, folder: str, *, learner: bool = False) -> Any:

@@ -14,8 +14,9 @@ from step_fixture import rows_and_samples, tiny_model
 from raft_ray import models
 from raft_ray.config import Config, settings
 from raft_ray.distill import memory
+from raft_ray.distill.learner_memory import LearnerBytes, learner_bytes
 from raft_ray.distill.live_memory import LiveTensors, scoring_bytes, training_bytes
-from raft_ray.distill.memory import GIB, LearnerBytes, check_memory, learner_bytes, make_plan
+from raft_ray.distill.memory import GIB, check_memory, make_plan
 from raft_ray.distill.student import Student, make_micro_batches
 from raft_ray.errors import ConfigError
 from raft_ray.machine import Machine

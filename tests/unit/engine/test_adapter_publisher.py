@@ -12,7 +12,7 @@ from actors.engine import weight_sync
 from actors.engine.vllm_engine import check_adapters_served
 from actors.engine.weight_sync import Publisher
 from actors.engine.weights import adapter_tensors
-from raft_ray.config import Config, LoraConfig, SyncAdapter, checks
+from raft_ray.config import Config, LoraConfig, SyncAdapter, adapter_checks
 from raft_ray.config.training import RehearsalConfig
 from raft_ray.errors import ModelError
 from raft_ray.models.adapters import add_adapter, target_modules
@@ -108,7 +108,7 @@ def test_an_adapter_of_rank_16_is_a_small_share_of_the_weights(
 def test_the_largest_rank_is_vllms() -> None:
     from vllm.config.lora import MaxLoRARanks
 
-    assert max(get_args(MaxLoRARanks)) == checks.LARGEST_ADAPTER
+    assert max(get_args(MaxLoRARanks)) == adapter_checks.LARGEST_ADAPTER
 
 
 def test_an_architecture_whose_adapters_vllm_does_not_serve_is_refused() -> None:
