@@ -249,7 +249,8 @@ def test_the_presets_of_a_gpu_fit_it(
     plan = make_plan(run, folder, folder, Machine(128 * GIB, [size]))
 
     gpu, _ = plan.places
-    assert [need.role for need in gpu.needs] == ["learner rank", "rollout engine", "teacher"]
+    roles = ["learner rank", "rollout engine", *([] if run.learners_score else ["teacher"])]
+    assert [need.role for need in gpu.needs] == roles
     assert gpu.sum() < 0.96 * size
     assert plan.most["learner.max_tokens_per_microbatch"] >= run.learner.max_tokens_per_microbatch
     # Keys and values of several whole rows.
