@@ -7,6 +7,7 @@ from rich.table import Table
 
 from raft_ray.config import Config
 from raft_ray.distill.memory import Plan
+from raft_ray.printable import plain
 
 COLUMNS = ("weights", "gradients", "optimizer", "passes", "KV cache", "process", "sum")
 
@@ -14,9 +15,9 @@ COLUMNS = ("weights", "gradients", "optimizer", "passes", "KV cache", "process",
 def print_plan(plan: Plan, config: Config, console: Console) -> None:
     """Print a plan at 80 columns, sizes in binary units."""
     kind = f"LoRA of rank {config.learner.lora.rank}" if config.learner.lora.rank else "full weights"
+    trains = f"{plan.parameters:,} parameters, {plan.trained:,} trained ({kind})"
     console.print(
-        f"{plan.parameters:,} parameters, {plan.trained:,} trained ({kind}), {config.model.dtype.value}, "
-        f"ZeRO {config.learner.zero_stage}",
+        plain(f"{trains}, {config.model.dtype.value}, ZeRO {config.learner.zero_stage}"),
         highlight=False,
     )
     table = Table("", *COLUMNS, box=None, padding=(0, 1, 0, 0))
@@ -36,7 +37,7 @@ def print_plan(plan: Plan, config: Config, console: Console) -> None:
         "passes: activations, or buffers that add gradients up, at most; ?: not known before it runs.", highlight=False
     )
     for key, most in plan.most.items():
-        console.print(f"{key}: at most {most:,} fit" if most else f"{key}: nothing fits", highlight=False)
+        console.print(plain(f"{key}: at most {most:,} fit" if most else f"{key}: nothing fits"), highlight=False)
 
 
 def size(count: int) -> str:

@@ -167,13 +167,14 @@ def read_verdict(completion: Completion) -> Verdict:
         raise NoVerdictError("failed")
     if completion.too_long:
         raise NoVerdictError("too_long")
-    text = without_thinking(completion.text)
-    fenced = _FENCE.fullmatch(text)
-    try:
-        return Verdict.model_validate_json(fenced.group(1) if fenced else text)
-    except ValidationError as error:
-        reason = _REASONS.get(error.errors()[0]["type"], "no_score")
-        raise NoVerdictError("truncated" if completion.truncated else reason) from None
+    # First as it is: what its reason says may look like thinking.
+    for text in (completion.text, without_thinking(completion.text)):
+        fenced = _FENCE.fullmatch(text)
+        try:
+            return Verdict.model_validate_json(fenced.group(1) if fenced else text)
+        except ValidationError as error:
+            reason = _REASONS.get(error.errors()[0]["type"], "no_score")
+    raise NoVerdictError("truncated" if completion.truncated else reason)
 
 
 _REASONS = {

@@ -297,7 +297,11 @@ BAD_INPUTS = [
     ),
     bad("eval smoke eval.judges=[self] eval.open=broken.jsonl eval.open_max_new_tokens=9", "line 2", "not JSON"),
     bad("eval judged_here.yaml", "refine.models.near.path=./none", "no such folder"),
-    bad("eval ./empty_folder", "./empty_folder", "neither a model (config.json) nor a run (config.yaml)"),
+    bad(
+        "eval ./empty_folder",
+        "./empty_folder",
+        "holds no model (config.json), adapter (adapter_config.json) or run",
+    ),
     bad("eval smoke --model ./none", "./none", "no such folder"),
     bad("eval smoke --model ./torn", "torn/model.safetensors", "not a readable safetensors file"),
     bad("eval smoke --model ./pickled", "./pickled", "model.allow_pickle=true"),

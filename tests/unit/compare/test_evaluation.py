@@ -106,7 +106,7 @@ def test_a_row_with_a_stage_1_of_its_own_trains_on_its_own_rows_and_fails_alone(
             raise ModelError("no rewriter")
         return [name]
 
-    def trained(config: Config, prepared: Any, rows: list[str], bars: Any, folder: Path, name: str) -> str:
+    def trained(config: Config, prepared: Any, rows: list[str], bars: Any, root: Path, place: Path, name: str) -> str:
         trained_on[name] = rows
         return f"model of {name}"
 

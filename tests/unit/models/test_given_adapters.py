@@ -57,7 +57,7 @@ def test_a_merged_model_computes_what_peft_makes_of_base_and_adapter(
 ) -> None:
     folder = save_adapter(tiny_model, tmp_path / "adapter", **KINDS[kind])
     name = models.source(replace(FLOAT32, path=str(tiny_model), adapter=str(folder)))
-    assert models.check_weights(name, FLOAT32) == models.check_weights(str(tiny_model), FLOAT32)
+    models.check_weights(name, FLOAT32)
     base: Any = models.load_model(str(tiny_model), FLOAT32)
     with torch.no_grad():
         before = base(input_ids=IDS).logits
@@ -146,7 +146,7 @@ def test_adapters_are_merged_one_on_the_other(adapter: Path, tiny_model: Path, t
     first = f"{tiny_model} + {adapter}"
     second = save_adapter(Path(models.resolve(first)), tmp_path / "second")
     name = f"{first} + {second}"
-    assert models.check_weights(name, FLOAT32)
+    models.check_weights(name, FLOAT32)
     assert models.base_folder(name) == str(tiny_model)
     assert models.resolve(name) == models.resolve(f"{models.resolve(first)} + {second}")
 

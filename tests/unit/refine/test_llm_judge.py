@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raft_ray.models.templates import load_prompt, prompt_hash
@@ -108,6 +108,7 @@ def test_anything_else_is_no_verdict(text: str, reason: str) -> None:
 
 
 @given(st.floats(0, 1), st.text())
+@example(0.5, "<think>")
 def test_every_score_in_range_is_read_as_it_is(score: float, reason: str) -> None:
     assert read_verdict(verdict(score, reason)).score == score
 
