@@ -287,7 +287,9 @@ class Rank:
     def _metrics(self, losses: StepLosses, batches: list[MicroBatch]) -> dict[str, Any]:
         """The learners' part of a step's metrics."""
         masses, tokens = self.student.topk_mass, sum(batch.tokens for batch in batches)
-        mass_sum, mass_count, all_tokens = self._sum([sum(masses), float(len(masses)), float(tokens)])
+        mass_sum, mass_count, all_tokens = self._sum(
+            [sum(mass * count for mass, count in masses), float(sum(count for _, count in masses)), float(tokens)]
+        )
         rehearsal: dict[str, float | None] = {}
         if self.rehearses and self.config.uses_rollouts:
             rehearsal = {"rehearsal_kl": losses.rehearsal, "drift": losses.drift}

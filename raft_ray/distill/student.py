@@ -122,10 +122,10 @@ class Student(nn.Module):
         self.loss = loss
         self.model = model
         self.temperature = temperature
-        self.topk_mass: list[float] = []
+        self.topk_mass: list[tuple[float, int]] = []
         """For each micro-batch with answers and a KL since the list was emptied, the mean probability of the teacher's
-        top K under the student, over at most 64 positions (a vocabulary-wide softmax at every one would cost too
-        much)."""
+        top K under the student, over at most 64 of its responses' tokens (a vocabulary-wide softmax at every one would
+        cost too much), and how many tokens they have."""
 
     def forward(self, batch: MicroBatch | TeacherBatch, read: bool = False) -> Tensor | Reading | list[Target]:
         """The weighted losses; or, to `read`, what they are taken from; or the base's targets."""
@@ -148,7 +148,7 @@ class Student(nn.Module):
         # One of weight 0 is there for the collectives alone.
         if len(batch.labels) and at.weight.any():
             with torch.no_grad():
-                self.topk_mass.append(_topk_mass(hidden, head, batch.teacher_ids))
+                self.topk_mass.append((_topk_mass(hidden, head, batch.teacher_ids), len(hidden)))
         drift = torch.zeros((), device=hidden.device)
         kl = topk_kl_from_hidden(
             hidden,

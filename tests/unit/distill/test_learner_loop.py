@@ -131,7 +131,7 @@ class Run:
     def _train_step(self, engine: Any, batches: Any, *, balancer: Any, reduce: Any, on_gradients: Any, **_: Any) -> Any:
         assert reduce([1.0, 2.0]) == [1.0, 2.0]
         on_gradients()
-        engine.module.topk_mass.append(0.5)
+        engine.module.topk_mass += [(0.25, 3), (0.75, 1)]
         return StepLosses(3.0, 1.0, 2.0, 1.0) if balancer else StepLosses(1.0, 1.0, None, None)
 
     def _export(
@@ -164,7 +164,7 @@ def test_each_step_is_published_before_it_is_checkpointed_and_the_last_one_is_ex
         "loss": 3.0,
         "lambda": 1.0,
         "ce_kl_ratio": 0.5,
-        "student_mass": 0.5,
+        "student_mass": 0.375,
         "grad_norm": 2.0,
     }
     # Answer and response of two rows.
