@@ -158,8 +158,9 @@ def running(
     others, trainings = list(others), list(trainings)
     check_trackers(tracker for one, _ in trainings for tracker in one.run.trackers)
     if prepared.train and address_of(config) is None:
+        machine = this_machine()
         for one in (config, *others):
-            check_memory(one, prepared.folder, prepared.teacher, this_machine())
+            check_memory(one, prepared.folder, prepared.teacher, machine)
     if trainings:
         check_storage(config)
     with locked(run_dir, console.print):

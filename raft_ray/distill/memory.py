@@ -46,7 +46,6 @@ class Need:
     """Bytes that one process of a role takes at a place."""
 
     role: str
-    phase: str
     weights: int = 0
     gradients: int = 0
     optimizer: int = 0
@@ -134,7 +133,7 @@ def make_plan(config: Config, folder: str, teacher: str, machine: Machine, *, pa
     )
     needs = {
         "learner": _learner(config, held),
-        "teacher": Need("teacher", "scoring", _weights(other), process=_process(config.teacher.num_gpus)),
+        "teacher": Need("teacher", _weights(other), process=_process(config.teacher.num_gpus)),
         "rollout": _rollout(config, served, machine),
     }
     lines: dict[str, Line | None] = {}
@@ -257,7 +256,6 @@ def _line(measure: Callable[[int], int], length: int) -> Line | None:
 def _learner(config: Config, held: LearnerBytes) -> Need:
     return Need(
         "learner rank",
-        "training",
         weights=held.weights,
         gradients=held.gradients,
         optimizer=held.optimizer,
@@ -275,10 +273,10 @@ def _rollout(config: Config, model: Any, machine: Machine) -> Need:
     weights = _weights(model) // rollout.tensor_parallel
     if not rollout.num_gpus:
         cache = round(rollout.kv_cache_gib * GIB)
-        return Need("rollout engine", "sampling", weights, kv_cache=cache, process=_PROCESS)
+        return Need("rollout engine", weights, kv_cache=cache, process=_PROCESS)
     # vLLM takes its share of the whole GPU: what weights leave is KV cache and its own activations.
     reserved = round(rollout.gpu_memory_utilization * (machine.gpus[0] if machine.gpus else 0))
-    return Need("rollout engine", "sampling", weights, kv_cache=max(0, reserved - weights), process=_CUDA)
+    return Need("rollout engine", weights, kv_cache=max(0, reserved - weights), process=_CUDA)
 
 
 def _weights(model: Any) -> int:
@@ -297,14 +295,14 @@ def _places(config: Config, needs: dict[str, Need], machine: Machine, total: int
         if not share:
             memory.append(replace(needs[role], count=count))
             continue
-        memory.append(Need(needs[role].role, needs[role].phase, process=_PROCESS, count=count))
+        memory.append(Need(needs[role].role, process=_PROCESS, count=count))
         for _ in range(count):
             for at in _take(free, share):
                 gpus.extend([] for _ in range(at + 1 - len(gpus)))
                 gpus[at].append(needs[role])
     if config.loads_weights:
         width = 4 if config.model.dtype is Dtype.float32 else 2
-        memory.append(Need("object store", "sync", total * width))
+        memory.append(Need("object store", total * width))
     places = [
         Place(f"GPU {at}", machine.gpus[at] if at < len(machine.gpus) else None, on_it) for at, on_it in enumerate(gpus)
     ]

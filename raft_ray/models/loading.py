@@ -322,13 +322,10 @@ def _from_checkpoint(folder: str, config: ModelConfig, *, dropout: bool = False,
 def _without_tensors(folder: str, config: ModelConfig) -> Any:
     """The model on the device `meta`. Raises `ModelError`."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     if os.path.isdir(folder := base_folder(folder)):
         return _from_checkpoint(folder, config, device_map="meta")
-    settings = _config(folder, config)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
+    return empty_model(folder, config, getattr(torch, config.dtype.value))
 
 
 def _config(folder: str, config: ModelConfig) -> Any:
